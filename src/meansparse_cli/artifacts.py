@@ -1,0 +1,69 @@
+"""Files: every name in a run folder, atomic writes, checked reads, sha256."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError, StorageError
+
+
+@contextmanager
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {target}: {error.strerror or error}",
+            hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Replace ``target`` by ``data``, atomically."""
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def save_torch(target: Path, state: dict[str, Any]) -> None:
+    """Atomically save tensors and plain values, so that ``load_torch`` reads them without unpickling code."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(target, buffer.getvalue())
+
+
+def load_torch(path: Path, **kwargs: Any) -> dict[str, Any]:
+    """Load what ``save_torch`` wrote."""
+    import torch
+
+    return _checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True, **kwargs))
+
+
+def _checked(path: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read: {error}", hint=f"delete it and run the same command again: {path}") from error

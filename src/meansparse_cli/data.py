@@ -1,0 +1,263 @@
+"""Images and the three disjoint splits.
+
+``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls into
+which part depends on nothing but the number of training images, so every command sees the same splits.
+
+A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a path: an image folder (one folder a
+class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a folder that holds a ``train`` and a
+``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from .errors import DataError
+
+SplitName = Literal["calibration", "held-out", "test"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+HELD_OUT_FRACTION, HELD_OUT_AT_MOST = 0.1, 5000
+SPLIT_SEED = 2406_05927
+TEST_NAMES = ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known of a data set by its name: ``image_shape`` is (channels, height, width)."""
+
+    n_classes: int
+    image_shape: tuple[int, int, int]
+    eps: dict[str, str]
+    """Budget by norm when none is given, as RobustBench evaluates this data set (digits: our own choice)."""
+
+
+KNOWN_DATASETS: dict[str, DatasetFacts] = {
+    "digits": DatasetFacts(10, (1, 8, 8), {"Linf": "0.1", "L2": "0.5"}),
+    "cifar10": DatasetFacts(10, (3, 32, 32), {"Linf": "8/255", "L2": "0.5"}),
+    "cifar100": DatasetFacts(100, (3, 32, 32), {"Linf": "8/255", "L2": "0.5"}),
+    "imagenet": DatasetFacts(1000, (3, 224, 224), {"Linf": "4/255", "L2": "0.5"}),
+}
+
+
+class ArrayImages(Dataset[tuple[Tensor, int]]):
+    """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, *, source: str) -> None:
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
+            raise DataError(
+                f"{source}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}",
+                hint="expected x uint8 of shape (n, height, width, channels) and y integers of shape (n,)",
+            )
+        self.x = torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None]))
+        self.y = y.astype(np.int64)
+        self.n_classes = int(y.max()) + 1 if len(y) else 0
+        if len(y) and int(y.min()) < 0:
+            raise DataError(f"{source}: a label is {int(y.min())}; labels run from 0 to classes - 1")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index].permute(2, 0, 1).float() / 255, int(self.y[index])
+
+
+class FileImages(Dataset[tuple[Tensor, int]]):
+    """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
+
+    def __init__(self, source: Path, *, image_size: int | None = None) -> None:
+        self.source, self.image_size = source, image_size
+        self._archive: zipfile.ZipFile | None = None
+        if source.is_dir():
+            names = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*"))]
+        else:
+            try:
+                with zipfile.ZipFile(source) as archive:
+                    names = sorted(archive.namelist())
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DataError(f"{source} is not a readable zip: {error}") from error
+        self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
+        classes = sorted({n.split("/")[-2] for n in self.names})
+        if not classes:
+            raise DataError(
+                f"no images in {source}",
+                hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
+            )
+        self.n_classes = len(classes)
+        self.labels = [classes.index(n.split("/")[-2]) for n in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image, UnidentifiedImageError
+
+        name = self.names[index]
+        try:
+            if self.source.is_dir():
+                data = (self.source / name).read_bytes()
+            else:
+                if self._archive is None:
+                    self._archive = zipfile.ZipFile(self.source)
+                data = self._archive.read(name)
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
+        if self.image_size is not None:
+            # RobustBench's ImageNet preprocessing: bicubic to 256 (for a crop of 224), centre crop
+            size, scale = self.image_size, round(self.image_size * 256 / 224) / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            left, top = (image.width - size) // 2, (image.height - size) // 2
+            image = image.crop((left, top, left + size, top + size))
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.permute(2, 0, 1).float() / 255, self.labels[index]
+
+
+ImageSet = ArrayImages | FileImages
+
+
+def load_split(dataset: str, data_dir: Path | None, split: SplitName) -> "Subset[tuple[Tensor, int]]":
+    """The images of one split, in a fixed order. Indices are positions in the training or the test set."""
+    train, test = _open_dataset(dataset, data_dir)
+    if test is None:
+        # One unnamed set: it is cut 80 / 10 / 10, always in the same way.
+        order = _permutation(len(train))
+        n_part = max(1, len(train) // 10)
+        parts = {"test": order[:n_part], "held-out": order[n_part : 2 * n_part], "calibration": order[2 * n_part :]}
+        return Subset(train, sorted(parts[split]))
+    if split == "test":
+        return Subset(test, range(len(test)))
+    order = _permutation(len(train))
+    n_held_out = min(HELD_OUT_AT_MOST, int(len(train) * HELD_OUT_FRACTION))
+    return Subset(train, sorted(order[:n_held_out] if split == "held-out" else order[n_held_out:]))
+
+
+def take_examples(
+    images: "Subset[tuple[Tensor, int]]", n_examples: int | None, *, seed: int = 0
+) -> "Subset[tuple[Tensor, int]]":
+    """The first ``n_examples`` of a seeded shuffle, so that a larger number contains every smaller one."""
+    order = np.random.default_rng([SPLIT_SEED, seed]).permutation(len(images))
+    wanted = len(images) if n_examples is None else n_examples
+    if wanted > len(images):
+        raise DataError(f"{wanted} examples were asked for, the split has {len(images)}")
+    return Subset(images.dataset, [images.indices[i] for i in order[:wanted]])
+
+
+def make_loader(images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0) -> DataLoader[list[Tensor]]:
+    """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
+    return DataLoader(images, batch_size=batch_size, num_workers=n_workers)
+
+
+def stack_examples(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory."""
+    pairs = [images[i] for i in range(len(images))]  # type: ignore[arg-type]
+    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+
+
+def check_images(images: "Subset[tuple[Tensor, int]]", n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
+    """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
+    if not len(images):
+        raise DataError(f"{where} is empty")
+    shape = tuple(images[0][0].shape)
+    if shape != tuple(image_shape):
+        raise DataError(f"{where}: images are {_by(shape)}, the model expects {_by(image_shape)}")
+    found: int = images.dataset.n_classes  # type: ignore[attr-defined]
+    if found != n_classes:
+        raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(s) for s in shape)
+
+
+def _permutation(n: int) -> list[int]:
+    return np.random.default_rng(SPLIT_SEED).permutation(n).tolist()
+
+
+def _open_dataset(dataset: str, data_dir: Path | None) -> tuple[ImageSet, ImageSet | None]:
+    if dataset == "digits":
+        return _open_digits()
+    if dataset not in KNOWN_DATASETS:
+        path = Path(dataset)
+        if not path.exists():
+            known = ", ".join(KNOWN_DATASETS)
+            raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
+        return _open_path(path, image_size=None)
+    if data_dir is None:
+        raise DataError(
+            f"{dataset} needs a folder", hint=f"name it: --data-dir DIR ({_layouts(dataset)}), or set MEANSPARSE_DATA"
+        )
+    if not data_dir.is_dir():
+        raise DataError(f"no folder {data_dir}", hint=f"--data-dir takes a folder with {_layouts(dataset)}")
+    if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
+        return opened
+    return _open_path(data_dir, image_size=224 if dataset == "imagenet" else None)
+
+
+def _layouts(dataset: str) -> str:
+    pair = "train and test (or val) as image folders, zips or .npz files"
+    return f"torchvision's {dataset} files, or {pair}" if dataset.startswith("cifar") else pair
+
+
+def _open_digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's 1,797 digits (8 x 8, 16 grey levels scaled to 0..240); every fifth image is the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x, y = (bunch.images * 15).astype(np.uint8), bunch.target
+    is_test = np.arange(len(y)) % 5 == 4
+    train = ArrayImages(x[~is_test], y[~is_test], source="digits")
+    return train, ArrayImages(x[is_test], y[is_test], source="digits")
+
+
+def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, ImageSet] | None:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    cls = CIFAR10 if dataset == "cifar10" else CIFAR100
+    if not (data_dir / cls.base_folder).is_dir():
+        return None
+    parts = []
+    for is_train in (True, False):
+        try:
+            part = cls(str(data_dir), train=is_train, download=False)
+        except RuntimeError as error:
+            raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
+        parts.append(ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)))
+    return parts[0], parts[1]
+
+
+def _open_path(path: Path, *, image_size: int | None) -> tuple[ImageSet, ImageSet | None]:
+    if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
+        test = _find_part(path, TEST_NAMES)
+        if test is None:
+            raise DataError(f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}")
+        return _open_images(train, image_size), _open_images(test, image_size)
+    return _open_images(path, image_size), None
+
+
+def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
+    for name in names:
+        for suffix in ("", ".zip", ".npz"):
+            if (candidate := path / f"{name}{suffix}").exists():
+                return candidate
+    return None
+
+
+def _open_images(path: Path, image_size: int | None) -> ImageSet:
+    if path.suffix != ".npz":
+        return FileImages(path, image_size=image_size)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error

@@ -1,0 +1,91 @@
+"""Everything that can go wrong for a user's reason, one class and one exit code a cause.
+
+    MeanSparseError            1   (never raised itself)
+    ├── ConfigError            3   a setting that cannot be used (alpha below 0, eps of 8, unknown key)
+    ├── ModelNotFound          4   unknown or ambiguous model name
+    ├── DownloadError          5   the weights could not be fetched whole
+    ├── CheckpointError        6   a file of weights that is corrupt, unsafe or of another model
+    ├── DataError              7   images missing, of the wrong size, class count or range
+    ├── SiteError              8   no activation found, or sites that depend on the input
+    ├── StatisticsError        9   a site without data, NaN, a channel count that changes
+    ├── ArtifactError         10   a report missing, edited, or of other inputs
+    ├── StorageError          11   the disk is full or the folder cannot be written
+    └── AttackError           12   an attack that cannot run on this model
+
+A message says what was found, what was expected, and the command that mends it. The library raises; only
+``cli.py`` prints and exits. 2 is Typer's own code for wrong usage, 130 that of Ctrl-C.
+"""
+
+
+class MeanSparseError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(MeanSparseError):
+    """A setting that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelNotFound(MeanSparseError):
+    """No model, or more than one, goes by that name."""
+
+    exit_code = 4
+
+
+class DownloadError(MeanSparseError):
+    """The weights could not be fetched whole."""
+
+    exit_code = 5
+
+
+class CheckpointError(MeanSparseError):
+    """A file of weights that is corrupt, unsafe to load, or made for another model."""
+
+    exit_code = 6
+
+
+class DataError(MeanSparseError):
+    """Images that are missing, or of the wrong size, class count or range."""
+
+    exit_code = 7
+
+
+class SiteError(MeanSparseError):
+    """No activation was found, or the sites cannot be told apart reliably."""
+
+    exit_code = 8
+
+
+class StatisticsError(MeanSparseError):
+    """Channel statistics that cannot be computed or used."""
+
+    exit_code = 9
+
+
+class ArtifactError(MeanSparseError):
+    """A file of an earlier stage is missing, edited, or belongs to other inputs."""
+
+    exit_code = 10
+
+
+class StorageError(MeanSparseError):
+    """The disk is full, or the folder cannot be written."""
+
+    exit_code = 11
+
+
+class AttackError(MeanSparseError):
+    """An attack that cannot run on this model."""
+
+    exit_code = 12

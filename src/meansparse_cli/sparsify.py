@@ -1,0 +1,277 @@
+"""The MeanSparse operator, the module that holds it, and putting it in front of a model's activations.
+
+out = mean where abs(in - mean) <= alpha * std, else in (paper, section 3; per channel, element-wise). The gradient is
+zero inside the band and one outside; with ``straight_through`` it is one everywhere, which is how BPDA attacks see it.
+
+No model source is edited. A site that is a module gets its operator as a child called ``mean_sparse`` and a forward
+pre-hook that applies it; a site that is a function call (``F.relu`` inside a block) is reached by a
+``TorchFunctionMode`` around the forward pass. Both are properties of the modules themselves, so ``deepcopy``,
+``state_dict``, ``DataParallel`` and ``torch.compile`` go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import ConfigError, SiteError
+from .sites import ACTIVATION_FUNCTIONS, Site, operand, unwrap, writes_in_place
+
+CHILD_NAME = "mean_sparse"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The operator forward, identity backward (BPDA: Athalye et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, threshold: Tensor) -> Tensor:
+        return torch.where((x - mean).abs() <= threshold, mean, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
+
+
+def mean_sparsify(x: Tensor, mean: Tensor, threshold: Tensor, *, straight_through: bool = False) -> Tensor:
+    """Replace by ``mean`` what lies within ``threshold`` of it (paper, equation for a_out).
+
+    ``mean`` and ``threshold`` (in activation units) broadcast against ``x``, of any shape. NaN stays NaN.
+
+    >>> mean_sparsify(torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.tensor(0.5), torch.tensor(0.2))
+    tensor([0.2000, 0.5000, 0.5000, 0.8000])
+    """
+    mean = mean.to(x.dtype)
+    if straight_through:
+        return _StraightThrough.apply(x, mean, threshold)
+    with torch.no_grad():  # only the mask is kept for the backward pass
+        inside = (x - mean).abs() <= threshold
+    return torch.where(inside, mean, x)
+
+
+class MeanSparse(nn.Module):
+    """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
+
+    ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
+    so that values *and* gradients are those of the base model, also in channels of zero variance.
+    """
+
+    mean: Tensor
+    std: Tensor
+    alpha: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1) -> None:
+        super().__init__()
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
+        self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("std", std.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("alpha", torch.zeros(()))
+        self.channel_axis = channel_axis
+        self.straight_through = False
+        self.set_alpha(alpha)
+
+    def set_alpha(self, alpha: float) -> None:
+        """Change alpha in place; refuses what is negative or not finite."""
+        check_alpha(alpha)
+        self.alpha.fill_(alpha)
+        self._is_identity = alpha == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_identity:
+            return x
+        shape = [1] * x.ndim
+        shape[self.channel_axis] = -1
+        threshold = (self.alpha * self.std).view(shape)
+        return mean_sparsify(x, self.mean.view(shape), threshold, straight_through=self.straight_through)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._is_identity = bool(self.alpha == 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.mean.numel()} channels, alpha={float(self.alpha):g}"
+
+
+class CallSequence(nn.Module):
+    """One operator a call, for an activation module that a forward pass calls more than once."""
+
+    def __init__(self, n_calls: int) -> None:
+        super().__init__()
+        self.operators = nn.ModuleDict()
+        self.n_calls = n_calls
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = self.calls
+        self.calls += 1
+        if call >= self.n_calls:
+            raise SiteError(
+                f"an activation was called {call + 1} times in one forward pass, {self.n_calls} calls were found before",
+                hint="the sites of this model depend on its input",
+            )
+        key = str(call)
+        return self.operators[key](x) if key in self.operators else x
+
+
+def _apply_at_module(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    # The operator is looked up on the module at hand, not closed over: replicas and copies have their own.
+    x = args[0]
+    out = module.get_submodule(CHILD_NAME)(x)
+    if out is not x and getattr(module, "inplace", False):
+        # an in-place activation changes its argument, and somebody may read it afterwards
+        out = x.copy_(out)
+    return (out, *args[1:])
+
+
+class _FunctionSites(TorchFunctionMode):
+    """Applies an operator to the k-th activation call of a forward pass, for every k that has one."""
+
+    def __init__(self, operators: nn.ModuleDict) -> None:
+        super().__init__()
+        self.operators, self.ordinal = operators, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in ACTIVATION_FUNCTIONS:
+            key = str(self.ordinal)
+            self.ordinal += 1
+            if key in self.operators:
+                x = operand(args, kwargs)
+                out = self.operators[key](x)
+                if out is not x and writes_in_place(func, args, kwargs):
+                    out = x.copy_(out)
+                if args:
+                    args = (out, *args[1:])
+                else:
+                    kwargs = kwargs | {"input": out}
+        return func(*args, **kwargs)
+
+
+class SparsifiedModel(nn.Module):
+    """A model with one module (a ``MeanSparse``, or an observer) at each site. ``base`` is the model itself.
+
+    Built by ``insert``; ``remove`` gives ``base`` back untouched.
+    """
+
+    def __init__(self, base: nn.Module, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.base = base
+        self.sites = tuple(sites)
+        self.function_operators = nn.ModuleDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self._call_sequences():
+            module.calls = 0
+        if not self.function_operators:
+            return self.base(x)
+        return self._forward_with_functions(x)
+
+    @torch.compiler.disable  # the tracer numbers function calls in its own way; module sites alone compile whole
+    def _forward_with_functions(self, x: Tensor) -> Tensor:
+        with _FunctionSites(self.function_operators):
+            return self.base(x)
+
+    def _call_sequences(self) -> list[CallSequence]:
+        if not any(site.n_calls > 1 and site.kind == "module" for site in self.sites):
+            return []
+        return [module for module in self.base.modules() if isinstance(module, CallSequence)]
+
+    def at(self, site: Site) -> nn.Module:
+        """The module that was put at a site."""
+        if site.kind == "function":
+            return self.function_operators[str(site.ordinal)]
+        child = self.base.get_submodule(site.path).get_submodule(CHILD_NAME)
+        return child.operators[str(site.call)] if isinstance(child, CallSequence) else child
+
+
+def insert(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> SparsifiedModel:
+    """Put ``modules[i]`` in front of the activation at ``sites[i]``. Everything is checked before the model is touched."""
+    model = unwrap(model)
+    if not sites:
+        raise SiteError("no site was chosen", hint="`meansparse sites` lists the sites of a model")
+    if len(sites) != len(modules):
+        raise SiteError(f"{len(modules)} modules for {len(sites)} sites")
+    paths = dict(model.named_modules())
+    for site in sites:
+        if site.kind == "module" and site.path not in paths:
+            raise SiteError(f"the model has no module {site.path!r}", hint="these sites belong to another model")
+        if site.kind == "module" and hasattr(paths[site.path], CHILD_NAME):
+            raise SiteError(f"{site.path} already has an operator", hint="remove it first: remove(model)")
+    wrapper = SparsifiedModel(model, sites)
+    for site, module in zip(sites, modules, strict=True):
+        if site.kind == "function":
+            wrapper.function_operators[str(site.ordinal)] = module
+            continue
+        target = paths[site.path]
+        if site.n_calls == 1:
+            target.add_module(CHILD_NAME, module)
+        else:
+            if not hasattr(target, CHILD_NAME):
+                target.add_module(CHILD_NAME, CallSequence(site.n_calls))
+            target.get_submodule(CHILD_NAME).operators[str(site.call)] = module
+        if _apply_at_module not in target._forward_pre_hooks.values():
+            target.register_forward_pre_hook(_apply_at_module)
+    return wrapper.train(model.training)
+
+
+def remove(model: SparsifiedModel) -> nn.Module:
+    """Take every operator out again and return the base model, the same object that went in."""
+    for module in list(model.base.modules()):
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _apply_at_module:
+                del module._forward_pre_hooks[key]
+                delattr(module, CHILD_NAME)
+    model.function_operators = nn.ModuleDict()
+    return model.base
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse an alpha below 0 or not finite."""
+    if not 0 <= alpha < float("inf"):
+        raise ConfigError(
+            f"alpha is {alpha}", hint="alpha is a number of standard deviations, 0 or above; the paper uses 0.05 to 0.5"
+        )
+
+
+def set_alpha(model: nn.Module, alpha: float) -> None:
+    """Give every operator in ``model`` the same alpha."""
+    check_alpha(alpha)
+    for operator in _operators(model):
+        operator.set_alpha(alpha)
+
+
+@contextmanager
+def alpha_set(model: nn.Module, alpha: float) -> Iterator[None]:
+    """Set alpha everywhere for a while; each operator gets its own value back, also after an exception."""
+    before = [(operator, float(operator.alpha)) for operator in _operators(model)]
+    set_alpha(model, alpha)
+    try:
+        yield
+    finally:
+        for operator, value in before:
+            operator.set_alpha(value)
+
+
+@contextmanager
+def straight_through(model: nn.Module) -> Iterator[None]:
+    """Back-propagate straight through every operator for a while (BPDA); the forward pass is unchanged."""
+    operators = _operators(model)
+    before = [operator.straight_through for operator in operators]
+    for operator in operators:
+        operator.straight_through = True
+    try:
+        yield
+    finally:
+        for operator, value in zip(operators, before, strict=True):
+            operator.straight_through = value
+
+
+def _operators(model: nn.Module) -> list[MeanSparse]:
+    return [module for module in model.modules() if isinstance(module, MeanSparse)]
