@@ -8,6 +8,7 @@ class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a 
 ``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
 """
 
+import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
@@ -96,6 +97,13 @@ class FileImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def checksums(self) -> list[int]:
+        """One number an image that changes with its content: the zip's CRC, or the file's size on disk."""
+        if self.source.is_dir():
+            return [(self.source / name).stat().st_size for name in self.names]
+        with zipfile.ZipFile(self.source) as archive:
+            return [archive.getinfo(name).CRC for name in self.names]
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
@@ -174,6 +182,21 @@ def check_images(images: "Subset[tuple[Tensor, int]]", n_classes: int, image_sha
     found: int = images.dataset.n_classes  # type: ignore[attr-defined]
     if found != n_classes:
         raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
+
+
+def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
+    """sha256 over what identifies the chosen images and labels: pixels in memory, names and checksums on disk."""
+    digest, source = hashlib.sha256(), images.dataset
+    indices = np.asarray(list(images.indices), dtype=np.int64)
+    digest.update(indices.tobytes())
+    if isinstance(source, ArrayImages):
+        digest.update(source.y[indices].tobytes())
+        digest.update(source.x.numpy()[indices].tobytes())
+    elif isinstance(source, FileImages):
+        sums = source.checksums()
+        for index in indices:
+            digest.update(f"{source.names[index]} {sums[index]}\n".encode())
+    return digest.hexdigest()
 
 
 def _by(shape: tuple[int, ...]) -> str:

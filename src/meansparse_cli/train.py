@@ -110,9 +110,11 @@ def train_model(
     """
     torch.manual_seed(settings.seed)
     images, labels = train_set
+    # Channels-last is faster, but torch 2.15 on a CPU corrupts memory in the backward pass at widths such as 6.
+    layout = torch.channels_last if settings.width % 8 == 0 else torch.contiguous_format
     model = ResNet18(
         n_classes=n_classes, width=settings.width, activation=settings.activation, in_channels=images.shape[1]
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     log: list[EpochResult] = []
     best = model.state_dict()
@@ -140,7 +142,7 @@ def train_model(
                 group["lr"] = lr
             x = augment(
                 images[chosen].float() / 255, padding=settings.crop_padding, flip=settings.flip, generator=generator
-            ).to(device, memory_format=torch.channels_last)
+            ).to(device, memory_format=layout)
             y = labels[chosen].to(device)
             if settings.n_steps:
                 model.eval()  # the attack must not move the batch-norm averages
@@ -184,7 +186,7 @@ def pgd_accuracy(
     """Clean and PGD accuracy (step eps / 4) of uint8 images; the random starts depend on the position alone."""
     clean = robust = 0
     for start in range(0, len(labels), batch_size):
-        x = (images[start : start + batch_size].float() / 255).to(device, memory_format=torch.channels_last)
+        x = (images[start : start + batch_size].float() / 255).to(device)
         y = labels[start : start + batch_size].to(device)
         with torch.no_grad():
             clean += int((model(x).argmax(1) == y).sum())

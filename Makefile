@@ -1,0 +1,34 @@
+# One-line targets; `make` alone lists them. Everything is installed into .venv, once.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## install into .venv (about 6 GB: PyPI's torch is the CUDA build)
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits model
+	$(BIN)/meansparse run --config configs/demo.yaml
+
+test: $(STAMP) ## the fast tests (minutes, no network)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(STAMP) ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove .venv and what tests and tools left; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build

@@ -1,0 +1,86 @@
+"""The two safetensors files of a run: statistics per site, and the same with a chosen alpha.
+
+Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64; the header holds the sites, the counts, the estimator
+and, in ``meansparse.safetensors``, alpha. The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifacts import write_bytes
+from .errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .sites import Site
+    from .sparsify import SparsifiedModel
+    from .statistics import ChannelStatistics
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Sites, their statistics in the same order, and alpha (None before the sweep)."""
+
+    sites: "tuple[Site, ...]"
+    statistics: "tuple[ChannelStatistics, ...]"
+    estimator: str
+    alpha: float | None = None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` atomically."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for i, s in enumerate(checkpoint.statistics):
+        tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
+    header = {
+        "sites": json.dumps([asdict(site) for site in checkpoint.sites]),
+        "counts": json.dumps([s.count for s in checkpoint.statistics]),
+        "estimator": checkpoint.estimator,
+    }
+    if checkpoint.alpha is not None:
+        header["alpha"] = repr(checkpoint.alpha)
+    write_bytes(path, save(tensors, header))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote; ArtifactError if it is anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    from .sites import Site
+    from .statistics import ChannelStatistics
+
+    try:
+        with safe_open(path, "pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            names = {field.name for field in fields(Site)}
+            sites = tuple(Site(**{k: v for k, v in row.items() if k in names} | {"shape": tuple(row["shape"])}) for row in json.loads(header["sites"]))  # fmt: skip
+            statistics = tuple(
+                ChannelStatistics(count, file.get_tensor(f"{i:04d}.mean"), file.get_tensor(f"{i:04d}.std"))
+                for i, count in enumerate(json.loads(header["counts"]))
+            )
+        alpha = float(header["alpha"]) if "alpha" in header else None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint="run `meansparse calibrate` again") from error
+    return Checkpoint(sites, statistics, header.get("estimator", "pooled"), alpha)
+
+
+def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":
+    """Put the operators of ``checkpoint`` into ``model``, in place, and return the wrapper in eval mode.
+
+    ``alpha`` overrides the checkpoint's own (0 where it has none).
+    """
+    from .sparsify import MeanSparse, insert
+
+    value = alpha if alpha is not None else checkpoint.alpha or 0.0
+    device = next(iter(model.parameters())).device
+    modules: Sequence[Any] = [
+        MeanSparse(statistic.mean, statistic.std, value, site.channel_axis).to(device)
+        for site, statistic in zip(checkpoint.sites, checkpoint.statistics, strict=True)
+    ]
+    return insert(model, checkpoint.sites, modules).eval()

@@ -1,0 +1,269 @@
+"""The commands, in pipeline order: options -> settings -> one library call -> the report's path on stdout."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .console import console, note, show_error
+from .errors import MeanSparseError, StorageError
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns our errors into a message on stderr and their exit code; a traceback only with --debug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MeanSparseError as error:
+            failure = error
+        except KeyboardInterrupt:
+            if ctx.params.get("debug"):
+                raise
+            note("interrupted: nothing finished was lost; the same command goes on from here")
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            failure = StorageError(
+                f"{error.strerror}: {error.filename or 'a file could not be written'}",
+                hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
+            )
+        if ctx.params.get("debug"):
+            raise failure
+        show_error(failure)
+        raise typer.Exit(failure.exit_code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    help="MeanSparse for adversarially trained image classifiers: fetch a model, calibrate its channel statistics, "
+    "choose alpha on a held-out split, evaluate under attack.",
+    epilog="One command for all four: meansparse run --model digits",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"meansparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+_MODEL, _DATA, _ATTACK, _RUN = "Model", "Data", "Attack", "Run"
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Zoo name or alias ([b]Bartoldson2024[/b]), [b]digits[/b], [b]resnet18-w16[/b], [b]timm:NAME[/b] or [b]module:factory[/b].",
+        rich_help_panel=_MODEL,
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="Checkpoint of a model of your own.", rich_help_panel=_MODEL)]
+Threat = Annotated[str | None, typer.Option(help="Linf, L2 or corruptions: which zoo entry.", rich_help_panel=_MODEL)]
+AllowPickle = Annotated[
+    bool | None,
+    typer.Option("--allow-pickle", help="Load weights that run Python code. Trusted files only.", rich_help_panel=_MODEL),
+]
+FromFile = Annotated[
+    Path | None, typer.Option(help="Take this file instead of downloading.", rich_help_panel=_MODEL)
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, cifar10, cifar100, imagenet, or the path of an image folder, a zip of one, or an .npz.",
+        rich_help_panel=_DATA,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds the data set.", envvar="MEANSPARSE_DATA", rich_help_panel=_DATA),
+]
+NExamples = Annotated[int | None, typer.Option(help="How many examples of the split to use.", rich_help_panel=_DATA)]
+Fraction = Annotated[
+    float | None, typer.Option(help="Share of the calibration split to use, in (0, 1].", rich_help_panel=_DATA)
+]
+Workers = Annotated[int | None, typer.Option(help="Processes that decode images.", rich_help_panel=_DATA)]
+Estimator = Annotated[
+    str | None,
+    typer.Option(help="pooled (exact), or published (the reference code's average over batches).", rich_help_panel=_DATA),
+]
+IncludeGates = Annotated[
+    bool | None,
+    typer.Option("--include-gates", help="Squeeze-and-excitation gates too.", rich_help_panel=_MODEL),
+]
+Norm = Annotated[str | None, typer.Option(help="Linf or L2; the threat's own by default.", rich_help_panel=_ATTACK)]
+Eps = Annotated[
+    str | None, typer.Option(help="Budget in [0, 1] pixel units: 8/255 or 0.03.", rich_help_panel=_ATTACK)
+]
+Attack = Annotated[
+    list[str] | None,
+    typer.Option(help="Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...", rich_help_panel=_ATTACK),
+]
+Alphas = Annotated[
+    str | None, typer.Option(help="Grid: 0.05:0.5:0.05 (ends included) or 0.1,0.2,0.3.", rich_help_panel=_ATTACK)
+]
+MaxCleanDrop = Annotated[
+    float | None, typer.Option(help="Points of clean accuracy the choice may cost.", rich_help_panel=_ATTACK)
+]
+Alpha = Annotated[
+    float | None, typer.Option(help="Evaluate at this alpha, not at the chosen one.", rich_help_panel=_ATTACK)
+]
+Individual = Annotated[
+    bool | None,
+    typer.Option("--individual", help="Each attack on every example, for its own number.", rich_help_panel=_ATTACK),
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN)
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML with any of these options; flags win.", rich_help_panel=_RUN)
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...", rich_help_panel=_RUN)]
+Seed = Annotated[int | None, typer.Option(help="Seed of example order and attacks.", rich_help_panel=_RUN)]
+BatchSize = Annotated[int | None, typer.Option(help="Images a forward pass.", rich_help_panel=_RUN)]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Do it again even if it was done, from nothing.", rich_help_panel=_RUN)
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="The report as JSON on stdout, not its path.", rich_help_panel=_RUN)
+]
+
+
+@app.command()
+def fetch(
+    model: Model = None, dataset: DatasetName = None, threat: Threat = None, weights: Weights = None,
+    from_file: FromFile = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
+    config: ConfigFile = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Get a model's weights, whole and checked."""
+    _stage("fetch", locals())
+
+
+@app.command()
+def sites(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, threat: Threat = None,
+    weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
+    config: ConfigFile = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show the activations that calibrate would touch."""
+    from dataclasses import asdict
+
+    from .config import CalibrateConfig, resolve
+    from .console import sites_table
+    from .pipeline import list_sites
+
+    settings, sources = resolve("calibrate", CalibrateConfig, config, locals())
+    found = list_sites(settings, sources)
+    if as_json:
+        typer.echo(json.dumps([asdict(site) for site in found]))
+        return
+    console.print(sites_table(found, f"{sum(not s.gate for s in found)} sites, {sum(s.gate for s in found)} gates"))
+
+
+@app.command()
+def calibrate(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    fraction: Fraction = None, estimator: Estimator = None, include_gates: IncludeGates = None, threat: Threat = None,
+    weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
+    config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
+    workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Learn each channel's mean and standard deviation in one pass."""
+    _stage("calibrate", locals())
+
+
+@app.command("sweep-alpha")
+def sweep_alpha(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    alphas: Alphas = None, attack: Attack = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
+    eps: Eps = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None,
+    run: RunFolder = None, config: ConfigFile = None, device: Device = None, seed: Seed = None,
+    batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Choose alpha on the held-out split."""
+    _stage("sweep-alpha", locals())
+
+
+@app.command()
+def evaluate(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    attack: Attack = None, alpha: Alpha = None, individual: Individual = None, norm: Norm = None, eps: Eps = None,
+    threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
+    config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
+    workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure base and sparsified model under attack, BPDA included."""
+    _stage("evaluate", locals())
+
+
+@app.command("run")
+def run_all(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    alphas: Alphas = None, attack: Attack = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
+    eps: Eps = None, threat: Threat = None, weights: Weights = None, from_file: FromFile = None,
+    allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None, device: Device = None,
+    seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """All four stages. --n-examples and --attack are those of evaluate."""
+    flags = locals()
+    of_evaluate = {"n_examples", "attack"}
+    for stage in ("fetch", "calibrate", "sweep-alpha", "evaluate"):
+        _stage(stage, flags if stage == "evaluate" else {k: v for k, v in flags.items() if k not in of_evaluate})
+
+
+@app.command()
+def train(
+    dataset: DatasetName = "digits", data_dir: DataDir = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/train-<dataset>-w<width> by default.")] = None,
+    width: Annotated[int, typer.Option(help="Base width of the ResNet-18.")] = 64,
+    activation: Annotated[str, typer.Option(help="relu, elu, gelu or silu.")] = "gelu",
+    eps: Annotated[str | None, typer.Option(help="Linf budget of the attack; the data set's own by default.")] = None,
+    n_steps: Annotated[int, typer.Option(help="Attack steps; 0 is standard training.")] = 10,
+    step_size: Annotated[str, typer.Option(help="Attack step, in pixel units.")] = "0.0078",
+    epochs: Annotated[int, typer.Option(help="Passes over the calibration split.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 256,
+    schedule: Annotated[str, typer.Option(help="steps (the paper's) or one-cycle.")] = "steps",
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
+    crop_padding: Annotated[int, typer.Option(help="Zero padding of the random crop.")] = 4,
+    flip: Annotated[bool, typer.Option(help="Random horizontal flips.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+) -> None:  # fmt: skip
+    """Train a ResNet-18 adversarially (PGD), on the calibration split."""
+    from .train_command import train_command
+
+    options = {k: v for k, v in locals().items() if k != "train_command"}
+    typer.echo(train_command(**options))
+
+
+def _stage(stage: str, flags: dict[str, Any]) -> None:
+    """Resolve the settings of one stage, run it under the run folder's lock, print what a shell wants to have."""
+    from . import pipeline
+    from .config import COMMANDS, resolve
+    from .report import read_report
+
+    settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
+    function = getattr(pipeline, stage.replace("-", "_"))
+    with pipeline.run_folder_lock(pipeline.locate_run(settings).paths.folder):
+        path = function(settings, sources, fresh=flags["fresh"])
+    typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

@@ -1,0 +1,225 @@
+"""Settings: one frozen model a command; YAML and flags become one of these, in ``resolve``.
+
+Flags win over the YAML file, which wins over the default. In a YAML file a key at the top applies to every command that
+has it; a section named after a command (``sweep-alpha: {n_examples: 500}``) applies to that command alone and wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+
+def parse_eps(value: object) -> str:
+    """``8/255`` or ``0.03`` -> the text itself, once it is known to be a positive number."""
+    text = str(value).strip()
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps is {text!r}; expected a number or a fraction such as 8/255") from error
+    if number <= 0:
+        raise ValueError(f"eps is {text}; it must be above 0")
+    return text
+
+
+def eps_value(text: str) -> float:
+    """The number behind ``8/255``."""
+    return float(Fraction(text))
+
+
+def check_eps(text: str, norm: str) -> None:
+    """Refuse a budget that covers the whole image, the usual sign of pixel units 0..255."""
+    limit = {"Linf": 1.0, "L2": 8.0}[norm]
+    if eps_value(text) >= limit:
+        hint = f"images are in [0, 1]: did you mean --eps {text}/255?" if norm == "Linf" else "images are in [0, 1]"
+        raise ConfigError(f"eps is {text} in {norm}; expected less than {limit:g}", hint=hint)
+
+
+def parse_alphas(value: object) -> tuple[float, ...]:
+    """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
+    if isinstance(value, str) and ":" in value:
+        try:
+            start, stop, step = (Decimal(part) for part in value.split(":"))
+        except (InvalidOperation, ValueError) as error:
+            raise ValueError(f"alphas are {value!r}; expected FROM:TO:STEP such as 0.05:0.5:0.05") from error
+        if step <= 0 or stop < start:
+            raise ValueError(f"alphas {value!r} are an empty range: FROM must not exceed TO, and STEP must be above 0")
+        n_steps = int((stop - start) / step)
+        return _alphas([start + i * step for i in range(n_steps + 1)], value)
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return _alphas([p for p in parts if str(p).strip()], value)
+
+
+def _alphas(parts: list[Any], given: object) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(str(part).strip()) for part in parts)
+    except ValueError as error:
+        raise ValueError(f"alphas are {given!r}; each must be a number") from error
+    if not numbers:
+        raise ValueError("the list of alphas is empty")
+    for number in numbers:
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"alpha is {number}; it must be 0 or above, in standard deviations (the paper: 0.05 to 0.5)")
+    return numbers
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Eps = Annotated[str, BeforeValidator(parse_eps)]
+Alphas = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class ModelConfig(BaseModel):
+    """What every command has in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    """A zoo name, an alias, ``digits``, ``resnet18-w16``, ``timm:NAME`` or ``module:factory``."""
+    weights: Path | None = None
+    """A checkpoint for a model of the user's own."""
+    dataset: str | None = None
+    threat: Literal["Linf", "L2", "corruptions"] = "Linf"
+    run: Path | None = None
+    """Folder of the run; ``runs/<dataset>-<norm>-<model>`` when not given."""
+    norm: Literal["Linf", "L2"] | None = None
+    """The threat's own when not given (Linf for corruptions)."""
+    allow_pickle: bool = False
+    """Load a checkpoint that needs Python code to be run; only for files from a trusted source."""
+
+
+class FetchConfig(ModelConfig):
+    """``meansparse fetch``."""
+
+    from_file: Path | None = None
+
+
+class StageConfig(ModelConfig):
+    """What the stages that run the model have in common."""
+
+    data_dir: Path | None = None
+    device: str = "auto"
+    seed: int = 0
+    batch_size: int = Field(default=256, ge=1)
+    n_examples: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=0, ge=0)
+
+
+class CalibrateConfig(StageConfig):
+    """``meansparse calibrate`` and ``meansparse sites``."""
+
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    estimator: Literal["pooled", "published"] = "pooled"
+    include_gates: bool = False
+
+
+class AttackConfig(StageConfig):
+    """What ``sweep-alpha`` and ``evaluate`` have in common."""
+
+    eps: Eps | None = None
+    """The budget, as a number or a fraction; the data set's own when not given."""
+
+
+class SweepAlphaConfig(AttackConfig):
+    """``meansparse sweep-alpha``."""
+
+    alphas: Alphas = parse_alphas("0.05:0.5:0.05")
+    attack: Names = ("apgd-ce",)
+    max_clean_drop: float = Field(default=0.5, ge=0)
+    """How many percentage points of clean accuracy the choice may cost."""
+    n_examples: int | None = Field(default=1000, ge=1)
+
+
+class EvaluateConfig(AttackConfig):
+    """``meansparse evaluate``."""
+
+    attack: Names = ("standard", "bpda")
+    alpha: float | None = None
+    """Another alpha than the one that sweep-alpha chose."""
+    individual: bool = False
+
+
+COMMANDS: dict[str, type[ModelConfig]] = {
+    "fetch": FetchConfig,
+    "calibrate": CalibrateConfig,
+    "sweep-alpha": SweepAlphaConfig,
+    "evaluate": EvaluateConfig,
+}
+Config = TypeVar("Config", bound=ModelConfig)
+
+
+def resolve(
+    command: str, config_class: type[Config], file: Path | None, flags: dict[str, Any]
+) -> tuple[Config, dict[str, str]]:
+    """Merge default, YAML file and flags (None = not given) for one command.
+
+    Returns the settings and, for each field, where its value came from. Raises ConfigError on an unknown key (with the
+    nearest known one) and on a value that cannot be used.
+    """
+    merged: dict[str, Any] = {}
+    sources = dict.fromkeys(config_class.model_fields, "default")
+    if file is not None:
+        for key, value in _read_config_file(file, command).items():
+            if key in config_class.model_fields:
+                merged[key], sources[key] = value, str(file)
+    for key, value in flags.items():
+        if value is not None and key in config_class.model_fields:
+            merged[key], sources[key] = value, "flag"
+    try:
+        config = config_class.model_validate(merged)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            source = sources.get(str(item["loc"][0]), "") if item["loc"] else ""
+            where = f"--{key.replace('_', '-')}" if source == "flag" else f"{key} in {source}"
+            problems.append(f"{where}: {message} (found {item['input']!r})")
+        raise ConfigError("\n".join(problems)) from error
+    return config, sources
+
+
+def _read_config_file(file: Path, command: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"no config file {file}", hint="the shipped ones are in configs/")
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
+    known = {key for cls in COMMANDS.values() for key in cls.model_fields}
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in COMMANDS:
+            _check_key(str(key), known | set(COMMANDS), str(file))
+            settings[str(key)] = value
+    for section, cls in COMMANDS.items():
+        values = content.get(section) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: section {section} holds {values!r}, expected keys and values")
+        for key in values:
+            _check_key(str(key), set(cls.model_fields), f"{file}, section {section}")
+        if section == command:
+            settings |= values
+    return settings
+
+
+def _check_key(key: str, known: set[str], where: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1) or difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    raise ConfigError(f"{where}: unknown key {key!r}", hint=hint)

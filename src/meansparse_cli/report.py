@@ -1,0 +1,130 @@
+"""Reports: one YAML a stage, with its inputs by sha256, and a hash of its own content.
+
+The four reports form a chain: each names the report before it (and every other file it read) by sha256, and is refused
+when a byte of it changed since. Accuracies are fractions in [0, 1]. Layout of every report:
+
+    schema          "meansparse/<stage>/1"
+    config          the resolved settings, each with where its value came from (flag, file, default)
+    inputs          file -> sha256, of what the stage read
+    outputs         file -> sha256, of what it wrote beside the report
+    results         what the stage found
+    provenance      versions, device, platform, seconds, finished (the only part that differs between equal runs)
+    content_sha256  over all of the above
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .artifacts import sha256_of, write_bytes
+from .errors import ArtifactError
+
+SCHEMA_VERSION = 1
+STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
+
+
+class RunPaths:
+    """Every file name of a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.statistics = folder / "statistics.safetensors"
+        self.checkpoint = folder / "meansparse.safetensors"
+        self.curve_png = folder / "sweep-alpha.png"
+        self.curve_svg = folder / "sweep-alpha.svg"
+        self.outcomes = folder / "outcomes.npz"
+        self.state = folder / "state"
+
+    def report(self, stage: str) -> Path:
+        """The YAML of a stage."""
+        return self.folder / f"{stage}.yaml"
+
+
+def write_report(
+    path: Path,
+    *,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    results: dict[str, Any],
+    device: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write a report atomically and return it."""
+    report: dict[str, Any] = {
+        "schema": f"meansparse/{stage}/{SCHEMA_VERSION}",
+        "config": config,
+        "inputs": inputs,
+        "outputs": outputs,
+        "results": results,
+        "provenance": _provenance(device, seconds),
+    }
+    report["content_sha256"] = _content_hash(report)
+    header = f"# meansparse {stage}: written by the tool; the hash at the end covers every value above it\n"
+    text = header + yaml.safe_dump(report, sort_keys=False, allow_unicode=True, width=120)
+    write_bytes(path, text.encode())
+    return report
+
+
+def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
+    """Read a report and refuse it if it is missing, edited, or of another schema. ``mend`` is the command to run."""
+    if not path.exists():
+        raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {mend}")
+    try:
+        report = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"{path} is not YAML any more: {error}", hint=f"write it again: {mend} --fresh") from error
+    if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
+        found = report.get("schema") if isinstance(report, dict) else type(report).__name__
+        raise ArtifactError(
+            f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'", hint=f"run: {mend} --fresh"
+        )
+    if report.get("content_sha256") != _content_hash(report):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its content_sha256 no longer fits",
+            hint=f"put the original back, or write it again: {mend} --fresh",
+        )
+    return report
+
+
+def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
+    """Refuse a stage whose files are gone or are not the ones its report describes."""
+    for name, expected in report["outputs"].items():
+        path = folder / name
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing", hint=f"run: {mend} --fresh")
+        if sha256_of(path) != expected:
+            raise ArtifactError(f"{path} is not the file that was written (sha256 differs)", hint=f"run: {mend} --fresh")
+
+
+def _content_hash(report: dict[str, Any]) -> str:
+    body = {key: value for key, value in report.items() if key != "content_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _provenance(device: str, seconds: float) -> dict[str, Any]:
+    return {
+        "versions": {name: _version(name) for name in ("meansparse", "torch", "robustbench", "pyautoattack", "numpy")}
+        | {"python": platform.python_version()},
+        "device": device,
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "command": " ".join(["meansparse", *sys.argv[1:]]),
+        "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

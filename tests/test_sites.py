@@ -1,0 +1,142 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meansparse_cli.errors import SiteError
+from meansparse_cli.networks import ResNet18
+from meansparse_cli.sites import find_sites, is_elementwise_nonlinear, without_gates
+
+
+def test_resnet18_has_the_papers_17_sites() -> None:
+    sites = find_sites(ResNet18(n_classes=10, width=4), torch.rand(2, 3, 32, 32))
+    assert [s.name for s in sites][:3] == ["act1", "layer1.0.act1", "layer1.0.act2"]
+    assert len(sites) == 17
+    assert [s.channels for s in sites] == [4] * 5 + [8] * 4 + [16] * 4 + [32] * 4
+    assert {s.layout for s in sites} == {"channels-first"}
+    assert not any(s.gate for s in sites)
+
+
+def test_reused_modules_and_functions_get_one_site_a_call(network: nn.Module, images: Tensor) -> None:
+    names = [(s.name, s.kind, s.layout) for s in find_sites(network, images)]
+    if hasattr(network, "relu"):
+        first = "channels-first"
+        assert names == [("relu#0", "module", first), ("act", "module", first), ("relu#1", "module", first)]
+    else:
+        layouts = ["channels-first"] * 3 + ["channels-last"]
+        assert names == [(f"(model)#{i}", "function", layout) for i, layout in enumerate(layouts)]
+
+
+def test_squeeze_and_excitation_is_a_gate() -> None:
+    class Squeeze(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up, self.act, self.gate = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gate(self.up(self.act(self.down(x.mean((2, 3), keepdim=True)))))
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Squeeze(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))  # fmt: skip
+    sites = find_sites(net, torch.rand(2, 3, 8, 8))
+    assert [(s.name, s.gate) for s in sites] == [("1", False), ("2.act", True), ("2.gate", True), ("6", False)]
+    assert [(s.index, s.name) for s in without_gates(sites)] == [(0, "1"), (1, "6")]
+
+
+class _Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Swish.apply(x)  # type: ignore[no-any-return]
+
+
+class Written(nn.Module):
+    """An activation nobody has heard of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.abs())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.PReLU(4), nn.Hardswish(), Swish(), Written()])  # fmt: skip
+def test_any_elementwise_nonlinear_module_is_an_activation(activation: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Flatten(), nn.Linear(144, 10))
+    (site,) = find_sites(net, torch.rand(2, 3, 8, 8))
+    assert (site.name, site.kind, site.operation) == ("1", "module", type(activation).__name__)
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x - 1
+
+
+class Standardise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm2d(4).eval(), Scale(), Standardise(), nn.Softmax(1), nn.Identity(), nn.LayerNorm(6), nn.MaxPool2d(1)])  # fmt: skip
+def test_linear_or_mixing_modules_are_not(module: nn.Module) -> None:
+    assert not is_elementwise_nonlinear(module, torch.randn(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_activations_are_seen_at_any_scale_of_input(scale: float) -> None:
+    assert is_elementwise_nonlinear(nn.ReLU(), scale * torch.randn(2, 4, 6, 6))
+    assert is_elementwise_nonlinear(nn.GELU(), scale * torch.randn(2, 4, 6, 6))
+
+
+def test_tokens() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up, self.down = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 24), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            return self.down(F.gelu(self.up(tokens))).mean(1)
+
+    (site,) = find_sites(Block(), torch.rand(2, 3, 16, 16))
+    assert (site.layout, site.channel_axis, site.channels, site.shape) == ("tokens", 2, 24, (16, 24))
+
+
+def test_permuted_to_channels_first_before_the_activation() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act, self.head = nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.linear(x.permute(0, 2, 3, 1))
+            return self.head(self.act(x.permute(0, 3, 1, 2)).mean((2, 3)))
+
+    (site,) = find_sites(Net(), torch.rand(2, 3, 8, 8))  # height, width and channels are all 8
+    assert (site.layout, site.channel_axis) == ("channels-first", 1)
+
+
+def test_no_activation_is_an_error() -> None:
+    with pytest.raises(SiteError, match="no activation"):
+        find_sites(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), torch.rand(2, 3, 8, 8))
+
+
+def test_sites_that_depend_on_the_input_are_an_error() -> None:
+    class Moody(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(x - 0.5)
+            if x[..., 0].sum() > x[..., -1].sum():
+                x = F.relu(x - 0.1)
+            return x.mean((2, 3))
+
+    ramp = torch.linspace(0, 1, 8).expand(2, 3, 8, 8).contiguous()
+    with pytest.raises(SiteError, match="depend on the input"):
+        find_sites(Moody(), ramp)
+
+
+def test_failing_forward_names_the_place_and_leaves_no_hooks() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(10, 2)).train()
+    with pytest.raises(SiteError, match="failed in 3 on images"):
+        find_sites(net, torch.rand(2, 3, 8, 8))
+    assert net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from meansparse_cli.calibrate import calibrate_channels
+from meansparse_cli.data import ArrayImages
+from meansparse_cli.errors import StatisticsError
+from meansparse_cli.sites import find_sites
+from meansparse_cli.statistics import ChannelSums, compute, empty, merge, update
+
+
+def fold(parts: list[Tensor], axis: int = 1) -> ChannelSums:
+    state = empty(parts[0].shape[axis])
+    for part in parts:
+        state = update(state, part, axis)
+    return state
+
+
+def test_uneven_batches_equal_numpy_over_everything() -> None:
+    x = torch.randn(23, 4, 5, 3) * torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1) + 7
+    result = compute(fold(list(x.split([1, 9, 2, 11]))))
+    values = x.double().numpy().transpose(1, 0, 2, 3).reshape(4, -1)
+    np.testing.assert_allclose(result.mean, values.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(result.std, values.std(1), rtol=1e-12)
+    assert result.count == 23 * 15
+
+
+def test_order_and_merging_do_not_matter() -> None:
+    parts = list(torch.randn(30, 3, 4).split([7, 1, 22]))
+    forwards, backwards = fold(parts, 2), fold(parts[::-1], 2)
+    split = merge(fold(parts[:2], 2), fold(parts[2:], 2))
+    for other in (backwards, split):
+        assert torch.allclose(forwards.mean, other.mean, rtol=1e-13, atol=1e-15)
+        assert torch.allclose(forwards.spread, other.spread, rtol=1e-13)
+
+
+def test_large_offset_and_constant_channel() -> None:
+    x = torch.stack([torch.randn(1000) + 1e4, torch.full((1000,), 0.1)], 1)
+    result = compute(fold(list(x.split(13))))
+    np.testing.assert_allclose(result.std[0], x[:, 0].double().numpy().std(), rtol=1e-9)
+    assert float(result.std[1]) < 1e-12
+
+
+def test_published_estimator_is_the_average_over_batches() -> None:
+    parts = list(torch.randn(25, 3, 4, 4).cumsum(0).split([10, 10, 5]))
+    state = empty(3, "published")
+    for part in parts:
+        state = update(state, part, 1)
+    result = compute(state)
+    means = np.stack([p.double().numpy().mean((0, 2, 3)) for p in parts])
+    variances = np.stack([p.double().numpy().var((0, 2, 3), ddof=1) for p in parts])
+    np.testing.assert_allclose(result.mean, means.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(result.std, np.sqrt(variances.mean(0)), rtol=1e-12)
+
+
+def test_a_site_without_data_nan_and_changed_channels_are_errors() -> None:
+    with pytest.raises(StatisticsError, match="stem saw no data"):
+        compute(empty(3), "stem")
+    bad = torch.randn(4, 3, 2)
+    bad[0, 1, 0] = float("nan")
+    with pytest.raises(StatisticsError, match="1 of 3 channels are NaN"):
+        compute(fold([bad]))
+    with pytest.raises(StatisticsError, match="from 3 to 5"):
+        update(empty(3), torch.randn(2, 5, 2), 1)
+    with pytest.raises(StatisticsError, match="cannot merge"):
+        merge(empty(3), empty(3, "published"))
+
+
+@pytest.fixture
+def pictures() -> "Subset[tuple[Tensor, int]]":
+    rng = np.random.default_rng(3)
+    source = ArrayImages(rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), np.arange(40) % 4, source="test")
+    return Subset(source, range(40))
+
+
+def test_any_batch_size_gives_the_same_statistics(network: nn.Module, pictures: "Subset[tuple[Tensor, int]]") -> None:
+    sites = find_sites(network, torch.rand(2, 3, 8, 8))
+    results = [calibrate_channels(network, sites, pictures, batch_size=b) for b in (1, 7, 40)]
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.count == b.count
+            assert torch.allclose(a.mean, b.mean, rtol=0, atol=1e-6)
+            assert torch.allclose(a.std, b.std, rtol=0, atol=1e-6)
+
+
+def test_calibration_leaves_the_model_as_it_was(network: nn.Module, pictures: "Subset[tuple[Tensor, int]]") -> None:
+    names = [n for n, _ in network.named_modules()]
+    network.train()
+    calibrate_channels(network, find_sites(network, torch.rand(2, 3, 8, 8)), pictures, batch_size=16)
+    assert network.training
+    assert [n for n, _ in network.named_modules()] == names
+    assert not any(m._forward_pre_hooks for m in network.modules())
+
+
+def test_statistics_are_those_of_the_activation_inputs(pictures: "Subset[tuple[Tensor, int]]") -> None:
+    conv = nn.Conv2d(3, 5, 3)
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(180, 4)).eval()
+    (statistic,) = calibrate_channels(net, find_sites(net, torch.rand(2, 3, 8, 8)), pictures, batch_size=9)
+    x = torch.stack([pictures[i][0] for i in range(40)])
+    features = conv(x).detach().double().numpy()
+    np.testing.assert_allclose(statistic.mean, features.mean((0, 2, 3)), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(statistic.std, features.std((0, 2, 3)), rtol=1e-6)
