@@ -64,7 +64,9 @@ class Handler(BaseHTTPRequestHandler):
             page = b"<html><title>Quota exceeded</title><p class='x'></html>"
             return self.answer(200, page, {"Content-Type": "text/html; charset=utf-8"})
         if plan == "disguised":
-            return self.answer(200, b"\n<!DOCTYPE html><title>Sign in</title>", {"Content-Type": "application/octet-stream"})
+            return self.answer(
+                200, b"\n<!DOCTYPE html><title>Sign in</title>", {"Content-Type": "application/octet-stream"}
+            )
         if plan == "drive":
             page = CONFIRM_PAGE.format(action=f"{self.server.address}/whole/confirmed").encode()
             return self.answer(200, page, {"Content-Type": "text/html"})
@@ -110,7 +112,16 @@ def names_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("plan", "n_requests"),
-    [("whole", 1), ("redirect", 2), ("cut", 2), ("norange", 2), ("changing", 2), ("busy", 2), ("drive", 2), ("stall", 2)],
+    [
+        ("whole", 1),
+        ("redirect", 2),
+        ("cut", 2),
+        ("norange", 2),
+        ("changing", 2),
+        ("busy", 2),
+        ("drive", 2),
+        ("stall", 2),
+    ],
 )
 def test_arrives_whole(server: Server, tmp_path: Path, plan: str, n_requests: int) -> None:
     seen: list[tuple[int, int | None]] = []
@@ -196,7 +207,10 @@ def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "model.pt"
-    code = "import sys, pathlib; from meansparse_cli.download import download; download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    code = (
+        "import sys, pathlib; from meansparse_cli.download import download;"
+        "download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    )
     url = f"{server.address}/hang/file"
     process = subprocess.Popen([sys.executable, "-c", code, url, str(target)])
     part = tmp_path / ".model.pt.part"

@@ -1,15 +1,17 @@
 """What an evaluation keeps on disk, so that it can be killed anywhere and go on with the same result.
 
-    <state folder>/settings.json                         what every outcome here depends on
-    <state folder>/<model>/<attack>/<first example>.pt   one chunk of examples under one attack, or ``clean``
+    <state folder>/settings.json                what every outcome here depends on
+    <state folder>/examples.pt                  a digest of each example
+    <state folder>/<model>/<attack>/<number>.pt one chunk of examples under one attack, or ``clean``
 
-Every file is written whole or not at all, after its chunk is done: a kill costs the chunk in flight. A chunk always
-covers the same positions, so one that is done again holds the same examples; one that was cut short by a smaller
-``n_examples`` is completed with the missing ones alone.
+A chunk is written whole or not at all, once its attack is over, and never again: a kill costs the chunk in flight. Chunks
+are cut in order from the examples that an attack has not faced yet, so that one that is done again holds the same
+examples as before; a larger ``n_examples`` only appends.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,16 @@ from .errors import ArtifactError
 FORMAT = 1  # raise it when what an attack does, or these files, change
 
 
-@dataclass
-class ChunkOutcome:
-    """What one attack did to the examples of one chunk so far.
+@dataclass(frozen=True)
+class Chunk:
+    """What one attack did to m examples on one model.
 
-    ``attempted`` and ``broken`` (chunk_size,) bool; ``adversarial`` (number broken, channels, height, width) float32, the
-    images of the broken examples in their order. Passes are counted in examples. ``rejected``: breaks that the attack
-    claimed and its judge did not confirm.
+    ``positions`` (m,) int64, ascending; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
+    float32, the images of the broken examples in their order. Passes are counted in examples. ``rejected``: breaks that
+    the attack claimed and its judge did not confirm.
     """
 
-    attempted: Tensor
+    positions: Tensor
     broken: Tensor
     adversarial: Tensor | None = None
     forward_passes: int = 0
@@ -41,19 +43,19 @@ class ChunkOutcome:
     seconds: float = 0.0
     rejected: int = 0
 
-    def add(self, rows: Tensor, result: AttackResult) -> None:
-        """Enter the result of an attack on ``rows`` (m,) of this chunk, none of them attempted before."""
-        broken = result.broken.cpu()
-        found = result.adversarial.detach().cpu().float()
-        before = self.broken.nonzero().flatten()
-        rows_broken = torch.cat([before, rows[broken]])
-        images = found[broken] if self.adversarial is None else torch.cat([self.adversarial, found[broken]])
-        self.adversarial = images[rows_broken.argsort()]
-        self.attempted[rows], self.broken[rows] = True, broken
-        self.forward_passes += result.forward_passes
-        self.backward_passes += result.backward_passes
-        self.seconds += result.seconds
-        self.rejected += result.rejected
+
+def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
+    """The result of an attack on the examples at ``positions`` (m,); images that broke nothing are dropped."""
+    broken = result.broken.cpu()
+    return Chunk(
+        positions,
+        broken,
+        result.adversarial.detach()[result.broken].float().cpu(),
+        result.forward_passes,
+        result.backward_passes,
+        result.seconds,
+        result.rejected,
+    )
 
 
 class EvaluationState:
@@ -63,10 +65,9 @@ class EvaluationState:
     agree for the attacks both know; further attacks may join later. Raises ``ArtifactError`` with the differences.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], attack_versions: dict[str, str], chunk_size: int) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], attack_versions: dict[str, str]) -> None:
         self.folder = folder
-        self.chunk_size = chunk_size
-        now = {"format": FORMAT, "chunk_size": chunk_size, **settings}
+        now = {"format": FORMAT, **settings}
         file = folder / "settings.json"
         before = self._read(file) if file.exists() else {**now, "attacks": {}}
         known: dict[str, str] = before["attacks"]
@@ -89,45 +90,43 @@ class EvaluationState:
             content = now | {"attacks": known | attack_versions}
             write_bytes(file, json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def load(self, model: str, attack: str, start: int) -> ChunkOutcome:
-        """The chunk that begins at position ``start``; blank if it was never begun."""
-        file = self._file(model, attack, start)
-        if not file.exists():
-            nothing = torch.zeros(self.chunk_size, dtype=torch.bool)
-            return ChunkOutcome(nothing, nothing.clone())
-        try:
-            outcome = ChunkOutcome(**load_torch(file))
-            whole = len(outcome.attempted) == len(outcome.broken) == self.chunk_size
-        except (TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise ArtifactError(f"{file} is not a chunk of this evaluation", hint=f"delete it and run again: {file}")
-        return outcome
+    def chunks(self, model: str, attack: str) -> Iterator[tuple[int, Chunk]]:
+        """The finished chunks of one attack on one model with their numbers, one in memory at a time."""
+        for file in sorted((self.folder / model / attack).glob("*.pt")):
+            try:
+                chunk = Chunk(**load_torch(file))
+                n_images = 0 if chunk.adversarial is None else len(chunk.adversarial)
+                whole = len(chunk.positions) == len(chunk.broken) and n_images in (0, int(chunk.broken.sum()))
+            except (TypeError, AttributeError):
+                whole = False
+            if not whole:
+                raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=f"delete it and run again: {file}")
+            yield int(file.stem), chunk
 
-    def save(self, model: str, attack: str, start: int, outcome: ChunkOutcome) -> None:
-        """Replace the chunk on disk, atomically."""
-        save_torch(self._file(model, attack, start), vars(outcome))
+    def append(self, model: str, attack: str, chunk: Chunk) -> int:
+        """Put a finished chunk on disk, atomically; returns its number."""
+        folder = self.folder / model / attack
+        number = max((int(file.stem) for file in folder.glob("*.pt")), default=-1) + 1
+        save_torch(folder / f"{number:06d}.pt", vars(chunk))
+        return number
 
-    def check_examples(self, start: int, indices: Tensor, x: Tensor, y: Tensor) -> None:
-        """Refuse other examples than those this chunk began with: more may follow, none may change.
+    def check_examples(self, indices: Tensor, x: Tensor, y: Tensor) -> None:
+        """Refuse other examples than those this evaluation began with: more may follow, none may change.
 
-        ``indices`` (m,), ``x`` (m, channels, height, width), ``y`` (m,) of the positions from ``start``.
+        ``indices`` (n,), ``x`` (n, channels, height, width), ``y`` (n,).
         """
-        file = self.folder / "examples" / f"{start:07d}.pt"
+        file = self.folder / "examples.pt"
         now = _example_ids(indices, x, y)
         before: Tensor = load_torch(file)["ids"] if file.exists() else now[:0]
         n = min(len(before), len(now))
         if not torch.equal(before[:n], now[:n]):
             raise ArtifactError(
-                f"{self.folder} holds an evaluation of other examples: {int((before[:n] != now[:n]).sum())} of the {n} "
-                f"from position {start} on are not the same",
+                f"{self.folder} holds an evaluation of other examples: {int((before[:n] != now[:n]).sum())} of the first "
+                f"{n} are not the same",
                 hint="another data set, order or preprocessing: add --fresh to start anew, or --run DIR to keep both",
             )
         if len(now) > len(before):
             save_torch(file, {"ids": now})
-
-    def _file(self, model: str, attack: str, start: int) -> Path:
-        return self.folder / model / attack / f"{start:07d}.pt"
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:
@@ -142,9 +141,9 @@ class EvaluationState:
 
 
 def _example_ids(indices: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """(m,) int64: a digest of each example's index, label and pixels."""
+    """(n,) int64: a digest of each example's index, label and pixels."""
     ids = []
-    for index, label, image in zip(indices.tolist(), y.tolist(), x.cpu().contiguous(), strict=True):
-        digest = hashlib.blake2b(f"{index} {label}".encode() + image.numpy().tobytes(), digest_size=8).digest()
+    for index, label, image in zip(indices.tolist(), y.tolist(), x, strict=True):
+        digest = hashlib.blake2b(f"{index} {label}".encode() + image.cpu().numpy().tobytes(), digest_size=8).digest()
         ids.append(int.from_bytes(digest, "big", signed=True))
     return torch.tensor(ids, dtype=torch.int64)

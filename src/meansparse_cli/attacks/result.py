@@ -22,7 +22,8 @@ class AttackResult:
 
     ``adversarial`` (n, channels, height, width), float32, inside budget and [0, 1]; the clean image where the attack
     failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned.
-    ``forward_passes`` and ``backward_passes`` count examples, summed over the n.
+    ``forward_passes`` and ``backward_passes`` count examples, summed over the n. ``rejected`` counts the breaks that
+    the attack claimed and the judge did not confirm; those examples are searched a second time, in full precision.
     """
 
     adversarial: Tensor
@@ -31,3 +32,4 @@ class AttackResult:
     backward_passes: int
     seconds: float
     seed: int
+    rejected: int = 0

@@ -1,0 +1,116 @@
+"""APGD: projected gradient ascent with momentum and a step size that halves itself (Croce & Hein 2020, algorithm 1)."""
+
+import torch
+from torch import Tensor
+
+from .batch_queue import Batch, climb
+from .budget import per_image, project_l2, unit_l2
+from .losses import LossName, choose_loss, likely_targets
+from .result import Budget
+from .starts import Start, boundary_start
+from .task import AttackTask, SearchOutcome
+
+N_STEPS = 100
+MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against the last move
+RHO = 0.75  # below this fraction of increasing steps, the step size halves
+
+
+def apgd(
+    task: AttackTask,
+    *,
+    loss: LossName = "ce",
+    n_steps: int | None = None,
+    n_restarts: int = 1,
+    starts: Tensor | None = None,
+) -> SearchOutcome:
+    """APGD on ``loss`` from ``n_restarts`` random starts an example (and target, for ``dlr-targeted``).
+
+    Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
+    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``; ``starts``
+    (n, channels, height, width) replaces the first random start.
+    """
+    rule = APGDRule(task.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
+    if loss == "dlr-targeted":
+        targets = likely_targets(task.clean_logits).repeat_interleave(n_restarts, dim=1)
+    else:
+        targets = task.y[:, None].expand(-1, n_restarts)
+    return climb(task, rule, targets=targets, n_attempts=targets.shape[1], starts=starts)
+
+
+class APGDRule:
+    """The step of APGD, with per example: step size, move before, gradient at the best point, checkpoint counters."""
+
+    def __init__(self, budget: Budget, loss: LossName, *, n_classes: int, n_steps: int) -> None:
+        self.budget = budget
+        self.loss = choose_loss(loss, n_classes)
+        self.start: Start = boundary_start
+        self.n_steps = n_steps
+        # Checkpoints (section 3): the first after 22 % of the steps, each next one 3 % sooner, at least 6 % apart.
+        self.first_interval = max(int(0.22 * n_steps), 1)
+        self.interval_decrease = max(int(0.03 * n_steps), 1)
+        self.least_interval = max(int(0.06 * n_steps), 1)
+
+    def begin(self, batch: Batch) -> None:
+        """State of rows at their start; the values that the first evaluation sets are placeholders."""
+        x, step = batch["x"], batch["step"]
+        zeros = torch.zeros(len(step), device=x.device)
+        batch["previous_point"] = batch["point"]
+        batch["best_grad"] = torch.zeros_like(x)
+        batch["step_size"] = zeros + 2.0 * self.budget.eps
+        batch["previous_loss"] = zeros
+        batch["n_increases"] = torch.zeros_like(step)
+        batch["interval"] = torch.full_like(step, self.first_interval)
+        batch["next_check"] = torch.full_like(step, self.first_interval)
+        batch["best_loss_at_check"] = zeros
+        batch["halved_at_check"] = torch.ones_like(step, dtype=torch.bool)
+        if self.budget.norm == "Linf":
+            batch["lower"] = (x - self.budget.eps).clamp(min=0.0)
+            batch["upper"] = (x + self.budget.eps).clamp(max=1.0)
+
+    def advance(self, batch: Batch, loss: Tensor, grad: Tensor) -> None:
+        """One step of algorithm 1 for every row, whatever step each is at."""
+        batch["best_grad"] = torch.where(per_image(batch["improved"]), grad, batch["best_grad"])
+        restart = self._check_step_size(batch, loss)
+        point = torch.where(per_image(restart), batch["best_point"], batch["point"])
+        grad = torch.where(per_image(restart), batch["best_grad"], grad)
+        # The momentum is measured from the last point visited, also after a return to the best one.
+        last_move = point - batch["previous_point"]
+        weight = per_image(torch.where(batch["step"] == 0, 1.0, MOMENTUM))
+        size = per_image(batch["step_size"])
+        if self.budget.norm == "Linf":
+            moved = (point + size * grad.sign()).clamp(batch["lower"], batch["upper"])
+            moved = point + (moved - point) * weight + last_move * (1 - weight)
+            moved = moved.clamp(batch["lower"], batch["upper"])
+        else:
+            moved = project_l2(point + size * unit_l2(grad), batch["x"], self.budget.eps)
+            moved = point + (moved - point) * weight + last_move * (1 - weight)
+            moved = project_l2(moved, batch["x"], self.budget.eps)
+        batch["previous_point"] = point
+        batch["point"] = moved
+
+    def _check_step_size(self, batch: Batch, loss: Tensor) -> Tensor:
+        """Halve the step size of rows at a checkpoint that do not progress; returns those rows, (n,) bool.
+
+        Condition 1: too few of the steps since the last checkpoint increased the loss. Condition 2: the step size was
+        not halved at the last checkpoint and the best loss has not risen since.
+        """
+        step, first = batch["step"], batch["step"] == 0
+        # AutoAttack compares the loss after the first step with zero, not with the loss at the start. So do we: the
+        # cross-entropy always counts as risen there, the DLR of an unbroken example never.
+        batch["n_increases"] = batch["n_increases"] + ((loss > batch["previous_loss"]) & ~first)
+        batch["previous_loss"] = torch.where(first, 0.0, loss)
+        batch["best_loss_at_check"] = torch.where(first, loss, batch["best_loss_at_check"])
+
+        at_check = step == batch["next_check"]
+        few_increases = batch["n_increases"] <= RHO * batch["interval"]
+        stalled = ~batch["halved_at_check"] & (batch["best_loss_at_check"] >= batch["best_loss"])
+        halve = at_check & (few_increases | stalled)
+        batch["step_size"] = torch.where(halve, batch["step_size"] / 2, batch["step_size"])
+
+        batch["halved_at_check"] = torch.where(at_check, halve, batch["halved_at_check"])
+        batch["best_loss_at_check"] = torch.where(at_check, batch["best_loss"], batch["best_loss_at_check"])
+        batch["n_increases"] = torch.where(at_check, 0, batch["n_increases"])
+        shorter = (batch["interval"] - self.interval_decrease).clamp(min=self.least_interval)
+        batch["interval"] = torch.where(at_check, shorter, batch["interval"])
+        batch["next_check"] = torch.where(at_check, step + batch["interval"], batch["next_check"])
+        return halve

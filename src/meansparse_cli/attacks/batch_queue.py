@@ -1,0 +1,155 @@
+"""Keeps a gradient attack's batch full: an example that is broken leaves at once and the next one takes its place.
+
+Every example carries its own step counter and state, so an example that has just been admitted sits beside older ones,
+and its trajectory is the one it would have alone. An example that survives an attempt (a restart, or a target class)
+queues again for the next, behind the others: the batch then stays full until the last attempts.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .starts import Start, example_generator
+from .task import AttackTask, SearchOutcome
+
+Batch = dict[str, Tensor]
+"""Tensors of one length, a row an active example. Always there: ``x``, ``y``, ``target``, ``point`` (the image to be
+evaluated next), ``step`` (steps taken), ``best_loss``, ``best_point``; of the last evaluation, ``improved`` and
+``broken``."""
+
+
+Slot = tuple[int, int]
+"""(example, attempt): what occupies a row of the batch, or waits to."""
+
+
+class StepRule(Protocol):
+    """What makes one gradient attack differ from another."""
+
+    n_steps: int
+    start: Start
+
+    def loss(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """(n, n_classes) -> (n,), to be increased."""
+        ...
+
+    def begin(self, batch: Batch) -> None:
+        """Add the rule's own state to freshly admitted rows."""
+        ...
+
+    def advance(self, batch: Batch, loss: Tensor, grad: Tensor) -> None:
+        """Move every ``point`` one step, given the loss and gradient there."""
+        ...
+
+
+def climb(
+    task: AttackTask, rule: StepRule, *, targets: Tensor, n_attempts: int = 1, starts: Tensor | None = None
+) -> SearchOutcome:
+    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
+
+    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted losses. ``starts``
+    (n, channels, height, width) replaces the random starts of the first attempt.
+    """
+    n = task.x.shape[0]
+    points = task.x.clone()
+    claimed = torch.zeros(n, dtype=torch.bool, device=points.device)
+    best_loss = torch.full((n,), -torch.inf, device=points.device)
+    waiting = deque((example, 0) for example in range(n))
+    slots: list[Slot] = []
+    batch: Batch = {}
+    report = _smooth_progress(task.advance, n, n_attempts)
+
+    while waiting or slots:
+        n_free = task.batch_size - len(slots)
+        if waiting and n_free > 0:
+            admitted = [waiting.popleft() for _ in range(min(n_free, len(waiting)))]
+            fresh = _admit(task, rule, admitted, targets, starts)
+            batch = {key: torch.cat([batch[key], fresh[key]]) for key in fresh} if slots else fresh
+            slots += admitted
+
+        point = batch["point"].detach().requires_grad_()
+        with torch.enable_grad():
+            loss = rule.loss(logits := task.model(point), batch["y"], batch["target"])
+        _note_best(batch, point.detach(), loss.detach())
+        batch["broken"] = logits.detach().argmax(dim=1) != batch["y"]
+        leaving = batch["broken"] | (batch["step"] == rule.n_steps)
+        left = leaving.tolist()  # waits for the device, once a step
+        # A last point needs no gradient; where other rows go on, it comes with theirs.
+        grad = point if all(left) else torch.autograd.grad(loss.sum(), point)[0].detach()
+        loss = loss.detach()
+
+        if any(left):
+            gone = {key: batch[key][leaving] for key in ("point", "best_point", "best_loss", "broken")}
+            gone_slots = [slot for slot, leaves in zip(slots, left, strict=True) if leaves]
+            # The misclassified point, or the best one of an attempt survived.
+            found = torch.where(gone["broken"].view(-1, 1, 1, 1), gone["point"], gone["best_point"])
+            examples = torch.tensor([example for example, _ in gone_slots], device=points.device)
+            points[examples] = found.to(points.device)
+            claimed[examples] = gone["broken"].to(points.device)
+            best_loss[examples] = gone["best_loss"].to(points.device)
+            for (example, attempt), is_broken in zip(gone_slots, gone["broken"].tolist(), strict=True):
+                over = is_broken or attempt + 1 == n_attempts
+                if not over:
+                    waiting.append((example, attempt + 1))
+                report(n_attempts - attempt if over else 1)
+            slots = [slot for slot, leaves in zip(slots, left, strict=True) if not leaves]
+            batch = {key: value[~leaving] for key, value in batch.items()}
+            loss, grad = loss[~leaving], grad[~leaving]
+
+        if slots:
+            rule.advance(batch, loss, grad)
+            batch["step"] = batch["step"] + 1
+    return SearchOutcome(points, claimed, best_loss)
+
+
+def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor, starts: Tensor | None) -> Batch:
+    """The rows of newly admitted (example, attempt) pairs, at their starts, on the model's device."""
+    device = task.model.device
+    examples = torch.tensor([example for example, _ in slots])
+    attempts = torch.tensor([attempt for _, attempt in slots])
+    there = examples.to(task.x.device)
+    x = task.x[there].to(device).contiguous()
+    points = []
+    for image, (example, attempt) in zip(x, slots, strict=True):
+        if starts is not None and attempt == 0:
+            points.append(starts[example].to(device).clamp(0.0, 1.0))
+        else:
+            generator = example_generator(task.seed, task.attack, attempt, int(task.indices[example]))
+            points.append(rule.start(image, generator, task.budget))
+    batch: Batch = {
+        "x": x,
+        "y": task.y[there].to(device),
+        "target": targets[examples.to(targets.device), attempts.to(targets.device)].to(device),
+        "point": torch.stack(points),
+        "step": torch.zeros(len(slots), dtype=torch.int64, device=device),
+        "best_loss": torch.full((len(slots),), -torch.inf, device=device),
+        "best_point": x.clone(),
+        "improved": torch.ones(len(slots), dtype=torch.bool, device=device),
+        "broken": torch.zeros(len(slots), dtype=torch.bool, device=device),
+    }
+    rule.begin(batch)
+    return batch
+
+
+def _note_best(batch: Batch, point: Tensor, loss: Tensor) -> None:
+    improved = loss > batch["best_loss"]
+    batch["improved"] = improved
+    batch["best_loss"] = torch.where(improved, loss, batch["best_loss"])
+    batch["best_point"] = torch.where(improved.view(-1, 1, 1, 1), point, batch["best_point"])
+
+
+def _smooth_progress(advance: Callable[[int], None], n: int, n_attempts: int) -> Callable[[int], None]:
+    """Attempts done -> examples done: many attempts end long before the first example does."""
+    attempts_done = examples_told = 0
+
+    def report(attempts: int) -> None:
+        nonlocal attempts_done, examples_told
+        attempts_done += attempts
+        examples = attempts_done // n_attempts
+        if examples > examples_told:
+            advance(examples - examples_told)
+            examples_told = examples
+
+    return report

@@ -1,0 +1,71 @@
+"""A model that counts the examples passed through it and refuses outputs no attack can work with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError
+
+
+def device_of(model: nn.Module, default: torch.device) -> torch.device:
+    """The device of the model's first parameter or buffer; ``default`` for a model without either."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return default
+
+
+class CountedModel:
+    """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
+
+    ``forward_passes`` and ``backward_passes`` count examples, not calls. Raises ``AttackError`` when the output is
+    anything but (n, n_classes) finite logits, or has no gradient where one is asked for.
+    """
+
+    def __init__(self, model: nn.Module, *, n_classes: int, device: torch.device) -> None:
+        self.model = model
+        self.n_classes = n_classes
+        self.device = device
+        self.forward_passes = 0
+        self.backward_passes = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        n = images.shape[0]
+        if n == 0:  # many networks fail on an empty batch, and pyautoattack's Square can send one
+            return images.new_zeros(0, self.n_classes)
+        self.forward_passes += n
+        output = self.model(images)
+        logits = self._checked(output, n)
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise AttackError(
+                "the model's logits have no gradient with respect to the image: it detaches, or runs under no_grad",
+                hint="Only the black-box attack can run on it: --attack square.",
+            )
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _checked(self, output: Any, n: int) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise AttackError(
+                f"the model returned {type(output).__name__}, expected a tensor of logits ({n}, {self.n_classes})",
+                hint="Wrap the model so that it returns its logits alone.",
+            )
+        if tuple(output.shape) != (n, self.n_classes) or not output.is_floating_point():
+            raise AttackError(
+                f"the model returned {output.dtype} of shape {tuple(output.shape)} for {n} images, "
+                f"expected floating-point logits of shape ({n}, {self.n_classes})",
+                hint="Is this the model for this data set?",
+            )
+        logits = output.float()
+        finite = torch.isfinite(logits)
+        if not finite.all():
+            n_bad = int((~finite).any(dim=1).sum())
+            raise AttackError(
+                f"the model returned logits that are NaN or infinite for {n_bad} of {n} images",
+                hint="Look for NaN in the weights or statistics, or for overflow in half precision.",
+            )
+        return logits
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backward_passes += grad.shape[0]

@@ -1,0 +1,51 @@
+"""PGD with a fixed step (Madry et al. 2018): the attack of the MeanSparse paper's tables 5 and 12."""
+
+import torch
+from torch import Tensor
+
+from .batch_queue import Batch, climb
+from .budget import project_l2, unit_l2
+from .losses import cross_entropy
+from .result import Budget
+from .starts import Start, uniform_start
+from .task import AttackTask, SearchOutcome
+
+N_STEPS = 50
+STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value, about 2/255
+
+
+def pgd(
+    task: AttackTask, *, n_steps: int | None = None, step_size: float | None = None, starts: Tensor | None = None
+) -> SearchOutcome:
+    """PGD on cross-entropy from one start, uniform in the ball (or ``starts`` (n, channels, height, width)).
+
+    ``n_steps`` defaults to ``N_STEPS``; ``step_size``, in pixel units, to ``STEP_SIZE`` for Linf and to
+    2.5 eps / n_steps for L2. An example leaves at its first misclassified point.
+    """
+    rule = PGDRule(task.budget, n_steps=n_steps or N_STEPS, step_size=step_size)
+    return climb(task, rule, targets=task.y[:, None], starts=starts)
+
+
+class PGDRule:
+    """x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2."""
+
+    def __init__(self, budget: Budget, *, n_steps: int, step_size: float | None) -> None:
+        self.budget = budget
+        self.start: Start = uniform_start
+        self.n_steps = n_steps
+        default = STEP_SIZE if budget.norm == "Linf" else 2.5 * budget.eps / n_steps
+        self.step_size = default if step_size is None else step_size
+
+    def loss(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, y, target)
+
+    def begin(self, batch: Batch) -> None:
+        """PGD remembers nothing but where it is."""
+
+    def advance(self, batch: Batch, loss: Tensor, grad: Tensor) -> None:
+        x, eps = batch["x"], self.budget.eps
+        if self.budget.norm == "Linf":
+            moved = batch["point"] + self.step_size * grad.sign()
+            batch["point"] = torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0.0, 1.0)
+        else:
+            batch["point"] = project_l2(batch["point"] + self.step_size * unit_l2(grad), x, eps)

@@ -1,0 +1,141 @@
+"""``run_attack``: one attack on n examples, from the clean images to judged results."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError, ConfigError, DataError
+from . import AttackSpec, find_attack
+from .apgd import apgd
+from .budget import enforce_budget
+from .counting import CountedModel, device_of
+from .fab import fab
+from .judge import fresh_logits, full_float32, is_misclassified, under_attack
+from .pgd import pgd
+from .result import AttackResult, Budget
+from .square import square
+from .task import AttackTask, SearchOutcome
+
+SEARCHES: dict[str, Callable[[AttackTask], SearchOutcome]] = {
+    "apgd-ce": lambda task: apgd(task, loss="ce"),
+    "apgd-dlr": lambda task: apgd(task, loss="dlr"),
+    "apgd-t": lambda task: apgd(task, loss="dlr-targeted"),
+    "fab-t": fab,
+    "square": square,
+    "pgd-50": pgd,
+}
+
+
+@torch.inference_mode(False)
+def run_attack(
+    name: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    indices: Tensor,
+    *,
+    budget: Budget,
+    seed: int,
+    batch_size: int,
+    n_classes: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> AttackResult:
+    """See ``meansparse_cli.attacks.run_attack``, which is this function with torch imported late."""
+    spec = find_attack(name)
+    _check_arguments(x, y, indices, budget, batch_size, n_classes)
+    started = time.perf_counter()
+    advance = on_progress or _no_progress
+    x = x.detach()
+    y, indices = y.to(x.device, torch.int64), indices.to("cpu", torch.int64)
+    counted = CountedModel(model, n_classes=n_classes, device=device_of(model, x.device))
+    adversarial = x.clone(memory_format=torch.contiguous_format)
+
+    rejected = 0
+
+    with under_attack(model):
+        clean_logits = fresh_logits(counted, x, batch_size=batch_size)
+        broken = clean_logits.argmax(dim=1) != y
+        if broken.any():
+            advance(int(broken.sum()))
+        rows = (~broken).nonzero().squeeze(1)
+        # An example leaves the search at its first break. Where that break was one of low precision alone (autocast,
+        # TF32), stopping there would flatter the model: those examples are searched once more, in full precision.
+        for precision in (nullcontext(), full_float32(counted.device)):
+            if len(rows) == 0:
+                break
+            task = AttackTask(
+                attack=spec.name,
+                model=counted,
+                x=x[rows].contiguous(),
+                y=y[rows],
+                indices=indices[rows.cpu()],
+                clean_logits=clean_logits[rows],
+                budget=budget,
+                seed=seed,
+                batch_size=batch_size,
+                advance=advance,
+            )
+            with precision, _gradient_rule(spec, model):
+                outcome = SEARCHES[spec.search](task)
+            claimed = outcome.claimed.to(x.device)
+            points = enforce_budget(outcome.points.to(x.device)[claimed], task.x[claimed], budget)
+            upheld = is_misclassified(counted, points, task.y[claimed], batch_size=batch_size)
+            rows = rows[claimed]
+            adversarial[rows[upheld]] = points[upheld]
+            broken[rows[upheld]] = True
+            rows = rows[~upheld]
+            rejected += len(rows)
+            advance = _no_progress
+
+    return AttackResult(
+        adversarial=adversarial,
+        broken=broken,
+        forward_passes=counted.forward_passes,
+        backward_passes=counted.backward_passes,
+        seconds=time.perf_counter() - started,
+        seed=seed,
+        rejected=rejected,
+    )
+
+
+def _no_progress(n_examples: int) -> None:
+    """Where nobody asked, or the examples have been told already."""
+
+
+def _gradient_rule(spec: AttackSpec, model: nn.Module) -> AbstractContextManager[None]:
+    """What surrounds the search: the straight-through gradient for BPDA attacks, nothing for the others."""
+    if not spec.straight_through:
+        return nullcontext()
+    from ..sparsify import straight_through
+
+    return straight_through(model)
+
+
+def _check_arguments(x: Tensor, y: Tensor, indices: Tensor, budget: Budget, batch_size: int, n_classes: int) -> None:
+    if budget.norm not in ("Linf", "L2"):
+        raise ConfigError(f"norm {budget.norm!r} is not known", hint="Use Linf or L2.")
+    if not (math.isfinite(budget.eps) and budget.eps >= 0) or (budget.norm == "Linf" and budget.eps > 1):
+        raise ConfigError(
+            f"eps = {budget.eps} cannot be used with norm {budget.norm}",
+            hint="eps is in pixel units of [0, 1] images: 8/255, not 8.",
+        )
+    if batch_size < 1:
+        raise ConfigError(f"batch size {batch_size} is below 1")
+    if n_classes < 2:
+        raise AttackError(f"a classifier of {n_classes} class cannot be attacked")
+    n = x.shape[0]
+    if x.ndim != 4 or x.dtype != torch.float32 or y.shape != (n,) or indices.shape != (n,):
+        raise DataError(
+            f"got images {x.dtype} {tuple(x.shape)}, labels {tuple(y.shape)}, indices {tuple(indices.shape)}; expected "
+            "float32 (n, channels, height, width), (n,) and (n,)"
+        )
+    if n == 0:
+        return
+    if not (x.min() >= 0 and x.max() <= 1):  # false for NaN as well
+        raise DataError(f"pixels go from {x.min().item():g} to {x.max().item():g}, expected [0, 1]")
+    if y.min() < 0 or y.max() >= n_classes:
+        raise DataError(f"labels go from {int(y.min())} to {int(y.max())}, the model has {n_classes} classes")

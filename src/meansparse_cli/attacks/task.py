@@ -1,0 +1,43 @@
+"""What an attack family is given and hands back: the inside of ``run_attack``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .counting import CountedModel
+from .result import Budget
+
+
+@dataclass(frozen=True)
+class AttackTask:
+    """n examples to attack, every one of them classified correctly at the clean image.
+
+    ``x`` (n, channels, height, width) float32 in [0, 1], on any device and in any memory format; ``y`` (n,) int64;
+    ``indices`` (n,) int64 on the CPU, each example's position in its data set, from which its random starts are drawn;
+    ``clean_logits`` (n, n_classes). ``advance`` is called with the number of examples finished since its last call.
+    """
+
+    attack: str
+    model: CountedModel
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+    clean_logits: Tensor
+    budget: Budget
+    seed: int
+    batch_size: int
+    advance: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search claims, before the judge has seen it.
+
+    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
+    of highest loss in the last attempt, or the clean one. ``best_loss`` (n,): that loss, from attacks that climb one.
+    """
+
+    points: Tensor
+    claimed: Tensor
+    best_loss: Tensor | None = None

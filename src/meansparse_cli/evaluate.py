@@ -1,0 +1,304 @@
+"""``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
+
+The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before it
+have left of the same model, or, with ``individual``, every example that is right at its clean image. Each break is
+judged afresh at once, before the next attack is told what is left. Every image that an attack found on one model is
+tried on the other as well (``transfer``), so that neither faces a weaker adversary.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .attacks import ATTACKS, expand_attacks, run_attack
+from .attacks.budget import l2_norm
+from .attacks.counting import CountedModel
+from .attacks.judge import is_misclassified, under_attack
+from .attacks.result import Budget, Norm
+from .errors import ConfigError, DataError
+from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, run_order, stored_as
+from .evaluation_state import Chunk, EvaluationState, chunk_of
+from .sparsify import SparsifiedModel, alpha_set
+
+__all__ = ["EvaluateSettings", "Evaluation", "EvaluationProgress", "evaluate_robustness"]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """``attacks``: names or presets. ``eps``: in pixel units of [0, 1] images. ``individual``: each attack faces every
+    example that is right at its clean image, which gives each a number of its own and costs several times as much.
+    ``chunk_size``: examples between two writes to disk, what a kill can cost. ``batch_size``, ``chunk_size`` and
+    ``device`` may change from one session to the next.
+    """
+
+    attacks: tuple[str, ...]
+    norm: Norm
+    eps: float
+    n_examples: int
+    seed: int = 0
+    batch_size: int = 256
+    device: str = "cpu"
+    individual: bool = False
+    chunk_size: int = 256
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """Where an evaluation stands: ``attack`` (or ``clean``) on ``model`` is done with ``n_done`` of ``n_total`` examples.
+
+    ``n_resumed`` of these were done by an earlier session. ``n_robust``: model -> finished attack -> examples still
+    right after it and all before it, of ``n_examples``.
+    """
+
+    model: ModelName
+    attack: str
+    n_done: int
+    n_total: int
+    n_resumed: int
+    n_examples: int
+    n_robust: dict[ModelName, dict[str, int]] = field(default_factory=dict)
+
+
+def evaluate_robustness(
+    model: SparsifiedModel,
+    x: Tensor,
+    y: Tensor,
+    indices: Tensor,
+    *,
+    alpha: float,
+    settings: EvaluateSettings,
+    state_folder: Path,
+    fingerprint: dict[str, str],
+    n_classes: int,
+    on_update: Callable[[EvaluationProgress], None] | None = None,
+) -> Evaluation:
+    """Attack the first ``n_examples`` of ``x`` (n, channels, height, width) float32 in [0, 1] on both models.
+
+    ``y`` (n,) true classes; ``indices`` (n,) positions in the data set, which fix the random starts. ``fingerprint``
+    names what else the outcomes depend on (weights, statistics). The base model is ``model`` at alpha = 0.
+
+    Finished chunks are read back from ``state_folder``; killed at any moment and called again, the outcomes are the same.
+    A larger ``n_examples`` or a further attack adds to what is there. Raises ``ArtifactError`` where the folder belongs
+    to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack`` does.
+    """
+    n = settings.n_examples
+    if settings.chunk_size < 1 or n < 1:
+        raise ConfigError(f"n_examples = {n} and chunk_size = {settings.chunk_size} must be 1 or above")
+    if not len(x) == len(y) == len(indices) or len(x) < n:
+        raise DataError(f"{n} examples are wanted; got {len(x)} images, {len(y)} labels and {len(indices)} indices")
+    order = run_order(expand_attacks(settings.attacks))
+    stored = {stored_as(name, attack) for name in MODELS for attack in order}
+    state = EvaluationState(
+        state_folder,
+        {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed, "alpha": alpha, **fingerprint},
+        {attack: _attack_version(attack) for attack in sorted(stored)},
+    )
+    state.check_examples(indices[:n], x[:n], y[:n])
+    run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update)
+    names = MODELS if alpha else MODELS[:1]  # at alpha = 0 the two models are one
+    with under_attack(model):
+        for name in names:
+            run.classify_clean(name)
+        for attack in order:
+            for name in names:
+                run.attack(name, attack)
+    base = run.outcomes("base")
+    sparsified = run.outcomes("sparsified") if alpha else replace(base, spent=dict.fromkeys(base.spent, Spent()))
+    return Evaluation(alpha, order, run.indices.numpy(), run.y.numpy(), base, sparsified)
+
+
+class _Run:
+    """One evaluation at work; every mask is (n,) bool on the CPU."""
+
+    def __init__(
+        self,
+        model: SparsifiedModel,
+        x: Tensor,
+        y: Tensor,
+        indices: Tensor,
+        alpha: float,
+        settings: EvaluateSettings,
+        state: EvaluationState,
+        n_classes: int,
+        on_update: Callable[[EvaluationProgress], None] | None,
+    ) -> None:
+        self.model, self.x, self.y, self.indices = model, x, y.long(), indices.long()
+        self.alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha}
+        self.settings, self.state, self.n_classes, self.on_update = settings, state, n_classes, on_update
+        self.budget = Budget(settings.norm, settings.eps)
+        self.correct = {name: self._blank() for name in MODELS}
+        self.robust = {name: self._blank() for name in MODELS}
+        self.transferred = {name: self._blank() for name in MODELS}
+        self.n_transfer_passes = dict.fromkeys(MODELS, 0)
+        self.faced: dict[ModelName, dict[str, Tensor]] = {name: {} for name in MODELS}
+        self.broken: dict[ModelName, dict[str, Tensor]] = {name: {} for name in MODELS}
+        self.spent: dict[ModelName, dict[str, Spent]] = {name: {} for name in MODELS}
+        self.n_robust: dict[ModelName, dict[str, int]] = {name: {} for name in MODELS}
+        self.upheld: dict[tuple[ModelName, str, int], Tensor] = {}
+
+    def classify_clean(self, name: ModelName) -> None:
+        """One forward pass for each example that has not had one."""
+        attempted, wrong = self._blank(), self._blank()
+        for _, chunk in self.state.chunks(name, CLEAN):
+            inside = chunk.positions < len(self.y)
+            attempted[chunk.positions[inside]], wrong[chunk.positions[inside]] = True, chunk.broken[inside]
+        n_done = n_resumed = int(attempted.sum())
+        for positions in self._chunks_of(~attempted):
+            x, y, _ = self._examples(positions)
+            wrong[positions] = self._misclassified(name, x, y)
+            self.state.append(name, CLEAN, Chunk(positions, wrong[positions], forward_passes=len(positions)))
+            n_done += len(positions)
+            self._tell(name, CLEAN, n_done, len(self.y), n_resumed)
+        self.correct[name], self.robust[name] = ~wrong, ~wrong
+        self.n_robust[name][CLEAN] = int(self.correct[name].sum())
+        self._tell(name, CLEAN, n_done, len(self.y), n_resumed)
+
+    def attack(self, name: ModelName, attack: str) -> None:
+        """One attack on one model: the examples that it has not faced yet are attacked, every break is judged afresh."""
+        stored = stored_as(name, attack)
+        wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
+        attempted, broken, spent = self._blank(), self._blank(), Spent()
+        for number, chunk in self.state.chunks(name, stored):
+            attempted[chunk.positions[chunk.positions < len(self.y)]] = True
+            spent = self._judge(name, stored, number, chunk, wanted, broken, spent)
+        n_total, n_resumed = int(wanted.sum()), int((wanted & attempted).sum())
+        n_done = n_resumed
+        self._tell(name, attack, n_done, n_total, n_resumed)
+
+        def on_progress(n_more: int) -> None:
+            nonlocal n_done
+            n_done += n_more
+            self._tell(name, attack, n_done, n_total, n_resumed)
+
+        for positions in self._chunks_of(wanted & ~attempted):
+            n_before = n_done
+            chunk = self._run_attack(name, stored, positions, on_progress)
+            number = self.state.append(name, stored, chunk)
+            spent = self._judge(name, stored, number, chunk, wanted, broken, spent)
+            n_done = n_before + len(positions)
+        # what a BPDA attack shares with its plain twin was paid for once
+        self.spent[name][attack] = Spent() if stored in self.spent[name] else spent
+        self.faced[name][attack], self.broken[name][attack] = wanted, broken
+        self.robust[name] &= ~broken
+        self.n_robust[name][attack] = int(self.robust[name].sum())
+        self._tell(name, attack, n_done, n_total, n_resumed)
+
+    def outcomes(self, name: ModelName) -> ModelOutcomes:
+        """Everything about one model, with ``transfer`` as the last attack."""
+        faced = self.faced[name] | {TRANSFER: self.correct[name]}
+        broken = self.broken[name] | {TRANSFER: self.transferred[name] & self.correct[name]}
+        return ModelOutcomes(
+            self.correct[name].numpy(),
+            {attack: mask.numpy() for attack, mask in faced.items()},
+            {attack: mask.numpy() for attack, mask in broken.items()},
+            self.spent[name] | {TRANSFER: Spent(forward_passes=self.n_transfer_passes[name])},
+        )
+
+    def _run_attack(self, name: ModelName, stored: str, positions: Tensor, on_progress: Callable[[int], None]) -> Chunk:
+        x, y, indices = self._examples(positions)
+        with self._as(name):
+            result = run_attack(
+                stored,
+                self.model,
+                x,
+                y,
+                indices,
+                budget=self.budget,
+                seed=self.settings.seed,
+                batch_size=self.settings.batch_size,
+                n_classes=self.n_classes,
+                on_progress=on_progress,
+            )
+        return chunk_of(positions, result)
+
+    def _judge(
+        self, name: ModelName, stored: str, number: int, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
+    ) -> Spent:
+        """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well.
+
+        Returns ``spent`` with the cost of this chunk added.
+        """
+        inside = chunk.positions < len(self.y)
+        claimed = chunk.broken & inside
+        claimed[inside] &= wanted[chunk.positions[inside]]
+        key = (name, stored, number)
+        if key not in self.upheld:
+            self.upheld[key] = self._judge_afresh(name, chunk, claimed)
+        upheld = self.upheld[key]
+        broken[upheld] = True
+        broken &= wanted
+        n_unconfirmed = int(claimed.sum()) - int(broken[chunk.positions[inside]].sum())
+        return Spent(
+            spent.forward_passes + chunk.forward_passes,
+            spent.backward_passes + chunk.backward_passes,
+            spent.seconds + chunk.seconds,
+            spent.rejected + chunk.rejected,
+            spent.unconfirmed + n_unconfirmed,
+        )
+
+    def _judge_afresh(self, name: ModelName, chunk: Chunk, claimed: Tensor) -> Tensor:
+        """The positions of the ``claimed`` (m,) breaks of a chunk that hold."""
+        positions = chunk.positions[claimed]
+        if not len(positions) or chunk.adversarial is None:
+            return positions[:0]
+        x, y, _ = self._examples(positions)
+        images = chunk.adversarial[claimed[chunk.broken]].to(x.device)
+        allowed = _within_budget(images, x, self.budget)
+        # what is outside is not shown to a model, which may fail on it
+        images = torch.where(allowed.to(x.device).view(-1, 1, 1, 1), images, x)
+        other: ModelName = "sparsified" if name == "base" else "base"
+        self.transferred[other][positions] |= allowed & self._misclassified(other, images, y)
+        self.n_transfer_passes[other] += len(positions)
+        return positions[allowed & self._misclassified(name, images, y)]
+
+    def _misclassified(self, name: ModelName, images: Tensor, y: Tensor) -> Tensor:
+        """(m,) bool on the CPU, in float32 and evaluation mode."""
+        device = images.device
+        counted = CountedModel(self.model, n_classes=self.n_classes, device=device)
+        with self._as(name):
+            return is_misclassified(counted, images, y, batch_size=self.settings.batch_size).cpu()
+
+    def _as(self, name: ModelName) -> AbstractContextManager[None]:
+        return alpha_set(self.model, self.alphas[name])
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(len(self.y), dtype=torch.bool)
+
+    def _chunks_of(self, mask: Tensor) -> list[Tensor]:
+        """Positions where ``mask`` (n,) is true, in order, ``chunk_size`` at a time."""
+        positions = mask.nonzero().flatten()
+        size = self.settings.chunk_size
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    def _examples(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.settings.device
+        return self.x[positions.to(self.x.device)].to(device), self.y[positions].to(device), self.indices[positions]
+
+    def _tell(self, name: ModelName, attack: str, n_done: int, n_total: int, n_resumed: int) -> None:
+        if self.on_update is not None:
+            n_robust = {model: dict(counts) for model, counts in self.n_robust.items()}
+            self.on_update(EvaluationProgress(name, attack, n_done, n_total, n_resumed, len(self.y), n_robust))
+
+
+def _within_budget(images: Tensor, x: Tensor, budget: Budget) -> Tensor:
+    """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``, in float64."""
+    flat, delta = images.flatten(1), images.double() - x.double()
+    distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
+    in_range = torch.isfinite(flat).all(dim=1) & (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
+    return (in_range & (distance <= budget.eps * (1 + 1e-9))).cpu()  # the order of a float64 sum may differ
+
+
+def _attack_version(attack: str) -> str:
+    """What the attack does, in words that change when it does."""
+    spec = ATTACKS[attack]
+    if "pyautoattack" not in spec.description:
+        return spec.description
+    try:
+        return f"{spec.description}, pyautoattack {version('pyautoattack')}"
+    except PackageNotFoundError:
+        return spec.description

@@ -1,0 +1,117 @@
+"""Accuracies, paired differences and the verdict, against numpy and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from meansparse_cli.accuracy import accuracy_of, paired_difference, verdict
+from meansparse_cli.errors import DataError
+
+
+def outcomes(n_right: int, n: int = 1000) -> np.ndarray:
+    return np.arange(n) < n_right
+
+
+def test_an_accuracy_is_a_fraction_with_its_binomial_error() -> None:
+    accuracy = accuracy_of(outcomes(250))
+    assert (accuracy.fraction, accuracy.n) == (0.25, 1000)
+    assert accuracy.standard_error == pytest.approx(math.sqrt(0.25 * 0.75 / 1000))
+    assert accuracy_of(torch.tensor([True, True])) == accuracy_of(np.array([True, True]))
+
+
+def test_all_right_has_no_error_bar() -> None:
+    assert accuracy_of(np.ones(7, dtype=bool)).standard_error == 0
+
+
+@pytest.mark.parametrize("bad", [np.zeros(0, dtype=bool), np.array([0.5]), np.ones((2, 2), dtype=bool)])
+def test_what_is_not_a_vector_of_outcomes_is_refused(bad: np.ndarray) -> None:
+    with pytest.raises(DataError, match="expected bool"):
+        accuracy_of(bad)
+
+
+def test_two_lengths_cannot_be_paired() -> None:
+    with pytest.raises(DataError, match="of 3 and of 2 examples"):
+        paired_difference(outcomes(1, 3), outcomes(1, 2))
+
+
+def test_paired_standard_error_is_numpys_over_the_differences() -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs = rng.random(503) < 0.6, rng.random(503) < 0.5
+    paired = paired_difference(torch.from_numpy(mine), theirs)
+    differences = mine.astype(float) - theirs.astype(float)
+    assert paired.difference == pytest.approx(differences.mean())
+    assert paired.standard_error == pytest.approx(differences.std() / math.sqrt(503))
+    assert paired.gained == (mine & ~theirs).sum()
+    assert paired.lost == (theirs & ~mine).sum()
+    # McNemar's form of the same number
+    discordant = (paired.gained + paired.lost) / 503
+    assert paired.standard_error == pytest.approx(math.sqrt((discordant - paired.difference**2) / 503))
+    low, high = paired.interval_95
+    assert (low + high) / 2 == pytest.approx(paired.difference)
+    assert high - low == pytest.approx(2 * 1.96 * paired.standard_error, rel=1e-4)
+
+
+def test_pairing_is_what_makes_a_small_difference_visible() -> None:
+    paired = paired_difference(outcomes(510), outcomes(500))
+    assert paired.standard_error < 0.25 * accuracy_of(outcomes(500)).standard_error
+    assert paired.is_clear
+
+
+def test_five_flips_are_never_clear() -> None:
+    assert not paired_difference(outcomes(505), outcomes(500)).is_clear
+    assert paired_difference(outcomes(506), outcomes(500)).is_clear
+    assert not paired_difference(outcomes(1, 1), outcomes(0, 1)).is_clear
+
+
+@pytest.mark.parametrize(
+    ("plain", "worst", "name", "words"),
+    [
+        # gains in examples of 1000, base at 500 under the plain attacks and at 490 in the worst case
+        (30, 30, "real gain", "BPDA included"),
+        (60, 20, "real gain", "part of the gain under the plain attacks is masking"),
+        (0, 20, "real gain", "BPDA included"),
+        (30, 0, "gradient masking", "none of the gain is left"),
+        (30, 4, "gradient masking", "none of the gain is left"),
+        (30, -20, "gradient masking", "below the base model"),
+        (0, -20, "worse", "below the base model"),
+        (-30, -20, "worse", "below the base model"),
+        (0, 0, "no difference", "within 2 standard errors"),
+        (3, -3, "no difference", "within 2 standard errors"),
+        (-30, 0, "no difference", "within 2 standard errors"),
+        (6, 5, "no difference", "more examples would tell"),
+    ],
+)
+def test_the_verdict(plain: int, worst: int, name: str, words: str) -> None:
+    found = verdict(
+        base_plain=outcomes(500),
+        sparsified_plain=outcomes(500 + plain),
+        base_worst=outcomes(490),
+        sparsified_worst=outcomes(490 + worst),
+    )
+    assert found.name == name
+    assert words in found.reason
+    assert f"{plain / 10:+.2f}" in found.reason
+    assert f"{worst / 10:+.2f}" in found.reason
+
+
+def test_many_flips_both_ways_are_no_gain() -> None:
+    base = outcomes(500)
+    mine = base.copy()
+    mine[450:500], mine[500:560] = False, True  # 60 gained, 50 lost: +1.0 ± 1.0 points
+    assert (
+        verdict(base_plain=base, sparsified_plain=mine, base_worst=base, sparsified_worst=mine).name == "no difference"
+    )
+
+
+def test_without_bpda_no_gain_is_called_real() -> None:
+    found = verdict(
+        base_plain=outcomes(500),
+        sparsified_plain=outcomes(530),
+        base_worst=outcomes(500),
+        sparsified_worst=outcomes(530),
+        bpda_was_run=False,
+    )
+    assert found.name == "unproven gain"
+    assert "masking is not ruled out" in found.reason

@@ -1,0 +1,109 @@
+"""Files and reports: whole or not there, and refused once they were changed."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meansparse_cli.artifacts import atomic_write, load_torch, save_torch, sha256_of, write_bytes
+from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from meansparse_cli.errors import ArtifactError, StorageError
+from meansparse_cli.networks import ResNet18
+from meansparse_cli.report import read_report, verify_outputs, write_report
+from meansparse_cli.sites import find_sites
+from meansparse_cli.statistics import ChannelStatistics
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    with pytest.raises(StorageError, match="No space left") as caught, atomic_write(target) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert "type the same command again" in str(caught.value)
+
+
+def test_a_real_full_disk_is_one_clear_error() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        full.write_bytes(b"x")
+
+
+def test_torch_state_round_trip_and_damage(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    save_torch(file, {"x": torch.arange(3), "name": "a"})
+    assert torch.equal(load_torch(file)["x"], torch.arange(3))
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_torch(file)
+
+
+def report(path: Path, **changes: Any) -> dict[str, Any]:
+    parts: dict[str, Any] = {
+        "stage": "calibrate", "config": {"settings": {"seed": 0}}, "inputs": {}, "outputs": {}, "results": {"n": 3},
+        "device": "cpu", "seconds": 1.0,
+    }  # fmt: skip
+    return write_report(path, **(parts | changes))
+
+
+def test_report_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "calibrate.yaml"
+    written = report(path)
+    assert read_report(path, "calibrate", mend="x") == written
+    assert written["provenance"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("n: 3", "n: 4"), ("seed: 0", "seed: 1"), ("content_sha256: ", "content_sha256: 0")])
+def test_an_edited_report_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "calibrate.yaml"
+    report(path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ArtifactError, match="was changed after it was written") as caught:
+        read_report(path, "calibrate", mend="meansparse calibrate --run x")
+    assert "meansparse calibrate --run x --fresh" in str(caught.value)
+
+
+def test_missing_foreign_and_garbled_reports_name_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no calibrate.yaml") as caught:
+        read_report(tmp_path / "calibrate.yaml", "calibrate", mend="meansparse calibrate --run x")
+    assert caught.value.hint == "run: meansparse calibrate --run x"
+    report(tmp_path / "fetch.yaml")
+    with pytest.raises(ArtifactError, match="schema is 'meansparse/calibrate/1'"):
+        read_report(tmp_path / "fetch.yaml", "fetch", mend="x")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ArtifactError, match="not YAML"):
+        read_report(tmp_path / "bad.yaml", "fetch", mend="x")
+
+
+def test_changed_and_missing_outputs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "statistics.safetensors"
+    file.write_bytes(b"one")
+    written = report(tmp_path / "calibrate.yaml", outputs={file.name: sha256_of(file)})
+    verify_outputs(written, tmp_path, mend="x")
+    file.write_bytes(b"two")
+    with pytest.raises(ArtifactError, match="sha256 differs"):
+        verify_outputs(written, tmp_path, mend="x")
+    file.unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        verify_outputs(written, tmp_path, mend="x")
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    sites = find_sites(ResNet18(n_classes=10, width=2), torch.rand(2, 3, 16, 16))
+    statistics = [ChannelStatistics(7, torch.randn(s.channels).double(), torch.rand(s.channels).double()) for s in sites]
+    saved = Checkpoint(tuple(sites), tuple(statistics), "pooled", 0.15)
+    save_checkpoint(tmp_path / "m.safetensors", saved)
+    loaded = load_checkpoint(tmp_path / "m.safetensors")
+    assert (loaded.sites, loaded.alpha, loaded.estimator) == (saved.sites, 0.15, "pooled")
+    for a, b in zip(saved.statistics, loaded.statistics, strict=True):
+        assert torch.equal(a.mean, b.mean)
+        assert torch.equal(a.std, b.std)
+    (tmp_path / "m.safetensors").write_bytes(b"no")
+    with pytest.raises(ArtifactError, match="not a MeanSparse checkpoint"):
+        load_checkpoint(tmp_path / "m.safetensors")

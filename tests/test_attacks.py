@@ -1,0 +1,440 @@
+"""Every attack against models whose answer is known, and what ``run_attack`` promises whatever the attack does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meansparse_cli.attacks import ATTACKS, PRESETS, expand_attacks, run_attack
+from meansparse_cli.attacks import fab as fab_module
+from meansparse_cli.attacks import run as run_module
+from meansparse_cli.attacks import square as square_module
+from meansparse_cli.attacks.budget import enforce_budget
+from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.task import AttackTask, SearchOutcome
+from meansparse_cli.errors import AttackError, ConfigError, DataError
+
+SHAPE = (3, 6, 6)
+GRADIENT_ATTACKS = ["pgd-50", "apgd-ce", "apgd-dlr", "apgd-t"]
+NEAREST_BROKEN = {"pgd-50": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
+BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
+budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer queries and steps for the slow attacks; one thread, so that sums do not depend on the machine."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(square_module, "N_QUERIES", 60)
+    monkeypatch.setattr(fab_module, "N_STEPS", 10)
+
+
+class Linear(nn.Module):
+    """Logits w x + b, computed in float64 so that they do not depend on the batch."""
+
+    def __init__(self, n_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        n_pixels = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        self.weight = nn.Parameter(torch.randn(n_classes, n_pixels, generator=generator))
+        self.n_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        return ((x.flatten(1) - 0.5).double() @ self.weight.double().T).float()
+
+    def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
+        """(n,): how far the nearest other class is, in closed form (while no pixel is clipped)."""
+        logits = self(x)
+        rise = self.weight[None] - self.weight[y][:, None]  # (n, n_classes, n_pixels)
+        length = rise.abs().sum(-1) if norm == "Linf" else rise.norm(dim=-1)
+        gap = logits.gather(1, y[:, None]) - logits
+        return (gap / length).scatter(1, y[:, None], torch.inf).amin(dim=1).detach()
+
+
+def images(n: int, spread: float = 0.1, seed: int = 1) -> Tensor:
+    """Images around grey, far enough from black and white for no budget here to be clipped."""
+    return 0.5 + spread * (torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 0.5)
+
+
+def attack(
+    name: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    budget: Budget,
+    *,
+    n_classes: int,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> AttackResult:
+    return run_attack(
+        name, model, x, y, torch.arange(len(x)), budget=budget, seed=seed, batch_size=batch_size, n_classes=n_classes
+    )  # fmt: skip
+
+
+def at_distances(model: Linear, factors: list[float], budget: Budget) -> tuple[Tensor, Tensor]:
+    """Images whose nearest other class is ``factor * eps`` away: grey, where all logits are 0, plus some of a class."""
+    n_classes = len(model.weight)
+    weight = model.weight.detach() - model.weight.detach().mean(dim=0)
+    x = images(len(factors)) + 0.2 * weight[torch.arange(len(factors)) % n_classes].sign().view(-1, *SHAPE)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    scale = torch.tensor(factors) * budget.eps / model.distance(x, y, budget.norm)
+    x = 0.5 + (x - 0.5) * scale.view(-1, 1, 1, 1)
+    assert (x - 0.5).abs().max() < 0.5 - budget.eps, "a clipped pixel would change the closed form"
+    return x, y
+
+
+@budgets
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_linear_model_is_broken_exactly_where_theory_says(name: str, n_classes: int, budget: Budget) -> None:
+    model = Linear(n_classes)
+    # Beyond 2 classes an untargeted loss climbs towards several at once, cross-entropy more so than DLR.
+    near = NEAREST_BROKEN[name] if n_classes > 2 else 0.98 if name == "pgd-50" else 0.995
+    x, y = at_distances(model, [near, 1.005, near / 2, 1.1, 0.1, 2.0], budget)
+    result = attack(name, model, x, y, budget, n_classes=n_classes)
+    assert result.broken.tolist() == [True, False, True, False, True, False]
+    assert result.rejected == 0
+
+
+@budgets
+@pytest.mark.parametrize("name", ["fab-t", "square"])
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 8, 11])
+def test_foreign_attacks_on_a_linear_model(name: str, n_classes: int, budget: Budget) -> None:
+    model = Linear(n_classes)
+    near = 0.9 if name == "fab-t" else 0.1  # few queries
+    x, y = at_distances(model, [near, 1.005, 1.1, near / 2], budget)
+    result = attack(name, model, x, y, budget, n_classes=n_classes, batch_size=3)
+    assert result.broken.tolist() == [True, False, False, True]
+
+
+@budgets
+@pytest.mark.parametrize("name", ATTACKS)
+def test_budget_range_and_verdict_hold(name: str, budget: Budget) -> None:
+    model = Linear(4)
+    x = torch.rand(9, *SHAPE, generator=torch.Generator().manual_seed(2)).round(decimals=1)  # some pixels at 0 and 1
+    y = model(x).argmax(dim=1)
+    y[0] = (y[0] + 1) % 4
+    result = attack(name, model, x, y, Budget(budget.norm, 4 * budget.eps), n_classes=4)
+    delta = result.adversarial.double() - x.double()
+    size = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else delta.flatten(1).norm(dim=1)
+    assert (size <= 4 * budget.eps).all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    assert result.adversarial.dtype == torch.float32
+    assert torch.equal(model(result.adversarial).argmax(dim=1) != y, result.broken)
+    assert torch.equal(result.adversarial[~result.broken], x[~result.broken])
+    assert result.broken[0] and torch.equal(result.adversarial[0], x[0])
+    assert 1 < result.broken.sum()
+    assert result.rejected == 0
+
+
+@pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t"])
+def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None:
+    model, budget = Linear(4), BUDGETS[0]
+    x, y = at_distances(model, [0.5, 0.9, 1.1, 2.0, 0.95, 1.5, 0.3, 0.8], budget)
+    indices = torch.arange(50, 58)
+
+    def run(rows: Tensor, batch_size: int, seed: int = 0) -> AttackResult:
+        return run_attack(
+            name, model, x[rows], y[rows], indices[rows], budget=budget, seed=seed, batch_size=batch_size, n_classes=4
+        )  # fmt: skip
+
+    reference = run(torch.arange(8), 8)
+    assert torch.equal(run(torch.arange(8), 8).adversarial, reference.adversarial)
+    for batch_size, rows in (
+        (1, torch.arange(8)),
+        (3, torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])),
+        (8, torch.tensor([4, 1])),
+    ):
+        result = run(rows, batch_size)
+        assert torch.equal(result.broken, reference.broken[rows])
+        assert torch.equal(result.adversarial, reference.adversarial[rows])
+    if name != "fab-t":
+        assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
+
+
+@budgets
+def test_square_repeats_itself_in_any_order(budget: Budget) -> None:
+    model = Linear(4)
+    x, y = at_distances(model, [0.05, 0.1, 0.2, 2.0], budget)
+    order = torch.tensor([2, 0, 3, 1])
+    first = attack("square", model, x, y, budget, n_classes=4)
+    torch.manual_seed(99)
+    second = run_attack(
+        "square", model, x[order], y[order], order, budget=budget, seed=0, batch_size=8, n_classes=4
+    )  # fmt: skip
+    assert torch.equal(second.adversarial, first.adversarial[order])
+
+
+@pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t", "square"])
+def test_few_classes_and_single_example(name: str) -> None:
+    for n_classes in (2, 3, 4, 8):
+        model = Linear(n_classes)
+        x, y = at_distances(model, [0.1], BUDGETS[0])
+        assert attack(name, model, x, y, BUDGETS[0], n_classes=n_classes).broken.all()
+
+
+def test_counts_of_a_known_case() -> None:
+    model, budget = Linear(2), BUDGETS[0]
+    x, y = at_distances(model, [2.0, 2.0, 3.0, 4.0], budget)
+    result = attack("apgd-ce", model, x, y, budget, n_classes=2, batch_size=4)
+    assert not result.broken.any()
+    assert result.forward_passes == 4 + 4 * 101  # the clean pass; the start and 100 steps
+    assert result.backward_passes == 4 * 100  # none is needed at the last point
+    result = attack("pgd-50", model, x, y, budget, n_classes=2, batch_size=4)
+    assert (result.forward_passes, result.backward_passes) == (4 + 4 * 51, 4 * 50)
+    wrong = attack("apgd-ce", model, x, 1 - y, budget, n_classes=2, batch_size=3)
+    assert wrong.broken.all() and (wrong.forward_passes, wrong.backward_passes) == (4, 0)
+    assert torch.equal(wrong.adversarial, x)
+    easy, y = at_distances(model, [0.8], budget)
+    result = attack("apgd-ce", model, easy, y, budget, n_classes=2, batch_size=1)
+    n_steps = result.backward_passes
+    assert result.broken.all() and 1 <= n_steps < 5
+    assert result.forward_passes == 1 + (n_steps + 1) + 1  # clean, search, judge
+
+
+def test_square_counts_its_queries() -> None:
+    model, budget = Linear(4), BUDGETS[0]
+    x, y = at_distances(model, [5.0, 5.0], budget)
+    result = attack("square", model, x, y, budget, n_classes=4)
+    assert result.forward_passes == 2 * (1 + 1 + 1 + 60 + 1 + 1)  # clean, again, start, queries, last, claim
+    assert result.backward_passes == 0
+
+
+@pytest.mark.parametrize("claim", ["clean", "outside", "nan"])
+def test_a_break_that_is_none_is_rejected(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, budget = Linear(4), BUDGETS[0]
+    x, y = at_distances(model, [2.0, 2.0], budget)
+
+    def liar(task: AttackTask) -> SearchOutcome:
+        points = {"clean": task.x, "outside": 1 - task.x, "nan": task.x * torch.nan}[claim]
+        return SearchOutcome(points, torch.tensor([True, False])[: len(points)])
+
+    monkeypatch.setitem(run_module.SEARCHES, "apgd-ce", liar)
+    result = attack("apgd-ce", model, x, y, budget, n_classes=4)
+    assert not result.broken.any()
+    assert result.rejected == 2  # the one example, and again when it is searched in full precision
+    assert torch.equal(result.adversarial, x)
+
+
+class UnsureInLowPrecision(Linear):
+    """Takes every image for class 1 under autocast; a linear model otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "square"])
+def test_a_break_of_low_precision_does_not_end_the_search(name: str) -> None:
+    model, budget = UnsureInLowPrecision(4), BUDGETS[0]
+    x, y = at_distances(model, [0.1, 2.0], budget)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        result = attack(name, model, x, y, budget, n_classes=4)
+    assert result.broken.tolist() == [True, False]
+    assert result.rejected == 2
+
+
+class BandedNet(nn.Module):
+    """One feature, the sum of the pixels' distances to grey; MeanSparse flattens it where every start lies."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        from meansparse_cli.sparsify import MeanSparse
+
+        self.mean_sparse = MeanSparse(torch.zeros(1), torch.ones(1), alpha=threshold, channel_axis=1)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        feature = self.mean_sparse((x - 0.5).flatten(1).sum(dim=1, keepdim=True))
+        evidence = feature - 0.5 * self.threshold
+        return torch.cat([torch.zeros_like(evidence), evidence, evidence - 1, evidence - 2], dim=1)
+
+
+@budgets
+def test_bpda_breaks_what_plain_gradients_cannot(budget: Budget) -> None:
+    n_pixels = images(1).numel()
+    farthest = budget.eps * (n_pixels if budget.norm == "Linf" else n_pixels**0.5)
+    model = BandedNet(threshold=0.7 * farthest)
+    x, y = torch.full((3, *SHAPE), 0.5), torch.zeros(3, dtype=torch.int64)
+    for name in [*GRADIENT_ATTACKS, "fab-t"]:
+        assert not attack(name, model, x, y, budget, n_classes=4).broken.any(), name
+    for name in PRESETS["bpda"] + ("bpda-apgd-t",):
+        result = attack(name, model, x, y, budget, n_classes=4)
+        assert result.broken.all(), name
+        assert not model.mean_sparse.straight_through
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_bpda_is_no_different_without_mean_sparse(name: str) -> None:
+    model, budget = Linear(4), BUDGETS[1]
+    x, y = at_distances(model, [0.05, 3.0], budget)
+    assert attack(name, model, x, y, budget, n_classes=4).broken.tolist() == [True, False]
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(144, 4),
+            nn.Dropout(0.5),
+        ).to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.to(memory_format=torch.channels_last))
+
+
+@budgets
+@pytest.mark.parametrize("name", ATTACKS)
+def test_channels_last_and_no_trace_left(name: str, budget: Budget) -> None:
+    model = ChannelsLast().train()
+    model.net[4].bias.requires_grad_(False)
+    x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(4)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(dim=1)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    result = attack(name, model, x, y, budget, n_classes=4, batch_size=2)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, True, False]
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model.eval()(result.adversarial).argmax(dim=1) != y, result.broken)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
+def test_progress_adds_up(name: str) -> None:
+    model = Linear(4)
+    x, y = at_distances(model, [0.5, 2.0, 0.1, 1.5, 2.0], BUDGETS[0])
+    y[4] = (y[4] + 1) % 4
+    told: list[int] = []
+    settings = dict(budget=BUDGETS[0], seed=0, batch_size=2, n_classes=4)
+    run_attack(name, model, x, y, torch.arange(5), on_progress=told.append, **settings)
+    assert sum(told) == 5 and min(told) > 0
+
+
+class Returns(nn.Module):
+    def __init__(self, make: object) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(x)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda x: x.new_zeros(len(x), 5), r"shape \(2, 5\)"),
+        (lambda x: x.new_zeros(len(x)), r"shape \(2,\)"),
+        (lambda x: torch.zeros(len(x), 4, dtype=torch.int64), "int64"),
+        (lambda x: (x.new_zeros(len(x), 4), None), "tuple"),
+        (lambda x: x.new_full((len(x), 4), torch.nan), "NaN or infinite for 2 of 2"),
+        (lambda x: x.new_full((len(x), 4), torch.inf), "NaN or infinite"),
+    ],
+)
+def test_unusable_outputs_are_named(make: object, found: str) -> None:
+    with pytest.raises(AttackError, match=found):
+        attack("apgd-ce", Returns(make), images(2), torch.zeros(2, dtype=torch.int64), BUDGETS[0], n_classes=4)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "pgd-50", "fab-t"])
+def test_a_model_without_gradient_is_named(name: str) -> None:
+    x, y = at_distances(Linear(4), [0.1], BUDGETS[0])
+    detached = Returns(lambda x: Linear(4)(x).detach())
+    with pytest.raises(AttackError, match="no gradient"):
+        attack(name, detached, x, y, BUDGETS[0], n_classes=4)
+    assert attack("square", detached, x, y, BUDGETS[0], n_classes=4).broken.all()
+
+
+def test_unusable_arguments_are_named() -> None:
+    model, x, y = Linear(4), images(2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="eps = 8"):
+        attack("apgd-ce", model, x, y, Budget("Linf", 8.0), n_classes=4)
+    with pytest.raises(ConfigError, match="norm"):
+        attack("apgd-ce", model, x, y, Budget("L1", 1.0), n_classes=4)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="255"):
+        attack("apgd-ce", model, 255 * x.round(), y, BUDGETS[0], n_classes=4)
+    with pytest.raises(DataError, match="labels"):
+        attack("apgd-ce", model, x, y + 4, BUDGETS[0], n_classes=4)
+    with pytest.raises(DataError, match="float64"):
+        attack("apgd-ce", model, x.double(), y, BUDGETS[0], n_classes=4)
+    with pytest.raises(AttackError, match="5 x 5"):
+        attack("square", Returns(lambda x: x[:, :2, 0, 0]), x[:, :, :4, :4], y * 0, BUDGETS[1], n_classes=2)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_examples_and_no_budget(name: str) -> None:
+    model = Linear(4)
+    empty = attack(name, model, images(0), torch.zeros(0, dtype=torch.int64), BUDGETS[0], n_classes=4)
+    assert empty.broken.shape == (0,) and empty.adversarial.shape == (0, *SHAPE)
+    x = images(2)
+    still = attack(name, model, x, model(x).argmax(dim=1), Budget("Linf", 0.0), n_classes=4)
+    assert not still.broken.any() and torch.equal(still.adversarial, x)
+
+
+@budgets
+def test_enforce_budget_is_exact_and_does_next_to_nothing(budget: Budget) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, *SHAPE, generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    if budget.norm == "Linf":
+        points = (x + budget.eps * noise.sign()).clamp(0, 1)
+    else:
+        points = (x + budget.eps * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
+    inside = enforce_budget(points, x, budget)
+    delta = (inside.double() - x.double()).flatten(1)
+    size = delta.abs().amax(dim=1) if budget.norm == "Linf" else delta.norm(dim=1)
+    assert (size <= budget.eps).all()
+    assert (inside - points).abs().max() <= 2**-22
+    assert torch.equal(enforce_budget(inside, x, budget), inside)
+
+
+def test_expand_attacks() -> None:
+    assert expand_attacks(["square", "apgd", "apgd-ce"]) == ["apgd-ce", "apgd-dlr", "square"]
+    assert expand_attacks(["standard"]) == expand_attacks(["autoattack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert expand_attacks(["full"]) == list(ATTACKS)
+    costs = [spec.cost for spec in ATTACKS.values()]
+    assert costs == sorted(costs)
+    assert all(name in ATTACKS for names in PRESETS.values() for name in names)
+    assert {spec.search for spec in ATTACKS.values()} == set(run_module.SEARCHES)
+
+
+def test_unknown_attack_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*apgd-ce") as error:
+        expand_attacks(["apgdce"])
+    assert "square" in str(error.value) and "standard" in str(error.value)
+    with pytest.raises(ConfigError, match="no attack"):
+        expand_attacks([])
+    with pytest.raises(ConfigError, match="unknown attack"):
+        attack("standard", Linear(4), images(1), torch.zeros(1, dtype=torch.int64), BUDGETS[0], n_classes=4)
+
+
+def test_the_catalogue_does_not_import_torch() -> None:
+    code = "import sys, meansparse_cli.attacks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@budgets
+def test_foreign_attacks_are_still_themselves(budget: Budget) -> None:
+    """What guards pyautoattack's FAB and Square changes nothing where they need no guard."""
+    fab_pt = pytest.importorskip("pyautoattack.fab_pt")
+    model = Linear(11)
+    x, y = at_distances(model, [0.9, 0.5, 1.1], budget)
+    ours = attack("fab-t", model, x, y, budget, n_classes=11)
+    raw = fab_pt.FABAttack_PT(model, norm=budget.norm, eps=budget.eps, n_iter=10, targeted=True, n_target_classes=9)
+    torch.testing.assert_close(ours.adversarial, raw.perturb(x, y), rtol=0, atol=1e-6)

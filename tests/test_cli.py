@@ -1,0 +1,116 @@
+"""The command line as its user meets it: help, and one clear message for each kind of bad input."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from meansparse_cli.cli import app
+
+PIPELINE = ["fetch", "calibrate", "sweep-alpha", "evaluate"]
+
+
+def meansparse(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def said(result: Result) -> str:
+    return re.sub(r"[\s│]+", " ", result.stderr)
+
+
+def test_help_lists_the_pipeline_in_order_without_torch() -> None:
+    code = "import sys, meansparse_cli.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch'\nassert 'robustbench' not in sys.modules"  # fmt: skip
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
+    assert result.returncode == 0, result.stderr
+    at = [result.stdout.index(f" {stage} ") for stage in PIPELINE]
+    assert at == sorted(at)
+
+
+def test_module_and_version() -> None:
+    result = subprocess.run([sys.executable, "-m", "meansparse_cli", "--version"], capture_output=True, text=True)
+    assert re.fullmatch(r"meansparse \d+\.\d+\.\d+\n", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["fetch", "--model", "Bartoldson2025"], 4, "did you mean"),
+        (["fetch", "--model", "Wang2023Better"], 4, "can mean"),
+        (["fetch"], 3, "no model and no run folder"),
+        (["calibrate", "--model", "digits", "--fraction", "2"], 3, "--fraction"),
+        (["calibrate", "--model", "digits", "--n-examples", "5000"], 7, "5000 examples were asked for, the split has 1295"),
+        (["calibrate", "--model", "resnet18-w16"], 7, "--data-dir"),
+        (["calibrate", "--model", "resnet18-w16", "--data-dir", "nowhere"], 7, "no folder nowhere"),
+        (["calibrate", "--model", "digits", "--dataset", "nowhere.npz"], 7, "no such path"),
+        (["calibrate", "--model", "digits", "--device", "cuda:7"], 3, "--device auto"),
+        (["calibrate", "--model", "nowhere:net"], 4, "no such module"),
+        (["sweep-alpha", "--model", "digits"], 10, "meansparse fetch --model digits"),
+        (["sweep-alpha", "--model", "digits", "--alphas", "-0.1"], 3, "0 or above"),
+        (["sweep-alpha", "--model", "digits", "--alphas", "some"], 3, "each must be a number"),
+        (["evaluate", "--run", "nowhere"], 10, "no fetch.yaml in nowhere"),
+        (["run", "--config", "nowhere.yaml"], 3, "no config file nowhere.yaml"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = meansparse(*arguments)
+    assert expected in said(result), result.output
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    assert meansparse("calibrate", "--model", "digits", "--run", "r", "--n-examples", "60").exit_code == 0
+    return tmp_path / "r"
+
+
+def test_bad_input_after_calibration(calibrated: Path, npz: Path) -> None:
+    cases = [
+        (["sweep-alpha", "--run", "r", "--eps", "8"], 3, "did you mean --eps 8/255?"),
+        (["sweep-alpha", "--run", "r", "--attack", "apgd-cee"], 3, "did you mean apgd-ce"),
+        (["sweep-alpha", "--run", "r", "--alphas", "0"], 3, "no alpha above 0"),
+        (["evaluate", "--run", "r"], 10, "meansparse sweep-alpha --run r"),
+        (["evaluate", "--run", "r", "--alpha", "-1"], 3, "alpha is -1"),
+        (["calibrate", "--model", "resnet18-w16", "--run", "r"], 10, "is a run of digits"),
+        (["calibrate", "--run", "r", "--dataset", str(npz)], 7, "images are 3 x 8 x 8, the model expects 1 x 8 x 8"),
+    ]
+    for arguments, code, expected in cases:
+        result = meansparse(*arguments)
+        assert expected in said(result), result.output
+        assert result.exit_code == code
+
+
+def test_corrupt_statistics_are_refused(calibrated: Path) -> None:
+    file = calibrated / "statistics.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    result = meansparse("sweep-alpha", "--run", "r")
+    assert result.exit_code == 10
+    assert "sha256 differs" in said(result)
+    assert "meansparse calibrate" in said(result)
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "meansparse_cli", "--debug", "fetch", "--model", "Bartoldson2025"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "ModelNotFound" in result.stderr
+    assert "Traceback" in result.stderr
+
+
+def test_sites_shows_gates_and_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = meansparse("sites", "--model", "digits")
+    assert result.exit_code == 0, result.output
+    assert "17 sites, 0 gates" in result.stderr
+    assert "layer4.1.act2" in result.stderr

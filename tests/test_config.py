@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meansparse_cli.config import (
+    COMMANDS,
+    EvaluateConfig,
+    SweepAlphaConfig,
+    check_eps,
+    eps_value,
+    parse_alphas,
+    resolve,
+)
+from meansparse_cli.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_flags_win_over_yaml_over_default(tmp_path: Path) -> None:
+    file = written(tmp_path, "model: digits\nseed: 3\nbatch_size: 64\nsweep-alpha:\n  seed: 4\n")
+    config, sources = resolve("sweep-alpha", SweepAlphaConfig, file, {"batch_size": 8, "seed": None})
+    assert (config.model, config.seed, config.batch_size, config.max_clean_drop) == ("digits", 4, 8, 0.5)
+    assert [sources[k] for k in ("batch_size", "seed", "max_clean_drop")] == ["flag", str(file), "default"]
+    other, _ = resolve("evaluate", EvaluateConfig, file, {})
+    assert (other.seed, other.batch_size) == (3, 64)
+
+
+def test_zero_and_false_can_be_set(tmp_path: Path) -> None:
+    file = written(tmp_path, "seed: 7\nmax_clean_drop: 2\n")
+    config, _ = resolve("sweep-alpha", SweepAlphaConfig, file, {"seed": 0, "max_clean_drop": 0.0})
+    assert (config.seed, config.max_clean_drop) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 3", "did you mean batch_size"),
+        ("sweep-alfa: {}", "did you mean sweep-alpha"),
+        ("calibrate: {alphas: '0.1'}", "section calibrate: unknown key 'alphas'"),
+        ("calibrate: 3", "expected keys and values"),
+        ("- a\n- b", "expected keys and values"),
+        ("a: [1", "is not YAML"),
+        ("batch_size: 0", "greater than or equal to 1"),
+        ("estimator: exact", "'pooled' or 'published'"),
+    ],
+)
+def test_bad_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("calibrate", COMMANDS["calibrate"], written(tmp_path, text), {})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_every_shipped_config_is_valid(file: Path) -> None:
+    for command, cls in COMMANDS.items():
+        resolve(command, cls, file, {})
+    keys = [line.split(":")[0].strip() for line in file.read_text().splitlines() if ":" in line and not line.lstrip().startswith("#")]  # fmt: skip
+    assert keys
+    assert yaml.safe_load(file.read_text())
+
+
+def test_there_is_a_shipped_config() -> None:
+    assert CONFIGS
+
+
+def test_alphas() -> None:
+    assert parse_alphas("0.05:0.2:0.05") == (0.05, 0.1, 0.15, 0.2)
+    assert parse_alphas("0.3, 0.1") == (0.3, 0.1)
+    assert parse_alphas([0, 0.25]) == (0.0, 0.25)
+
+
+@pytest.mark.parametrize("text", ["", "a", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:0.5", "-0.1", "nan", "inf", "0.1,x"])
+def test_bad_alphas(text: str) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        resolve("sweep-alpha", SweepAlphaConfig, None, {"alphas": text})
+
+
+def test_eps() -> None:
+    assert eps_value("8/255") == 8 / 255
+    config, _ = resolve("evaluate", EvaluateConfig, None, {"eps": "8/255"})
+    assert config.eps == "8/255"
+    with pytest.raises(ConfigError) as caught:
+        check_eps("8", "Linf")
+    assert "did you mean --eps 8/255?" in str(caught.value)
+    check_eps("1.5", "L2")
+
+
+@pytest.mark.parametrize("text", ["0", "-1/255", "8/0", "eight"])
+def test_bad_eps(text: str) -> None:
+    with pytest.raises(ConfigError, match="eps"):
+        resolve("evaluate", EvaluateConfig, None, {"eps": text})

@@ -1,0 +1,147 @@
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from meansparse_cli.data import (
+    check_images,
+    content_id,
+    load_split,
+    make_loader,
+    stack_examples,
+    take_examples,
+)
+from meansparse_cli.errors import DataError
+
+SPLITS = ("calibration", "held-out", "test")
+
+
+def image_folder(root: Path, n: int = 4, classes: tuple[str, ...] = ("cat", "ant")) -> Path:
+    rng = np.random.default_rng(1)
+    for label in classes:
+        (root / label).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / label / f"{i}.png")
+    return root
+
+
+def zipped(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, f"{target.stem}/{file.relative_to(folder)}")
+    return target
+
+
+def test_digits_splits_are_disjoint_and_complete() -> None:
+    calibration, held_out, test = (load_split("digits", None, s) for s in SPLITS)  # type: ignore[arg-type]
+    assert set(calibration.indices).isdisjoint(held_out.indices)
+    assert len(calibration) + len(held_out) + len(test) == 1797
+    assert calibration.dataset is not test.dataset
+    x, y = stack_examples(test)
+    assert x.shape == (359, 1, 8, 8)
+    assert x.dtype == torch.float32
+    assert 0 <= float(x.min()) < float(x.max()) <= 1
+    assert sorted(set(y.tolist())) == list(range(10))
+
+
+def test_one_unnamed_set_is_cut_in_three(npz: Path) -> None:
+    parts = [set(load_split(str(npz), None, s).indices) for s in SPLITS]  # type: ignore[arg-type]
+    assert [len(p) for p in parts] == [96, 12, 12]
+    assert set.union(*parts) == set(range(120))
+
+
+def test_folder_zip_and_npz_give_the_same_images(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "train", n=10)
+    archive = zipped(folder, tmp_path / "pictures.zip")
+    from_folder = stack_examples(load_split(str(folder), None, "calibration"))
+    from_zip = stack_examples(load_split(str(archive), None, "calibration"))
+    x = np.stack([np.asarray(Image.open(f)) for f in sorted(folder.rglob("*.png"))])
+    y = np.array([sorted(["cat", "ant"]).index(f.parent.name) for f in sorted(folder.rglob("*.png"))])
+    np.savez(tmp_path / "same.npz", x=x, y=y)
+    from_npz = stack_examples(load_split(str(tmp_path / "same.npz"), None, "calibration"))
+    for other in (from_zip, from_npz):
+        assert torch.equal(from_folder[0], other[0])
+        assert torch.equal(from_folder[1], other[1])
+
+
+def test_train_and_test_side_by_side(tmp_path: Path) -> None:
+    zipped(image_folder(tmp_path / "a", n=20), tmp_path / "train.zip")
+    image_folder(tmp_path / "val", n=3)
+    assert [len(load_split(str(tmp_path), None, s)) for s in SPLITS] == [36, 4, 6]  # type: ignore[arg-type]
+    assert len(load_split("cifar10", tmp_path, "test")) == 6
+
+
+def test_a_larger_number_contains_every_smaller_one(npz: Path) -> None:
+    split = load_split(str(npz), None, "calibration")
+    small, large = take_examples(split, 10, seed=3), take_examples(split, 40, seed=3)
+    assert list(large.indices)[:10] == list(small.indices)
+    assert list(take_examples(split, 10, seed=4).indices) != list(small.indices)
+    with pytest.raises(DataError, match="97 examples were asked for, the split has 96"):
+        take_examples(split, 97)
+
+
+def test_loader_keeps_order_and_the_short_last_batch(npz: Path) -> None:
+    split = load_split(str(npz), None, "held-out")
+    batches = list(make_loader(split, 5))
+    assert [len(y) for _, y in batches] == [5, 5, 2]
+    assert torch.equal(torch.cat([x for x, _ in batches]), stack_examples(split)[0])
+
+
+def test_workers_read_a_zip_that_was_read_before(tmp_path: Path) -> None:
+    archive = zipped(image_folder(tmp_path / "a"), tmp_path / "a.zip")
+    split = load_split(str(archive), None, "calibration")
+    assert split[0]  # the archive is open now
+    x = torch.cat([x for x, _ in make_loader(split, 2, n_workers=1)])
+    assert torch.equal(x, stack_examples(split)[0])
+
+
+def test_content_id_sees_a_changed_pixel(npz: Path, tmp_path: Path) -> None:
+    before = content_id(load_split(str(npz), None, "test"))
+    assert content_id(load_split(str(npz), None, "test")) == before
+    arrays = dict(np.load(npz))
+    arrays["x"][load_split(str(npz), None, "test").indices[0], 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", **arrays)
+    assert content_id(load_split(str(tmp_path / "other.npz"), None, "test")) != before
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data_dir", "message"),
+    [
+        ("nowhere.npz", None, "no data set 'nowhere.npz'"),
+        ("cifar10", None, "cifar10 needs a folder"),
+        ("cifar10", "missing", "no folder"),
+        ("cifar10", ".", "no images in"),
+    ],
+)
+def test_missing_data(
+    dataset: str, data_dir: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_split(dataset, Path(data_dir) if data_dir else None, "test")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match="not a readable zip"):
+        load_split(str(tmp_path / "half.zip"), None, "test")
+    np.savez(tmp_path / "floats.npz", x=np.zeros((20, 8, 8, 3)), y=np.zeros(20, dtype=int))
+    with pytest.raises(DataError, match="x is float64"):
+        load_split(str(tmp_path / "floats.npz"), None, "test")
+    folder = image_folder(tmp_path / "pictures", n=10)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataError, match="cannot read image"):
+        stack_examples(load_split(str(folder), None, "test"))
+
+
+def test_wrong_size_and_class_count(npz: Path) -> None:
+    split = load_split(str(npz), None, "test")
+    check_images(split, 3, (3, 8, 8), "colours")
+    with pytest.raises(DataError, match="images are 3 x 8 x 8, the model expects 3 x 32 x 32"):
+        check_images(split, 3, (3, 32, 32), "colours")
+    with pytest.raises(DataError, match="3 classes were found, the model has 10"):
+        check_images(split, 10, (3, 8, 8), "colours")

@@ -1,0 +1,229 @@
+"""The four stages end to end, on a tiny network of our own and on the embedded one; kill -9 in the middle of each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner, Result
+
+from conftest import plain_environment
+from meansparse_cli import load_sparsified
+from meansparse_cli.cli import app
+
+STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
+
+FACTORY = '''
+import os, time, torch
+from torch import nn
+
+def tiny():
+    """A network whose every forward pass can be made slow, so that a test can kill it in the middle."""
+    torch.manual_seed(11)
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.head = nn.Conv2d(3, 6, 3), nn.GELU(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            time.sleep(float(os.environ.get("SLOW", 0)))
+            return self.head(self.act(self.conv(x)).mean((2, 3))) * 20
+
+    return Tiny()
+'''
+
+
+def meansparse(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def done(*arguments: str) -> Path:
+    result = meansparse(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return Path(result.stdout.strip().splitlines()[-1])
+
+
+def without_provenance(report: Path) -> dict[str, Any]:
+    """What must be equal between an interrupted and an uninterrupted run: all but times, and hashes over times."""
+    content = yaml.safe_load(report.read_text())
+    for key in ("provenance", "content_sha256", "inputs"):
+        del content[key]
+    content["results"].pop("seconds", None)
+    content["config"]["settings"].pop("data_dir", None)
+    return content  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, npz: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    (tmp_path / "networks.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    return ["--model", "networks.py:tiny", "--dataset", npz.name, "--run", "run"]
+
+
+def small(stage: str) -> list[str]:
+    return {
+        "fetch": [],
+        "calibrate": ["--batch-size", "8"],
+        "sweep-alpha": ["--alphas", "0.1:0.3:0.1", "--eps", "16/255", "--attack", "pgd-50"],
+        "evaluate": ["--eps", "16/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce"],
+    }[stage]
+
+
+def test_four_stages_and_the_ready_module(tiny: list[str], tmp_path: Path) -> None:
+    reports = [done(stage, *tiny, *small(stage)) for stage in STAGES]
+    assert [r.name for r in reports] == [f"{s}.yaml" for s in STAGES]
+    calibrated, swept, evaluated = (yaml.safe_load(r.read_text())["results"] for r in reports[1:])
+    assert calibrated["n_images"] == 96
+    assert [s["name"] for s in calibrated["sites"]] == ["act"]
+    assert [row["alpha"] for row in swept["curve"]] == [0.0, 0.1, 0.2, 0.3]
+    names = [row["name"] for row in evaluated["comparisons"]]
+    assert names[0] == "clean"
+    assert names[-1] == "worst case"
+    assert (tmp_path / "run" / "sweep-alpha.png").read_bytes().startswith(b"\x89PNG")
+
+    x = torch.rand(5, 3, 8, 8)
+    model, base = load_sparsified("run", alpha=0.3), load_sparsified("run", alpha=0)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from networks import tiny as factory  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert torch.equal(base(x), factory().eval()(x))
+    assert not torch.equal(model(x), base(x))
+
+
+def test_a_second_call_does_nothing_again(tiny: list[str]) -> None:
+    for stage in ("fetch", "calibrate", "sweep-alpha"):
+        first = done(stage, *tiny, *small(stage))
+        before = first.read_bytes()
+        again = meansparse(stage, *tiny, *small(stage))
+        assert again.exit_code == 0
+        assert "already" in again.stderr
+        assert first.read_bytes() == before
+
+
+def test_stdout_is_the_path_or_json_and_nothing_else(tiny: list[str]) -> None:
+    assert meansparse("fetch", *tiny).stdout == "run/fetch.yaml\n"
+    report = json.loads(meansparse("calibrate", *tiny, "--json").stdout)
+    assert report["schema"] == "meansparse/calibrate/1"
+
+
+def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[str]) -> None:
+    missing = meansparse("sweep-alpha", *tiny)
+    assert missing.exit_code == 10
+    for stage in ("fetch", "calibrate", "sweep-alpha"):
+        done(stage, *tiny, *small(stage))
+    done("calibrate", *tiny, "--fraction", "0.5")  # other statistics than the sweep was made from
+    stale = meansparse("evaluate", *tiny, *small("evaluate"))
+    assert stale.exit_code == 10
+    assert "made from another calibrate.yaml" in stale.stderr
+    report = Path("run/calibrate.yaml")
+    report.write_text(report.read_text().replace("n_images: 48", "n_images: 50000"))
+    edited = meansparse("sweep-alpha", *tiny, *small("sweep-alpha"))
+    assert edited.exit_code == 10
+    assert "was changed after it was written" in " ".join(edited.stderr.split())
+    done("calibrate", *tiny, "--fraction", "0.5", "--fresh")
+    done("sweep-alpha", *tiny, *small("sweep-alpha"))
+    done("evaluate", *tiny, *small("evaluate"))
+
+
+def start(arguments: list[str], slow: float, folder: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "meansparse_cli", *arguments], cwd=folder, start_new_session=True,
+        env=plain_environment() | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def kill_when(process: "subprocess.Popen[bytes]", has_begun: Any, limit: float = 90) -> None:
+    """kill -9 as soon as ``has_begun()``; the process must still be at work then."""
+    deadline = time.monotonic() + limit
+    while not has_begun():
+        assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()
+        assert time.monotonic() < deadline, "the stage never began"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "sweep-alpha", "evaluate"])
+def test_kill_9_in_the_middle_then_the_same_command(
+    stage: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meansparse_cli import calibrate
+
+    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0.0)
+    for earlier in STAGES[: STAGES.index(stage)]:
+        done(earlier, *tiny, *small(earlier))
+    state = tmp_path / "run" / "state"
+    begun = {
+        "calibrate": lambda: (state / "calibrate.pt").exists(),
+        "sweep-alpha": lambda: any(state.glob("sweep-alpha/alpha-0.1.pt")),
+        "evaluate": lambda: any(state.glob("evaluate/**/*apgd*")),
+    }[stage]
+    slow = {"calibrate": 0.4, "sweep-alpha": 0.01, "evaluate": 0.01}[stage]
+    arguments = [stage, *tiny, *small(stage)]
+    script = (
+        "import meansparse_cli.calibrate as c; c.SECONDS_BETWEEN_SAVES = 0.0; "
+        "from meansparse_cli.cli import app; app()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, start_new_session=True,
+        env=plain_environment() | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    kill_when(process, begun)
+    report = tmp_path / "run" / f"{stage}.yaml"
+    assert not report.exists(), "it was killed in the middle"
+    resumed = without_provenance(done(*arguments))
+
+    # an uninterrupted run of everything, in another folder
+    other = [a if a != "run" else "whole" for a in tiny]
+    for earlier in STAGES[: STAGES.index(stage)]:
+        done(earlier, *other, *small(earlier))
+    whole = without_provenance(done(stage, *other, *small(stage)))
+    assert resumed == whole
+
+
+def test_kill_9_while_fetching(tiny: list[str], tmp_path: Path) -> None:
+    # the network is imported slowly: the stage is killed while it works, before its report is there
+    (tmp_path / "networks.py").write_text("import time, os\ntime.sleep(float(os.environ.get('SLOW', 0)) * 0)\n" + FACTORY)
+    process = start(["fetch", *tiny], 0.0, tmp_path)
+    kill_when(process, lambda: (tmp_path / "run").exists())
+    assert yaml.safe_load(done("fetch", *tiny).read_text())["results"]["model"]["kind"] == "factory"
+
+
+def test_two_commands_on_one_run_folder(tiny: list[str], tmp_path: Path) -> None:
+    done("fetch", *tiny)
+    process = start(["calibrate", *tiny, *small("calibrate")], 2.0, tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            result = meansparse("calibrate", *tiny, "--fraction", "0.1")
+            if "another command is at work" in result.stderr:
+                break
+            time.sleep(0.05)
+        assert result.exit_code == 10, result.output
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_exits_130_with_one_line(tiny: list[str], tmp_path: Path) -> None:
+    done("fetch", *tiny)
+    process = start(["calibrate", *tiny, *small("calibrate")], 1.0, tmp_path)
+    assert process.stderr is not None
+    while b"sites in" not in (line := process.stderr.readline()):
+        assert line, "it ended before it began"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read().decode()
+    assert process.wait() == 130
+    assert "nothing finished was lost" in rest
+    assert "Traceback" not in rest
