@@ -1,6 +1,5 @@
 """Small networks and data of our own; every test is on the CPU, without network, on one thread."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +96,3 @@ def npz(tmp_path: Path) -> Path:
     np.savez(path, x=x, y=y)
     return path
 
-
-def plain_environment() -> dict[str, str]:
-    """For subprocesses: one thread, a wide terminal, no colours."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}

@@ -14,11 +14,13 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
-from conftest import plain_environment
 from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
+
+# for subprocesses: one thread, a wide terminal, no colours
+PLAIN = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 FACTORY = '''
 import os, time, torch
@@ -138,7 +140,7 @@ def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[st
 def start(arguments: list[str], slow: float, folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "meansparse_cli", *arguments], cwd=folder, start_new_session=True,
-        env=plain_environment() | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=PLAIN | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def test_kill_9_in_the_middle_then_the_same_command(
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=tmp_path, start_new_session=True,
-        env=plain_environment() | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=PLAIN | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     kill_when(process, begun)
     report = tmp_path / "run" / f"{stage}.yaml"

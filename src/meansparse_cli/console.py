@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .sites import Site
 
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console.width = max(console.width, 120)  # a log file has no edge
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -119,18 +122,17 @@ def bar(description: str, total: int | None, unit: str = "images") -> Iterator[C
 
 
 def sites_table(sites: Sequence["Site"], title: str) -> Table:
-    """The sites of a model, gates marked."""
+    """The sites of a model, gates marked; a function's name is followed by ()."""
     table = Table(title=title, title_justify="left")
-    for column, justify in (("#", "right"), ("site", "left"), ("activation", "left"), ("kind", "left"), ("layout", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("#", justify="right")
+    for column in ("site", "activation", "layout"):
+        table.add_column(column, no_wrap=True)
     table.add_column("channels", justify="right")
-    table.add_column("input shape", justify="right")
-    table.add_column("gate")
+    table.add_column("input", justify="right", no_wrap=True)
     for site in sites:
-        table.add_row(
-            str(site.index), site.name, site.operation, site.kind, site.layout, str(site.channels),
-            " x ".join(map(str, site.shape)), "gate" if site.gate else "",
-        )  # fmt: skip
+        called = site.operation if site.kind == "module" else f"{site.operation}()"
+        shape = "x".join(map(str, site.shape)) + (" gate" if site.gate else "")
+        table.add_row(str(site.index), site.name, called, site.layout, str(site.channels), shape)
     return table
 
 

@@ -21,7 +21,7 @@ from .attacks.counting import CountedModel
 from .attacks.judge import is_misclassified, under_attack
 from .attacks.result import Budget, Norm
 from .errors import ConfigError, DataError
-from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, run_order, stored_as
+from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, run_order
 from .evaluation_state import Chunk, EvaluationState, chunk_of
 from .sparsify import SparsifiedModel, alpha_set
 
@@ -92,11 +92,10 @@ def evaluate_robustness(
     if not len(x) == len(y) == len(indices) or len(x) < n:
         raise DataError(f"{n} examples are wanted; got {len(x)} images, {len(y)} labels and {len(indices)} indices")
     order = run_order(expand_attacks(settings.attacks))
-    stored = {stored_as(name, attack) for name in MODELS for attack in order}
     state = EvaluationState(
         state_folder,
         {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed, "alpha": alpha, **fingerprint},
-        {attack: _attack_version(attack) for attack in sorted(stored)},
+        {attack: _attack_version(attack) for attack in sorted(order)},
     )
     state.check_examples(indices[:n], x[:n], y[:n])
     run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update)
@@ -160,12 +159,11 @@ class _Run:
 
     def attack(self, name: ModelName, attack: str) -> None:
         """One attack on one model: the examples that it has not faced yet are attacked, every break is judged afresh."""
-        stored = stored_as(name, attack)
         wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
         attempted, broken, spent = self._blank(), self._blank(), Spent()
-        for number, chunk in self.state.chunks(name, stored):
+        for number, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions[chunk.positions < len(self.y)]] = True
-            spent = self._judge(name, stored, number, chunk, wanted, broken, spent)
+            spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
         n_total, n_resumed = int(wanted.sum()), int((wanted & attempted).sum())
         n_done = n_resumed
         self._tell(name, attack, n_done, n_total, n_resumed)
@@ -177,12 +175,11 @@ class _Run:
 
         for positions in self._chunks_of(wanted & ~attempted):
             n_before = n_done
-            chunk = self._run_attack(name, stored, positions, on_progress)
-            number = self.state.append(name, stored, chunk)
-            spent = self._judge(name, stored, number, chunk, wanted, broken, spent)
+            chunk = self._run_attack(name, attack, positions, on_progress)
+            number = self.state.append(name, attack, chunk)
+            spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
             n_done = n_before + len(positions)
-        # what a BPDA attack shares with its plain twin was paid for once
-        self.spent[name][attack] = Spent() if stored in self.spent[name] else spent
+        self.spent[name][attack] = spent
         self.faced[name][attack], self.broken[name][attack] = wanted, broken
         self.robust[name] &= ~broken
         self.n_robust[name][attack] = int(self.robust[name].sum())
@@ -199,11 +196,11 @@ class _Run:
             self.spent[name] | {TRANSFER: Spent(forward_passes=self.n_transfer_passes[name])},
         )
 
-    def _run_attack(self, name: ModelName, stored: str, positions: Tensor, on_progress: Callable[[int], None]) -> Chunk:
+    def _run_attack(self, name: ModelName, attack: str, positions: Tensor, on_progress: Callable[[int], None]) -> Chunk:
         x, y, indices = self._examples(positions)
         with self._as(name):
             result = run_attack(
-                stored,
+                attack,
                 self.model,
                 x,
                 y,
@@ -217,7 +214,7 @@ class _Run:
         return chunk_of(positions, result)
 
     def _judge(
-        self, name: ModelName, stored: str, number: int, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
+        self, name: ModelName, attack: str, number: int, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
     ) -> Spent:
         """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well.
 
@@ -226,7 +223,7 @@ class _Run:
         inside = chunk.positions < len(self.y)
         claimed = chunk.broken & inside
         claimed[inside] &= wanted[chunk.positions[inside]]
-        key = (name, stored, number)
+        key = (name, attack, number)
         if key not in self.upheld:
             self.upheld[key] = self._judge_afresh(name, chunk, claimed)
         upheld = self.upheld[key]

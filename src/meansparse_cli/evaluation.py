@@ -90,7 +90,8 @@ class Comparison:
 class AttackStep:
     """One attack on one model, in the order they ran. ``robust``: worst case over this attack and all before it.
 
-    ``same_as``: the attack whose result this one is (BPDA on the base model is the plain attack).
+    BPDA on the base model, where no operator is at work, is the plain attack from another start: without it the
+    sparsified model would face the stronger adversary.
     """
 
     attack: str
@@ -98,7 +99,6 @@ class AttackStep:
     n_broken: int
     robust: Accuracy
     spent: Spent
-    same_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,8 @@ class Evaluation:
         outcomes, robust, steps = self.outcomes(model), self.outcomes(model).correct.copy(), []
         for attack in (*self.attacks, TRANSFER):
             robust = robust & ~outcomes.broken[attack]
-            twin = stored_as(model, attack)
             n_faced, n_broken = int(outcomes.faced[attack].sum()), int(outcomes.broken[attack].sum())
-            same_as = twin if twin != attack else None
-            steps.append(AttackStep(attack, n_faced, n_broken, accuracy_of(robust), outcomes.spent[attack], same_as))
+            steps.append(AttackStep(attack, n_faced, n_broken, accuracy_of(robust), outcomes.spent[attack]))
         return steps
 
     def first_broken_by(self, model: ModelName) -> NDArray[np.int16]:
@@ -229,14 +227,6 @@ def is_bpda(attack: str) -> bool:
     return attack in ATTACKS and ATTACKS[attack].straight_through
 
 
-def stored_as(model: ModelName, attack: str) -> str:
-    """The attack that is run for ``attack``: with no operator at work, BPDA is the plain attack of the same search."""
-    if model == "sparsified" or not is_bpda(attack):
-        return attack
-    search = ATTACKS[attack].search
-    return next(spec.name for spec in ATTACKS.values() if spec.search == search and not spec.straight_through)
-
-
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
     """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
 
@@ -261,7 +251,7 @@ def attack_groups(attacks: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _step_to_report(step: AttackStep) -> dict[str, Any]:
-    report: dict[str, Any] = {
+    return {
         "attack": step.attack,
         "n_faced": step.n_faced,
         "n_broken": step.n_broken,
@@ -272,4 +262,3 @@ def _step_to_report(step: AttackStep) -> dict[str, Any]:
         "rejected": step.spent.rejected,
         "unconfirmed": step.spent.unconfirmed,
     }
-    return report | ({"same_as": step.same_as} if step.same_as else {})

@@ -385,7 +385,7 @@ def _load_split(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple
     from .data import load_split
 
     dataset, data_dir = config.dataset, config.data_dir
-    if run.paths.report("calibrate").exists() and (dataset is None or data_dir is None):
+    if isinstance(config, AttackConfig) and run.paths.report("calibrate").exists() and (dataset is None or data_dir is None):
         # what calibrate read is what the later stages mean, unless they say otherwise
         before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"]["settings"]
         dataset = dataset or before["dataset"]
