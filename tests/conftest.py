@@ -95,4 +95,3 @@ def npz(tmp_path: Path) -> Path:
     path = tmp_path / "colours.npz"
     np.savez(path, x=x, y=y)
     return path
-

@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers["Content-Length"] = str(len(rest))
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(self.server.body) - 1}/{len(self.server.body)}"
-        stops = plan in ("cut", "norange", "stall", "changing") and n_before == 0 or plan in ("always-cut", "hang")
+        stops = (plan in ("cut", "norange", "stall", "changing") and n_before == 0) or plan in ("always-cut", "hang")
         self.answer(206 if start else 200, rest[: len(rest) // 2] if stops else rest, headers)
         if plan in ("stall", "hang") and stops:
             self.server.release.wait(30)

@@ -67,4 +67,6 @@ def _checked(path: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", hint=f"delete it and run the same command again: {path}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error}", hint=f"delete it and run the same command again: {path}"
+        ) from error

@@ -39,13 +39,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     for i, s in enumerate(checkpoint.statistics):
         tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
     header = {
-        "sites": json.dumps([asdict(site) for site in checkpoint.sites]),
-        "counts": json.dumps([s.count for s in checkpoint.statistics]),
+        "sites": [asdict(site) for site in checkpoint.sites],
+        "counts": [s.count for s in checkpoint.statistics],
         "estimator": checkpoint.estimator,
+        "alpha": checkpoint.alpha,
     }
-    if checkpoint.alpha is not None:
-        header["alpha"] = repr(checkpoint.alpha)
-    write_bytes(path, save(tensors, header))
+    # one key: safetensors writes several in any order, and equal checkpoints are to have equal bytes
+    write_bytes(path, save(tensors, {"meansparse": json.dumps(header)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -57,17 +57,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     try:
         with safe_open(path, "pt") as file:
-            header: dict[str, str] = file.metadata() or {}
+            header = json.loads((file.metadata() or {})["meansparse"])
             names = {field.name for field in fields(Site)}
-            sites = tuple(Site(**{k: v for k, v in row.items() if k in names} | {"shape": tuple(row["shape"])}) for row in json.loads(header["sites"]))  # fmt: skip
+            rows = [{k: v for k, v in row.items() if k in names} for row in header["sites"]]
+            sites = tuple(Site(**row | {"shape": tuple(row["shape"])}) for row in rows)
             statistics = tuple(
                 ChannelStatistics(count, file.get_tensor(f"{i:04d}.mean"), file.get_tensor(f"{i:04d}.std"))
-                for i, count in enumerate(json.loads(header["counts"]))
+                for i, count in enumerate(header["counts"])
             )
-        alpha = float(header["alpha"]) if "alpha" in header else None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint="run `meansparse calibrate` again") from error
-    return Checkpoint(sites, statistics, header.get("estimator", "pooled"), alpha)
+        raise ArtifactError(
+            f"{path} is not a MeanSparse checkpoint: {error}", hint="run `meansparse calibrate` again"
+        ) from error
+    return Checkpoint(sites, statistics, header["estimator"], header["alpha"])
 
 
 def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":

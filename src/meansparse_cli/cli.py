@@ -81,11 +81,11 @@ Weights = Annotated[Path | None, typer.Option(help="Checkpoint of a model of you
 Threat = Annotated[str | None, typer.Option(help="Linf, L2 or corruptions: which zoo entry.", rich_help_panel=_MODEL)]
 AllowPickle = Annotated[
     bool | None,
-    typer.Option("--allow-pickle", help="Load weights that run Python code. Trusted files only.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--allow-pickle", help="Load weights that run Python code. Trusted files only.", rich_help_panel=_MODEL
+    ),
 ]
-FromFile = Annotated[
-    Path | None, typer.Option(help="Take this file instead of downloading.", rich_help_panel=_MODEL)
-]
+FromFile = Annotated[Path | None, typer.Option(help="Take this file instead of downloading.", rich_help_panel=_MODEL)]
 DatasetName = Annotated[
     str | None,
     typer.Option(
@@ -104,19 +104,22 @@ Fraction = Annotated[
 Workers = Annotated[int | None, typer.Option(help="Processes that decode images.", rich_help_panel=_DATA)]
 Estimator = Annotated[
     str | None,
-    typer.Option(help="pooled (exact), or published (the reference code's average over batches).", rich_help_panel=_DATA),
+    typer.Option(
+        help="pooled (exact), or published (the reference code's average over batches).", rich_help_panel=_DATA
+    ),
 ]
 IncludeGates = Annotated[
     bool | None,
     typer.Option("--include-gates", help="Squeeze-and-excitation gates too.", rich_help_panel=_MODEL),
 ]
 Norm = Annotated[str | None, typer.Option(help="Linf or L2; the threat's own by default.", rich_help_panel=_ATTACK)]
-Eps = Annotated[
-    str | None, typer.Option(help="Budget in [0, 1] pixel units: 8/255 or 0.03.", rich_help_panel=_ATTACK)
-]
+Eps = Annotated[str | None, typer.Option(help="Budget in [0, 1] pixel units: 8/255 or 0.03.", rich_help_panel=_ATTACK)]
 Attack = Annotated[
     list[str] | None,
-    typer.Option(help="Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...", rich_help_panel=_ATTACK),
+    typer.Option(
+        help="Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...",
+        rich_help_panel=_ATTACK,
+    ),
 ]
 Alphas = Annotated[
     str | None, typer.Option(help="Grid: 0.05:0.5:0.05 (ends included) or 0.1,0.2,0.3.", rich_help_panel=_ATTACK)
@@ -132,7 +135,8 @@ Individual = Annotated[
     typer.Option("--individual", help="Each attack on every example, for its own number.", rich_help_panel=_ATTACK),
 ]
 RunFolder = Annotated[
-    Path | None, typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN)
+    Path | None,
+    typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML with any of these options; flags win.", rich_help_panel=_RUN)

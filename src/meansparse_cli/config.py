@@ -68,7 +68,9 @@ def _alphas(parts: list[Any], given: object) -> tuple[float, ...]:
         raise ValueError("the list of alphas is empty")
     for number in numbers:
         if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"alpha is {number}; it must be 0 or above, in standard deviations (the paper: 0.05 to 0.5)")
+            raise ValueError(
+                f"alpha is {number}; it must be 0 or above, in standard deviations (the paper: 0.05 to 0.5)"
+            )
     return numbers
 
 

@@ -71,7 +71,9 @@ class LiveView:
         )
         self.unit = unit
         self.table: RenderableType | None = None
-        self.display = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
+        self.display = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
+        )
         self._task: TaskID | None = None
         self._description = ""
         self._total: int | None = None

@@ -172,7 +172,9 @@ def stack_examples(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]
     return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
 
-def check_images(images: "Subset[tuple[Tensor, int]]", n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
+def check_images(
+    images: "Subset[tuple[Tensor, int]]", n_classes: int, image_shape: tuple[int, ...], where: str
+) -> None:
     """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
     if not len(images):
         raise DataError(f"{where} is empty")
@@ -263,7 +265,9 @@ def _open_path(path: Path, *, image_size: int | None) -> tuple[ImageSet, ImageSe
     if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
         test = _find_part(path, TEST_NAMES)
         if test is None:
-            raise DataError(f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}")
+            raise DataError(
+                f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
+            )
         return _open_images(train, image_size), _open_images(test, image_size)
     return _open_images(path, image_size), None
 

@@ -29,7 +29,9 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Group:
             style="bold" if row.name == WORST_CASE else None,
         )  # fmt: skip
     verdict = evaluation.verdict
-    return Group(table, Text.assemble("verdict: ", (verdict.name, COLOURS.get(verdict.name, "bold")), f". {verdict.reason}"))
+    return Group(
+        table, Text.assemble("verdict: ", (verdict.name, COLOURS.get(verdict.name, "bold")), f". {verdict.reason}")
+    )
 
 
 def progress_table(view: LiveView) -> Callable[[EvaluationProgress], None]:

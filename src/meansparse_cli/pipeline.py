@@ -86,6 +86,7 @@ def locate_run(config: ModelConfig) -> Run:
 def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
     from .fetch import cache_folder, fetch_weights
+    from .models import load_model
 
     run, started = locate_run(config), time.monotonic()
     report_file = run.paths.report("fetch")
@@ -107,6 +108,9 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
             allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
+    if run.source.kind == "factory" or config.weights is not None:
+        # what nobody has checked yet: that the factory is there, and that the weights are this network's
+        load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
     results = {
         "model": asdict(run.source),
         "sha256": fetched.sha256 if fetched.files else None,
@@ -211,7 +215,10 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     attacks = tuple(expand_attacks(config.attack))
     alphas = grid_of(config.alphas)
     indices, x, y = _examples(run, config, "held-out", config.n_examples, clamp=sources.get("n_examples") == "default")
-    inputs = {"calibrate.yaml": sha256_of(run.paths.report("calibrate")), "images": _images_id(run, config, "held-out", len(y))}
+    inputs = {
+        "calibrate.yaml": sha256_of(run.paths.report("calibrate")),
+        "images": _images_id(run, config, "held-out", len(y)),
+    }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alphas": alphas, "n_examples": len(y)})
     if done := _finished("sweep-alpha", run, resolved, inputs, fresh):
         return done
@@ -239,7 +246,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if not console.is_terminal:
         console.print(show_sweep(points, settings, chosen.alpha))
     note(chosen.reason)
-    save_checkpoint(run.paths.checkpoint, Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha))
+    save_checkpoint(
+        run.paths.checkpoint, Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha)
+    )
     draw_alpha_curve(
         [point.for_curve() for point in points], chosen_alpha=chosen.alpha,
         title=f"{run.source.name}: {len(y):,} held-out images, {run.norm} {eps}", png=run.paths.curve_png, svg=run.paths.curve_svg,
@@ -276,7 +285,10 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     indices, x, y = _examples(run, config, "test", config.n_examples)
     statistics = sha256_of(run.paths.statistics)
     weights = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]["sha256"]
-    inputs = {f"{upstream}.yaml": sha256_of(run.paths.report(upstream)), "images": _images_id(run, config, "test", len(y))}
+    inputs = {
+        f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
+        "images": _images_id(run, config, "test", len(y)),
+    }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha, "n_examples": len(y)})
     if done := _finished("evaluate", run, resolved, inputs, fresh):
         return done
@@ -300,7 +312,9 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         )  # fmt: skip
     console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
     evaluation.save_outcomes(run.paths.outcomes)
-    return _write(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, evaluation.to_report())
+    return _write(
+        run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, evaluation.to_report()
+    )
 
 
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
@@ -362,7 +376,8 @@ def _verified(run: Run, stage: str) -> dict[str, Any]:
         verify_outputs(report, run.paths.folder, mend=mend)
         if i and report["inputs"][f"{order[i - 1]}.yaml"] != sha256_of(run.paths.report(order[i - 1])):
             raise ArtifactError(
-                f"{name}.yaml was made from another {order[i - 1]}.yaml than the one in {run.paths.folder}", hint=f"run: {mend}"
+                f"{name}.yaml was made from another {order[i - 1]}.yaml than the one in {run.paths.folder}",
+                hint=f"run: {mend}",
             )
     return report
 
@@ -376,7 +391,9 @@ def _load_base(run: Run, config: ModelConfig, device: str) -> nn.Module:
         if not path.exists():
             raise ArtifactError(f"the weights {path} are gone", hint=f"run: {run.command('fetch')}")
         if sha256_of(path) != file["sha256"]:
-            raise ArtifactError(f"the weights {path} changed since they were fetched", hint=f"run: {run.command('fetch')} --fresh")
+            raise ArtifactError(
+                f"the weights {path} changed since they were fetched", hint=f"run: {run.command('fetch')} --fresh"
+            )
         paths.append(path)
     return load_model(run.source, paths or None, allow_pickle=config.allow_pickle).to(device).eval()
 
@@ -385,9 +402,15 @@ def _load_split(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple
     from .data import load_split
 
     dataset, data_dir = config.dataset, config.data_dir
-    if isinstance(config, AttackConfig) and run.paths.report("calibrate").exists() and (dataset is None or data_dir is None):
+    if (
+        isinstance(config, AttackConfig)
+        and run.paths.report("calibrate").exists()
+        and (dataset is None or data_dir is None)
+    ):
         # what calibrate read is what the later stages mean, unless they say otherwise
-        before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"]["settings"]
+        before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
+            "settings"
+        ]
         dataset = dataset or before["dataset"]
         data_dir = data_dir or (Path(before["data_dir"]) if before["data_dir"] else None)
     return load_split(dataset or run.source.dataset, data_dir, split)
@@ -438,7 +461,9 @@ def _n_classes(model: nn.Module, batch: Tensor) -> int:
         try:
             logits = model(batch)
         except RuntimeError as error:
-            raise DataError(f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}") from error
+            raise DataError(
+                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}"
+            ) from error
     if logits.ndim != 2 or len(logits) != len(batch):
         raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
     return int(logits.shape[1])
@@ -526,5 +551,7 @@ def run_folder_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ArtifactError(f"another command is at work in {folder}", hint="wait for it, or use another --run") from error
+            raise ArtifactError(
+                f"another command is at work in {folder}", hint="wait for it, or use another --run"
+            ) from error
         yield

@@ -103,7 +103,9 @@ def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
         if not path.exists():
             raise ArtifactError(f"{path} is missing", hint=f"run: {mend} --fresh")
         if sha256_of(path) != expected:
-            raise ArtifactError(f"{path} is not the file that was written (sha256 differs)", hint=f"run: {mend} --fresh")
+            raise ArtifactError(
+                f"{path} is not the file that was written (sha256 differs)", hint=f"run: {mend} --fresh"
+            )
 
 
 def _content_hash(report: dict[str, Any]) -> str:

@@ -25,10 +25,7 @@ from .errors import SiteError
 
 Layout = Literal["channels-first", "channels-last", "tokens", "flat"]
 
-_NAMES = (
-    "relu relu_ relu6 gelu silu silu_ elu elu_ celu celu_ selu selu_ leaky_relu leaky_relu_ prelu rrelu rrelu_ mish mish_ "
-    "hardswish hardswish_ hardtanh hardtanh_ softplus softsign tanh tanh_ tanhshrink logsigmoid threshold threshold_"
-).split()
+_NAMES = ["relu", "relu_", "relu6", "gelu", "silu", "silu_", "elu", "elu_", "celu", "celu_", "selu", "selu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "mish", "mish_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "softplus", "softsign", "tanh", "tanh_", "tanhshrink", "logsigmoid", "threshold", "threshold_"]
 ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     function
     for namespace in (F, torch, torch.Tensor, torch._C._nn)
@@ -89,7 +86,9 @@ def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
             hint="such a model has no fixed place to put the operator",
         )
     if not sites:
-        raise SiteError("no activation was found in this model", hint="MeanSparse needs at least one non-linear activation")
+        raise SiteError(
+            "no activation was found in this model", hint="MeanSparse needs at least one non-linear activation"
+        )
     return sites
 
 
@@ -116,7 +115,9 @@ def operand(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def writes_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an activation function overwrites its input."""
-    return func.__name__.endswith("_") or kwargs.get("inplace") is True or (func is F.relu and len(args) > 1 and args[1])
+    return (
+        func.__name__.endswith("_") or kwargs.get("inplace") is True or (func is F.relu and len(args) > 1 and args[1])
+    )
 
 
 @dataclass
@@ -333,7 +334,9 @@ def _layout(ndim: int, axis: int) -> Layout:
 _CHANNELS_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "pixel_shuffle", "interpolate")
 
 
-def _axis_after(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor | None) -> int | None:
+def _axis_after(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor | None
+) -> int | None:
     """The channel axis of ``out`` = func(*args), or None where nothing is known."""
     if out is None or out.ndim < 2:
         return None

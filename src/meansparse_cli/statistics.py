@@ -42,7 +42,9 @@ class ChannelStatistics:
 
 def empty(channels: int, estimator: Estimator = "pooled") -> ChannelSums:
     """The state before any data."""
-    return ChannelSums(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), estimator)
+    return ChannelSums(
+        0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), estimator
+    )
 
 
 def update(state: ChannelSums, x: Tensor, channel_axis: int) -> ChannelSums:

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from .accuracy import Accuracy, accuracy_of, paired_difference
+from .accuracy import accuracy_of, paired_difference
 from .artifacts import load_torch, save_torch
 from .attacks import run_attack
 from .attacks.result import Budget

@@ -116,7 +116,9 @@ def _as_bytes(images: Any, view: Any) -> tuple[Tensor, Tensor]:
 
 
 def _log_table(log: list[EpochResult]) -> Table:
-    table = Table("epoch", "loss", "held-out clean %", "held-out PGD-10 %", "seconds", title="training", title_justify="left")
+    table = Table(
+        "epoch", "loss", "held-out clean %", "held-out PGD-10 %", "seconds", title="training", title_justify="left"
+    )
     for row in log[-12:]:
         table.add_row(str(row.epoch + 1), f"{row.train_loss:.3f}", percent(row.held_out_accuracy), percent(row.held_out_robust_accuracy), f"{row.seconds:.0f}")  # fmt: skip
     return table
