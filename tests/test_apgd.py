@@ -85,9 +85,13 @@ def one_example(task: AttackTask, example: int) -> AttackTask:
 
 def theirs(loss: str, net: SmoothNet, task: AttackTask, n_steps: int) -> object:
     autopgd = pytest.importorskip("pyautoattack.autopgd_base")
-    settings = dict(
-        n_iter=n_steps, norm=task.budget.norm, eps=task.budget.eps, device="cpu", logger=logging.getLogger()
-    )
+    settings = {
+        "n_iter": n_steps,
+        "norm": task.budget.norm,
+        "eps": task.budget.eps,
+        "device": "cpu",
+        "logger": logging.getLogger(),
+    }
     if loss == "dlr-targeted":
         attack = autopgd.APGDAttack_targeted(net, **settings)
         attack.y_target = likely_targets(task.clean_logits)[:, 0]

@@ -322,7 +322,7 @@ def test_progress_adds_up(name: str) -> None:
     x, y = at_distances(model, [0.5, 2.0, 0.1, 1.5, 2.0], BUDGETS[0])
     y[4] = (y[4] + 1) % 4
     told: list[int] = []
-    settings = dict(budget=BUDGETS[0], seed=0, batch_size=2, n_classes=4)
+    settings = {"budget": BUDGETS[0], "seed": 0, "batch_size": 2, "n_classes": 4}
     run_attack(name, model, x, y, torch.arange(5), on_progress=told.append, **settings)
     assert sum(told) == 5 and min(told) > 0
 

@@ -25,7 +25,39 @@ from .errors import SiteError
 
 Layout = Literal["channels-first", "channels-last", "tokens", "flat"]
 
-_NAMES = ["relu", "relu_", "relu6", "gelu", "silu", "silu_", "elu", "elu_", "celu", "celu_", "selu", "selu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "mish", "mish_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "softplus", "softsign", "tanh", "tanh_", "tanhshrink", "logsigmoid", "threshold", "threshold_"]
+_NAMES = [
+    "relu",
+    "relu_",
+    "relu6",
+    "gelu",
+    "silu",
+    "silu_",
+    "elu",
+    "elu_",
+    "celu",
+    "celu_",
+    "selu",
+    "selu_",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "rrelu",
+    "rrelu_",
+    "mish",
+    "mish_",
+    "hardswish",
+    "hardswish_",
+    "hardtanh",
+    "hardtanh_",
+    "softplus",
+    "softsign",
+    "tanh",
+    "tanh_",
+    "tanhshrink",
+    "logsigmoid",
+    "threshold",
+    "threshold_",
+]
 ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     function
     for namespace in (F, torch, torch.Tensor, torch._C._nn)
