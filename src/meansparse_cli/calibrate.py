@@ -92,7 +92,7 @@ def calibrate_channels(
             if state_file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 _save(state_file, fingerprint, observers, done)
                 saved = time.monotonic()
-        return [compute(o.sums, site.name) for o, site in zip(observers, sites, strict=True)]  # type: ignore[union-attr]
+        return [compute(o.sums, site.name) for o, site in zip(observers, sites, strict=True)]  # type: ignore[union-attr, arg-type]
 
 
 def _save(state_file: Path, fingerprint: dict[str, Any], observers: Sequence[Any], done: int) -> None:

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` atomically."""
     from safetensors.torch import save
 
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for i, s in enumerate(checkpoint.statistics):
         tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
     header = {

@@ -161,7 +161,9 @@ def take_examples(
     return Subset(images.dataset, [images.indices[i] for i in order[:wanted]])
 
 
-def make_loader(images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0) -> DataLoader[list[Tensor]]:
+def make_loader(
+    images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0
+) -> DataLoader[tuple[Tensor, int]]:
     """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
     return DataLoader(images, batch_size=batch_size, num_workers=n_workers)
 

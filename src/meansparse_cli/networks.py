@@ -36,6 +36,9 @@ class ResNet18(nn.Module):
     attack works in pixel units. Returns logits (batch, n_classes).
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
@@ -60,11 +63,13 @@ class ResNet18(nn.Module):
             for stride in (1 if stage == 0 else 2, 1):
                 blocks.append(BasicBlock(channels, out_channels, stride, act))
                 channels = out_channels
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.pixel_mean) / self.pixel_std
         x = self.act1(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(stage)(x)
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits

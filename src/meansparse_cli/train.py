@@ -114,7 +114,8 @@ def train_model(
     layout = torch.channels_last if settings.width % 8 == 0 else torch.contiguous_format
     model = ResNet18(
         n_classes=n_classes, width=settings.width, activation=settings.activation, in_channels=images.shape[1]
-    ).to(device, memory_format=layout)
+    ).to(memory_format=layout)
+    model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     log: list[EpochResult] = []
     best = model.state_dict()
