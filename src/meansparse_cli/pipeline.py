@@ -246,6 +246,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if not console.is_terminal:
         console.print(show_sweep(points, settings, chosen.alpha))
     note(chosen.reason)
+    note(f"curve: {run.paths.curve_png}")
     save_checkpoint(
         run.paths.checkpoint, Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha)
     )
