@@ -164,7 +164,6 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
         raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
     images = _load_split(run, config, "calibration")
     n = config.n_examples if config.fraction is None else max(1, round(config.fraction * len(images)))
-    n = min(n, len(images)) if sources.get("n_examples") == "default" and n is not None else n
     images = take_examples(images, n, seed=config.seed)
     inputs = {"fetch.yaml": sha256_of(run.paths.report("fetch")), "images": content_id(images)}
     if done := _finished("calibrate", run, config, inputs, fresh):
