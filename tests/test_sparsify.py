@@ -11,6 +11,7 @@ from meansparse_cli.sparsify import (
     MeanSparse,
     SparsifiedModel,
     alpha_set,
+    example_alphas_set,
     insert,
     mean_sparsify,
     remove,
@@ -24,6 +25,57 @@ def sparsified(network: nn.Module, images: Tensor, alpha: float) -> SparsifiedMo
     torch.manual_seed(2)
     modules = [MeanSparse(torch.randn(s.channels) / 4, torch.rand(s.channels), alpha, s.channel_axis) for s in sites]
     return insert(network, sites, modules)
+
+
+class Windows(nn.Module):
+    """Folds two windows an image into the batch axis around its activation, as Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        windows = x.view(n * 2, 3, 4, 2)
+        return self.act(windows).reshape(n, -1)
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()), Windows()])
+def test_an_alpha_for_each_example_gives_what_each_alpha_gives_alone(network: nn.Module) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 4, 4)
+    model = sparsified(network, images, 0.0)
+    alphas = [0.0, 0.3, 0.8]
+
+    def logits_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.clone().requires_grad_()
+        out = model(x)
+        return out.detach(), torch.autograd.grad(out.square().sum(), x)[0]
+
+    with example_alphas_set(model, torch.tensor(alphas)):
+        together = logits_and_gradient(images)
+    for i, alpha in enumerate(alphas):
+        with alpha_set(model, alpha):
+            alone = logits_and_gradient(images[i : i + 1])
+        assert torch.equal(together[0][i], alone[0][0])
+        assert torch.equal(together[1][i], alone[1][0])
+    assert not torch.equal(together[0][2], model(images)[2])
+
+
+def test_an_alpha_of_zero_among_others_keeps_the_gradient_of_a_dead_channel() -> None:
+    operator = MeanSparse(torch.zeros(2), torch.tensor([0.0, 1.0]))
+    operator.example_alphas = torch.tensor([0.0, 0.5])
+    x = torch.zeros(2, 2, 1, 1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(operator(x).sum(), x)
+    assert gradient.flatten().tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("alphas", [torch.tensor([-0.1]), torch.tensor([float("nan")]), torch.zeros(2, 7)])
+def test_alphas_that_cannot_be_are_refused(alphas: Tensor) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    model = sparsified(network, torch.randn(2, 3, 4, 4), 0.1)
+    with pytest.raises(ConfigError), example_alphas_set(model, alphas):
+        pass
 
 
 def test_operator_on_known_values() -> None:

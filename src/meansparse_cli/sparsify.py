@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class MeanSparse(nn.Module):
         self.register_buffer("alpha", torch.zeros(()))
         self.channel_axis = channel_axis
         self.straight_through = False
+        self.example_alphas: Tensor | None = None
         self.set_alpha(alpha)
 
     def set_alpha(self, alpha: float) -> None:
@@ -82,12 +83,13 @@ class MeanSparse(nn.Module):
         self._is_identity = alpha == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_identity:
+        if self._is_identity and self.example_alphas is None:
             return x
         shape = [1] * x.ndim
         shape[self.channel_axis] = -1
-        threshold = (self.alpha * self.std).view(shape)
-        return mean_sparsify(x, self.mean.view(shape), threshold, straight_through=self.straight_through)
+        mean, std = self.mean.view(shape), self.std.view(shape)
+        threshold = self.alpha * std if self.example_alphas is None else _thresholds(self.example_alphas, std, len(x))
+        return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -95,6 +97,17 @@ class MeanSparse(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.mean.numel()} channels, alpha={float(self.alpha):g}"
+
+
+def _thresholds(alphas: Tensor, std: Tensor, n_rows: int) -> Tensor:
+    """One threshold an example and channel; below zero, so that nothing lies within it, where alpha is 0.
+
+    Windowed transformers fold their windows into the batch axis, the windows of one image side by side.
+    """
+    if n_rows % len(alphas):
+        raise SiteError(f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'")
+    rows = alphas.repeat_interleave(n_rows // len(alphas)).view(-1, *[1] * (std.ndim - 1))
+    return torch.where(rows > 0, rows * std, -1.0)
 
 
 class CallSequence(nn.Module):
@@ -257,6 +270,29 @@ def alpha_set(model: nn.Module, alpha: float) -> Iterator[None]:
     finally:
         for operator, value in before:
             operator.set_alpha(value)
+
+
+@contextmanager
+def example_alphas_set(model: SparsifiedModel, alphas: Tensor) -> Iterator[None]:
+    """Give every example of the next batches an alpha of its own: one batch then serves many alphas.
+
+    ``alphas`` (n,) for one alpha an example, or (n, n_sites) for one an example and site, in the order of
+    ``model.sites``; n is the number of images of each batch shown meanwhile. A row of zeros is the base model, bit by bit.
+    """
+    if not bool(((alphas >= 0) & torch.isfinite(alphas)).all()) or alphas.ndim not in (1, 2):
+        raise ConfigError(f"alphas of shape {tuple(alphas.shape)} between {alphas.min():g} and {alphas.max():g}")
+    columns = alphas.unsqueeze(1).expand(-1, len(model.sites)) if alphas.ndim == 1 else alphas
+    if columns.shape[1] != len(model.sites):
+        raise ConfigError(f"{columns.shape[1]} alphas an example for {len(model.sites)} sites")
+    operators = [cast(MeanSparse, model.at(site)) for site in model.sites]
+    before = [operator.example_alphas for operator in operators]
+    for i, operator in enumerate(operators):
+        operator.example_alphas = columns[:, i].to(operator.std)
+    try:
+        yield
+    finally:
+        for operator, value in zip(operators, before, strict=True):
+            operator.example_alphas = value
 
 
 @contextmanager
