@@ -36,7 +36,9 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 def test_every_make_target_exists() -> None:
     text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^make ([a-z0-9-]+)$", text, re.MULTILINE)) | set(re.findall(r"`make ([a-z0-9-]+)`", text))
+    targets = set(re.findall(r"^make ([a-z0-9-]+)$", text, re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z0-9-]+)`", text)
+    )
     assert {"demo", "test", "check"} <= targets
     known = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets <= known
@@ -50,7 +52,9 @@ def test_every_file_that_is_named_exists() -> None:
 def test_exit_codes_are_those_of_the_code() -> None:
     from meansparse_cli import errors
 
-    codes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MeanSparseError)}
+    codes = {
+        c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MeanSparseError)
+    }
     section = (ROOT / "README.md").read_text().split("## Exit codes")[1].split("##")[0]
     listed = {int(code) for code in re.findall(r"(\d+) [a-z]", section)}
     assert codes - {1} <= listed

@@ -105,7 +105,9 @@ def _thresholds(alphas: Tensor, std: Tensor, n_rows: int) -> Tensor:
     Windowed transformers fold their windows into the batch axis, the windows of one image side by side.
     """
     if n_rows % len(alphas):
-        raise SiteError(f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'")
+        raise SiteError(
+            f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'"
+        )
     rows = alphas.repeat_interleave(n_rows // len(alphas)).view(-1, *[1] * (std.ndim - 1))
     return torch.where(rows > 0, rows * std, -1.0)
 
