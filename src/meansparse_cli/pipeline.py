@@ -169,6 +169,8 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     if done := _finished("calibrate", run, config, inputs, fresh):
         return done
 
+    if fresh:
+        (run.paths.state / "calibrate.pt").unlink(missing_ok=True)
     device = pick_device(config.device)
     model = _load_base(run, config, device)
     first, _ = stack_examples(take_examples(images, min(len(images), 4)))
