@@ -147,8 +147,13 @@ def start(arguments: list[str], slow: float, folder: Path) -> "subprocess.Popen[
     with open(folder / "stderr.txt", "wb") as stderr:
         return subprocess.Popen(
             [sys.executable, "-c", OFTEN, *arguments], cwd=folder, start_new_session=True,
-            env=PLAIN | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=stderr,
+            env=PLAIN | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=hear_ctrl_c,
         )  # fmt: skip
+
+
+def hear_ctrl_c() -> None:
+    """A shell that runs the tests in the background has told them, and so their children, to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(process: "subprocess.Popen[bytes]", has_begun: Callable[[], bool], limit: float = 120) -> None:
