@@ -13,6 +13,7 @@ from .console import console, note, show_error
 from .errors import MeanSparseError, StorageError
 
 INTERRUPTED = 130
+UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
 
 class _Group(TyperGroup):
@@ -235,29 +236,59 @@ def run_all(
         _stage(stage, flags if stage == "evaluate" else {k: v for k, v in flags.items() if k not in of_evaluate})
 
 
+_TRAINING = "Training"
+
+
+def _training(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_TRAINING)
+
+
 @app.command()
 def train(
-    dataset: DatasetName = "digits", data_dir: DataDir = None,
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/train-<dataset>-w<width> by default.")] = None,
-    width: Annotated[int, typer.Option(help="Base width of the ResNet-18.")] = 64,
-    activation: Annotated[str, typer.Option(help="relu, elu, gelu or silu.")] = "gelu",
-    eps: Annotated[str | None, typer.Option(help="Linf budget of the attack; the data set's own by default.")] = None,
-    n_steps: Annotated[int, typer.Option(help="Attack steps; 0 is standard training.")] = 10,
-    step_size: Annotated[str, typer.Option(help="Attack step, in pixel units.")] = "0.0078",
-    epochs: Annotated[int, typer.Option(help="Passes over the calibration split.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 256,
-    schedule: Annotated[str, typer.Option(help="steps (the paper's) or one-cycle.")] = "steps",
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
-    crop_padding: Annotated[int, typer.Option(help="Zero padding of the random crop.")] = 4,
-    flip: Annotated[bool, typer.Option(help="Random horizontal flips.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    preset: Annotated[str | None, _training("paper (200 epochs, the defaults) or short (30, one-cycle; some points worse).")] = None,
+    dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    held_out_examples: Annotated[int | None, _training("Images that choose the best epoch.")] = None,
+    test_examples: Annotated[int | None, _training("Images of the final measurement.")] = None,
+    method: Annotated[str | None, _training("pgd, trades or standard.")] = None,
+    beta: Annotated[float | None, _training("Weight of the TRADES term; 6 (the paper prints 0.6).")] = None,
+    width: Annotated[int | None, _training("Base width of the ResNet-18.")] = None,
+    activation: Annotated[str | None, _training("relu, elu, gelu, silu, psilu or pssilu.")] = None,
+    eps: Eps = None,
+    n_steps: Annotated[int | None, _training("Attack steps.")] = None,
+    step_size: Annotated[str | None, _training("Attack step, in [0, 1] pixel units.")] = None,
+    epochs: Annotated[int | None, _training("Passes over the calibration split.")] = None,
+    batch_size: Annotated[int | None, _training("Images a step.")] = None,
+    schedule: Annotated[str | None, _training("steps (the paper's) or one-cycle.")] = None,
+    lr: Annotated[float | None, _training("Highest learning rate.")] = None,
+    momentum: Annotated[float | None, _training("Momentum of SGD.")] = None,
+    weight_decay: Annotated[float | None, _training("Weight decay; not of PSiLU's and PSSiLU's parameters.")] = None,
+    crop_padding: Annotated[int | None, _training("Zero padding of the random crop.")] = None,
+    flip: Annotated[bool | None, _training("Random horizontal flips.", "--flip/--no-flip")] = None,
+    ema: Annotated[float | None, _training("Decay a step of an average of the weights, which is then what is measured and kept.")] = None,
+    paper_selection: Annotated[bool | None, _training("Choose the best epoch on the test set, as the paper does.", "--paper-selection")] = None,
+    precision: Annotated[str | None, _training("fp32 or bf16 (autocast).")] = None,
+    channels_last: Annotated[bool | None, _training("Memory layout; where the width is a multiple of 8.", "--channels-last/--no-channels-last")] = None,
+    compile: Annotated[bool | None, _training("Through torch.compile.", "--compile")] = None,
+    cuda_graphs: Annotated[bool | None, _training("Record an attack step and replay it: for networks too narrow to fill the GPU.", "--cuda-graphs")] = None,
+    time_limit: Annotated[float | None, _training("Minutes: begin no epoch that would end later; exit code 75, the same command goes on.")] = None,
+    save_dtype: Annotated[str | None, _training("float32, float16 or bfloat16: of the weights in the file.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/train-<dataset>-<method>-<activation>-w<width> by default.", rich_help_panel=_RUN)] = None,
+    config: ConfigFile = None, device: Device = None, seed: Seed = None, workers: Workers = None, fresh: Fresh = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Train a ResNet-18 adversarially (PGD), on the calibration split."""
-    from .train_command import train_command
+    """Train a ResNet-18 (PGD, TRADES or standard) on the calibration split."""
+    from .config import TrainConfig, resolve
 
-    options = {k: v for k, v in locals().items() if k != "train_command"}
-    typer.echo(train_command(**options))
+    settings, sources = resolve("train", TrainConfig, config, locals())
+    from .pipeline import run_folder_lock
+    from .report import read_report
+    from .train_command import train, train_folder
+
+    with run_folder_lock(train_folder(settings)):
+        path = train(settings, sources, fresh=fresh)
+    if path is None:
+        raise typer.Exit(UNFINISHED)
+    typer.echo(json.dumps(read_report(path, "train", mend="")) if as_json else str(path.with_name("model.safetensors")))
 
 
 def _stage(stage: str, flags: dict[str, Any]) -> None:

@@ -159,7 +159,63 @@ COMMANDS: dict[str, type[ModelConfig]] = {
     "sweep-alpha": SweepAlphaConfig,
     "evaluate": EvaluateConfig,
 }
-Config = TypeVar("Config", bound=ModelConfig)
+
+
+class TrainConfig(BaseModel):
+    """``meansparse train``. The defaults are the paper's (section A.1), and so ``--preset paper``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Literal["paper", "short"] = "paper"
+    """``short``: 30 epochs on a one-cycle schedule; some points below 200 epochs."""
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    run: Path | None = None
+    """``runs/train-<dataset>-<method>-<activation>-w<width>`` when not given."""
+    n_examples: int | None = Field(default=None, ge=1)
+    """How many images of the calibration split; all of them when not given."""
+    held_out_examples: int = Field(default=1000, ge=1)
+    test_examples: int = Field(default=1000, ge=1)
+    workers: int = Field(default=0, ge=0)
+
+    method: Literal["pgd", "trades", "standard"] = "pgd"
+    beta: float = Field(default=6.0, ge=0)
+    """Weight of the TRADES term: 6 as usual; the paper prints 0.6."""
+    width: int = Field(default=64, ge=1)
+    activation: Literal["relu", "elu", "gelu", "silu", "psilu", "pssilu"] = "gelu"
+    eps: Eps | None = None
+    """Linf budget of the attack; the data set's own when not given."""
+    n_steps: int = Field(default=10, ge=1)
+    step_size: Eps = "0.0078"
+
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    schedule: Literal["steps", "one-cycle"] = "steps"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    crop_padding: int = Field(default=4, ge=0)
+    flip: bool = True
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay a step of the exponential average of the weights; none when not given."""
+    paper_selection: bool = False
+    """Choose the best epoch on the test set, as the paper does."""
+    seed: int = 0
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool | None = None
+    """Where the width is a multiple of 8, when not given."""
+    compile: bool = False
+    cuda_graphs: bool = False
+    device: str = "auto"
+    time_limit: float | None = Field(default=None, gt=0)
+    """Minutes; no epoch is begun that would end later."""
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+SECTIONS: dict[str, type[BaseModel]] = {**COMMANDS, "train": TrainConfig}
+"""The sections a YAML file may have."""
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def resolve(
@@ -202,13 +258,13 @@ def _read_config_file(file: Path, command: str) -> dict[str, Any]:
         raise ConfigError(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
-    known = {key for cls in COMMANDS.values() for key in cls.model_fields}
+    known = {key for cls in SECTIONS.values() for key in cls.model_fields}
     settings: dict[str, Any] = {}
     for key, value in content.items():
-        if key not in COMMANDS:
-            _check_key(str(key), known | set(COMMANDS), str(file))
+        if key not in SECTIONS:
+            _check_key(str(key), known | set(SECTIONS), str(file))
             settings[str(key)] = value
-    for section, cls in COMMANDS.items():
+    for section, cls in SECTIONS.items():
         values = content.get(section) or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: section {section} holds {values!r}, expected keys and values")

@@ -3,7 +3,43 @@
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+class PSiLU(nn.Module):
+    """Parametric SiLU, x * sigmoid(a x), with one learnable ``a`` a module (Dai et al. 2022); begins as SiLU (a = 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.a * x)
+
+
+class PSSiLU(nn.Module):
+    """Parametric shifted SiLU, x * (sigmoid(a x) - b) / (1 - b), two learnable scalars a module (Dai et al. 2022).
+
+    Begins as SiLU (a = 1, b = 0; neither the paper nor its code is known to say how). ``b`` counts as at most 0.9, so
+    that the quotient stays finite.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(()))
+        self.b = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.b.clamp(max=0.9)
+        return x * ((torch.sigmoid(self.a * x) - b) / (1 - b))
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "psilu": PSiLU,
+    "pssilu": PSSiLU,
+}
 
 
 class BasicBlock(nn.Module):

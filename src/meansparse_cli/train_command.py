@@ -7,118 +7,186 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
+from .accuracy import accuracy_of
 from .artifacts import sha256_of, write_bytes
-from .config import check_eps, eps_value, parse_eps
-from .console import console, live, note, percent
+from .config import TrainConfig, check_eps
+from .console import LiveView, console, live, note, percent
 from .data import KNOWN_DATASETS, content_id, load_split, take_examples
-from .errors import ConfigError
-from .networks import ACTIVATIONS
+from .errors import ArtifactError, ConfigError
 from .pipeline import pick_device
-from .report import write_report
-from .train import EpochResult, TrainSettings, pgd_accuracy, train_model
+from .report import read_report, verify_outputs, write_report
+from .train import STATE_FILE, channels_last, train_model
+from .train_attack import pgd_outcomes
+from .train_images import read_pixels
+from .train_state import EpochResult, best_epoch, result_settings
+from .train_view import draw_training_curve, log_table
 
-SELECTION_EXAMPLES = 1000
-TEST_EXAMPLES, TEST_STEPS = 1000, 20
+TEST_STEPS = 20
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},  # the defaults are the paper's
+    "short": {"epochs": 30, "schedule": "one-cycle", "lr": 0.2},
+}
 
 
-def train_command(
-    *, dataset: str, data_dir: Path | None, run: Path | None, width: int, activation: str, eps: str | None, n_steps: int,
-    step_size: str, epochs: int, batch_size: int, schedule: str, lr: float, crop_padding: int, flip: bool, device: str,
-    seed: int,
-) -> Path:  # fmt: skip
-    """Train, measure clean and PGD-20 accuracy on up to 1,000 test images, write ``model.safetensors`` and ``train.yaml``.
+def with_preset(config: TrainConfig, sources: dict[str, str]) -> TrainConfig:
+    """``config`` with its preset's values wherever neither a flag nor a file gave one; ``sources`` is kept in step."""
+    update = {key: value for key, value in PRESETS[config.preset].items() if sources[key] == "default"}
+    sources |= dict.fromkeys(update, f"preset {config.preset}")
+    return config.model_copy(update=update)
 
-    Returns the path of the weights, which ``--weights`` of every other command takes.
+
+def train_folder(config: TrainConfig) -> Path:
+    """The run folder: ``--run``, or one named after what is trained."""
+    name = f"train-{Path(config.dataset).stem}-{config.method}-{config.activation}-w{config.width}"
+    return config.run or Path("runs") / name
+
+
+def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
+    """Train, measure clean and PGD-20 accuracy on test images, write ``model.safetensors``, curve and ``train.yaml``.
+
+    Returns the report's path, or None where the time limit came first: the same call then goes on. ``--model`` of every
+    other command takes ``model.safetensors``.
     """
+    config = _with_eps(with_preset(config, sources))
+    folder, device, started = train_folder(config), pick_device(config.device), time.monotonic()
+    _check_device(config, device)
+    if fresh:
+        (folder / STATE_FILE).unlink(missing_ok=True)
+    elif (done := _done_before(config, folder)) is not None:
+        note(f"train: done before, {done}")
+        return done
+    splits = {name: load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")}
+    selected_on = "test" if config.paper_selection else "held-out"
+    if config.paper_selection:
+        note("train: the best epoch is chosen on test images, as in the paper: its accuracy on them is too good")
+    selection = take_examples(splits[selected_on], min(config.held_out_examples, len(splits[selected_on])))
+    train_split = splits["calibration"]
+    if config.n_examples is not None:
+        train_split = take_examples(train_split, config.n_examples)
+    n_classes: int = train_split.dataset.n_classes  # type: ignore[attr-defined]
+    with live("images") as view:
+        view.begin("reading", len(train_split) + len(selection))
+        train_set = read_pixels(train_split, config.workers, view.advance)
+        selection_set = read_pixels(selection, config.workers, view.advance)
+        model, log = train_model(
+            config, train_set, selection_set, n_classes=n_classes, folder=folder, device=device,
+            deadline=None if config.time_limit is None else started + 60 * config.time_limit,
+            on_batch=_bar(view, config, len(train_set[1])), on_epoch=_table(view, config, selected_on),
+        )  # fmt: skip
+        if len(log) < config.epochs:
+            note(
+                f"train: stopped at the time limit after epoch {len(log)} of {config.epochs}; the same command goes on"
+            )
+            return None
+        model.to(getattr(torch, config.save_dtype)).float()  # measured as they are saved
+        test = take_examples(splits["test"], min(config.test_examples, len(splits["test"])))
+        view.begin("testing", len(test))
+        clean, robust = pgd_outcomes(
+            model, *read_pixels(test, config.workers), eps=float(_fraction(config)), n_steps=TEST_STEPS, device=device,
+            channels_last=channels_last(config),
+        )  # fmt: skip
+    best = best_epoch(log, config.method).epoch
+    results = {
+        "network": {"n_classes": n_classes, "width": config.width, "activation": config.activation, "in_channels": train_set[0].shape[3]},
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_train_examples": len(train_set[1]),
+        "selected_on": selected_on,
+        "best_epoch": best,
+        "test_accuracy": asdict(accuracy_of(clean)),
+        f"test_pgd{TEST_STEPS}_accuracy": asdict(accuracy_of(robust)),
+        "epochs": [asdict(row) for row in log],
+    }  # fmt: skip
+    weights = folder / "model.safetensors"
+    _write_weights(weights, model, config, results)
+    png, svg = folder / "train.png", folder / "train.svg"
+    draw_training_curve(log, best=best, selected_on=selected_on, title=_title(config), png=png, svg=svg)
+    report = folder / "train.yaml"
+    write_report(
+        report, stage="train",
+        config={key: {"value": value, "source": sources[key]} for key, value in config.model_dump(mode="json").items() if key != "run"},
+        inputs={"images": content_id(train_split)}, outputs={path.name: sha256_of(path) for path in (weights, png, svg)},
+        results=results, device=device, seconds=time.monotonic() - started,
+    )  # fmt: skip
+    clean_text, robust_text = (percent(a.fraction, a.standard_error) for a in (accuracy_of(clean), accuracy_of(robust)))
+    note(f"train: test clean {clean_text} %, PGD-{TEST_STEPS} {robust_text} % ({len(test):,} images), weights of epoch {best + 1} of {config.epochs}")  # fmt: skip
+    if config.preset == "short":
+        note("train: preset short, expect some points less than after the paper's 200 epochs")
+    note(f"train: weights in {weights}")
+    return report
+
+
+def _with_eps(config: TrainConfig) -> TrainConfig:
+    facts = KNOWN_DATASETS.get(config.dataset)
+    eps = config.eps or (facts.eps["Linf"] if facts else "8/255")
+    check_eps(eps, "Linf")
+    return config.model_copy(update={"eps": eps})
+
+
+def _fraction(config: TrainConfig) -> float:
+    from .config import eps_value
+
+    assert config.eps is not None
+    return eps_value(config.eps)
+
+
+def _check_device(config: TrainConfig, device: str) -> None:
+    if config.cuda_graphs and torch.device(device).type != "cuda":
+        raise ConfigError(f"--cuda-graphs on {device}", hint="leave it out, or --device cuda")
+
+
+def _done_before(config: TrainConfig, folder: Path) -> Path | None:
+    """The report of a finished run of the same settings. Raises ArtifactError for other settings or changed files."""
+    path = folder / "train.yaml"
+    if not path.exists():
+        return None
+    mend = f"meansparse train --run {folder}"
+    report = read_report(path, "train", mend=mend)
+    was = {key: entry["value"] for key, entry in report["config"].items()}
+    now = result_settings(config) | {key: getattr(config, key) for key in ("test_examples", "save_dtype")}
+    changed = ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v)
+    if changed:
+        raise ArtifactError(f"{folder} is a run of other settings ({changed})", hint="use another --run, or --fresh")
+    verify_outputs(report, folder, mend=mend)
+    return path
+
+
+def _bar(view: LiveView, config: TrainConfig, n_images: int) -> Any:
+    def on_batch(epoch: int, batch: int, n: int) -> None:
+        if batch == 0:
+            view.begin(f"epoch {epoch + 1} of {config.epochs}", n_images - n_images % n)
+        view.advance(n)
+
+    return on_batch
+
+
+def _table(view: LiveView, config: TrainConfig, selected_on: str) -> Any:
+    def on_epoch(log: list[EpochResult]) -> None:
+        view.show(log_table(log, best_epoch(log, config.method).epoch, selected_on))
+        if not console.is_terminal:
+            row = log[-1]
+            note(f"epoch {row.epoch + 1} of {config.epochs}: loss {row.train_loss:.3f}, {selected_on} clean {percent(row.held_out_accuracy)} %, PGD-10 {percent(row.held_out_robust_accuracy)} %, {row.seconds:.1f} s")  # fmt: skip
+
+    return on_epoch
+
+
+def _title(config: TrainConfig) -> str:
+    return f"{Path(config.dataset).stem}, ResNet-18 of width {config.width}, {config.activation}, {config.method}"
+
+
+def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, results: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    if activation not in ACTIVATIONS:
-        raise ConfigError(f"activation is {activation!r}", hint=f"one of {', '.join(ACTIVATIONS)}")
-    if schedule not in ("steps", "one-cycle"):
-        raise ConfigError(f"schedule is {schedule!r}", hint="steps or one-cycle")
-    for name, value in (("width", width), ("epochs", epochs), ("batch-size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"--{name} is {value}; expected 1 or more")
-    facts = KNOWN_DATASETS.get(dataset)
-    budget = eps or (facts.eps["Linf"] if facts else "8/255")
-    try:
-        parse_eps(budget), parse_eps(step_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    check_eps(budget, "Linf")
-    settings = TrainSettings(
-        width=width, activation=activation, eps=eps_value(budget), n_steps=n_steps, step_size=eps_value(step_size),
-        n_epochs=epochs, batch_size=batch_size, schedule=schedule, lr=lr, crop_padding=crop_padding, flip=flip, seed=seed,
-    )  # fmt: skip
-    folder = run or Path("runs") / f"train-{Path(dataset).stem}-w{width}"
-    chosen_device, started = pick_device(device), time.monotonic()
-    calibration = load_split(dataset, data_dir, "calibration")
-    held_out = load_split(dataset, data_dir, "held-out")
-    held_out = take_examples(held_out, min(SELECTION_EXAMPLES, len(held_out)))
-    n_classes: int = calibration.dataset.n_classes  # type: ignore[attr-defined]
-    with live("images") as view:
-        train_set, selection_set = _as_bytes(calibration, view), _as_bytes(held_out, view)
-        log: list[EpochResult] = []
-        n_images = len(train_set[1])
-
-        def on_batch(epoch: int, batch: int, loss: float) -> None:
-            if batch == 0:
-                view.begin(f"epoch {epoch + 1} of {epochs}", n_images)
-            view.advance(min(batch_size, n_images - batch * batch_size))
-
-        def on_epoch(result: EpochResult) -> None:
-            log.append(result)
-            view.show(_log_table(log))
-            if not console.is_terminal:
-                note(f"epoch {result.epoch + 1}: held-out clean {percent(result.held_out_accuracy)} %, PGD-10 {percent(result.held_out_robust_accuracy)} %")  # fmt: skip
-
-        model, rows = train_model(
-            settings, train_set, selection_set, n_classes=n_classes, folder=folder, device=chosen_device,
-            on_batch=on_batch, on_epoch=on_epoch,
-        )  # fmt: skip
-        test = load_split(dataset, data_dir, "test")
-        test_set = _as_bytes(take_examples(test, min(TEST_EXAMPLES, len(test))), view)
-    clean, robust = pgd_accuracy(model, *test_set, eps=settings.eps, n_steps=TEST_STEPS, device=chosen_device)
-    network = {"n_classes": n_classes, "width": width, "activation": activation, "in_channels": train_set[0].shape[1]}
-    weights = folder / "model.safetensors"
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(weights, save(state, {"network": json.dumps(network), "dataset": dataset}))
-    report: dict[str, Any] = {
-        "network": network,
-        "best_epoch": max(rows, key=lambda r: (r.held_out_robust_accuracy, r.epoch)).epoch,
-        "n_test_examples": len(test_set[1]),
-        "test_accuracy": clean,
-        "test_pgd20_accuracy": robust,
-        "epochs": [asdict(row) for row in rows],
+    dtype = getattr(torch, config.save_dtype)
+    state: dict[str, Tensor] = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
     }
-    write_report(
-        folder / "train.yaml", stage="train", config={"settings": asdict(settings) | {"dataset": dataset, "eps": budget}},
-        inputs={"images": content_id(calibration)}, outputs={weights.name: sha256_of(weights)}, results=report,
-        device=chosen_device, seconds=time.monotonic() - started,
-    )  # fmt: skip
-    note(f"train: test clean {percent(clean)} %, PGD-{TEST_STEPS} {percent(robust)} % ({len(test_set[1]):,} images)")
-    return weights
-
-
-def _as_bytes(images: Any, view: Any) -> tuple[Tensor, Tensor]:
-    """All images of a split as uint8 (n, channels, height, width), decoded once."""
-    view.begin("reading", len(images))
-    pixels, labels = [], []
-    for i in range(len(images)):
-        x, y = images[i]
-        pixels.append((x * 255).round().to(torch.uint8))
-        labels.append(y)
-        view.advance(1)
-    return torch.stack(pixels), torch.tensor(labels)
-
-
-def _log_table(log: list[EpochResult]) -> Table:
-    table = Table(
-        "epoch", "loss", "held-out clean %", "held-out PGD-10 %", "seconds", title="training", title_justify="left"
-    )
-    for row in log[-12:]:
-        table.add_row(str(row.epoch + 1), f"{row.train_loss:.3f}", percent(row.held_out_accuracy), percent(row.held_out_robust_accuracy), f"{row.seconds:.0f}")  # fmt: skip
-    return table
+    measured = {key: results[key] for key in ("test_accuracy", f"test_pgd{TEST_STEPS}_accuracy", "selected_on")}
+    header = {
+        "network": json.dumps(results["network"]),
+        "dataset": config.dataset,
+        "training": json.dumps(result_settings(config) | measured),
+    }
+    write_bytes(path, save(state, header))

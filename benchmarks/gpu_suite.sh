@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Trains the ResNet-18 models of the ablation tables, several side by side on one device.
+#
+#   DATA=DIR benchmarks/gpu_suite.sh                    everything
+#   DATA=DIR benchmarks/gpu_suite.sh data wide          these steps only
+#
+# steps  data         decode DATA once into OUT/data (DATA with train.npz and test.npz is taken as it is)
+#        embedded     width 16, GELU, PGD                      (the embedded model; Tables 3 to 11 at reduced size)
+#        activations  width 16, the five other activations     (Table 2)
+#        methods      width 16, TRADES and standard training   (Tables 6 and 7)
+#        wide         width 64, GELU, PGD                      (the paper's network)
+#        pack         OUT/weights.tar.aa, .ab, ... of at most 15 MiB: cat OUT/weights.tar.* | tar x
+#
+# Every step can be killed and typed again: what is done is skipped, what was begun goes on from its last epoch.
+# MINUTES= bounds all of it: no epoch is begun that would end later. Exit code: how many trainings are not finished.
+# Everything at a toy size: DEVICE=cpu EPOCHS=1 N=512 WIDTH=4 WIDE=4 SPEED= EVAL=64 STEPS=1
+set -u
+DATA=${DATA:?DATA=DIR: a folder with torchvision\'s CIFAR-10 files, or train and test as zips, folders or .npz files}
+OUT=${OUT:-runs/gpu-suite}
+DEVICE=${DEVICE:-cuda}
+EPOCHS=${EPOCHS:-30}                 # on a one-cycle schedule
+WIDE_EPOCHS=${WIDE_EPOCHS:-$EPOCHS}
+WIDTH=${WIDTH:-16}
+WIDE=${WIDE:-64}
+N=${N:-}                             # training images; all by default
+EVAL=${EVAL:-5000}                   # test images of the final measurement
+STEPS=${STEPS:-10}                   # attack steps
+MINUTES=${MINUTES:-600}
+WORKERS=${WORKERS:-$(nproc)}         # processes that decode
+SPEED=${SPEED---precision bf16 --cuda-graphs}
+MEANSPARSE=${MEANSPARSE:-meansparse}
+PYTHON=${PYTHON:-python3}
+here=$(cd "$(dirname "$0")" && pwd)
+ends=$(($(date +%s) + MINUTES * 60))
+pids=() names=() unfinished=0
+mkdir -p "$OUT" || exit 1
+
+train() { # NAME OPTION...: in the background, its messages in OUT/NAME.log
+  local name=$1 left=$(((ends - $(date +%s)) / 60))
+  shift
+  $MEANSPARSE train --preset short --dataset cifar10 --data-dir "$OUT/data" --device "$DEVICE" --epochs "$EPOCHS" \
+    --n-steps "$STEPS" --test-examples "$EVAL" ${N:+--n-examples $N} $SPEED --time-limit $((left > 0 ? left : 1)) \
+    --run "$OUT/$name" "$@" >>"$OUT/$name.log" 2>&1 &
+  pids+=($!) names+=("$name")
+}
+
+finish() { # wait for all of them
+  for i in "${!pids[@]}"; do
+    if wait "${pids[$i]}"; then
+      echo "${names[$i]}: $(grep -h 'test clean\|done before' "$OUT/${names[$i]}.log" | tail -1)"
+    else
+      echo "${names[$i]}: not finished (exit code $?): $(tail -1 "$OUT/${names[$i]}.log")"
+      unfinished=$((unfinished + 1))
+    fi
+  done
+  pids=() names=()
+}
+
+for step in ${*:-data embedded activations methods finish wide finish pack}; do
+  case $step in
+    data) $PYTHON "$here/images_to_npz.py" cifar10 "$DATA" "$OUT/data" "$WORKERS" || exit 1 ;;
+    embedded) train "pgd-gelu-w$WIDTH" --width "$WIDTH" ;;
+    activations)
+      for activation in relu elu silu psilu pssilu; do
+        train "pgd-$activation-w$WIDTH" --width "$WIDTH" --activation $activation
+      done
+      ;;
+    methods)
+      train "trades-gelu-w$WIDTH" --width "$WIDTH" --method trades
+      train "standard-gelu-w$WIDTH" --width "$WIDTH" --method standard
+      ;;
+    wide) train "pgd-gelu-w$WIDE-wide" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ;;
+    finish) finish ;;
+    pack)
+      finish
+      rm -f "$OUT"/weights.tar.*
+      (cd "$OUT" && tar c -- */model.safetensors */train.yaml */train.png *.log | split -b 15m - weights.tar.)
+      ls -l "$OUT"/weights.tar.*
+      ;;
+    *) echo "no step $step" >&2; exit 2 ;;
+  esac
+done
+finish
+exit $unfinished
