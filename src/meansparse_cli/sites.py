@@ -80,7 +80,8 @@ class Site:
 
     ``name`` is the module path, with the call's index where a module or function is called more than once
     (``layer1.0.relu#1``). ``shape`` is that of the input without the batch axis. ``call`` counts the calls of this module,
-    ``ordinal`` all functional activation calls of the forward pass (-1 for a module).
+    ``ordinal`` all functional activation calls of the forward pass (-1 for a module). ``index`` is the place in the list
+    of all sites, gates included.
     """
 
     index: int
@@ -96,6 +97,8 @@ class Site:
     call: int = 0
     n_calls: int = 1
     ordinal: int = -1
+    after_addition: bool = False
+    main_path: bool = False
 
 
 def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
@@ -125,8 +128,8 @@ def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
 
 
 def without_gates(sites: Sequence[Site]) -> list[Site]:
-    """The sites used by default: squeeze-and-excitation and other gates left out, numbered anew."""
-    return [replace(site, index=index) for index, site in enumerate(s for s in sites if not s.gate)]
+    """The sites used by default: squeeze-and-excitation and other gates left out."""
+    return [site for site in sites if not site.gate]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
