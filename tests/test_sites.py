@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.errors import SiteError
+from meansparse_cli.errors import DataError, SiteError
 from meansparse_cli.networks import ResNet18
 from meansparse_cli.sites import find_sites, is_elementwise_nonlinear, without_gates
 
@@ -136,7 +136,7 @@ def test_sites_that_depend_on_the_input_are_an_error() -> None:
 
 def test_failing_forward_names_the_place_and_leaves_no_hooks() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(10, 2)).train()
-    with pytest.raises(SiteError, match="failed in 3 on images"):
+    with pytest.raises(DataError, match="failed in 3 on images"):
         find_sites(net, torch.rand(2, 3, 8, 8))
     assert net.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())

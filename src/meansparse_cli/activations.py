@@ -1,0 +1,104 @@
+"""What counts as an activation.
+
+A function is one by name, in every spelling that torch has. A module is one by behaviour, whatever its class is called:
+each output element depends on its own input element alone, and not linearly. So a custom autograd activation counts, and
+a softmax or a normalisation does not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NAMES = [
+    "relu",
+    "relu_",
+    "relu6",
+    "gelu",
+    "silu",
+    "silu_",
+    "elu",
+    "elu_",
+    "celu",
+    "celu_",
+    "selu",
+    "selu_",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "rrelu",
+    "rrelu_",
+    "mish",
+    "mish_",
+    "hardswish",
+    "hardswish_",
+    "hardtanh",
+    "hardtanh_",
+    "softplus",
+    "softsign",
+    "tanh",
+    "tanh_",
+    "tanhshrink",
+    "logsigmoid",
+    "threshold",
+    "threshold_",
+]
+ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    function
+    for namespace in (F, torch, torch.Tensor, torch._C._nn)
+    for name in _NAMES
+    if callable(function := getattr(namespace, name, None))
+)
+"""Every spelling of an activation as a function. Sigmoid is left out: alone it is a gate, or the inside of a Swish."""
+
+# Leaf modules that need no test: linear, or mixing positions.
+_NEVER_ACTIVATIONS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Dropout,
+    nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Softmax,
+    nn.Embedding, nn.Upsample,
+)  # fmt: skip
+
+
+def operand(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The tensor that an activation function is applied to."""
+    return args[0] if args else kwargs["input"]
+
+
+def writes_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of an activation function overwrites its input."""
+    return (
+        func.__name__.endswith("_") or kwargs.get("inplace") is True or (func is F.relu and len(args) > 1 and args[1])
+    )
+
+
+def may_be_activation(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``is_elementwise_nonlinear`` is worth asking for a module that receives ``x``."""
+    return x.is_floating_point() and not isinstance(module, _NEVER_ACTIVATIONS) and not any(module.children())
+
+
+def is_elementwise_nonlinear(module: nn.Module, x: Tensor) -> bool:
+    """Whether each output element depends on its own input element alone, and not linearly.
+
+    ``x`` is one input the module really received; its shape must equal the output's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    scale = x.std().clamp_min(1e-3) if x.numel() > 1 else torch.ones_like(x)
+    chosen = (torch.rand(x.shape, generator=generator) < 0.5).to(x.device)
+    with torch.no_grad():
+        try:
+            here = module(x.clone())
+            elsewhere = module(torch.where(chosen, x + noise * scale, x))
+            if here.shape != x.shape or not torch.equal(here[~chosen], elsewhere[~chosen]):
+                return False
+            # Second differences vanish for an affine function; steps of several sizes catch flat and kinked ones.
+            for step in (noise * scale, 4 * noise * scale, torch.full_like(x, 4.0)):
+                left, middle, right = module(x - step), module(x.clone()), module(x + step)
+                bend = (left - 2 * middle + right).abs()
+                if bool((bend > 1e-3 * (left.abs() + right.abs() + 1e-6)).any()):
+                    return True
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False  # the module accepts nothing but what it was given
+    return False

@@ -1,0 +1,219 @@
+"""Follows one forward pass: which activations are called, by whom, and where their inputs come from.
+
+Module calls are seen by hooks, function calls by a ``TorchFunctionMode``; a stack of module calls says whose they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, may_be_activation, operand
+from .channel_axis import axes_after_moving, axis_after, axis_or_default, positions
+from .errors import DataError, MeanSparseError, SiteError
+from .residual_paths import Provenance, ResidualPaths
+
+_UNKNOWN = Provenance()
+
+
+@dataclass
+class ModuleCall:
+    """A module call on the stack; the extents at its two ends tell a gate from the block it scales."""
+
+    path: str
+    module: nn.Module
+    call: int
+    came: Provenance
+    positions_in: int
+    positions_out: int = 0
+    clone: Tensor | None = None
+    activations_before: int = 0
+
+
+@dataclass
+class ActivationCall:
+    """An activation that received ``shape`` (batch included), with the module calls around it."""
+
+    path: str
+    kind: Literal["module", "function"]
+    operation: str
+    shape: tuple[int, ...]
+    axis: int
+    positions: int
+    came: Provenance
+    bit: int
+    call: int
+    ordinal: int
+    enclosing: list[ModuleCall] = field(default_factory=list)
+
+
+class Tracer(TorchFunctionMode):
+    """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[ActivationCall] = []
+        self.calls: dict[str, int] = {}
+        self.paths = ResidualPaths()
+        self.stack: list[ModuleCall] = []
+        self._ordinal = 0
+        self._is_activation: dict[str, bool] = {}
+        self._paused = False
+        self._provenance = WeakTensorKeyDictionary()
+
+    def begin(self, images: Tensor) -> None:
+        """Everything computed from ``images`` is a feature."""
+        self._provenance[images] = Provenance(1, ancestors=1)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        site = None
+        if func in ACTIVATION_FUNCTIONS and self.stack:
+            name, ordinal = getattr(func, "__name__", "activation"), self._ordinal
+            site = self._record(self.stack[-1].path, "function", name, operand(args, kwargs), call=0, ordinal=ordinal)
+            self._ordinal += 1
+        tensors = _tensors_in((*args, *kwargs.values()))
+        sources = [(x, self._of(x)) for x in tensors]
+        known = [(tuple(x.shape), p.axis) for x, p in sources if p.axis is not None]
+        operands = [(p, positions(x, p.axis)) for x, p in sources]
+        first = self._of(args[0]) if args and isinstance(args[0], Tensor) else _UNKNOWN
+        first_shape = tuple(args[0].shape) if first.axis is not None else ()
+        result = func(*args, **kwargs)
+        results = [result] if isinstance(result, Tensor) else result if isinstance(result, tuple | list) else ()
+        outs = [x for x in results if isinstance(x, Tensor)]
+        if not outs:
+            return result
+        moved = None if first.axis is None else axes_after_moving(func, args, kwargs, first_shape, first.axis)
+        ancestors, is_sum = self.paths.ancestry_after(func, operands)
+        if site is not None:
+            ancestors |= site.bit
+        for i, out in enumerate(outs):
+            axis = axis_after(func, out, known, first.axis) if moved is None else moved[i]
+            if axis is not None or ancestors:
+                self._provenance[out] = Provenance(axis, ancestors, is_sum)
+        return result
+
+    def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module is called."""
+        if self._paused:
+            return
+        with self._pause():
+            call = self.calls.get(path, 0)
+            self.calls[path] = call + 1
+            x = args[0] if args and isinstance(args[0], Tensor) else None
+            came = _UNKNOWN if x is None else self._of(x)
+            frame = ModuleCall(path, module, call, came, positions(x, came.axis), activations_before=len(self.found))
+            if x is not None and may_be_activation(module, x):
+                frame.clone = x.detach().clone()
+            self.stack.append(frame)
+
+    def leave(self, path: str, module: nn.Module, output: Any) -> None:
+        """It returned."""
+        if self._paused:
+            return
+        with self._pause():
+            frame = self.stack.pop()
+            if not isinstance(output, Tensor):
+                return
+            x = frame.clone
+            if x is not None and output.shape == x.shape:
+                if self._acts(frame, x):
+                    # The functional calls inside belong to this module: one site, not two.
+                    del self.found[frame.activations_before :]
+                    self._provenance[x] = frame.came
+                    site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
+                    self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors | site.bit)
+                elif not self._of(output).ancestors:  # a custom autograd function hides what it computes from
+                    self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors)
+            frame.positions_out = positions(output, self._of(output).axis)
+            frame.clone = None
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """What the tracer itself computes is no part of the model."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def _of(self, x: Tensor) -> Provenance:
+        return self._provenance.get(x, _UNKNOWN)  # type: ignore[no-any-return]
+
+    def _acts(self, frame: ModuleCall, x: Tensor) -> bool:
+        if frame.path not in self._is_activation:
+            self._is_activation[frame.path] = is_elementwise_nonlinear(frame.module, x)
+        return self._is_activation[frame.path]
+
+    def _record(self, path: str, kind: Any, operation: str, x: Tensor, *, call: int, ordinal: int) -> ActivationCall:
+        came = self._of(x)
+        axis = axis_or_default(came.axis, x.ndim)
+        found = ActivationCall(
+            path, kind, operation, tuple(x.shape), axis, positions(x, axis), came, self.paths.new_bit(), call, ordinal,
+            self.stack[:],
+        )  # fmt: skip
+        self.found.append(found)
+        return found
+
+
+def trace(model: nn.Module, images: Tensor) -> Tracer:
+    """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
+
+    Raises DataError if its forward pass fails.
+    """
+    tracer, handles = Tracer(), []
+    images = images.clone()
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
+        handles.append(module.register_forward_hook(lambda m, args, out, path=path: tracer.leave(path, m, out)))
+    try:
+        with torch.no_grad(), _eagerly(), tracer:
+            tracer.begin(images)
+            model(images)
+    except MeanSparseError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise SiteError("out of memory while the sites were looked for", hint="use --device cpu") from error
+    except Exception as error:  # the user's code may raise anything
+        where = f" in {tracer.stack[-1].path or 'the model'}" if tracer.stack else ""
+        raise DataError(
+            f"the model's forward pass failed{where} on images of shape {tuple(images.shape)}: "
+            f"{type(error).__name__}: {error}",
+            hint="does the data set's image size fit this model?",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tracer
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Compiled parts run as they were written; without dynamo, which is slow to import, there are none."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _tensors_in(values: Any) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):  # cat and stack take a list
+            found += [x for x in value if isinstance(x, Tensor)]
+    return found
