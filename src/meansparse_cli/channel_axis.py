@@ -5,6 +5,7 @@ leaves them where they are. What only moves elements (permute, reshape, indexing
 on a tensor that holds each element's channel number, and the channel axis is the one along which the numbers change.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -40,11 +41,9 @@ def layout_of(ndim: int, axis: int) -> Layout:
     return "channels-first"
 
 
-def positions(x: Tensor | None, axis: int | None) -> int:
-    """Positions per channel: 1 where there is no spatial extent, 0 where there is no batch of features at all."""
-    if x is None or x.ndim < 2:
-        return 0
-    return x.numel() // max(1, x.shape[0] * x.shape[axis_or_default(axis, x.ndim)])
+def positions(shape: Sequence[int], axis: int) -> int:
+    """Values that one channel takes in one image: 1 where there is no spatial extent."""
+    return math.prod(shape) // max(1, shape[0] * shape[axis])
 
 
 def axes_after_moving(

@@ -1,8 +1,8 @@
 """Where a site stands to the residual additions of a network.
 
 Every feature tensor carries the layers and sites it was computed from, as bits of one number. An addition is residual
-if its two operands are features of different ancestry: ``x + conv(x)`` is one; adding a bias, a position embedding or a
-function of the same ``x`` (inside a hand-written GELU) is none.
+if its two operands are features of different ancestry that share a layer or a site: ``x + conv(x)`` is one; adding a bias,
+a position embedding, a function of the same ``x`` (inside a hand-written GELU) or another network's logits is none.
 
 A site comes *after an addition* if the sum reaches it with nothing in between but what treats every value, or every
 channel, on its own and linearly: a normalisation, a scaling, a change of layout. In a pre-activation network that is a
@@ -25,6 +25,7 @@ _KEEPS_ADDITION = MOVES_ELEMENTS | {
     "contiguous", "to", "type", "type_as", "float", "half", "double", "bfloat16", "clone", "detach", "alias", "requires_grad_",
 }  # fmt: skip
 _LAYERS = ("conv", "linear", "matmul", "bmm", "einsum", "attention", "pool", "interpolate")
+_IMAGE = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ResidualPaths:
     def ancestry_after(self, func: Callable[..., Any], operands: Sequence[tuple[Provenance, int]]) -> tuple[int, bool]:
         """Ancestors of the result of ``func``, and whether it is a residual sum.
 
-        ``operands`` are the tensors it received, each with its number of positions per channel.
+        ``operands`` are the tensors it received, each with its number of elements that are not copies (``expand``).
         """
         name = getattr(func, "__name__", "")
         features = [(p, n) for p, n in operands if p.ancestors]
@@ -64,11 +65,11 @@ class ResidualPaths:
             return 0, False
         if len(features) == 2:
             (a, n_a), (b, n_b) = features
-            if name in _ADDITIONS and a.ancestors != b.ancestors:
+            if name in _ADDITIONS and a.ancestors != b.ancestors and a.ancestors & b.ancestors > _IMAGE:
                 self.additions.append((a.ancestors, b.ancestors))
                 return ancestors, True
-            if name in _PRODUCTS and min(n_a, n_b) == 1 < max(n_a, n_b):
-                scale, scaled = (a, b) if n_a == 1 else (b, a)
+            if name in _PRODUCTS and n_a != n_b:
+                scale, scaled = (a, b) if n_a < n_b else (b, a)
                 self.gatings.append((scale.ancestors, scaled.ancestors))
         if any(word in name for word in _LAYERS):
             return ancestors | self.new_bit(), False
@@ -80,5 +81,5 @@ class ResidualPaths:
         return any(bool(a & bit) != bool(b & bit) for a, b in self.additions)
 
     def scales_features(self, bit: int) -> bool:
-        """Whether this site feeds a factor without spatial extent, and not the features that the factor scales."""
+        """Whether this site feeds a factor that is broadcast, and not the features that the factor scales."""
         return any(scale & bit and not scaled & bit for scale, scaled in self.gatings)

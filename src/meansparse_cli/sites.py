@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, operand, writes_in_place
 from .channel_axis import Layout, layout_of
 from .errors import SiteError
-from .trace import ActivationCall, Tracer, trace
+from .trace import Tracer, trace
 
 __all__ = [
     "ACTIVATION_FUNCTIONS",
@@ -141,8 +141,8 @@ def _number(tracer: Tracer) -> list[Site]:
                 axis,
                 shape[axis],
                 shape[1:],
-                _is_gate(found, tracer),
-                found.call,
+                gate=found.positions == 1 and tracer.paths.scales_features(found.bit),
+                call=found.call,
                 n_calls=tracer.calls[path] if found.kind == "module" else 1,
                 ordinal=found.ordinal,
                 after_addition=found.came.after_addition,
@@ -150,15 +150,6 @@ def _number(tracer: Tracer) -> list[Site]:
             )  # fmt: skip
         )
     return sites
-
-
-def _is_gate(found: ActivationCall, tracer: Tracer) -> bool:
-    """Whether it scales the features around it: without spatial extent itself, inside a block that has one."""
-    if found.positions != 1:
-        return False
-    return tracer.paths.scales_features(found.bit) or any(
-        frame.positions_in > 1 and frame.positions_out > 1 for frame in found.enclosing
-    )
 
 
 def _compare(sites: Sequence[Site], again: Sequence[Site]) -> None:

@@ -6,9 +6,10 @@ Module calls are seen by hooks, function calls by a ``TorchFunctionMode``; a sta
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,21 +27,19 @@ _UNKNOWN = Provenance()
 
 @dataclass
 class ModuleCall:
-    """A module call on the stack; the extents at its two ends tell a gate from the block it scales."""
+    """A module call on the stack."""
 
     path: str
     module: nn.Module
     call: int
     came: Provenance
-    positions_in: int
-    positions_out: int = 0
     clone: Tensor | None = None
     activations_before: int = 0
 
 
 @dataclass
 class ActivationCall:
-    """An activation that received ``shape`` (batch included), with the module calls around it."""
+    """An activation that received ``shape``, batch included; ``positions`` are those of one channel of one image."""
 
     path: str
     kind: Literal["module", "function"]
@@ -52,7 +51,6 @@ class ActivationCall:
     bit: int
     call: int
     ordinal: int
-    enclosing: list[ModuleCall] = field(default_factory=list)
 
 
 class Tracer(TorchFunctionMode):
@@ -87,7 +85,7 @@ class Tracer(TorchFunctionMode):
         tensors = _tensors_in((*args, *kwargs.values()))
         sources = [(x, self._of(x)) for x in tensors]
         known = [(tuple(x.shape), p.axis) for x, p in sources if p.axis is not None]
-        operands = [(p, positions(x, p.axis)) for x, p in sources]
+        operands = [(p, _distinct(x)) for x, p in sources]
         first = self._of(args[0]) if args and isinstance(args[0], Tensor) else _UNKNOWN
         first_shape = tuple(args[0].shape) if first.axis is not None else ()
         result = func(*args, **kwargs)
@@ -114,7 +112,7 @@ class Tracer(TorchFunctionMode):
             self.calls[path] = call + 1
             x = args[0] if args and isinstance(args[0], Tensor) else None
             came = _UNKNOWN if x is None else self._of(x)
-            frame = ModuleCall(path, module, call, came, positions(x, came.axis), activations_before=len(self.found))
+            frame = ModuleCall(path, module, call, came, activations_before=len(self.found))
             if x is not None and may_be_activation(module, x):
                 frame.clone = x.detach().clone()
             self.stack.append(frame)
@@ -137,8 +135,6 @@ class Tracer(TorchFunctionMode):
                     self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors | site.bit)
                 elif not self._of(output).ancestors:  # a custom autograd function hides what it computes from
                     self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors)
-            frame.positions_out = positions(output, self._of(output).axis)
-            frame.clone = None
 
     @contextlib.contextmanager
     def _pause(self) -> Iterator[None]:
@@ -161,8 +157,7 @@ class Tracer(TorchFunctionMode):
         came = self._of(x)
         axis = axis_or_default(came.axis, x.ndim)
         found = ActivationCall(
-            path, kind, operation, tuple(x.shape), axis, positions(x, axis), came, self.paths.new_bit(), call, ordinal,
-            self.stack[:],
+            path, kind, operation, tuple(x.shape), axis, positions(x.shape, axis), came, self.paths.new_bit(), call, ordinal
         )  # fmt: skip
         self.found.append(found)
         return found
@@ -207,6 +202,11 @@ def _eagerly() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _distinct(x: Tensor) -> int:
+    """Elements that are not copies of each other by ``expand``."""
+    return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride) if x.numel() else 0
 
 
 def _tensors_in(values: Any) -> list[Tensor]:
