@@ -29,6 +29,8 @@ class Checkpoint:
     statistics: "tuple[ChannelStatistics, ...]"
     estimator: str
     alpha: float | None = None
+    rule: str = "all"
+    """The site rule that chose the sites."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -43,6 +45,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "counts": [s.count for s in checkpoint.statistics],
         "estimator": checkpoint.estimator,
         "alpha": checkpoint.alpha,
+        "rule": checkpoint.rule,
     }
     # one key: safetensors writes several in any order, and equal checkpoints are to have equal bytes
     write_bytes(path, save(tensors, {"meansparse": json.dumps(header)}))
@@ -69,7 +72,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} is not a MeanSparse checkpoint: {error}", hint="run `meansparse calibrate` again"
         ) from error
-    return Checkpoint(sites, statistics, header["estimator"], header["alpha"])
+    return Checkpoint(sites, statistics, header["estimator"], header["alpha"], header.get("rule", "all"))
 
 
 def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":

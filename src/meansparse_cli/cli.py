@@ -109,6 +109,15 @@ Estimator = Annotated[
         help="pooled (exact), or published (the reference code's average over batches).", rich_help_panel=_DATA
     ),
 ]
+Sites = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE",
+        help="Sites to use, joined by commas: [b]all[/b], [b]main-path[/b], [b]after-addition[/b], [b]first:N[/b], "
+        "[b]last:N[/b], [b]single:N[/b], indices [b]3[/b], ranges [b]7-12[/b] (both ends included), names, [b]layer1.*[/b].",
+        rich_help_panel=_MODEL,
+    ),
+]
 IncludeGates = Annotated[
     bool | None,
     typer.Option("--include-gates", help="Squeeze-and-excitation gates too.", rich_help_panel=_MODEL),
@@ -166,10 +175,10 @@ def fetch(
 @app.command()
 def sites(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, threat: Threat = None,
-    weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
-    config: ConfigFile = None, as_json: AsJson = False,
+    weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, sites: Sites = None,
+    include_gates: IncludeGates = None, run: RunFolder = None, config: ConfigFile = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Show the activations that calibrate would touch."""
+    """Show a model's activations and which of them calibrate would use."""
     from dataclasses import asdict
 
     from .config import CalibrateConfig, resolve
@@ -177,17 +186,17 @@ def sites(
     from .pipeline import list_sites
 
     settings, sources = resolve("calibrate", CalibrateConfig, config, locals())
-    found = list_sites(settings, sources)
+    found, chosen = list_sites(settings, sources)
     if as_json:
-        typer.echo(json.dumps([asdict(site) for site in found]))
+        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
-    console.print(sites_table(found, f"{sum(not s.gate for s in found)} sites, {sum(s.gate for s in found)} gates"))
+    console.print(sites_table(found, chosen))
 
 
 @app.command()
 def calibrate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    fraction: Fraction = None, estimator: Estimator = None, include_gates: IncludeGates = None, threat: Threat = None,
+    fraction: Fraction = None, estimator: Estimator = None, sites: Sites = None, include_gates: IncludeGates = None, threat: Threat = None,
     weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
     workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
@@ -223,7 +232,8 @@ def evaluate(
 @app.command("run")
 def run_all(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    alphas: Alphas = None, attack: Attack = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
+    sites: Sites = None, include_gates: IncludeGates = None, alphas: Alphas = None, attack: Attack = None,
+    max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
     eps: Eps = None, threat: Threat = None, weights: Weights = None, from_file: FromFile = None,
     allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None, device: Device = None,
     seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False,

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
+from .site_rules import parse_rule
 
 
 def parse_eps(value: object) -> str:
@@ -80,6 +81,7 @@ def _as_tuple(value: object) -> object:
 
 Eps = Annotated[str, BeforeValidator(parse_eps)]
 Alphas = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
+SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
@@ -124,6 +126,8 @@ class CalibrateConfig(StageConfig):
 
     fraction: float | None = Field(default=None, gt=0, le=1)
     estimator: Literal["pooled", "published"] = "pooled"
+    sites: SiteRule = "all"
+    """Which sites, as ``site_rules.py`` says: names, patterns, indices, ranges, families."""
     include_gates: bool = False
 
 

@@ -1,10 +1,11 @@
 """Everything people see, on stderr: progress, tables, errors. stdout is for machines and holds paths or JSON."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -123,18 +124,29 @@ def bar(description: str, total: int | None, unit: str = "images") -> Iterator[C
         yield view.advance
 
 
-def sites_table(sites: Sequence["Site"], title: str) -> Table:
-    """The sites of a model, gates marked; a function's name is followed by ()."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("#", justify="right")
-    for column in ("site", "activation", "layout"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("channels", justify="right")
-    table.add_column("input", justify="right", no_wrap=True)
+_AXES = {"channels-first": "NCHW", "channels-last": "NHWC", "tokens": "NLC", "flat": "NC"}
+
+
+def sites_table(sites: Sequence["Site"], chosen_by: Mapping[int, str]) -> Table:
+    """All sites of a model, the ones in use with the part of the rule that chose them; a function is followed by ()."""
+    n_gates = sum(site.gate for site in sites)
+    title = f"{len(chosen_by)} of {len(sites)} sites chosen" + (f" ({n_gates} are gates)" if n_gates else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("site", overflow="fold", ratio=2)
+    table.add_column("activation", no_wrap=True)
+    table.add_column("layout", no_wrap=True)
+    table.add_column("ch", justify="right", no_wrap=True)
+    table.add_column("place", no_wrap=True)
+    table.add_column("chosen by", overflow="fold")
     for site in sites:
         called = site.operation if site.kind == "module" else f"{site.operation}()"
-        shape = "x".join(map(str, site.shape)) + (" gate" if site.gate else "")
-        table.add_row(str(site.index), site.name, called, site.layout, str(site.channels), shape)
+        layout = _AXES[site.layout] if len(site.shape) < 4 else site.layout
+        place = "gate" if site.gate else "addition" if site.after_addition else "main path" if site.main_path else ""
+        chosen = chosen_by.get(site.index, "-")
+        style = None if site.index in chosen_by else "dim"
+        row = [str(site.index), site.name, called, layout, str(site.channels), place, chosen]
+        table.add_row(*[escape(cell) for cell in row], style=style)
     return table
 
 

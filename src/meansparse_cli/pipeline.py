@@ -136,11 +136,12 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     return report_file
 
 
-def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> list[Site]:
-    """What calibrate would touch: every site, gates included and marked."""
+def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[Site], dict[int, str]]:
+    """Every site, gates included and marked; and by index, for those that calibrate would use, what chose them."""
     import torch
 
     from .data import KNOWN_DATASETS
+    from .site_rules import chosen_by
     from .sites import find_sites
 
     run = _ensure_fetched(config, sources)
@@ -150,14 +151,16 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> list[Site]:
         images = torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0))
     else:
         _, images, _ = _examples(run, config, "calibration", 2)
-    return find_sites(model, images)
+    found = find_sites(model, images)
+    return found, chosen_by(found, config.sites, include_gates=config.include_gates)
 
 
 def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """One pass over the calibration split: mean and standard deviation of each channel at each site."""
     from .calibrate import calibrate_channels
     from .data import content_id, stack_examples, take_examples
-    from .sites import find_sites, without_gates
+    from .site_rules import chosen_by, select_sites
+    from .sites import find_sites
 
     run, started = _ensure_fetched(config, sources), time.monotonic()
     if config.fraction is not None and config.n_examples is not None:
@@ -176,11 +179,8 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     first, _ = stack_examples(take_examples(images, min(len(images), 4)))
     _check_data(model, run, config, images, first.to(device))
     found = find_sites(model, first.to(device))
-    sites = found if config.include_gates else without_gates(found)
-    n_gates = len(found) - len(sites)
-    console.print(sites_table(sites, f"{len(sites)} sites in {run.source.name}" + (f", {n_gates} gates left out" if n_gates else "")))  # fmt: skip
-    if not sites:
-        raise ConfigError("every activation of this model is a gate", hint="calibrate them too: --include-gates")
+    sites = select_sites(found, config.sites, include_gates=config.include_gates)
+    console.print(sites_table(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     with bar("calibrating", len(images)) as advance:
         statistics = calibrate_channels(
             model, sites, images, batch_size=config.batch_size, estimator=config.estimator, device=device,
@@ -188,13 +188,17 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
             fingerprint=inputs | {"batch_size": config.batch_size, "estimator": config.estimator, "sites": [s.name for s in sites]},
             on_batch=advance,
         )  # fmt: skip
-    save_checkpoint(run.paths.statistics, Checkpoint(tuple(sites), tuple(statistics), config.estimator))
+    save_checkpoint(
+        run.paths.statistics, Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
+    )
     report = _write(
         run, "calibrate", config, sources, inputs, [run.paths.statistics], device, started,
         {
             "n_images": len(images),
             "estimator": config.estimator,
-            "n_gates_left_out": n_gates,
+            "rule": config.sites,
+            "n_sites_found": len(found),
+            "n_gates_left_out": 0 if config.include_gates else sum(site.gate for site in found),
             "sites": [_site_row(site, s.count) for site, s in zip(sites, statistics, strict=True)],
         },
     )  # fmt: skip
@@ -249,7 +253,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     note(chosen.reason)
     note(f"curve: {run.paths.curve_png}")
     save_checkpoint(
-        run.paths.checkpoint, Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha)
+        run.paths.checkpoint,
+        Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha, checkpoint.rule),
     )
     draw_alpha_curve(
         [point.for_curve() for point in points], chosen_alpha=chosen.alpha,
@@ -462,9 +467,10 @@ def _n_classes(model: nn.Module, batch: Tensor) -> int:
     with torch.no_grad():
         try:
             logits = model(batch)
-        except RuntimeError as error:
+        except Exception as error:  # the user's code may raise anything
             raise DataError(
-                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}"
+                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}",
+                hint="does the data set's image size fit this model?",
             ) from error
     if logits.ndim != 2 or len(logits) != len(batch):
         raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
@@ -520,7 +526,8 @@ def _config_block(config: ModelConfig, sources: dict[str, str]) -> dict[str, Any
 def _site_row(site: Site, count: int) -> dict[str, Any]:
     return {
         "index": site.index, "name": site.name, "operation": site.operation, "kind": site.kind, "layout": site.layout,
-        "channels": site.channels, "gate": site.gate, "count": count,
+        "channels": site.channels, "gate": site.gate, "after_addition": site.after_addition, "main_path": site.main_path,
+        "count": count,
     }  # fmt: skip
 
 
