@@ -118,5 +118,5 @@ def test_sites_shows_gates_and_layout(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     result = meansparse("sites", "--model", "digits")
     assert result.exit_code == 0, result.output
-    assert "17 sites, 0 gates" in result.stderr
+    assert "17 of 17 sites chosen" in result.stderr
     assert "layer4.1.act2" in result.stderr

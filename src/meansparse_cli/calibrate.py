@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 from .artifacts import load_torch, save_torch
 from .data import make_loader
 from .errors import SiteError, StatisticsError
-from .sites import Site
+from .sites import Site, untouched, unwrap
 from .sparsify import SparsifiedModel, insert, remove
 from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
 
@@ -31,8 +31,10 @@ class ChannelObserver(nn.Module):
         super().__init__()
         self.site = site
         self.sums: ChannelSums = empty(site.channels, estimator)
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
         try:
             self.sums = update(self.sums, x, self.site.channel_axis)
         except StatisticsError as error:
@@ -43,15 +45,14 @@ class ChannelObserver(nn.Module):
 @contextmanager
 def observed(model: nn.Module, sites: Sequence[Site], estimator: Estimator) -> Iterator[SparsifiedModel]:
     """The only way statistics are collected: observers in, no gradient, eval mode; all undone at the end."""
-    was_training = model.training
-    wrapper = insert(model, sites, [ChannelObserver(site, estimator) for site in sites])
-    wrapper.eval()
-    try:
-        with torch.no_grad():
-            yield wrapper
-    finally:
-        remove(wrapper)
-        model.train(was_training)
+    with untouched(unwrap(model)):
+        wrapper = insert(model, sites, [ChannelObserver(site, estimator) for site in sites])
+        wrapper.eval()
+        try:
+            with torch.no_grad():
+                yield wrapper
+        finally:
+            remove(wrapper)
 
 
 def calibrate_channels(
@@ -80,12 +81,13 @@ def calibrate_channels(
         if on_batch is not None and done:
             on_batch(done)
         saved = time.monotonic()
-        for batch in make_loader(rest, batch_size, n_workers) if len(rest) else ():
+        for n, batch in enumerate(make_loader(rest, batch_size, n_workers) if len(rest) else (), start=1):
             x = batch[0].to(device)
             try:
                 wrapper(x)
             except torch.OutOfMemoryError as error:
                 raise SiteError(f"out of memory at batch size {batch_size}", hint="lower --batch-size") from error
+            _check_reached_once_a_batch(observers, n)
             done += len(x)
             if on_batch is not None:
                 on_batch(len(x))
@@ -93,6 +95,16 @@ def calibrate_channels(
                 _save(state_file, fingerprint, observers, done)
                 saved = time.monotonic()
         return [compute(o.sums, site.name) for o, site in zip(observers, sites, strict=True)]  # type: ignore[union-attr, arg-type]
+
+
+def _check_reached_once_a_batch(observers: Sequence[Any], n_batches: int) -> None:
+    for observer in observers:
+        if observer.calls != n_batches:
+            times = observer.calls - (n_batches - 1)
+            raise SiteError(
+                f"{observer.site.name} was reached {times} times in one forward pass, expected once",
+                hint="the sites of this model depend on its input: it has no fixed place to put the operator",
+            )
 
 
 def _save(state_file: Path, fingerprint: dict[str, Any], observers: Sequence[Any], done: int) -> None:

@@ -11,6 +11,7 @@ pre-hook that applies it; a site that is a function call (``F.relu`` inside a bl
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -233,7 +234,9 @@ def insert(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]
             target.get_submodule(CHILD_NAME).operators[str(site.call)] = module
         if _apply_at_module not in target._forward_pre_hooks.values():
             target.register_forward_pre_hook(_apply_at_module)
-    return wrapper.train(model.training)
+    _forget_compiled_code()
+    wrapper.training = model.training  # its own flag alone: the modules of a model may be in different modes
+    return wrapper
 
 
 def remove(model: SparsifiedModel) -> nn.Module:
@@ -244,7 +247,14 @@ def remove(model: SparsifiedModel) -> nn.Module:
                 del module._forward_pre_hooks[key]
                 delattr(module, CHILD_NAME)
     model.function_operators = nn.ModuleDict()
+    _forget_compiled_code()
     return model.base
+
+
+def _forget_compiled_code() -> None:
+    """Parts of a model that were compiled and run before do not look for new hooks: they have to be compiled again."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def check_alpha(alpha: float) -> None:
