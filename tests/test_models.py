@@ -46,6 +46,7 @@ def write_network(path: Path, network: Any = NETWORK, **metadata: str) -> nn.Mod
         ("Peng2023", "some/folder/of/images", "Linf", ("Peng2023Robust", "zoo", "cifar10", "Linf")),
         ("alexnet", "imagenet", "corruptions_3d", ("AlexNet", "zoo", "imagenet", "corruptions")),
         ("timm:resnet18", None, "Linf", ("timm:resnet18", "timm", "imagenet", "Linf")),
+        ("torchvision:resnet18", None, "L2", ("torchvision:resnet18", "torchvision", "imagenet", "L2")),
         ("nets:make", "cifar100", "Linf", ("nets:make", "factory", "cifar100", "Linf")),
     ],
 )
@@ -88,6 +89,8 @@ def test_unknown_words_are_refused() -> None:
         resolve_model("xyzzyxyzzyxyzzy")
     with pytest.raises(ModelNotFound, match="timm:resnet18"):
         resolve_model("timm:resnet_18")
+    with pytest.raises(ModelNotFound, match="torchvision:resnet18"):
+        resolve_model("torchvision:resnet_18")
 
 
 def test_a_trained_file_is_a_model_by_its_own_name(tmp_path: Path) -> None:
@@ -229,3 +232,23 @@ def test_timm_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DownloadError, match="cannot reach the hub") as raised:
         load_model(source)
     assert raised.value.hint is not None and f"meansparse fetch --model {source.name} --from-file" in raised.value.hint
+
+
+def test_torchvision_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    source = resolve_model("torchvision:shufflenet_v2_x0_5")
+    weights = tmp_path / "weights.pth"
+    torch.save(models.get_model("shufflenet_v2_x0_5").state_dict(), weights)
+    model = load_model(source, weights)
+    assert not model.training
+    assert torch.equal(model.state_dict()["conv1.0.weight"], torch.load(weights)["conv1.0.weight"])
+
+    def no_network(name: str, weights: str) -> nn.Module:
+        raise OSError("no way out")
+
+    monkeypatch.setattr(models, "get_model", no_network)
+    with pytest.raises(DownloadError, match="no way out") as raised:
+        load_model(source)
+    assert raised.value.hint is not None
+    assert ".pth, then: meansparse fetch --model torchvision:shufflenet_v2_x0_5 --from-file" in raised.value.hint

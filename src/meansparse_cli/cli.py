@@ -74,7 +74,7 @@ _MODEL, _DATA, _ATTACK, _RUN = "Model", "Data", "Attack", "Run"
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Zoo name or alias ([b]Bartoldson2024[/b]), [b]digits[/b], [b]resnet18-w16[/b], [b]timm:NAME[/b] or [b]module:factory[/b].",
+        help="Zoo name or alias ([b]Bartoldson2024[/b]), [b]digits[/b], [b]resnet18-w16[/b], [b]timm:NAME[/b], [b]torchvision:NAME[/b] or [b]module:factory[/b].",
         rich_help_panel=_MODEL,
     ),
 ]

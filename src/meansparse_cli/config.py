@@ -91,7 +91,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = None
-    """A zoo name, an alias, ``digits``, ``resnet18-w16``, ``timm:NAME`` or ``module:factory``."""
+    """A zoo name, an alias, ``digits``, ``resnet18-w16``, ``timm:NAME``, ``torchvision:NAME`` or ``module:factory``."""
     weights: Path | None = None
     """A checkpoint for a model of the user's own."""
     dataset: str | None = None

@@ -3,7 +3,7 @@
 digits, resnet18-w16               embedded: the weights come with the package
 FILE.safetensors                   written by `meansparse train`
 Bartoldson2024, wang2023better_w.. RobustBench's zoo: a name, or the beginning of just one
-timm:NAME                          a timm model
+timm:NAME, torchvision:NAME        a model of these libraries, with its standard weights
 module:factory, file.py:factory    the user's own network
 """
 
@@ -26,7 +26,7 @@ from . import zoo
 from .errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
 from .networks import ResNet18
 
-Kind = Literal["zoo", "embedded", "timm", "factory"]
+Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
 
 EMBEDDED = {"digits": "digits", "resnet18-w16": "cifar10"}
 """Model name to the data set it was trained on."""
@@ -69,6 +69,9 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
     if name.startswith("timm:"):
         _check_timm_name(name)
         return ModelSource(name, "timm", dataset or "imagenet", threat)
+    if name.startswith("torchvision:"):
+        _check_torchvision_name(name)
+        return ModelSource(name, "torchvision", dataset or "imagenet", threat)
     if ":" in name:
         return ModelSource(name, "factory", dataset or "cifar10", threat)
     return _resolve_zoo(name, dataset, threat)
@@ -80,8 +83,8 @@ def load_model(
     """The network, float32, on the CPU, in eval mode.
 
     ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
-    comes with (embedded, timm) or builds itself (factory). Raises CheckpointError for weights that cannot be used,
-    DownloadError where timm cannot fetch them, ModelNotFound for a factory that is not there.
+    comes with (embedded, timm, torchvision) or builds itself (factory). Raises CheckpointError for weights that cannot be used,
+    DownloadError where timm or torchvision cannot fetch them, ModelNotFound for a factory that is not there.
     """
     paths = weight_paths(source, weights)
     if source.kind == "embedded":
@@ -92,7 +95,8 @@ def load_model(
             raise CheckpointError(f"no weights given for {source.name}", hint=f"download them with: {command}")
         model = zoo.load_zoo_weights(zoo.build_zoo_model(source.entry), source.entry, paths, allow_pickle=allow_pickle)
     else:
-        model = _load_timm(source.name, with_weights=not paths) if source.kind == "timm" else _call_factory(source.name)
+        load_library = {"timm": _load_timm, "torchvision": _load_torchvision}.get(source.kind)
+        model = load_library(source.name, with_weights=not paths) if load_library else _call_factory(source.name)
         if paths:
             checkpoint = zoo.read_checkpoint(paths[0], allow_pickle=allow_pickle)
             zoo.fit_weights(model, checkpoint, what=f"{paths[0]} as {source.name}")
@@ -218,6 +222,32 @@ def _timm_by_hand(name: str, bare: str) -> str:
         f"https://huggingface.co/{hub_id}" if hub_id else (facts.url if facts and facts.url else "timm's model page")
     )
     return f"get the file by hand from {place}, then: meansparse fetch --model {name} --from-file FILE"
+
+
+def _check_torchvision_name(name: str) -> None:
+    from torchvision.models import list_models
+
+    bare, known = name.removeprefix("torchvision:"), list_models()
+    if bare not in known:
+        close = difflib.get_close_matches(bare, known, n=5, cutoff=0.5)
+        hint = f"did you mean {', '.join(f'torchvision:{c}' for c in close)}" if close else "see torchvision.models"
+        raise ModelNotFound(f"torchvision has no model {bare!r}", hint=hint)
+
+
+def _load_torchvision(name: str, *, with_weights: bool) -> nn.Module:
+    from torchvision.models import get_model, get_model_weights
+
+    bare = name.removeprefix("torchvision:")
+    try:
+        return get_model(bare, weights="DEFAULT" if with_weights else None)  # type: ignore[no-any-return]
+    except Exception as error:  # building and downloading each raise their own kinds
+        if not with_weights:
+            raise ModelNotFound(f"torchvision cannot build {bare!r}: {error}") from error
+        url = getattr(getattr(get_model_weights(bare), "DEFAULT", None), "url", "torchvision's model page")
+        raise DownloadError(
+            f"torchvision could not fetch the weights of {bare!r}: {error}",
+            hint=f"get the file by hand from {url}, then: meansparse fetch --model {name} --from-file FILE",
+        ) from error
 
 
 def _call_factory(name: str) -> nn.Module:
