@@ -130,15 +130,17 @@ _AXES = {"channels-first": "NCHW", "channels-last": "NHWC", "tokens": "NLC", "fl
 def sites_table(sites: Sequence["Site"], chosen_by: Mapping[int, str]) -> Table:
     """All sites of a model, the ones in use with the part of the rule that chose them; a function is followed by ()."""
     n_gates = sum(site.gate for site in sites)
-    title = f"{len(chosen_by)} of {len(sites)} sites chosen" + (f" ({n_gates} are gates)" if n_gates else "")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    title = f"{len(chosen_by)} of {len(sites)} sites chosen" + (
+        f"; {n_gates} of the {len(sites)} are gates" if n_gates else ""
+    )
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("site", overflow="fold", ratio=2)
+    table.add_column("site", overflow="fold")
     table.add_column("activation", no_wrap=True)
     table.add_column("layout", no_wrap=True)
     table.add_column("ch", justify="right", no_wrap=True)
     table.add_column("place", no_wrap=True)
-    table.add_column("chosen by", overflow="fold")
+    table.add_column("chosen by", overflow="fold", min_width=14)
     for site in sites:
         called = site.operation if site.kind == "module" else f"{site.operation}()"
         layout = _AXES[site.layout] if len(site.shape) < 4 else site.layout

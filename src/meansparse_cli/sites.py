@@ -77,8 +77,9 @@ def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
         raise SiteError("this model has operators already", hint="take them out first: remove(model)")
     mirrored = images.flip(-1)
     with untouched(model):
-        sites = _number(trace(model, images))
-        again = _number(trace(model, torch.cat([mirrored, mirrored[:1]])))
+        is_activation: dict[str, bool] = {}
+        sites = _number(trace(model, images, is_activation))
+        again = _number(trace(model, torch.cat([mirrored, mirrored[:1]]), is_activation))
     _compare(sites, again)
     if not sites:
         raise SiteError(

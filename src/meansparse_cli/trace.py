@@ -56,14 +56,14 @@ class ActivationCall:
 class Tracer(TorchFunctionMode):
     """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_activation: dict[str, bool]) -> None:
         super().__init__()
         self.found: list[ActivationCall] = []
         self.calls: dict[str, int] = {}
         self.paths = ResidualPaths()
         self.stack: list[ModuleCall] = []
         self._ordinal = 0
-        self._is_activation: dict[str, bool] = {}
+        self._is_activation = is_activation
         self._paused = False
         self._provenance = WeakTensorKeyDictionary()
 
@@ -149,9 +149,12 @@ class Tracer(TorchFunctionMode):
         return self._provenance.get(x, _UNKNOWN)  # type: ignore[no-any-return]
 
     def _acts(self, frame: ModuleCall, x: Tensor) -> bool:
-        if frame.path not in self._is_activation:
-            self._is_activation[frame.path] = is_elementwise_nonlinear(frame.module, x)
-        return self._is_activation[frame.path]
+        # torch's own modules without parameters are what they print; any other module is asked itself
+        is_plain = type(frame.module).__module__.startswith("torch.nn.modules.") and not frame.module._parameters
+        key = repr(frame.module) if is_plain else f"module {frame.path}"
+        if key not in self._is_activation:
+            self._is_activation[key] = is_elementwise_nonlinear(frame.module, x)
+        return self._is_activation[key]
 
     def _record(self, path: str, kind: Any, operation: str, x: Tensor, *, call: int, ordinal: int) -> ActivationCall:
         came = self._of(x)
@@ -163,12 +166,13 @@ class Tracer(TorchFunctionMode):
         return found
 
 
-def trace(model: nn.Module, images: Tensor) -> Tracer:
+def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | None = None) -> Tracer:
     """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
 
+    ``is_activation`` keeps what was found out about modules from one run to the next.
     Raises DataError if its forward pass fails.
     """
-    tracer, handles = Tracer(), []
+    tracer, handles = Tracer({} if is_activation is None else is_activation), []
     images = images.clone()
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
