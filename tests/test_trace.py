@@ -110,6 +110,28 @@ def test_what_a_residual_addition_is(addition: Callable[[nn.ModuleDict, Tensor],
     assert site.after_addition is is_residual
 
 
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Hidden(nn.Module):
+    """A layer whose result comes out of a custom autograd function, which no trace sees into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Double.apply(self.conv(x))  # type: ignore[no-any-return]
+
+
+def test_a_custom_autograd_function_does_not_hide_an_addition() -> None:
+    (site,) = sites_of(lambda m, x: F.relu((y := m["stem"](x)) + m["hidden"](y)), stem=conv(3), hidden=Hidden())
+    assert (site.after_addition, site.channel_axis) == (True, 1)
+
+
 # ---- gates
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -155,18 +156,23 @@ def _number(tracer: Tracer) -> list[Site]:
 
 def _compare(sites: Sequence[Site], again: Sequence[Site]) -> None:
     """Refuse a model whose two runs differ in their activations or in the channels of one."""
-    if [(s.name, s.kind, s.operation) for s in sites] != [(s.name, s.kind, s.operation) for s in again]:
-        raise SiteError(
-            f"the sites depend on the input: {len(sites)} activations on one batch, {len(again)} on another, or in "
-            "another order",
-            hint="such a model has no fixed place to put the operator",
-        )
+    for a, b in zip_longest(map(_call, sites), map(_call, again), fillvalue="nothing"):
+        if a != b:
+            raise SiteError(
+                f"the sites depend on the input: {len(sites)} activations on one batch, {len(again)} on another; "
+                f"where they part, one calls {a}, the other {b}",
+                hint="such a model has no fixed place to put the operator",
+            )
     for site, other in zip(sites, again, strict=True):
         if (site.channel_axis, site.channels) != (other.channel_axis, other.channels):
             raise SiteError(
                 f"{site.name} has a dynamic layout: {_channels(site)} on one batch, {_channels(other)} on another",
                 hint="statistics per channel need channels that stay the same",
             )
+
+
+def _call(site: Site) -> str:
+    return f"{site.name} ({site.operation}{'()' if site.kind == 'function' else ''})"
 
 
 def _channels(site: Site) -> str:

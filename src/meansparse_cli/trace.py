@@ -33,6 +33,7 @@ class ModuleCall:
     module: nn.Module
     call: int
     came: Provenance
+    shape: tuple[int, ...]
     clone: Tensor | None = None
     activations_before: int = 0
 
@@ -112,7 +113,8 @@ class Tracer(TorchFunctionMode):
             self.calls[path] = call + 1
             x = args[0] if args and isinstance(args[0], Tensor) else None
             came = _UNKNOWN if x is None else self._of(x)
-            frame = ModuleCall(path, module, call, came, activations_before=len(self.found))
+            shape = () if x is None else tuple(x.shape)
+            frame = ModuleCall(path, module, call, came, shape, activations_before=len(self.found))
             if x is not None and may_be_activation(module, x):
                 frame.clone = x.detach().clone()
             self.stack.append(frame)
@@ -125,16 +127,17 @@ class Tracer(TorchFunctionMode):
             frame = self.stack.pop()
             if not isinstance(output, Tensor):
                 return
-            x = frame.clone
-            if x is not None and output.shape == x.shape:
-                if self._acts(frame, x):
-                    # The functional calls inside belong to this module: one site, not two.
-                    del self.found[frame.activations_before :]
-                    self._provenance[x] = frame.came
-                    site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
-                    self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors | site.bit)
-                elif not self._of(output).ancestors:  # a custom autograd function hides what it computes from
-                    self._provenance[output] = Provenance(frame.came.axis, frame.came.ancestors)
+            x, came = frame.clone, frame.came
+            if x is not None and output.shape == x.shape and self._acts(frame, x):
+                # The functional calls inside belong to this module: one site, not two.
+                del self.found[frame.activations_before :]
+                self._provenance[x] = came
+                site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
+                self._provenance[output] = Provenance(came.axis, came.ancestors | site.bit)
+            elif came.ancestors and not self._of(output).ancestors:
+                # a custom autograd function hides what it computes from
+                axis = came.axis if output.shape == frame.shape else None
+                self._provenance[output] = Provenance(axis, came.ancestors | self.paths.new_bit())
 
     @contextlib.contextmanager
     def _pause(self) -> Iterator[None]:
