@@ -13,7 +13,7 @@ import resource
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,17 @@ STAGE = "zoo-check"
 N_IMAGES = 2
 KEYS = ("name", "dataset", "threat")
 ROWS_ON_SCREEN = 12
+NUMBERS = ("M parameters", "sites", "gates", "axis confirmed", "s")
+COLUMNS = ("model", "data set", "threat", *NUMBERS[:4], "activations", "layouts", "s", "")
+NOT_ON_SCREEN = ("axis confirmed", "activations", "layouts")
+
+EXPLANATION = (
+    "Each entry is built by robustbench with random weights (no download, no GPU), its running statistics are set from two",
+    "random images, and then: alpha = 0 gives bit-identical logits; every site, gates included, holds the mean and deviation",
+    'of the tensor that reaches it; the channel axis agrees with autograd\'s record of the layer before it ("axis confirmed":',
+    "at so many sites there is one); alpha = 0.2 changes the logits; the input gradient, plain and straight-through, is finite",
+    "and not zero; taking the operators out restores logits, state dict and hooks; a saved checkpoint gives the same logits.",
+)
 
 
 def check_zoo(
@@ -50,7 +61,7 @@ def check_zoo(
         view.begin("checking", len(wanted), len(wanted) - len(todo))
         for entry in todo:
             row = rows[_key(entry)] = check_entry(entry, seed=seed)
-            _write(path, list(rows.values()), seed, time.monotonic() - started, peak)
+            _write(path, rows.values(), seed, time.monotonic() - started, peak)
             view.advance(1)
             view.show(checks_table([r for k, r in rows.items() if k in wanted][-ROWS_ON_SCREEN:]))
             if view.display is None:
@@ -82,40 +93,28 @@ def check_entry(entry: ZooEntry, *, seed: int = 0) -> dict[str, Any]:
     return identity | facts | {"problems": problems, "seconds": round(time.monotonic() - started, 1)}
 
 
-COLUMNS = (
-    "model",
-    "data set",
-    "threat",
-    "M parameters",
-    "sites",
-    "gates",
-    "axis confirmed",
-    "activations",
-    "layouts",
-    "s",
-    "",
-)
-NUMBERS = {"M parameters", "sites", "gates", "axis confirmed", "s"}
-
-
 def checks_table(rows: Sequence[dict[str, Any]], title: str | None = None) -> Table:
     """A row an entry, for the screen."""
     table = Table(title=title, title_justify="left")
-    for name in COLUMNS:
-        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name == "model")
+    shown = [i for i, name in enumerate(COLUMNS) if name not in NOT_ON_SCREEN]
+    for i in shown:
+        table.add_column(
+            COLUMNS[i], justify="right" if COLUMNS[i] in NUMBERS else "left", no_wrap=COLUMNS[i] == "model"
+        )
     for row in rows:
-        table.add_row(*_cells(row), style="red" if row["problems"] else None)
+        cells = _cells(row)
+        table.add_row(*(cells[i] for i in shown), style="red" if row["problems"] else None)
     return table
 
 
 def checks_markdown(rows: Sequence[dict[str, Any]], provenance: dict[str, Any], peak_rss_gib: float) -> str:
     """The same as a page, with what was checked and on what."""
-    versions = ", ".join(f"{name} {provenance['versions'][name]}" for name in ("torch", "robustbench", "python"))
+    made_with = ", ".join(f"{name} {provenance['versions'][name]}" for name in ("torch", "robustbench", "python"))
     lines = [
         "# MeanSparse on every model of the zoo",
         "",
         f"Written by `meansparse models --check`: {summary(rows)}, {peak_rss_gib:.1f} GiB of memory at most "
-        f"({versions}; {provenance['platform']}).",
+        f"({made_with}; {provenance['platform']}).",
         "",
         *EXPLANATION,
         "",
@@ -130,15 +129,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     """How many passed, how long it took."""
     n_passed = sum(not row["problems"] for row in rows)
     return f"{n_passed} of {len(rows)} passed, {sum(row['seconds'] for row in rows) / 60:.1f} minutes"
-
-
-EXPLANATION = (
-    "Each entry is built by robustbench with random weights (no download, no GPU), its running statistics are set from two",
-    "random images, and then: alpha = 0 gives bit-identical logits; every site, gates included, holds the mean and deviation",
-    'of the tensor that reaches it; the channel axis agrees with autograd\'s record of the layer before it ("axis confirmed":',
-    "at so many sites there is one); alpha = 0.2 changes the logits; the input gradient, plain and straight-through, is finite",
-    "and not zero; taking the operators out restores logits, state dict and hooks; a saved checkpoint gives the same logits.",
-)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -183,7 +173,11 @@ def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], dict[str, Any]], f
     return passed, report["results"]["peak_rss_gib"]
 
 
-def _write(path: Path, rows: list[dict[str, Any]], seed: int, seconds: float, peak_before: float) -> None:
+def _write(path: Path, rows: Iterable[dict[str, Any]], seed: int, seconds: float, peak_before: float) -> None:
+    from .zoo import zoo_entries
+
+    order = [_key(entry) for entry in zoo_entries()]
+    rows = sorted(rows, key=lambda row: order.index(_key(row)))
     peak = max(peak_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # Linux counts in KiB
     report = write_report(
         path, stage=STAGE, config={"seed": seed, "n_images": N_IMAGES}, inputs={}, outputs={}, device="cpu", seconds=seconds,
