@@ -122,6 +122,12 @@ class Faded(Net):
         return super().forward(x) * 1e-9 + 1
 
 
+class Rewriting(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.head.weight.data = self.head.weight * 1.001
+        return super().forward(x)
+
+
 class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x * 0).sqrt().sum()
@@ -143,6 +149,16 @@ def test_a_sound_network_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("net", "expected"), [(Faded, "features"), (NoGradient, "gradients")])
 def test_degenerate_networks_are_noticed(net: type[nn.Module], expected: str, tmp_path: Path) -> None:
     assert any(p.startswith(expected) for p in problems_of(net(), tmp_path))
+
+
+def test_a_network_that_rewrites_its_weights_is_held_still(tmp_path: Path) -> None:
+    net = Rewriting().eval()
+    assert not torch.equal(net(IMAGES), net(IMAGES))
+    facts, problems = check_model(net, IMAGES, tmp_path / "c.safetensors")
+    assert problems == [] and facts["rewrites"] == ["head.weight"]
+    assert not net._forward_pre_hooks
+    row = row_of(zoo_entries()[0], []) | {"rewrites": ["head.weight"]}
+    assert "passed (head.weight put back before each pass)" in page_of([row])
 
 
 def _not_identical_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +251,11 @@ def row_of(which: ZooEntry, problems: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def page_of(rows: list[dict[str, Any]]) -> str:
+    made_with = {"versions": dict.fromkeys(("torch", "robustbench", "python"), "1"), "platform": "Linux"}
+    return zoo_check.checks_markdown(rows, made_with, 1.0)
+
+
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A check without networks: which entries were checked, which of them fail, at which Ctrl-C is pressed."""
@@ -305,6 +326,4 @@ def test_whatever_a_network_does_becomes_a_row(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("meansparse_cli.zoo.build_zoo_model", build)
     row = zoo_check.check_entry(zoo_entries()[0])
     assert row["problems"] == ["RuntimeError: no such layer"]
-    assert "no such layer" in zoo_check.checks_markdown(
-        [row], {"versions": dict.fromkeys(("torch", "robustbench", "python"), "1"), "platform": "p"}, 1
-    )
+    assert "no such layer" in page_of([row])

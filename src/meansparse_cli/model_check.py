@@ -27,11 +27,12 @@ ALPHA = 0.2
 """The paper's usual alpha, used wherever the operator is to act."""
 
 
-def settle(model: nn.Module, images: Tensor) -> None:
+def settle(model: nn.Module, images: Tensor) -> list[str]:
     """Give a network with random weights features of the scale that training gives it; one forward pass.
 
     Weights that start at zero (or a layer scale at 1e-6), so that their branch starts as nothing, get ordinary values;
-    every batch norm's running statistics become those of its input, layer after layer.
+    every batch norm's running statistics become those of its input, layer after layer. Returns the parameters that the
+    network itself rewrites as it runs (Pang2020Boosting normalises its last layer in every pass).
     """
 
     def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -49,6 +50,7 @@ def settle(model: nn.Module, images: Tensor) -> None:
                     parameter.normal_(0, parameter.shape[1:].numel() ** -0.5)
                 else:
                     parameter.fill_(1.0)
+        written = {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         handles = [norm.register_forward_pre_hook(measure) for norm in norms]
         try:
@@ -56,6 +58,7 @@ def settle(model: nn.Module, images: Tensor) -> None:
         finally:
             for handle in handles:
                 handle.remove()
+    return [name for name, p in model.named_parameters() if written[name] != (p.data_ptr(), p._version)]
 
 
 def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -65,7 +68,30 @@ def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tupl
     The model must be in eval mode; its weights are changed (``settle``). Gates are sites here too. Raises what the model's
     own code raises.
     """
-    settle(model, images)
+    rewritten = settle(model, images)
+    with _put_back(model, rewritten):
+        facts, problems = _check(model, images, checkpoint_file)
+    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
+
+
+@contextmanager
+def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Before every forward pass, the parameters ``names`` get the values they have now: bit-equal needs equal weights."""
+    parameters = dict(model.named_parameters())
+    values = {name: parameters[name].detach().clone() for name in names}
+
+    def put_back(module: nn.Module, args: Any) -> None:
+        for name, value in values.items():
+            module.get_parameter(name).data = value.clone()
+
+    handle = model.register_forward_pre_hook(put_back)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     keys_before, hooks_before = list(model.state_dict()), _n_hooks(model)
     base = _logits(model, images)

@@ -154,7 +154,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return "; ".join(row["problems"]) or "passed"
+    passed = f"passed ({', '.join(row['rewrites'])} put back before each pass)" if row.get("rewrites") else "passed"
+    return "; ".join(row["problems"]) or passed
 
 
 def _key(row: Any) -> tuple[str, ...]:
