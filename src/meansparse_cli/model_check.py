@@ -94,11 +94,14 @@ def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     keys_before, hooks_before = list(model.state_dict()), _n_hooks(model)
-    base = _logits(model, images)
+    passes: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
+    sites = find_sites(model, images)  # its first pass is on these very images: that saves one
+    handle.remove()
+    base = passes[0]
     if not bool(torch.isfinite(base).all()) or _distance(base[0], base[1]) <= 1e-5 * float(base.abs().max()):
         problems.append("features: the network does not tell two images apart, or its logits are not finite")
 
-    sites = find_sites(model, images)
     data = TensorDataset(images, torch.zeros(len(images), dtype=torch.long))
     examples = cast("Subset[tuple[Tensor, int]]", Subset(data, range(len(images))))
     statistics = calibrate_channels(model, sites, examples, batch_size=len(images))
