@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-suite clean
+.PHONY: help setup demo test test-slow check gpu-suite clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits
 
 test: $(STAMP) ## the fast tests (minutes, no network)
 	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP) ## the slow tests: large models of the zoo, with random weights (no network)
+	$(BIN)/python -m pytest -q -m slow
 
 check: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .

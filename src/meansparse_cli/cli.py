@@ -254,6 +254,30 @@ def _training(text: str, *names: str) -> Any:
 
 
 @app.command()
+def models(
+    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100 or imagenet.", rich_help_panel=_MODEL)] = None,
+    threat: Threat = None,
+    model: Annotated[str | None, typer.Option(metavar="PATTERN", help="Part of a name, or a glob: [b]wang2023*[/b].", rich_help_panel=_MODEL)] = None,
+    check: Annotated[bool, typer.Option("--check", help="Build each and prove that MeanSparse works on it; exit code 1 if not.")] = False,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the check's report; runs/zoo-check by default.", rich_help_panel=_RUN)] = None,
+    fresh: Fresh = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_RUN)] = False,
+) -> None:  # fmt: skip
+    """List the zoo with its published figures, or check all of it."""
+    import sys
+
+    from .models_command import check_models, list_models, select_models
+
+    selected = select_models(dataset, threat, model)
+    if check:
+        text, passed = check_models(selected, run, fresh=fresh, as_json=as_json)
+        typer.echo(text)
+        raise typer.Exit(0 if passed else 1)
+    if text := list_models(selected, as_json=as_json, to_terminal=sys.stdout.isatty()):
+        typer.echo(text)
+
+
+@app.command()
 def train(
     preset: Annotated[str | None, _training("paper (200 epochs, the defaults) or short (30, one-cycle; some points worse).")] = None,
     dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,

@@ -22,6 +22,7 @@ from .artifacts import atomic_write, save_torch, sha256_of, write_bytes
 from .download import Progress, download
 from .errors import CheckpointError, ConfigError, DownloadError, StorageError
 from .models import ModelSource, embedded_weights, load_model, weight_paths
+from .weights_file import ALLOW_PICKLE_HINT
 
 GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="
 """An id of the zoo is put behind it. The same address works in a browser."""
@@ -148,7 +149,7 @@ def _download_all(
     try:
         _check_loads(source, arrived, allow_pickle)
     except CheckpointError as error:
-        if error.hint == zoo.ALLOW_PICKLE_HINT:
+        if error.hint == ALLOW_PICKLE_HINT:
             raise  # nothing is wrong with the file: with the flag it is taken without another download
         for path in arrived:
             path.unlink(missing_ok=True)

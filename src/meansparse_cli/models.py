@@ -25,6 +25,7 @@ from torch import nn
 from . import zoo
 from .errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
 from .networks import ResNet18
+from .weights_file import fit_weights, read_checkpoint
 
 Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
 
@@ -98,8 +99,8 @@ def load_model(
         load_library = {"timm": _load_timm, "torchvision": _load_torchvision}.get(source.kind)
         model = load_library(source.name, with_weights=not paths) if load_library else _call_factory(source.name)
         if paths:
-            checkpoint = zoo.read_checkpoint(paths[0], allow_pickle=allow_pickle)
-            zoo.fit_weights(model, checkpoint, what=f"{paths[0]} as {source.name}")
+            checkpoint = read_checkpoint(paths[0], allow_pickle=allow_pickle)
+            fit_weights(model, checkpoint, what=f"{paths[0]} as {source.name}")
     return model.cpu().float().eval()
 
 
@@ -330,5 +331,5 @@ def _load_embedded(path: Path) -> ResNet18:
         raise CheckpointError(
             f"{path}: its header describes no network: {error}", hint="make it again: meansparse train"
         ) from error
-    zoo.fit_weights(model, zoo.read_checkpoint(path), what=str(path), mend="make it again: meansparse train")
+    fit_weights(model, read_checkpoint(path), what=str(path), mend="make it again: meansparse train")
     return model

@@ -279,6 +279,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .attacks import expand_attacks
     from .evaluate import EvaluateSettings, evaluate_robustness
     from .evaluation_table import evaluation_table, progress_table
+    from .published import published_note, published_results
 
     run, started = _located(config), time.monotonic()
     if config.alpha is None:
@@ -318,10 +319,14 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             on_update=progress_table(view),
         )  # fmt: skip
     console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
+    published = published_results(run.source)
+    if line := published_note(published):
+        note(line)
     evaluation.save_outcomes(run.paths.outcomes)
     return _write(
-        run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, evaluation.to_report()
-    )
+        run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started,
+        evaluation.to_report() | published,
+    )  # fmt: skip
 
 
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:

@@ -115,14 +115,19 @@ def _content_hash(report: dict[str, Any]) -> str:
 
 def _provenance(device: str, seconds: float) -> dict[str, Any]:
     return {
-        "versions": {name: _version(name) for name in ("meansparse", "torch", "robustbench", "pyautoattack", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "device": device,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": " ".join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result can depend on."""
+    packages = ("meansparse", "torch", "robustbench", "pyautoattack", "numpy")
+    return {name: _version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def _version(package: str) -> str:
