@@ -272,9 +272,9 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_best_epoch_is_the_last_of_the_most_robust() -> None:
     rows = [EpochResult(0, 1, 0.9, 0.2, 1), EpochResult(1, 1, 0.5, 0.4, 1), EpochResult(2, 1, 0.6, 0.4, 1)]
-    assert best_epoch(rows, "pgd").epoch == 2
-    assert best_epoch(rows, "trades").epoch == 2
-    assert best_epoch(rows, "standard").epoch == 0
+    assert best_epoch(rows, TrainConfig()).epoch == 2
+    assert best_epoch(rows, TrainConfig(method="trades")).epoch == 2
+    assert best_epoch(rows, TrainConfig(method="standard")).epoch == 0
 
 
 def test_the_best_epoch_is_what_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

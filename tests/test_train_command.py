@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors import safe_open
@@ -30,8 +31,6 @@ from meansparse_cli.train_command import with_preset
 from meansparse_cli.train_images import read_pixels
 
 QUICK = ["--width", "2", "--n-steps", "1", "--batch-size", "24", "--crop-padding", "1", "--held-out-examples", "12"]
-# imports of what training does not need fail, as on a cluster node without them
-WITHOUT = "import sys; sys.modules.update(robustbench=None, autoattack=None, pyautoattack=None, timm=None); from meansparse_cli.cli import app; app()"  # fmt: skip
 
 
 def train(*arguments: str) -> Result:
@@ -43,28 +42,37 @@ def report(folder: Path) -> dict[str, Any]:
     return content
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", WITHOUT, "train", *QUICK, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+def in_child(*arguments: str) -> int:
+    """Type ``meansparse train`` in a process of its own, with torch already loaded; its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        train(*arguments)
+    finally:
+        os._exit(0)
 
 
-def test_killed_in_mid_epoch_it_ends_in_the_same_weights(npz: Path, tmp_path: Path) -> None:
-    options = ["--dataset", str(npz), "--epochs", "3", "--activation", "pssilu", "--ema", "0.9", "--n-steps", "12"]
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_killed_in_mid_epoch_it_ends_in_the_same_weights(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("robustbench", "autoattack", "pyautoattack", "timm"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing what training does not need fails
+    options = ["--dataset", str(npz), "--epochs", "3", "--activation", "pssilu", "--ema", "0.9", "--n-steps", "8"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process, state = start(*options, "--run", str(killed)), killed / "train-state.pt"
-    other = start(*options, "--run", str(whole))
-    while not state.exists():
-        assert process.poll() is None, process.communicate()[1]
+    assert train(*options, "--run", str(whole)).exit_code == 0
+    child, state = in_child(*options, "--run", str(killed)), killed / "train-state.pt"
+    until = time.monotonic() + 100
+    while not state.exists() and time.monotonic() < until:
         time.sleep(0.01)
-    time.sleep(0.15)  # an epoch takes longer: into the next one
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    time.sleep(0.05)  # an epoch takes longer: into the next one
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert 1 <= len(load_torch(state)["log"]) < 3
     assert not (killed / "model.safetensors").exists()
-    again = start(*options, "--run", str(killed))
-    out, err = again.communicate(timeout=120)
-    assert (again.returncode, out.strip()) == (0, str(killed / "model.safetensors")), err
-    assert other.communicate(timeout=120)[0].strip() == str(whole / "model.safetensors")
+    result = train(*options, "--run", str(killed))
+    assert (result.exit_code, result.stdout.strip()) == (0, str(killed / "model.safetensors")), result.output
     a, b = load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -142,6 +150,8 @@ def test_the_time_limit_stops_between_epochs_and_the_same_command_goes_on(npz: P
         (["--eps", "8"], 3, "did you mean --eps 8/255?"),
         (["--ema", "1"], 3, "--ema"),
         (["--device", "cpu", "--cuda-graphs"], 3, "--cuda-graphs on cpu"),
+        (["--mean-sparse-ramp", "3"], 3, "without --mean-sparse-alpha"),
+        (["--mean-sparse-alpha", "0.2", "--mean-sparse-ramp", "9", "--epochs", "3"], 3, "more than the 3 epochs"),
         (["--dataset", "cifar10"], 7, "--data-dir"),
         (["--n-examples", "5000"], 7, "5000 examples were asked for"),
         (["--config", "nowhere.yaml"], 3, "no config file nowhere.yaml"),
@@ -170,7 +180,13 @@ def test_flags_win_over_the_file_over_the_preset_over_the_default(tmp_path: Path
     file.write_text("batch_size: 64\ntrain: {preset: short, epochs: 12, width: 8}\n")
     config, sources = resolve("train", TrainConfig, file, {"width": 32})
     config = with_preset(config, sources)
-    assert (config.width, config.epochs, config.schedule, config.lr, config.batch_size) == (32, 12, "one-cycle", 0.2, 64)
+    assert (config.width, config.epochs, config.schedule, config.lr, config.batch_size) == (
+        32,
+        12,
+        "one-cycle",
+        0.2,
+        64,
+    )
     assert (sources["width"], sources["epochs"], sources["schedule"], sources["momentum"]) == ("flag", str(file), "preset short", "default")  # fmt: skip
     plain, sources = resolve("train", TrainConfig, None, {})
     assert with_preset(plain, sources) == plain
@@ -178,6 +194,7 @@ def test_flags_win_over_the_file_over_the_preset_over_the_default(tmp_path: Path
     assert (plain.n_steps, plain.step_size, plain.schedule) == (10, "0.0078", "steps")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_images_are_read_in_order(tmp_path: Path, n_workers: int) -> None:
     expected = []
@@ -199,22 +216,53 @@ def test_images_are_read_in_order(tmp_path: Path, n_workers: int) -> None:
         read_pixels(Subset(images, range(len(images))), n_workers)
 
 
+SUITE = Path(__file__).parent.parent / "benchmarks" / "gpu_suite.sh"
+
+
+def test_the_gpu_suite_types_what_the_tool_takes(tmp_path: Path) -> None:
+    stub = tmp_path / "stub"
+    stub.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *silu*) exit 75;; esac\necho "train: test clean 1.00 %"\n')
+    stub.chmod(0o755)
+    settings = {"DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": str(stub), "N": "512"}
+    done = subprocess.run(
+        [SUITE, "embedded", "activations", "methods", "finish", "wide"], env=os.environ | settings,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    logs = {path.stem: path.read_text().split("\n")[0].split() for path in tmp_path.glob("*.log")}
+    assert len(logs) == 9
+    unfinished = [name for name in logs if "silu" in name]
+    assert done.returncode == len(unfinished) == 3
+    assert done.stdout.count("not finished (exit code 75)") == 3
+    assert done.stdout.count("test clean 1.00 %") == 6
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    for name, (word, *arguments) in logs.items():
+        assert word == "train"
+        flags = command.make_context("train", arguments).params
+        config, sources = resolve("train", TrainConfig, None, flags)
+        config = with_preset(config, sources)
+        assert (str(config.run), config.n_examples, config.epochs) == (str(tmp_path / name), 512, 30)
+        assert name.startswith(f"{config.method}-{config.activation}-w{config.width}")
+    assert subprocess.run([SUITE, "typo"], env=os.environ | settings, capture_output=True).returncode == 2
+
+
+@pytest.mark.slow
 def test_the_gpu_suite_at_a_toy_size(npz: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     with np.load(npz) as arrays:
         for name in ("train", "test"):
             np.savez(data / f"{name}.npz", x=arrays["x"], y=arrays["y"])
-    script = Path(__file__).parent.parent / "benchmarks" / "gpu_suite.sh"
     toy = {
         "DATA": str(data), "OUT": str(out), "DEVICE": "cpu", "EPOCHS": "1", "N": "60", "WIDTH": "2", "SPEED": "",
         "EVAL": "12", "STEPS": "1", "MEANSPARSE": f"{sys.executable} -m meansparse_cli", "PYTHON": sys.executable,
         "WORKERS": "0", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    done = subprocess.run([script, "data", "embedded", "pack"], env=os.environ | toy, capture_output=True, text=True)
+    done = subprocess.run([SUITE, "data", "embedded", "pack"], env=os.environ | toy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"pgd-gelu-w2", "weights.tar.aa"} <= {p.name for p in out.iterdir()}
     assert report(out / "pgd-gelu-w2")["results"]["n_train_examples"] == 60
     assert "pgd-gelu-w2: train: test clean" in done.stdout
-    limited = subprocess.run([script, "embedded"], env=os.environ | toy | {"EPOCHS": "2"}, capture_output=True, text=True)
+    limited = subprocess.run(
+        [SUITE, "embedded"], env=os.environ | toy | {"EPOCHS": "2"}, capture_output=True, text=True
+    )
     assert (limited.returncode, "not finished (exit code 10)" in limited.stdout) == (1, True), limited.stdout
