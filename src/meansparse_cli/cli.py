@@ -300,6 +300,8 @@ def train(
     flip: Annotated[bool | None, _training("Random horizontal flips.", "--flip/--no-flip")] = None,
     ema: Annotated[float | None, _training("Decay a step of an average of the weights, which is then what is measured and kept.")] = None,
     paper_selection: Annotated[bool | None, _training("Choose the best epoch on the test set, as the paper does.", "--paper-selection")] = None,
+    mean_sparse_alpha: Annotated[float | None, _training("Train with the operator in place, alpha growing up to this; the paper advises against it.")] = None,
+    mean_sparse_ramp: Annotated[int | None, _training("Epochs that alpha grows; half of them.")] = None,
     precision: Annotated[str | None, _training("fp32 or bf16 (autocast).")] = None,
     channels_last: Annotated[bool | None, _training("Memory layout; where the width is a multiple of 8.", "--channels-last/--no-channels-last")] = None,
     compile: Annotated[bool | None, _training("Through torch.compile.", "--compile")] = None,

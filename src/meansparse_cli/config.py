@@ -205,6 +205,10 @@ class TrainConfig(BaseModel):
     paper_selection: bool = False
     """Choose the best epoch on the test set, as the paper does."""
     seed: int = 0
+    mean_sparse_alpha: float | None = Field(default=None, gt=0)
+    """Train with the operator in place, up to this alpha; without it when not given."""
+    mean_sparse_ramp: int | None = Field(default=None, ge=1)
+    """How many epochs alpha grows; half of them when not given."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool | None = None

@@ -86,6 +86,7 @@ class ResNet18(nn.Module):
         pixel_std: tuple[float, ...] = (0.25,),
     ) -> None:
         super().__init__()
+        self.activation = activation
         act = ACTIVATIONS[activation]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)

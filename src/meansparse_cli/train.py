@@ -19,6 +19,7 @@ from .config import TrainConfig, eps_value
 from .errors import ConfigError
 from .networks import ResNet18
 from .schedule import WeightAverage, epoch_order, learning_rate, seed_of
+from .sparsify import set_alpha
 from .train_attack import (
     Forward,
     LinfAscent,
@@ -29,6 +30,7 @@ from .train_attack import (
     pgd_outcomes,
     uniform_start,
 )
+from .train_operators import alpha_of_epoch, insert_moving_operators
 from .train_state import EpochResult, TrainState
 
 STATE_FILE = "train-state.pt"
@@ -61,10 +63,10 @@ def train_model(
         torch.backends.cudnn.benchmark = True
     last = channels_last(config)
     images = DeviceImages(*train_set, device=device, padding=config.crop_padding, flip=config.flip, channels_last=last)
-    model = ResNet18(
-        n_classes=n_classes, width=config.width, activation=config.activation, in_channels=images.channels
-    ).to(memory_format=torch.channels_last if last else torch.contiguous_format)
-    model.to(device)
+    model = ResNet18(n_classes=n_classes, width=config.width, activation=config.activation, in_channels=images.channels)
+    if config.mean_sparse_alpha is not None:
+        insert_moving_operators(model, (images.channels, images.height, images.width))
+    model.to(memory_format=torch.channels_last if last else torch.contiguous_format).to(device)
     optimizer = torch.optim.SGD(_parameter_groups(model, config.weight_decay), config.lr, config.momentum)
     average = WeightAverage(model.state_dict(), config.ema) if config.ema is not None else None
     measured = copy.deepcopy(model)
@@ -82,6 +84,8 @@ def train_model(
         started, total_loss = time.monotonic(), torch.zeros((), device=device)
         order = epoch_order(len(images), config.seed, epoch).to(device)
         model.train()
+        if config.mean_sparse_alpha is not None:
+            set_alpha(model, alpha_of_epoch(config, epoch))
         for batch in range(n_batches):
             lr = learning_rate(config.schedule, config.lr, (epoch + batch / n_batches) / config.epochs)
             for group in optimizer.param_groups:
@@ -104,6 +108,8 @@ def train_model(
                 hint="lower --lr, or --precision fp32",
             )
         measured.load_state_dict(average.state if average is not None else model.state_dict())
+        if config.mean_sparse_alpha is not None:
+            set_alpha(measured, alpha_of_epoch(config, epoch))  # not an average of earlier alphas
         clean, robust = pgd_outcomes(
             measured,
             *selection_set,

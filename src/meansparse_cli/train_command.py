@@ -9,21 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .accuracy import accuracy_of
+from .accuracy import Accuracy, accuracy_of
 from .artifacts import sha256_of, write_bytes
-from .config import TrainConfig, check_eps
+from .checkpoint import save_checkpoint
+from .config import TrainConfig, check_eps, eps_value
 from .console import LiveView, console, live, note, percent
 from .data import KNOWN_DATASETS, content_id, load_split, take_examples
 from .errors import ArtifactError, ConfigError
 from .pipeline import pick_device
 from .report import read_report, verify_outputs, write_report
+from .sparsify import straight_through
 from .train import STATE_FILE, channels_last, train_model
 from .train_attack import pgd_outcomes
 from .train_images import read_pixels
+from .train_operators import ramp_epochs, take_operators
 from .train_state import EpochResult, best_epoch, result_settings
 from .train_view import draw_training_curve, log_table
 
 TEST_STEPS = 20
+_LABELS = {
+    "test_accuracy": "test clean",
+    f"test_pgd{TEST_STEPS}_accuracy": f"PGD-{TEST_STEPS}",
+    f"test_pgd{TEST_STEPS}_straight_through_accuracy": f"PGD-{TEST_STEPS} straight through the operator",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},  # the defaults are the paper's
     "short": {"epochs": 30, "schedule": "one-cycle", "lr": 0.2},
@@ -51,7 +59,7 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     """
     config = _with_eps(with_preset(config, sources))
     folder, device, started = train_folder(config), pick_device(config.device), time.monotonic()
-    _check_device(config, device)
+    _check(config, device)
     if fresh:
         (folder / STATE_FILE).unlink(missing_ok=True)
     elif (done := _done_before(config, folder)) is not None:
@@ -83,22 +91,28 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
         model.to(getattr(torch, config.save_dtype)).float()  # measured as they are saved
         test = take_examples(splits["test"], min(config.test_examples, len(splits["test"])))
         view.begin("testing", len(test))
-        clean, robust = pgd_outcomes(
-            model, *read_pixels(test, config.workers), eps=float(_fraction(config)), n_steps=TEST_STEPS, device=device,
-            channels_last=channels_last(config),
-        )  # fmt: skip
-    best = best_epoch(log, config.method).epoch
+        test_set = read_pixels(test, config.workers)
+        measured = _measure(model, test_set, config, device)
+        if config.mean_sparse_alpha is not None:
+            with straight_through(model):
+                through = _measure(model, test_set, config, device)
+            measured[f"test_pgd{TEST_STEPS}_straight_through_accuracy"] = through[f"test_pgd{TEST_STEPS}_accuracy"]
+    best = best_epoch(log, config).epoch
     results = {
         "network": {"n_classes": n_classes, "width": config.width, "activation": config.activation, "in_channels": train_set[0].shape[3]},
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_train_examples": len(train_set[1]),
         "selected_on": selected_on,
         "best_epoch": best,
-        "test_accuracy": asdict(accuracy_of(clean)),
-        f"test_pgd{TEST_STEPS}_accuracy": asdict(accuracy_of(robust)),
+        **{key: asdict(value) for key, value in measured.items()},
         "epochs": [asdict(row) for row in log],
     }  # fmt: skip
-    weights = folder / "model.safetensors"
+    weights, written = folder / "model.safetensors", []
+    if config.mean_sparse_alpha is not None:
+        image_shape = (train_set[0].shape[3], *train_set[0].shape[1:3])
+        model, operators = take_operators(model, image_shape)
+        save_checkpoint(folder / "meansparse.safetensors", operators)
+        written.append(folder / "meansparse.safetensors")
     _write_weights(weights, model, config, results)
     png, svg = folder / "train.png", folder / "train.svg"
     draw_training_curve(log, best=best, selected_on=selected_on, title=_title(config), png=png, svg=svg)
@@ -106,11 +120,11 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     write_report(
         report, stage="train",
         config={key: {"value": value, "source": sources[key]} for key, value in config.model_dump(mode="json").items() if key != "run"},
-        inputs={"images": content_id(train_split)}, outputs={path.name: sha256_of(path) for path in (weights, png, svg)},
+        inputs={"images": content_id(train_split)}, outputs={path.name: sha256_of(path) for path in (weights, *written, png, svg)},
         results=results, device=device, seconds=time.monotonic() - started,
     )  # fmt: skip
-    clean_text, robust_text = (percent(a.fraction, a.standard_error) for a in (accuracy_of(clean), accuracy_of(robust)))
-    note(f"train: test clean {clean_text} %, PGD-{TEST_STEPS} {robust_text} % ({len(test):,} images), weights of epoch {best + 1} of {config.epochs}")  # fmt: skip
+    accuracies = ", ".join(f"{_LABELS[key]} {percent(a.fraction, a.standard_error)} %" for key, a in measured.items())
+    note(f"train: {accuracies} ({len(test):,} images), weights of epoch {best + 1} of {config.epochs}")
     if config.preset == "short":
         note("train: preset short, expect some points less than after the paper's 200 epochs")
     note(f"train: weights in {weights}")
@@ -124,16 +138,28 @@ def _with_eps(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"eps": eps})
 
 
-def _fraction(config: TrainConfig) -> float:
-    from .config import eps_value
-
+def _measure(
+    model: torch.nn.Module, test_set: tuple[Tensor, Tensor], config: TrainConfig, device: str
+) -> dict[str, Accuracy]:
     assert config.eps is not None
-    return eps_value(config.eps)
+    clean, robust = pgd_outcomes(
+        model,
+        *test_set,
+        eps=eps_value(config.eps),
+        n_steps=TEST_STEPS,
+        device=device,
+        channels_last=channels_last(config),
+    )
+    return {"test_accuracy": accuracy_of(clean), f"test_pgd{TEST_STEPS}_accuracy": accuracy_of(robust)}
 
 
-def _check_device(config: TrainConfig, device: str) -> None:
+def _check(config: TrainConfig, device: str) -> None:
+    """What no single setting can tell, before an image is read."""
     if config.cuda_graphs and torch.device(device).type != "cuda":
         raise ConfigError(f"--cuda-graphs on {device}", hint="leave it out, or --device cuda")
+    if config.mean_sparse_ramp is not None and config.mean_sparse_alpha is None:
+        raise ConfigError("--mean-sparse-ramp without --mean-sparse-alpha", hint="--mean-sparse-alpha 0.2, say")
+    ramp_epochs(config)
 
 
 def _done_before(config: TrainConfig, folder: Path) -> Path | None:
@@ -163,7 +189,7 @@ def _bar(view: LiveView, config: TrainConfig, n_images: int) -> Any:
 
 def _table(view: LiveView, config: TrainConfig, selected_on: str) -> Any:
     def on_epoch(log: list[EpochResult]) -> None:
-        view.show(log_table(log, best_epoch(log, config.method).epoch, selected_on))
+        view.show(log_table(log, best_epoch(log, config).epoch, selected_on))
         if not console.is_terminal:
             row = log[-1]
             note(f"epoch {row.epoch + 1} of {config.epochs}: loss {row.train_loss:.3f}, {selected_on} clean {percent(row.held_out_accuracy)} %, PGD-10 {percent(row.held_out_robust_accuracy)} %, {row.seconds:.1f} s")  # fmt: skip
@@ -183,7 +209,7 @@ def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, resu
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    measured = {key: results[key] for key in ("test_accuracy", f"test_pgd{TEST_STEPS}_accuracy", "selected_on")}
+    measured = {key: results[key] for key in results if key.startswith("test_") or key == "selected_on"}
     header = {
         "network": json.dumps(results["network"]),
         "dataset": config.dataset,

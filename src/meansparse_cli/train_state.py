@@ -12,6 +12,7 @@ from .config import TrainConfig
 from .errors import ArtifactError
 from .networks import ResNet18
 from .schedule import WeightAverage
+from .train_operators import ramp_epochs
 
 NOT_IN_RESULT = {
     "preset", "run", "data_dir", "device", "workers", "compile", "cuda_graphs", "channels_last", "time_limit",
@@ -36,11 +37,15 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_IN_RESULT}
 
 
-def best_epoch(log: list[EpochResult], method: str) -> EpochResult:
-    """The last epoch of highest PGD accuracy; for standard training, whose PGD accuracy is near 0, of clean accuracy."""
-    if method == "standard":
-        return max(log, key=lambda row: (row.held_out_accuracy, row.epoch))
-    return max(log, key=lambda row: (row.held_out_robust_accuracy, row.epoch))
+def best_epoch(log: list[EpochResult], config: TrainConfig) -> EpochResult:
+    """The last epoch of highest PGD accuracy; for standard training, whose PGD accuracy is near 0, of clean accuracy.
+
+    While alpha grows the last epoch counts as the best: networks of other alphas are not to be compared.
+    """
+    full = [row for row in log if row.epoch + 1 >= ramp_epochs(config)] or log[-1:]
+    if config.method == "standard":
+        return max(full, key=lambda row: (row.held_out_accuracy, row.epoch))
+    return max(full, key=lambda row: (row.held_out_robust_accuracy, row.epoch))
 
 
 class TrainState:
@@ -78,7 +83,7 @@ class TrainState:
     def finish(self, result: EpochResult, measured: dict[str, Tensor]) -> None:
         """Add an epoch, keep ``measured`` if it is the best one, and write the file."""
         self.log.append(result)
-        if best_epoch(self.log, self.config.method) is result:
+        if best_epoch(self.log, self.config) is result:
             self.best = {key: value.detach().cpu().clone() for key, value in measured.items()}
         save_torch(
             self.file,

@@ -1,0 +1,268 @@
+"""``meansparse train`` as it is typed: killed and typed again, limited, refused, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.utils.data import Subset
+from typer.testing import CliRunner, Result
+
+from meansparse_cli.artifacts import load_torch, save_torch
+from meansparse_cli.cli import app
+from meansparse_cli.config import TrainConfig, resolve
+from meansparse_cli.data import FileImages, load_split
+from meansparse_cli.errors import DataError
+from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.train_attack import pgd_outcomes
+from meansparse_cli.train_command import with_preset
+from meansparse_cli.train_images import read_pixels
+
+QUICK = ["--width", "2", "--n-steps", "1", "--batch-size", "24", "--crop-padding", "1", "--held-out-examples", "12"]
+
+
+def train(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["train", *QUICK, *arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((folder / "train.yaml").read_text())
+    return content
+
+
+def in_child(*arguments: str) -> int:
+    """Type ``meansparse train`` in a process of its own, with torch already loaded; its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        train(*arguments)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_killed_in_mid_epoch_it_ends_in_the_same_weights(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("robustbench", "autoattack", "pyautoattack", "timm"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing what training does not need fails
+    options = ["--dataset", str(npz), "--epochs", "3", "--activation", "pssilu", "--ema", "0.9", "--n-steps", "8"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert train(*options, "--run", str(whole)).exit_code == 0
+    child, state = in_child(*options, "--run", str(killed)), killed / "train-state.pt"
+    until = time.monotonic() + 100
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.05)  # an epoch takes longer: into the next one
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert 1 <= len(load_torch(state)["log"]) < 3
+    assert not (killed / "model.safetensors").exists()
+    result = train(*options, "--run", str(killed))
+    assert (result.exit_code, result.stdout.strip()) == (0, str(killed / "model.safetensors")), result.output
+    a, b = load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    losses = [[row["train_loss"] for row in report(folder)["results"]["epochs"]] for folder in (killed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_what_it_leaves(npz: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["--dataset", str(npz), "--epochs", "2", "--run", str(run), "--save-dtype", "float16"]
+    result = train(*arguments)
+    assert result.exit_code == 0, result.output
+    weights = run / "model.safetensors"
+    assert result.stdout.strip() == str(weights)
+    assert {"model.safetensors", "train.yaml", "train.png", "train.svg"} <= {p.name for p in run.iterdir()}
+    results = report(run)["results"]
+    assert results["selected_on"] == "held-out"
+    assert len(results["epochs"]) == 2
+    assert results["test_accuracy"]["n"] == results["test_pgd20_accuracy"]["n"] == 12
+    assert {t.dtype for t in load_file(weights).values()} == {torch.float16, torch.int64}
+    # the accuracy that is reported is that of the rounded weights in the file
+    model = load_model(resolve_model(str(weights)))
+    pixels, labels = read_pixels(load_split(str(npz), None, "test"))
+    clean, robust = pgd_outcomes(model, pixels, labels, eps=8 / 255, n_steps=20, device="cpu")
+    assert int(clean.sum()) == round(12 * results["test_accuracy"]["fraction"])
+    assert int(robust.sum()) == round(12 * results["test_pgd20_accuracy"]["fraction"])
+    with safe_open(weights, "pt") as file:
+        training = json.loads(file.metadata()["training"])
+    assert training["test_pgd20_accuracy"] == results["test_pgd20_accuracy"]
+    before = weights.stat().st_mtime_ns
+    again = train(*arguments)
+    assert (again.exit_code, weights.stat().st_mtime_ns) == (0, before)
+    assert "done before" in again.stderr
+    other = train(*arguments, "--lr", "0.3")
+    assert (other.exit_code, "lr: 0.1 -> 0.3" in other.stderr) == (10, True), other.stderr
+    fresh = train(*arguments, "--lr", "0.3", "--fresh", "--json")
+    assert json.loads(fresh.stdout)["config"]["lr"] == {"value": 0.3, "source": "flag"}
+
+
+def test_only_paper_selection_sees_test_images_before_the_end(npz: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, option in (("own", []), ("paper", ["--paper-selection"])):
+        result = train("--dataset", str(npz), "--epochs", "1", "--run", str(tmp_path / name), *option)
+        assert result.exit_code == 0, result.output
+        assert ("chosen on test images" in result.stderr) == (name == "paper")
+        found[name] = report(tmp_path / name)["results"]
+    assert (found["own"]["selected_on"], found["paper"]["selected_on"]) == ("held-out", "test")
+    # one epoch, the same weights: the log's accuracy is that of the split it was chosen on
+    assert found["own"]["test_accuracy"] == found["paper"]["test_accuracy"]
+    assert found["paper"]["epochs"][0]["held_out_accuracy"] == found["paper"]["test_accuracy"]["fraction"]
+    model = load_file(tmp_path / "own" / "model.safetensors")
+    assert all(torch.equal(v, model[k]) for k, v in load_file(tmp_path / "paper" / "model.safetensors").items())
+    network = load_model(resolve_model(str(tmp_path / "own" / "model.safetensors")))
+    clean, _ = pgd_outcomes(network, *read_pixels(load_split(str(npz), None, "held-out")), eps=8 / 255, n_steps=1, device="cpu")  # fmt: skip
+    assert found["own"]["epochs"][0]["held_out_accuracy"] == int(clean.sum()) / 12
+
+
+def test_the_time_limit_stops_between_epochs_and_the_same_command_goes_on(npz: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", str(npz), "--epochs", "3", "--run", str(tmp_path / "r")]
+    stopped = train(*arguments, "--time-limit", "0.00001")
+    assert (stopped.exit_code, stopped.stdout) == (75, "")
+    assert "after epoch 1 of 3" in stopped.stderr
+    assert train(*arguments).exit_code == 0
+    assert train(*arguments[:-1], str(tmp_path / "whole")).exit_code == 0
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("r", "whole"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--activation", "tanh"], 3, "--activation"),
+        (["--method", "fgsm"], 3, "'pgd', 'trades' or 'standard'"),
+        (["--n-steps", "0"], 3, "--n-steps"),
+        (["--eps", "8"], 3, "did you mean --eps 8/255?"),
+        (["--ema", "1"], 3, "--ema"),
+        (["--device", "cpu", "--cuda-graphs"], 3, "--cuda-graphs on cpu"),
+        (["--mean-sparse-ramp", "3"], 3, "without --mean-sparse-alpha"),
+        (["--mean-sparse-alpha", "0.2", "--mean-sparse-ramp", "9", "--epochs", "3"], 3, "more than the 3 epochs"),
+        (["--dataset", "cifar10"], 7, "--data-dir"),
+        (["--n-examples", "5000"], 7, "5000 examples were asked for"),
+        (["--config", "nowhere.yaml"], 3, "no config file nowhere.yaml"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train(*arguments)
+    assert expected in result.stderr, result.output
+    assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_a_state_that_is_damaged_is_named(npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "train-state.pt").write_bytes(b"PK\x03\x04 half of a file")
+    result = train("--dataset", str(npz), "--epochs", "1", "--run", str(tmp_path / "r"))
+    assert (result.exit_code, "train-state.pt" in result.stderr) == (10, True)
+    save_torch(tmp_path / "r" / "train-state.pt", {"settings": {}})
+    assert train("--dataset", str(npz), "--epochs", "1", "--run", str(tmp_path / "r"), "--fresh").exit_code == 0
+
+
+def test_flags_win_over_the_file_over_the_preset_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("batch_size: 64\ntrain: {preset: short, epochs: 12, width: 8}\n")
+    config, sources = resolve("train", TrainConfig, file, {"width": 32})
+    config = with_preset(config, sources)
+    assert (config.width, config.epochs, config.schedule, config.lr, config.batch_size) == (
+        32,
+        12,
+        "one-cycle",
+        0.2,
+        64,
+    )
+    assert (sources["width"], sources["epochs"], sources["schedule"], sources["momentum"]) == ("flag", str(file), "preset short", "default")  # fmt: skip
+    plain, sources = resolve("train", TrainConfig, None, {})
+    assert with_preset(plain, sources) == plain
+    assert (plain.epochs, plain.batch_size, plain.lr, plain.momentum, plain.weight_decay) == (200, 256, 0.1, 0.9, 5e-4)
+    assert (plain.n_steps, plain.step_size, plain.schedule) == (10, "0.0078", "steps")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_images_are_read_in_order(tmp_path: Path, n_workers: int) -> None:
+    expected = []
+    for i in range(150):
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+        path = tmp_path / "abc"[i // 50] / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        expected.append(pixels)
+    images = FileImages(tmp_path)
+    counted: list[int] = []
+    x, y = read_pixels(Subset(images, range(149, -1, -1)), n_workers, counted.append)
+    assert torch.equal(x, torch.from_numpy(np.stack(expected[::-1])))
+    assert y.tolist() == sorted((i // 50 for i in range(150)), reverse=True)
+    assert sum(counted) == 150
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(tmp_path / "a" / "small.png")
+    images = FileImages(tmp_path)
+    with pytest.raises(DataError, match="several sizes"):
+        read_pixels(Subset(images, range(len(images))), n_workers)
+
+
+SUITE = Path(__file__).parent.parent / "benchmarks" / "gpu_suite.sh"
+
+
+def test_the_gpu_suite_types_what_the_tool_takes(tmp_path: Path) -> None:
+    stub = tmp_path / "stub"
+    stub.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *silu*) exit 75;; esac\necho "train: test clean 1.00 %"\n')
+    stub.chmod(0o755)
+    settings = {"DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": str(stub), "N": "512"}
+    done = subprocess.run(
+        [SUITE, "embedded", "activations", "methods", "finish", "wide"], env=os.environ | settings,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    logs = {path.stem: path.read_text().split("\n")[0].split() for path in tmp_path.glob("*.log")}
+    assert len(logs) == 9
+    unfinished = [name for name in logs if "silu" in name]
+    assert done.returncode == len(unfinished) == 3
+    assert done.stdout.count("not finished (exit code 75)") == 3
+    assert done.stdout.count("test clean 1.00 %") == 6
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    for name, (word, *arguments) in logs.items():
+        assert word == "train"
+        flags = command.make_context("train", arguments).params
+        config, sources = resolve("train", TrainConfig, None, flags)
+        config = with_preset(config, sources)
+        assert (str(config.run), config.n_examples, config.epochs) == (str(tmp_path / name), 512, 30)
+        assert name.startswith(f"{config.method}-{config.activation}-w{config.width}")
+    assert subprocess.run([SUITE, "typo"], env=os.environ | settings, capture_output=True).returncode == 2
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_at_a_toy_size(npz: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    with np.load(npz) as arrays:
+        for name in ("train", "test"):
+            np.savez(data / f"{name}.npz", x=arrays["x"], y=arrays["y"])
+    toy = {
+        "DATA": str(data), "OUT": str(out), "DEVICE": "cpu", "EPOCHS": "1", "N": "60", "WIDTH": "2", "SPEED": "",
+        "EVAL": "12", "STEPS": "1", "MEANSPARSE": f"{sys.executable} -m meansparse_cli", "PYTHON": sys.executable,
+        "WORKERS": "0", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run([SUITE, "data", "embedded", "pack"], env=os.environ | toy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"pgd-gelu-w2", "weights.tar.aa"} <= {p.name for p in out.iterdir()}
+    assert report(out / "pgd-gelu-w2")["results"]["n_train_examples"] == 60
+    assert "pgd-gelu-w2: train: test clean" in done.stdout
+    limited = subprocess.run(
+        [SUITE, "embedded"], env=os.environ | toy | {"EPOCHS": "2"}, capture_output=True, text=True
+    )
+    assert (limited.returncode, "not finished (exit code 10)" in limited.stdout) == (1, True), limited.stdout
