@@ -164,12 +164,16 @@ def split_published(state: Mapping[str, Tensor], *, what: str) -> PublishedCheck
     return PublishedCheckpoint(base, statistics, alphas, model)
 
 
-def base_weights(state: Mapping[str, Tensor], entry: ZooEntry, what: str) -> Mapping[str, Tensor]:
-    """The base's part of a state dict that may have operators. Raises CheckpointError if they are another model's."""
-    if not has_operators(state):
-        return state
-    from .zoo import fetch_command
+def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
+    """A checkpoint for ``entry`` with the operators taken off; itself if it has none.
 
+    Raises CheckpointError if they are those of another published model, which may differ in nothing but its weights.
+    """
+    from .zoo import fetch_command, state_dict_of
+
+    state = state_dict_of(checkpoint, what)
+    if not has_operators(state):
+        return checkpoint
     held = split_published(state, what=what)
     if held.model is not None and not held.model.is_for(entry):
         m = held.model

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .data import KNOWN_DATASETS
 from .download import looks_like_html
 from .errors import CheckpointError, ConfigError, ModelNotFound
+from .published_checkpoint import has_operators, without_operators
 
 ALLOW_PICKLE_HINT = "if you trust where the file comes from, let it run its code: the same command with --allow-pickle"
 
@@ -126,6 +127,8 @@ def load_zoo_weights(
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
         checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+        if n_files == 1 and not has_operators(model.state_dict()):
+            checkpoint = without_operators(checkpoint, entry, path.name)
         if len(paths) == 1 and (n_files == 1 or _fits_exactly(model, checkpoint, path)):
             parts = [(model, checkpoint)]
         elif len(paths) != n_files:
