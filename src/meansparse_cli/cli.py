@@ -109,12 +109,18 @@ Estimator = Annotated[
         help="pooled (exact), or published (the reference code's average over batches).", rich_help_panel=_DATA
     ),
 ]
+Statistics = Annotated[
+    str | None,
+    typer.Option(
+        help="measured (on images), or stored: those, and the alpha, of a published checkpoint.", rich_help_panel=_DATA
+    ),
+]
 Sites = Annotated[
     str | None,
     typer.Option(
         metavar="RULE",
         help="Sites to use, joined by commas: [b]all[/b], [b]main-path[/b], [b]after-addition[/b], [b]first:N[/b], "
-        "[b]last:N[/b], [b]single:N[/b], indices [b]3[/b], ranges [b]7-12[/b] (both ends included), names, [b]layer1.*[/b].",
+        "[b]last:N[/b], [b]single:N[/b], indices [b]3[/b], ranges [b]7-12[/b] (both ends included), names, [b]layer1.*[/b]; [b]published[/b]: the authors' own.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -196,8 +202,8 @@ def sites(
 @app.command()
 def calibrate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    fraction: Fraction = None, estimator: Estimator = None, sites: Sites = None, include_gates: IncludeGates = None, threat: Threat = None,
-    weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
+    fraction: Fraction = None, estimator: Estimator = None, statistics: Statistics = None, sites: Sites = None,
+    include_gates: IncludeGates = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
     workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip

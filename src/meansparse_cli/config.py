@@ -127,7 +127,10 @@ class CalibrateConfig(StageConfig):
     fraction: float | None = Field(default=None, gt=0, le=1)
     estimator: Literal["pooled", "published"] = "pooled"
     sites: SiteRule = "all"
-    """Which sites, as ``site_rules.py`` says: names, patterns, indices, ranges, families."""
+    """Which sites, as ``site_rules.py`` says: names, patterns, indices, ranges, families. ``published`` for a model that
+    has MeanSparse operators of its own, when not given."""
+    statistics: Literal["measured", "stored"] = "measured"
+    """Measured on images, or those (and the alpha) that a published checkpoint stores."""
     include_gates: bool = False
 
 

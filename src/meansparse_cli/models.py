@@ -79,12 +79,17 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
 
 
 def load_model(
-    source: ModelSource, weights: Path | Sequence[Path] | None = None, *, allow_pickle: bool = False
+    source: ModelSource,
+    weights: Path | Sequence[Path] | None = None,
+    *,
+    allow_pickle: bool = False,
+    published_sites: bool = False,
 ) -> nn.Module:
     """The network, float32, on the CPU, in eval mode.
 
     ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
-    comes with (embedded, timm, torchvision) or builds itself (factory). Raises CheckpointError for weights that cannot be used,
+    comes with (embedded, timm, torchvision) or builds itself (factory). ``published_sites``: in the architecture that has
+    a place for each operator of the authors, where RobustBench has one (``adopt.py``); the same logits. Raises CheckpointError for weights that cannot be used,
     DownloadError where timm or torchvision cannot fetch them, ModelNotFound for a factory that is not there.
     """
     paths = weight_paths(source, weights)
@@ -94,7 +99,8 @@ def load_model(
         if not paths:
             command = zoo.fetch_command(source.name, source.dataset, source.threat)
             raise CheckpointError(f"no weights given for {source.name}", hint=f"download them with: {command}")
-        model = zoo.load_zoo_weights(zoo.build_zoo_model(source.entry), source.entry, paths, allow_pickle=allow_pickle)
+        network = build_network(source, published_sites=published_sites)
+        model = zoo.load_zoo_weights(network, source.entry, paths, allow_pickle=allow_pickle)
     else:
         load_library = {"timm": _load_timm, "torchvision": _load_torchvision}.get(source.kind)
         model = load_library(source.name, with_weights=not paths) if load_library else _call_factory(source.name)
@@ -102,6 +108,15 @@ def load_model(
             checkpoint = read_checkpoint(paths[0], allow_pickle=allow_pickle)
             fit_weights(model, checkpoint, what=f"{paths[0]} as {source.name}")
     return model.cpu().float().eval()
+
+
+def build_network(source: ModelSource, *, published_sites: bool = False) -> nn.Module:
+    """The architecture of a model of the zoo, with random weights; published operators are taken out of it."""
+    from .adopt import take_out
+    from .published_checkpoint import published_architecture
+
+    architecture = published_architecture(source.entry) if published_sites else None
+    return take_out(zoo.build_zoo_model(architecture or source.entry))
 
 
 def weight_paths(source: ModelSource, weights: Path | Sequence[Path] | None) -> tuple[Path, ...]:

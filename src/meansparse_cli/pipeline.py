@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .data import SplitName
     from .models import ModelSource
+    from .published_checkpoint import PublishedCheckpoint
     from .sites import Site
     from .sparsify import SparsifiedModel
 
@@ -142,16 +143,16 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
 
     from .data import KNOWN_DATASETS
     from .site_rules import chosen_by
-    from .sites import find_sites
 
     run = _ensure_fetched(config, sources)
-    model = _load_base(run, config, "cpu")
+    config = _with_site_rule(run, config, sources)
+    model = _load_base(run, config, "cpu", config.sites)
     facts = KNOWN_DATASETS.get(config.dataset or run.source.dataset)
     if facts is not None:
         images = torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0))
     else:
         _, images, _ = _examples(run, config, "calibration", 2)
-    found = find_sites(model, images)
+    found = _find_sites(model, run, config, images)
     return found, chosen_by(found, config.sites, include_gates=config.include_gates)
 
 
@@ -160,9 +161,11 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     from .calibrate import calibrate_channels
     from .data import content_id, stack_examples, take_examples
     from .site_rules import chosen_by, select_sites
-    from .sites import find_sites
 
     run, started = _ensure_fetched(config, sources), time.monotonic()
+    config = _with_site_rule(run, config, sources)
+    if config.statistics == "stored":
+        return _take_stored(run, config, sources, fresh)
     if config.fraction is not None and config.n_examples is not None:
         raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
     images = _load_split(run, config, "calibration")
@@ -175,10 +178,10 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     if fresh:
         (run.paths.state / "calibrate.pt").unlink(missing_ok=True)
     device = pick_device(config.device)
-    model = _load_base(run, config, device)
+    model = _load_base(run, config, device, config.sites)
     first, _ = stack_examples(take_examples(images, min(len(images), 4)))
     _check_data(model, run, config, images, first.to(device))
-    found = find_sites(model, first.to(device))
+    found = _find_sites(model, run, config, first.to(device))
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
     console.print(sites_table(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     with bar("calibrating", len(images)) as advance:
@@ -207,6 +210,59 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     return report
 
 
+def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fresh: bool) -> Path:
+    """Calibrate without images: the operators that a published checkpoint holds are taken as they are, alpha included."""
+    import torch
+
+    from .data import KNOWN_DATASETS
+    from .site_rules import chosen_by, select_sites
+
+    started, inputs = time.monotonic(), {"fetch.yaml": sha256_of(run.paths.report("fetch"))}
+    if done := _finished("calibrate", run, config, inputs, fresh):
+        return done
+    held = _held_by_weights(run, config)
+    if held is None:
+        raise ConfigError(
+            f"the weights of {run.source.name} hold no MeanSparse operators, so no statistics are stored in them",
+            hint="measure them: leave --statistics out",
+        )
+    if not any(bool(s.std.any()) for s in held.statistics.values()):
+        raise ConfigError(
+            "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
+        )
+    model = _load_base(run, config, "cpu", config.sites)
+    found = _find_sites(model, run, config, torch.rand((2, *KNOWN_DATASETS[run.source.dataset].image_shape)))
+    sites = select_sites(found, config.sites)
+    console.print(sites_table(found, chosen_by(found, config.sites)))
+    paths = [str(held.path_of(site.path)) for site in sites]
+    statistics = tuple(held.statistics[path] for path in paths)
+    checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
+    save_checkpoint(run.paths.statistics, checkpoint)
+    known = held.model
+    report = _write(
+        run, "calibrate", config, sources, inputs, [run.paths.statistics], "cpu", started,
+        {
+            "n_images": 0,
+            "estimator": "published",
+            "statistics": "stored",
+            "alpha": held.alpha,
+            "published_model": None if known is None else {"name": known.name, "file": known.file_name, "alpha": known.alpha},
+            "rule": config.sites,
+            "n_sites_found": len(found),
+            "n_gates_left_out": 0,
+            "sites": [_site_row(site, s.count) for site, s in zip(sites, statistics, strict=True)],
+        },
+    )  # fmt: skip
+    alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
+    note(
+        f"calibrate: {len(sites)} sites with the statistics of {held.model.file_name if held.model else 'the weights'}, {alpha}"
+    )
+    if held.alpha is None:
+        theirs = f"the authors evaluate at {held.model.alpha:g}: " if held.model else ""
+        note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {run.paths.folder}")
+    return report
+
+
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean and robust accuracy of each alpha on the held-out split; the chosen alpha's checkpoint."""
     from .attacks import expand_attacks
@@ -230,7 +286,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 
     device = pick_device(config.device)
     checkpoint = load_checkpoint(run.paths.statistics)
-    base = _load_base(run, config, device)
+    base = _load_base(run, config, device, checkpoint.rule)
     _check_logits(base, run, config, x[:2].to(device))
     model = sparsify(base, checkpoint, alpha=0.0)
     settings = SweepSettings(
@@ -282,12 +338,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .published import published_note, published_results
 
     run, started = _located(config), time.monotonic()
-    if config.alpha is None:
-        alpha = float(_verified(run, "sweep-alpha")["results"]["alpha"])
-        upstream = "sweep-alpha"
-    else:
-        _verified(run, "calibrate")
-        alpha, upstream = config.alpha, "calibrate"
+    alpha, upstream = _alpha_in_use(run, config.alpha)
     eps = _eps(run, config)
     attacks = tuple(expand_attacks(config.attack))
     indices, x, y = _examples(run, config, "test", config.n_examples)
@@ -302,9 +353,10 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         return done
 
     device = pick_device(config.device)
-    base = _load_base(run, config, device)
+    checkpoint = load_checkpoint(run.paths.statistics)
+    base = _load_base(run, config, device, checkpoint.rule)
     _check_logits(base, run, config, x[:2].to(device))
-    model = sparsify(base, load_checkpoint(run.paths.statistics), alpha=alpha)
+    model = sparsify(base, checkpoint, alpha=alpha)
     settings = EvaluateSettings(
         attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
         batch_size=config.batch_size, device=device, individual=config.individual,
@@ -335,9 +387,10 @@ def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str 
     ``run`` is the run folder. ``alpha`` overrides the chosen one; 0 is bit-identical to the base model.
     """
     located = locate_run(ModelConfig(run=Path(run)))
-    _verified(located, "sweep-alpha")
-    base = _load_base(located, ModelConfig(run=Path(run)), device)
-    return sparsify(base, load_checkpoint(located.paths.checkpoint), alpha=alpha)
+    _, stage = _alpha_in_use(located, None)
+    checkpoint = load_checkpoint(located.paths.checkpoint if stage == "sweep-alpha" else located.paths.statistics)
+    base = _load_base(located, ModelConfig(run=Path(run)), device, checkpoint.rule)
+    return sparsify(base, checkpoint, alpha=alpha)
 
 
 def pick_device(name: str) -> str:
@@ -394,9 +447,73 @@ def _verified(run: Run, stage: str) -> dict[str, Any]:
     return report
 
 
-def _load_base(run: Run, config: ModelConfig, device: str) -> nn.Module:
-    from .models import load_model
+def _alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:
+    """Alpha, and the stage it comes from: the one given, the sweep's, or the one stored in a published checkpoint."""
+    if given is not None:
+        _verified(run, "calibrate")
+        return given, "calibrate"
+    if run.paths.report("calibrate").exists() and not run.paths.report("sweep-alpha").exists():
+        stored = _verified(run, "calibrate")["results"].get("alpha")
+        if stored is not None:
+            return float(stored), "calibrate"
+    return float(_verified(run, "sweep-alpha")["results"]["alpha"]), "sweep-alpha"
 
+
+def _with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) -> CalibrateConfig:
+    """A model that has operators of its own, and statistics that are stored, mean the authors' sites by default."""
+    from .published_checkpoint import published_architecture
+    from .site_rules import PUBLISHED, among_published
+
+    if among_published(config.sites) is not None:
+        return config
+    has_operators = run.source.kind == "zoo" and published_architecture(run.source.entry) == run.source.entry
+    if sources.get("sites", "default") == "default" and (has_operators or config.statistics == "stored"):
+        return config.model_copy(update={"sites": PUBLISHED})
+    if config.statistics == "stored":
+        raise ConfigError(
+            f"--sites {config.sites} with --statistics stored: a checkpoint stores those of the authors' sites only",
+            hint=f"choose among them: --sites {PUBLISHED}:{config.sites}",
+        )
+    return config
+
+
+def _find_sites(model: nn.Module, run: Run, config: CalibrateConfig, images: Tensor) -> list[Site]:
+    """The sites that the rule chooses among."""
+    from .adopt import published_sites
+    from .published_checkpoint import published_models_of
+    from .site_rules import among_published
+    from .sites import find_sites
+
+    if among_published(config.sites) is None:
+        return find_sites(model, images)
+    known = published_models_of(run.source.entry) if run.source.kind == "zoo" else []
+    return published_sites(model, images, _held_by_weights(run, config), [m.pattern for m in known])
+
+
+def _held_by_weights(run: Run, config: ModelConfig) -> PublishedCheckpoint | None:
+    """The published operators in the run's weights, if these are a file that has them."""
+    from .published_checkpoint import read_published
+
+    paths = _weights_of(run)
+    if run.source.kind != "zoo" or len(paths) != 1:
+        return None
+    return read_published(paths[0], allow_pickle=config.allow_pickle)
+
+
+def _load_base(run: Run, config: ModelConfig, device: str, rule: str = "all") -> nn.Module:
+    """The base model; its architecture has places for the authors' operators where the site rule speaks of them."""
+    from .models import load_model
+    from .site_rules import among_published
+
+    model = load_model(
+        run.source, _weights_of(run) or None, allow_pickle=config.allow_pickle,
+        published_sites=among_published(rule) is not None,
+    )  # fmt: skip
+    return model.to(device).eval()
+
+
+def _weights_of(run: Run) -> list[Path]:
+    """The files that fetch recorded, unchanged since."""
     paths = []
     for file in read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]["files"]:
         path = Path(file["path"])
@@ -407,7 +524,7 @@ def _load_base(run: Run, config: ModelConfig, device: str) -> nn.Module:
                 f"the weights {path} changed since they were fetched", hint=f"run: {run.command('fetch')} --fresh"
             )
         paths.append(path)
-    return load_model(run.source, paths or None, allow_pickle=config.allow_pickle).to(device).eval()
+    return paths
 
 
 def _load_split(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:

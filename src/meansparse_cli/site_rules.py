@@ -11,6 +11,9 @@ A rule is one part or several, joined by commas; it chooses what any of its part
     layer1.0.relu     a site's name, or the path of its module, which means all calls of it
     layer1.*          names that match a pattern of ``*``, ``?`` and ``[...]``
 
+A rule that is ``published``, or begins with ``published:``, chooses among other sites: those that the authors of MeanSparse
+used on this model (``adopt.py``), as in ``published:0-99`` or ``published:*meansparse_2``.
+
 An index is a site's place in the full list that ``meansparse sites`` prints, gates included, so it means the same site
 whatever else is chosen. In a post-activation ResNet-18, index 0 is the stem, odd indices are on the main path and even
 ones come after an addition; like the stem there, a site can belong to neither family.
@@ -29,6 +32,7 @@ from .errors import SiteError
 if TYPE_CHECKING:
     from .sites import Site
 
+PUBLISHED = "published"
 FAMILIES = ("all", "main-path", "after-addition")
 _COUNTED = re.compile(r"(first|last|single):(.*)")
 _RANGE = re.compile(r"(\d+)\s*[-:]\s*(\d+)")
@@ -40,6 +44,8 @@ def parse_rule(value: object) -> str:
 
     Raises ValueError. Whether a model has such sites is for ``select_sites`` to say.
     """
+    if isinstance(value, str) and value.strip().startswith(f"{PUBLISHED}:"):
+        return f"{PUBLISHED}:{parse_rule(value.strip().removeprefix(f'{PUBLISHED}:'))}"
     values = value if isinstance(value, list | tuple) else [value]
     parts = [part.strip() for item in values for part in str(item).split(",") if part.strip()]
     if not parts:
@@ -54,10 +60,17 @@ def parse_rule(value: object) -> str:
     return ",".join(parts)
 
 
+def among_published(rule: str) -> str | None:
+    """What a rule chooses among the authors' own sites; None if it chooses among the model's activations."""
+    if rule == PUBLISHED:
+        return "all"
+    return rule.removeprefix(f"{PUBLISHED}:") if rule.startswith(f"{PUBLISHED}:") else None
+
+
 def select_sites(sites: Sequence[Site], rule: str = "all", *, include_gates: bool = True) -> list[Site]:
     """The sites that ``rule`` chooses, in their order and as they are: each keeps its own name and index.
 
-    ``sites`` are those of ``find_sites``, or some of them (a checkpoint's). With ``include_gates=False`` no rule chooses
+    ``sites`` are those of ``find_sites``, of ``published_sites`` for a rule that says so, or some of them (a checkpoint's). With ``include_gates=False`` no rule chooses
     a gate. Raises SiteError for a part that chooses nothing, with the nearest names; ValueError for a malformed rule.
     """
     chosen = chosen_by(sites, rule, include_gates=include_gates)
@@ -73,7 +86,7 @@ def chosen_by(sites: Sequence[Site], rule: str, *, include_gates: bool = True) -
             hint="use the gates too: --include-gates" if sites else None,
         )
     chosen: dict[int, str] = {}
-    for part in parse_rule(rule).split(","):
+    for part in parse_rule(among_published(rule) or rule).split(","):
         found = _matching(candidates, part)
         if not found:
             raise _nothing_chosen(part, candidates, _matching(sites, part))

@@ -23,6 +23,7 @@ from torch import nn
 
 from .data import KNOWN_DATASETS
 from .errors import CheckpointError, ConfigError, ModelNotFound
+from .published_checkpoint import has_operators, without_operators
 from .weights_file import fit_weights, read_checkpoint, state_dict_of
 
 LENIENT = (
@@ -115,6 +116,8 @@ def load_zoo_weights(
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
         checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+        if n_files == 1 and not has_operators(model.state_dict()):
+            checkpoint = without_operators(checkpoint, entry, path.name)
         if len(paths) == 1 and (n_files == 1 or _fits_exactly(model, checkpoint, path)):
             parts = [(model, checkpoint)]
         elif len(paths) != n_files:
