@@ -136,13 +136,25 @@ class MeanSparse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.is_off or (self._is_identity and self.example_alphas is None):
             return x
+        mean, threshold, std = self._at(x)
+        if self.rule.temperature is None:
+            return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
+        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature * std)
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, threshold and std in the shape that broadcasts against ``x``."""
         shape = [1] * x.ndim
         shape[self.channel_axis] = -1
         mean, std = self.mean.view(shape), self.std.view(shape)
         threshold = self.alpha * std if self.example_alphas is None else _thresholds(self.example_alphas, std, len(x))
-        if self.rule.temperature is None:
-            return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
-        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature * std)
+        return mean, threshold, std
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Bool, of the shape of ``x``: what the operator replaces by the mean; nothing at alpha = 0."""
+        if self.is_off or (self._is_identity and self.example_alphas is None):
+            return torch.zeros_like(x, dtype=torch.bool)
+        mean, threshold, _ = self._at(x)
+        return (x - mean.to(x.dtype)).abs() <= threshold
 
     @property
     def straight_through(self) -> bool:
