@@ -18,8 +18,8 @@ from meansparse_cli.attacks.task import AttackTask, SearchOutcome
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 
 SHAPE = (3, 6, 6)
-GRADIENT_ATTACKS = ["pgd-50", "apgd-ce", "apgd-dlr", "apgd-t"]
-NEAREST_BROKEN = {"pgd-50": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
+GRADIENT_ATTACKS = ["pgd-50", "adaptive-1-1", "apgd-ce", "apgd-dlr", "apgd-t"]
+NEAREST_BROKEN = {"pgd-50": 0.6, "adaptive-1-1": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
 BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
 
@@ -90,12 +90,12 @@ def at_distances(model: Linear, factors: list[float], budget: Budget) -> tuple[T
 
 
 @budgets
-@pytest.mark.parametrize("n_classes", [2, 3, 4, 8])
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 8, 12])
 @pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 def test_linear_model_is_broken_exactly_where_theory_says(name: str, n_classes: int, budget: Budget) -> None:
     model = Linear(n_classes)
     # Beyond 2 classes an untargeted loss climbs towards several at once, cross-entropy more so than DLR.
-    near = NEAREST_BROKEN[name] if n_classes > 2 else 0.98 if name == "pgd-50" else 0.995
+    near = NEAREST_BROKEN[name] if n_classes > 2 else 0.98 if name in ("pgd-50", "adaptive-1-1") else 0.995
     x, y = at_distances(model, [near, 1.005, near / 2, 1.1, 0.1, 2.0], budget)
     result = attack(name, model, x, y, budget, n_classes=n_classes)
     assert result.broken.tolist() == [True, False, True, False, True, False]
@@ -104,10 +104,10 @@ def test_linear_model_is_broken_exactly_where_theory_says(name: str, n_classes: 
 
 @budgets
 @pytest.mark.parametrize("name", ["fab-t", "square"])
-@pytest.mark.parametrize("n_classes", [2, 3, 4, 8, 11])
-def test_foreign_attacks_on_a_linear_model(name: str, n_classes: int, budget: Budget) -> None:
+@pytest.mark.parametrize("n_classes", range(2, 13))
+def test_fab_and_square_on_a_linear_model(name: str, n_classes: int, budget: Budget) -> None:
     model = Linear(n_classes)
-    near = 0.9 if name == "fab-t" else 0.1  # few queries
+    near = 0.98 if name == "fab-t" else 0.1  # few queries
     x, y = at_distances(model, [near, 1.005, 1.1, near / 2], budget)
     result = attack(name, model, x, y, budget, n_classes=n_classes, batch_size=3)
     assert result.broken.tolist() == [True, False, False, True]
@@ -133,7 +133,7 @@ def test_budget_range_and_verdict_hold(name: str, budget: Budget) -> None:
     assert result.rejected == 0
 
 
-@pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t"])
+@pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t", "square", "base-gradient-apgd-ce"])
 def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None:
     model, budget = Linear(4), BUDGETS[0]
     x, y = at_distances(model, [0.5, 0.9, 1.1, 2.0, 0.95, 1.5, 0.3, 0.8], budget)
@@ -158,22 +158,9 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
         assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
 
 
-@budgets
-def test_square_repeats_itself_in_any_order(budget: Budget) -> None:
-    model = Linear(4)
-    x, y = at_distances(model, [0.05, 0.1, 0.2, 2.0], budget)
-    order = torch.tensor([2, 0, 3, 1])
-    first = attack("square", model, x, y, budget, n_classes=4)
-    torch.manual_seed(99)
-    second = run_attack(
-        "square", model, x[order], y[order], order, budget=budget, seed=0, batch_size=8, n_classes=4
-    )  # fmt: skip
-    assert torch.equal(second.adversarial, first.adversarial[order])
-
-
 @pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t", "square"])
 def test_few_classes_and_single_example(name: str) -> None:
-    for n_classes in (2, 3, 4, 8):
+    for n_classes in range(2, 13):
         model = Linear(n_classes)
         x, y = at_distances(model, [0.1], BUDGETS[0])
         assert attack(name, model, x, y, BUDGETS[0], n_classes=n_classes).broken.all()
@@ -202,7 +189,8 @@ def test_square_counts_its_queries() -> None:
     model, budget = Linear(4), BUDGETS[0]
     x, y = at_distances(model, [5.0, 5.0], budget)
     result = attack("square", model, x, y, budget, n_classes=4)
-    assert result.forward_passes == 2 * (1 + 1 + 1 + 60 + 1 + 1)  # clean, again, start, queries, last, claim
+    # clean, start, queries; fewer where a proposal is the image itself
+    assert 2 * (1 + 1 + 50) < result.forward_passes <= 2 * (1 + 1 + 60)
     assert result.backward_passes == 0
 
 
@@ -427,14 +415,3 @@ def test_unknown_attack_names_the_nearest() -> None:
 def test_the_catalogue_does_not_import_torch() -> None:
     code = "import sys, meansparse_cli.attacks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@budgets
-def test_foreign_attacks_are_still_themselves(budget: Budget) -> None:
-    """What guards pyautoattack's FAB and Square changes nothing where they need no guard."""
-    fab_pt = pytest.importorskip("pyautoattack.fab_pt")
-    model = Linear(11)
-    x, y = at_distances(model, [0.9, 0.5, 1.1], budget)
-    ours = attack("fab-t", model, x, y, budget, n_classes=11)
-    raw = fab_pt.FABAttack_PT(model, norm=budget.norm, eps=budget.eps, n_iter=10, targeted=True, n_target_classes=9)
-    torch.testing.assert_close(ours.adversarial, raw.perturb(x, y), rtol=0, atol=1e-6)

@@ -333,7 +333,7 @@ def test_an_attack_that_has_changed_is_refused(
     tmp_path: Path, attacks: FakeAttacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path)
-    monkeypatch.setattr(evaluate, "_attack_version", lambda attack: f"{attack}, twice as long")
+    monkeypatch.setattr(evaluate, "attack_version", lambda attack: f"{attack}, twice as long")
     with pytest.raises(ArtifactError, match=r"attack apgd-ce: .* -> apgd-ce, twice as long"):
         run(tmp_path)
 

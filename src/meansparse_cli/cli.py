@@ -150,6 +150,24 @@ Individual = Annotated[
     bool | None,
     typer.Option("--individual", help="Each attack on every example, for its own number.", rich_help_panel=_ATTACK),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of the search: fp32, tf32 or bf16; breaks are judged in float32.", rich_help_panel=_RUN),
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile", help="Search a compiled form of the model.", rich_help_panel=_RUN)
+]
+ChannelsLast = Annotated[
+    bool | None,
+    typer.Option("--channels-last/--no-channels-last", help="Memory format of the search.", rich_help_panel=_RUN),
+]
+EpsGrid = Annotated[
+    str | None,
+    typer.Option(
+        "--eps", help="Budget in [0, 1] pixel units: 8/255, or several: 2/255,8/255 or 1/255:16/255:1/255.",
+        rich_help_panel=_ATTACK,
+    ),
+]  # fmt: skip
 RunFolder = Annotated[
     Path | None,
     typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN),
@@ -226,10 +244,11 @@ def sweep_alpha(
 @app.command()
 def evaluate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    attack: Attack = None, alpha: Alpha = None, individual: Individual = None, norm: Norm = None, eps: Eps = None,
+    attack: Attack = None, alpha: Alpha = None, individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
-    config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
-    workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+    config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
+    channels_last: ChannelsLast = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
+    fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
     _stage("evaluate", locals())

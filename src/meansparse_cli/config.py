@@ -37,6 +37,37 @@ def eps_value(text: str) -> float:
     return float(Fraction(text))
 
 
+def parse_eps_grid(value: object) -> str:
+    """One eps, ``2/255,8/255``, ``1/255:16/255:1/255`` (from, to, step; ends included) or a list -> the text itself."""
+    text = ",".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value).strip()
+    for eps in eps_grid(text):
+        parse_eps(eps)
+    return text
+
+
+def eps_grid(text: str) -> tuple[str, ...]:
+    """Every eps that the text means, ascending, each once, as it would be written."""
+    if ":" not in text:
+        parts = [parse_eps(part) for part in text.split(",") if part.strip()]
+        if not parts:
+            raise ValueError("the list of eps is empty")
+        return tuple(sorted(dict.fromkeys(parts), key=Fraction))
+    try:
+        first, last, step = (Fraction(part) for part in text.split(":"))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps is {text!r}; expected FROM:TO:STEP such as 1/255:16/255:1/255") from error
+    if step <= 0 or last < first:
+        raise ValueError(f"eps {text!r} is an empty range: FROM must not exceed TO, and STEP must be above 0")
+    if (n := int((last - first) / step) + 1) > 1000:
+        raise ValueError(f"eps {text!r} are {n} values, more than 1000")
+    written_over = {part.partition("/")[2] for part in text.split(":")} - {""}
+    values = [first + i * step for i in range(n)]
+    over = int(written_over.pop()) if len(written_over) == 1 else None
+    if over is not None and all((value * over).denominator == 1 for value in values):
+        return tuple(f"{value * over}/{over}" for value in values)
+    return tuple(f"{float(value):.12g}" for value in values)
+
+
 def check_eps(text: str, norm: str) -> None:
     """Refuse a budget that covers the whole image, the usual sign of pixel units 0..255."""
     limit = {"Linf": 1.0, "L2": 8.0}[norm]
@@ -80,6 +111,7 @@ def _as_tuple(value: object) -> object:
 
 
 Eps = Annotated[str, BeforeValidator(parse_eps)]
+EpsGrid = Annotated[str, BeforeValidator(parse_eps_grid)]
 Alphas = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
 SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -158,6 +190,13 @@ class EvaluateConfig(AttackConfig):
     alpha: float | None = None
     """Another alpha than the one that sweep-alpha chose."""
     individual: bool = False
+    eps: EpsGrid | None = None
+    """One budget, or several: ``1/255:16/255:1/255``, ``2/255,8/255``."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the search; every break is judged in float32."""
+    compile: bool = False
+    channels_last: bool | None = None
+    """Memory format of the search; on where it pays when not given: on a CPU, and on a GPU below float32."""
 
 
 COMMANDS: dict[str, type[ModelConfig]] = {

@@ -9,19 +9,30 @@ tried on the other as well (``transfer``), so that neither faces a weaker advers
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .attacks import ATTACKS, expand_attacks, run_attack
+from .attacks import expand_attacks, run_attack
 from .attacks.budget import l2_norm
 from .attacks.counting import CountedModel
 from .attacks.judge import is_misclassified, under_attack
+from .attacks.precision import Precision
 from .attacks.result import Budget, Norm
 from .errors import ConfigError, DataError
-from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, run_order
+from .evaluation import (
+    CLEAN,
+    MODELS,
+    TRANSFER,
+    Evaluation,
+    ModelName,
+    ModelOutcomes,
+    Spent,
+    attack_version,
+    run_order,
+)
 from .evaluation_state import Chunk, EvaluationState, chunk_of
 from .sparsify import SparsifiedModel, alpha_set
 
@@ -33,7 +44,8 @@ class EvaluateSettings:
     """``attacks``: names or presets. ``eps``: in pixel units of [0, 1] images. ``individual``: each attack faces every
     example that is right at its clean image, which gives each a number of its own and costs several times as much.
     ``chunk_size``: examples between two writes to disk, what a kill can cost. ``batch_size``, ``chunk_size`` and
-    ``device`` may change from one session to the next.
+    ``device`` may change from one session to the next, and so may ``compile`` and ``channels_last``, which make the search
+    faster. ``precision`` is that of the search: the judge is the model as it is, in float32.
     """
 
     attacks: tuple[str, ...]
@@ -45,6 +57,9 @@ class EvaluateSettings:
     device: str = "cpu"
     individual: bool = False
     chunk_size: int = 256
+    precision: Precision = "fp32"
+    compile: bool = False
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ def evaluate_robustness(
     fingerprint: dict[str, str],
     n_classes: int,
     on_update: Callable[[EvaluationProgress], None] | None = None,
+    smaller: Evaluation | None = None,
 ) -> Evaluation:
     """Attack the first ``n_examples`` of ``x`` (n, channels, height, width) float32 in [0, 1] on both models.
 
@@ -83,7 +99,8 @@ def evaluate_robustness(
     names what else the outcomes depend on (weights, statistics). The base model is ``model`` at alpha = 0.
 
     Finished chunks are read back from ``state_folder``; killed at any moment and called again, the outcomes are the same.
-    A larger ``n_examples`` or a further attack adds to what is there. Raises ``ArtifactError`` where the folder belongs
+    A larger ``n_examples`` or a further attack adds to what is there. ``smaller``: the same evaluation at a smaller eps;
+    what an attack broke there it has broken here, by the same image, and is not attacked again. Raises ``ArtifactError`` where the folder belongs
     to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack`` does.
     """
     n = settings.n_examples
@@ -94,11 +111,18 @@ def evaluate_robustness(
     order = run_order(expand_attacks(settings.attacks))
     state = EvaluationState(
         state_folder,
-        {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed, "alpha": alpha, **fingerprint},
-        {attack: _attack_version(attack) for attack in sorted(order)},
+        {
+            "norm": settings.norm,
+            "eps": settings.eps,
+            "seed": settings.seed,
+            "precision": settings.precision,
+            "alpha": alpha,
+            **fingerprint,
+        },
+        {attack: attack_version(attack) for attack in sorted(order)},
     )
     state.check_examples(indices[:n], x[:n], y[:n])
-    run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update)
+    run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update, smaller)
     names = MODELS if alpha else MODELS[:1]  # at alpha = 0 the two models are one
     with under_attack(model):
         for name in names:
@@ -125,6 +149,7 @@ class _Run:
         state: EvaluationState,
         n_classes: int,
         on_update: Callable[[EvaluationProgress], None] | None,
+        smaller: Evaluation | None,
     ) -> None:
         self.model, self.x, self.y, self.indices = model, x, y.long(), indices.long()
         self.alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha}
@@ -139,6 +164,12 @@ class _Run:
         self.spent: dict[ModelName, dict[str, Spent]] = {name: {} for name in MODELS}
         self.n_robust: dict[ModelName, dict[str, int]] = {name: {} for name in MODELS}
         self.upheld: dict[tuple[ModelName, str, int], Tensor] = {}
+        self.carried = {name: self._carried(smaller, name) for name in MODELS}
+        for name in MODELS:
+            self.transferred[name] |= self.carried[name].get(TRANSFER, self._blank())
+        self.search_model: nn.Module | None = None
+        if settings.channels_last or settings.compile:
+            self.search_model = _faster(model, settings)
 
     def classify_clean(self, name: ModelName) -> None:
         """One forward pass for each example that has not had one."""
@@ -160,7 +191,8 @@ class _Run:
     def attack(self, name: ModelName, attack: str) -> None:
         """One attack on one model: the examples that it has not faced yet are attacked, every break is judged afresh."""
         wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
-        attempted, broken, spent = self._blank(), self._blank(), Spent()
+        carried = self.carried[name].get(attack, self._blank()) & wanted
+        attempted, broken, spent = carried.clone(), self._blank(), Spent()
         for number, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions[chunk.positions < len(self.y)]] = True
             spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
@@ -180,6 +212,7 @@ class _Run:
             spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
             n_done = n_before + len(positions)
         self.spent[name][attack] = spent
+        broken |= carried
         self.faced[name][attack], self.broken[name][attack] = wanted, broken
         self.robust[name] &= ~broken
         self.n_robust[name][attack] = int(self.robust[name].sum())
@@ -210,6 +243,8 @@ class _Run:
                 batch_size=self.settings.batch_size,
                 n_classes=self.n_classes,
                 on_progress=on_progress,
+                search_model=self.search_model,
+                precision=self.settings.precision,
             )
         return chunk_of(positions, result)
 
@@ -236,7 +271,19 @@ class _Run:
             spent.seconds + chunk.seconds,
             spent.rejected + chunk.rejected,
             spent.unconfirmed + n_unconfirmed,
+            spent.n_attacked + len(chunk.positions),
+            spent.n_attacked_broken + int(chunk.broken.sum()),
+            spent.forward_passes_broken + chunk.forward_passes_broken,
+            spent.backward_passes_broken + chunk.backward_passes_broken,
         )
+
+    def _carried(self, smaller: Evaluation | None, name: ModelName) -> dict[str, Tensor]:
+        """Attack -> (n,) bool: broken by it at a smaller eps."""
+        if smaller is None:
+            return {}
+        if smaller.indices.tolist() != self.indices.tolist() or smaller.alpha != self.alphas["sparsified"]:
+            raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
+        return {attack: torch.from_numpy(mask.copy()) for attack, mask in smaller.outcomes(name).broken.items()}
 
     def _judge_afresh(self, name: ModelName, chunk: Chunk, claimed: Tensor) -> Tensor:
         """The positions of the ``claimed`` (m,) breaks of a chunk that hold."""
@@ -282,20 +329,19 @@ class _Run:
             self.on_update(EvaluationProgress(name, attack, n_done, n_total, n_resumed, len(self.y), n_robust))
 
 
+def _faster(model: nn.Module, settings: EvaluateSettings) -> nn.Module:
+    """The model in the form that is searched: its values, up to rounding.
+
+    In channels-last its convolution weights are laid out anew, in place: their values stay, so the judge may use them.
+    """
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(nn.Module, torch.compile(model)) if settings.compile else model
+
+
 def _within_budget(images: Tensor, x: Tensor, budget: Budget) -> Tensor:
     """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``, in float64."""
     flat, delta = images.flatten(1), images.double() - x.double()
     distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
     in_range = torch.isfinite(flat).all(dim=1) & (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
     return (in_range & (distance <= budget.eps * (1 + 1e-9))).cpu()  # the order of a float64 sum may differ
-
-
-def _attack_version(attack: str) -> str:
-    """What the attack does, in words that change when it does."""
-    spec = ATTACKS[attack]
-    if "pyautoattack" not in spec.description:
-        return spec.description
-    try:
-        return f"{spec.description}, pyautoattack {version('pyautoattack')}"
-    except PackageNotFoundError:
-        return spec.description

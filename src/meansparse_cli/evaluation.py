@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from .accuracy import Accuracy, PairedDifference, Verdict, accuracy_of, paired_difference, verdict
 from .artifacts import write_bytes
-from .attacks import ATTACKS, PRESETS
+from .attacks import PRESETS, find_attack
 
 ModelName = Literal["base", "sparsified"]
 MODELS: tuple[ModelName, ModelName] = ("base", "sparsified")
+ATTACKS_VERSION = 2
+"""Raised when an attack of the catalogue finds other images than before."""
 CLEAN, PLAIN, TRANSFER, WORST_CASE = "clean", "plain attacks", "transfer", "worst case"
 
 
@@ -23,7 +25,8 @@ class Spent:
     """What an attack cost on one model, over every session that worked on it; passes are counted in examples.
 
     ``rejected``: breaks claimed by the attack and refused by its own judge. ``unconfirmed``: breaks that were accepted
-    then and do not hold in the final judgement, and so do not count.
+    then and do not hold in the final judgement, and so do not count. ``n_attacked`` examples were searched, not taken
+    over from a smaller eps, ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the passes.
     """
 
     forward_passes: int = 0
@@ -31,6 +34,10 @@ class Spent:
     seconds: float = 0.0
     rejected: int = 0
     unconfirmed: int = 0
+    n_attacked: int = 0
+    n_attacked_broken: int = 0
+    forward_passes_broken: int = 0
+    backward_passes_broken: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AttackStep:
-    """One attack on one model, in the order they ran. ``robust``: worst case over this attack and all before it.
+    """One attack on one model, in the order they ran. ``robust``: worst case over this attack and all before it;
+    ``n_new``: how many it broke that nothing before it had.
 
     BPDA on the base model, where no operator is at work, is the plain attack from another start: without it the
     sparsified model would face the stronger adversary.
@@ -97,6 +105,7 @@ class AttackStep:
     attack: str
     n_faced: int
     n_broken: int
+    n_new: int
     robust: Accuracy
     spent: Spent
 
@@ -152,9 +161,10 @@ class Evaluation:
         """The attacks on one model in order, ``transfer`` last, with what was left after each."""
         outcomes, robust, steps = self.outcomes(model), self.outcomes(model).correct.copy(), []
         for attack in (*self.attacks, TRANSFER):
+            n_new = int((robust & outcomes.broken[attack]).sum())
             robust = robust & ~outcomes.broken[attack]
             n_faced, n_broken = int(outcomes.faced[attack].sum()), int(outcomes.broken[attack].sum())
-            steps.append(AttackStep(attack, n_faced, n_broken, accuracy_of(robust), outcomes.spent[attack]))
+            steps.append(AttackStep(attack, n_faced, n_broken, n_new, accuracy_of(robust), outcomes.spent[attack]))
         return steps
 
     def first_broken_by(self, model: ModelName) -> NDArray[np.int16]:
@@ -223,8 +233,8 @@ class Evaluation:
 
 
 def is_bpda(attack: str) -> bool:
-    """Do its gradients pass straight through the operator?"""
-    return attack in ATTACKS and ATTACKS[attack].straight_through
+    """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base model?"""
+    return attack != TRANSFER and find_attack(attack).backward != "true"
 
 
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
@@ -250,15 +260,38 @@ def attack_groups(attacks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return groups | {TRANSFER: (TRANSFER,), WORST_CASE: (*attacks, TRANSFER)}
 
 
+def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
+    """Forward and backward passes of the search, a mean over the examples that it broke or left."""
+    spent = step.spent
+    n = spent.n_attacked_broken if broken else spent.n_attacked - spent.n_attacked_broken
+    if n == 0:
+        return None
+    forward, backward = spent.forward_passes_broken, spent.backward_passes_broken
+    if not broken:
+        forward, backward = spent.forward_passes - forward, spent.backward_passes - backward
+    return {"forward": round(forward / n, 1), "backward": round(backward / n, 1)}
+
+
+def attack_version(attack: str) -> str:
+    """What the attack is, in words that change when it does."""
+    if attack == TRANSFER:
+        return "every image found on one model, tried on the other"
+    return f"{find_attack(attack).description}; meansparse's own, version {ATTACKS_VERSION}"
+
+
 def _step_to_report(step: AttackStep) -> dict[str, Any]:
     return {
         "attack": step.attack,
+        "implementation": attack_version(step.attack),
         "n_faced": step.n_faced,
         "n_broken": step.n_broken,
+        "n_broken_that_nothing_before_had": step.n_new,
         "robust_accuracy_so_far": step.robust.fraction,
         "robust_standard_error_so_far": step.robust.standard_error,
         "forward_passes": step.spent.forward_passes,
         "backward_passes": step.spent.backward_passes,
+        "passes_a_broken_example": _passes_each(step, broken=True),
+        "passes_a_robust_example": _passes_each(step, broken=False),
         "rejected": step.spent.rejected,
         "unconfirmed": step.spent.unconfirmed,
     }

@@ -23,7 +23,7 @@ from .artifacts import load_torch, save_torch, write_bytes
 from .attacks.result import AttackResult
 from .errors import ArtifactError
 
-FORMAT = 1  # raise it when what an attack does, or these files, change
+FORMAT = 2  # raise it when what an attack does, or these files, change
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Chunk:
 
     ``positions`` (m,) int64, ascending; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
     float32, the images of the broken examples in their order. Passes are counted in examples. ``rejected``: breaks that
-    the attack claimed and its judge did not confirm.
+    the attack claimed and its judge did not confirm. ``*_passes_broken``: the part of the passes that went to broken ones.
     """
 
     positions: Tensor
@@ -42,6 +42,8 @@ class Chunk:
     backward_passes: int = 0
     seconds: float = 0.0
     rejected: int = 0
+    forward_passes_broken: int = 0
+    backward_passes_broken: int = 0
 
 
 def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
@@ -55,6 +57,8 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
         result.backward_passes,
         result.seconds,
         result.rejected,
+        result.forward_passes_broken,
+        result.backward_passes_broken,
     )
 
 

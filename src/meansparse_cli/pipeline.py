@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from .config import (
     StageConfig,
     SweepAlphaConfig,
     check_eps,
+    eps_grid,
     eps_value,
 )
 from .console import bar, console, live, note, sites_table
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 
 _NOT_IN_REPORT = {"run", "allow_pickle"}
 # Settings that change how fast or where a result is computed, not which result it is.
-_NOT_IN_RESULT = {"run", "allow_pickle", "device", "workers", "data_dir", "model", "from_file"}
+_NOT_IN_RESULT = {
+    "run", "allow_pickle", "device", "workers", "data_dir", "model", "from_file", "compile", "channels_last",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same test images, judged afresh."""
     from .attacks import expand_attacks
+    from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
     from .evaluation_table import evaluation_table, progress_table
     from .published import published_note, published_results
@@ -357,28 +361,50 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     base = _load_base(run, config, device, checkpoint.rule)
     _check_logits(base, run, config, x[:2].to(device))
     model = sparsify(base, checkpoint, alpha=alpha)
+    grid = eps_grid(eps)
+    eps = headline_eps(grid, run.source.dataset, run.norm)
     settings = EvaluateSettings(
         attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
-        batch_size=config.batch_size, device=device, individual=config.individual,
+        batch_size=config.batch_size, device=device, individual=config.individual, precision=config.precision,
+        compile=config.compile,
+        channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
     state_folder = run.paths.state / "evaluate"
     if fresh:
         shutil.rmtree(state_folder, ignore_errors=True)
     with live("examples") as view:
-        evaluation = evaluate_robustness(
-            model, x.to(device), y.to(device), indices, alpha=alpha, settings=settings, state_folder=state_folder,
-            fingerprint={"weights": str(weights), "statistics": statistics}, n_classes=_n_classes(base, x[:2].to(device)),
-            on_update=progress_table(view),
+        evaluations = evaluate_each_eps(
+            lambda one, smaller: evaluate_robustness(
+                model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
+                state_folder=eps_state_folder(state_folder, one, eps),
+                fingerprint={"weights": str(weights), "statistics": statistics},
+                n_classes=_n_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
+            ),
+            grid,
         )  # fmt: skip
+    evaluation = evaluations[eps]
     console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
-    return _write(
-        run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started,
-        evaluation.to_report() | published,
-    )  # fmt: skip
+    results = evaluation.to_report() | published | {
+        "eps": eps,
+        "search": {
+            "precision": settings.precision,
+            "compile": settings.compile,
+            "channels_last": settings.channels_last,
+        },
+    }
+    if len(grid) > 1:
+        console.print(eps_table(evaluations))
+        results["eps_curve"] = eps_rows(evaluations)
+        draw_eps_curve(
+            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, worst case",
+            png=run.paths.folder / "eps-curve.png", svg=run.paths.folder / "eps-curve.svg",
+        )  # fmt: skip
+        note(f"curve: {run.paths.folder / 'eps-curve.png'}")
+    return _write(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
 
 
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
@@ -606,7 +632,8 @@ def _eps(run: Run, config: AttackConfig) -> str:
     eps = config.eps or (facts.eps[run.norm] if facts is not None else None)
     if eps is None:
         raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
-    check_eps(eps, run.norm)
+    for one in eps_grid(eps):
+        check_eps(one, run.norm)
     return eps
 
 

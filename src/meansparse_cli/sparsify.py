@@ -1,7 +1,8 @@
 """The MeanSparse operator, the module that holds it, and putting it in front of a model's activations.
 
 out = mean where abs(in - mean) <= alpha * std, else in (paper, section 3; per channel, element-wise). The gradient is
-zero inside the band and one outside; with ``straight_through`` it is one everywhere, which is how BPDA attacks see it.
+zero inside the band and one outside. BPDA attacks (Athalye et al. 2018) put another derivative in its place while the
+forward pass stays as it is: ``backward_rule``.
 
 No model source is edited. A site that is a module gets its operator as a child called ``mean_sparse`` and a forward
 pre-hook that applies it; a site that is a function call (``F.relu`` inside a block) is reached by a
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,32 +28,80 @@ from .sites import ACTIVATION_FUNCTIONS, Site, operand, unwrap, writes_in_place
 CHILD_NAME = "mean_sparse"
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The operator forward, identity backward (BPDA: Athalye et al. 2018)."""
+class _ReplacedGradient(torch.autograd.Function):
+    """``out`` forward; backward the gradient times ``slope``, or the gradient itself where that is None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, threshold: Tensor) -> Tensor:
-        return torch.where((x - mean).abs() <= threshold, mean, x)
+    def forward(ctx: Any, x: Tensor, out: Tensor, slope: Tensor | None) -> Tensor:
+        ctx.has_slope = slope is not None
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0], None, None
+        return (grads[0] * ctx.saved_tensors[0] if ctx.has_slope else grads[0]), None, None
 
 
-def mean_sparsify(x: Tensor, mean: Tensor, threshold: Tensor, *, straight_through: bool = False) -> Tensor:
+def mean_sparsify(
+    x: Tensor, mean: Tensor, threshold: Tensor, *, straight_through: bool = False, soft_edge: Tensor | None = None
+) -> Tensor:
     """Replace by ``mean`` what lies within ``threshold`` of it (paper, equation for a_out).
 
-    ``mean`` and ``threshold`` (in activation units) broadcast against ``x``, of any shape. NaN stays NaN.
+    ``mean`` and ``threshold`` (in activation units) broadcast against ``x``, of any shape. NaN stays NaN. The values are
+    the same whatever the gradient: that of the operator, one everywhere with ``straight_through``, or that of a band
+    whose edge is a sigmoid of width ``soft_edge``, in activation units.
 
     >>> mean_sparsify(torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.tensor(0.5), torch.tensor(0.2))
     tensor([0.2000, 0.5000, 0.5000, 0.8000])
     """
     mean = mean.to(x.dtype)
-    if straight_through:
-        return _StraightThrough.apply(x, mean, threshold)
     with torch.no_grad():  # only the mask is kept for the backward pass
         inside = (x - mean).abs() <= threshold
+        if straight_through or soft_edge is not None:
+            out = torch.where(inside, mean, x)
+            slope = None if straight_through else _soft_slope(x, mean, threshold, cast(Tensor, soft_edge))
+    if straight_through or soft_edge is not None:
+        replaced: Tensor = _ReplacedGradient.apply(x, out, slope)
+        return replaced
     return torch.where(inside, mean, x)
+
+
+def _soft_slope(x: Tensor, mean: Tensor, threshold: Tensor, edge: Tensor) -> Tensor:
+    """The derivative of mean + (x - mean) * sigmoid((|x - mean| - threshold) / edge), in the type of ``x``.
+
+    One where the threshold is below zero, which is how an alpha of 0 is written beside others.
+    """
+    distance = (x.float() - mean.float()).abs()
+    edge = edge.float().clamp(min=torch.finfo(torch.float32).tiny ** 0.5)  # a channel may have a deviation of zero
+    gate = torch.sigmoid((distance - threshold) / edge)
+    slope = gate + distance * (gate * (1 - gate)) / edge
+    return torch.where(threshold < 0, 1.0, slope).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class BackwardRule:
+    """What a gradient meets at the operator: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std."""
+
+    name: str
+    temperature: float | None = None
+
+
+TRUE_GRADIENT, IDENTITY = BackwardRule("true"), BackwardRule("identity")
+
+
+def parse_backward_rule(text: str) -> BackwardRule:
+    """``true``, ``identity`` or ``soft:T``, T > 0 the width of the band's sigmoid edge in standard deviations."""
+    if text in (TRUE_GRADIENT.name, IDENTITY.name):
+        return BackwardRule(text)
+    name, _, number = text.partition(":")
+    try:
+        temperature = float(number)
+    except ValueError:
+        temperature = 0.0
+    if name != "soft" or not 0 < temperature < float("inf"):
+        raise ConfigError(f"backward rule {text!r} is not known", hint="true, identity, or soft:T such as soft:0.1")
+    return BackwardRule(name, temperature)
 
 
 class MeanSparse(nn.Module):
@@ -73,7 +123,8 @@ class MeanSparse(nn.Module):
         self.register_buffer("std", std.detach().to(torch.get_default_dtype()).clone())
         self.register_buffer("alpha", torch.zeros(()))
         self.channel_axis = channel_axis
-        self.straight_through = False
+        self.rule = TRUE_GRADIENT
+        self.is_off = False
         self.example_alphas: Tensor | None = None
         self.set_alpha(alpha)
 
@@ -84,13 +135,32 @@ class MeanSparse(nn.Module):
         self._is_identity = alpha == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_identity and self.example_alphas is None:
+        if self.is_off or (self._is_identity and self.example_alphas is None):
             return x
+        mean, threshold, std = self._at(x)
+        if self.rule.temperature is None:
+            return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
+        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature * std)
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, threshold and std in the shape that broadcasts against ``x``."""
         shape = [1] * x.ndim
         shape[self.channel_axis] = -1
         mean, std = self.mean.view(shape), self.std.view(shape)
         threshold = self.alpha * std if self.example_alphas is None else _thresholds(self.example_alphas, std, len(x))
-        return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
+        return mean, threshold, std
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Bool, of the shape of ``x``: what the operator replaces by the mean; nothing at alpha = 0."""
+        if self.is_off or (self._is_identity and self.example_alphas is None):
+            return torch.zeros_like(x, dtype=torch.bool)
+        mean, threshold, _ = self._at(x)
+        return (x - mean.to(x.dtype)).abs() <= threshold
+
+    @property
+    def straight_through(self) -> bool:
+        """Does a gradient pass as if the operator were not there?"""
+        return self.rule == IDENTITY
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -308,17 +378,41 @@ def example_alphas_set(model: SparsifiedModel, alphas: Tensor) -> Iterator[None]
 
 
 @contextmanager
-def straight_through(model: nn.Module) -> Iterator[None]:
-    """Back-propagate straight through every operator for a while (BPDA); the forward pass is unchanged."""
+def backward_rule(model: nn.Module, rule: str) -> Iterator[None]:
+    """Replace the derivative of every operator for a while; the forward pass is unchanged, bit by bit.
+
+    ``rule`` as in ``parse_backward_rule``. A gradient through the base model instead takes two forward passes:
+    ``operators_off``.
+    """
+    parsed = parse_backward_rule(rule)
     operators = _operators(model)
-    before = [operator.straight_through for operator in operators]
+    before = [operator.rule for operator in operators]
     for operator in operators:
-        operator.straight_through = True
+        operator.rule = parsed
     try:
         yield
     finally:
         for operator, value in zip(operators, before, strict=True):
-            operator.straight_through = value
+            operator.rule = value
+
+
+def straight_through(model: nn.Module) -> AbstractContextManager[None]:
+    """Back-propagate straight through every operator for a while (BPDA)."""
+    return backward_rule(model, IDENTITY.name)
+
+
+@contextmanager
+def operators_off(model: nn.Module) -> Iterator[None]:
+    """The base model for a while, whatever alpha is; touches no tensor, so it may surround a single forward pass."""
+    operators = _operators(model)
+    before = [operator.is_off for operator in operators]
+    for operator in operators:
+        operator.is_off = True
+    try:
+        yield
+    finally:
+        for operator, value in zip(operators, before, strict=True):
+            operator.is_off = value
 
 
 def _operators(model: nn.Module) -> list[MeanSparse]:

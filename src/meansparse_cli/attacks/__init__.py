@@ -4,6 +4,7 @@ Importing this package does not import torch, so that ``--help`` can list the at
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .precision import Precision
     from .result import AttackResult, Budget
 
 __all__ = ["ATTACKS", "PRESETS", "AttackSpec", "expand_attacks", "find_attack", "run_attack"]
@@ -22,67 +24,131 @@ __all__ = ["ATTACKS", "PRESETS", "AttackSpec", "expand_attacks", "find_attack", 
 class AttackSpec:
     """One attack of the catalogue.
 
-    ``search`` is the family that looks for adversarial images (``run.SEARCHES``); with ``straight_through`` its
-    gradients pass through every MeanSparse operator as if it were the identity (BPDA). ``cost`` is that of an example
-    that survives, in forward passes at 10 classes, a backward pass counted as two.
+    ``search`` is the family that looks for adversarial images (``run.SEARCHES``), ``options`` what it is called with.
+    ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
+    ``soft:T`` or ``base``, the base model's (``sparsify.backward_rule``, ``counting.CountedModel``). ``cost`` is that
+    of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
     """
 
     name: str
     description: str
     search: str
     cost: int
-    straight_through: bool = False
+    backward: str = "true"
+    options: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def straight_through(self) -> bool:
+        """Do its gradients pass through every operator as if it were not there?"""
+        return self.backward == "identity"
 
 
-_BPDA = "with gradients straight through MeanSparse (BPDA)"
-
-ATTACKS: dict[str, AttackSpec] = {
-    spec.name: spec
-    for spec in (
-        AttackSpec("pgd-50", "PGD on cross-entropy, 50 steps of 0.0078, 1 start; the paper's PGD-50", "pgd-50", 151),
-        AttackSpec("apgd-ce", "APGD on cross-entropy, 100 steps, 1 start", "apgd-ce", 301),
-        AttackSpec("bpda-apgd-ce", f"APGD on cross-entropy, 100 steps, 1 start, {_BPDA}", "apgd-ce", 301, True),
-        AttackSpec("apgd-dlr", "APGD on the difference of logits ratio, 100 steps, 1 start", "apgd-dlr", 301),
-        AttackSpec(
-            "bpda-apgd-dlr",
-            f"APGD on the difference of logits ratio, 100 steps, 1 start, {_BPDA}",
-            "apgd-dlr",
-            301,
-            True,
-        ),
-        AttackSpec("apgd-t", "APGD on the targeted DLR, 100 steps for each of 9 target classes", "apgd-t", 2709),
-        AttackSpec(
-            "bpda-apgd-t",
-            f"APGD on the targeted DLR, 100 steps for each of 9 target classes, {_BPDA}",
-            "apgd-t",
-            2709,
-            True,
-        ),
-        AttackSpec("fab-t", "FAB (pyautoattack), 100 steps for each of 9 target classes", "fab-t", 3637),
-        AttackSpec("square", "Square Attack (pyautoattack), black box, 5000 queries", "square", 5002),
-    )
+_APGD = {
+    "apgd-ce": ("APGD on cross-entropy, 100 steps, 1 start", 301),
+    "apgd-dlr": ("APGD on the difference of logits ratio, 100 steps, 1 start", 301),
+    "apgd-t": ("APGD on the targeted DLR, 100 steps for each of 9 target classes", 2709),
 }
-"""Every attack, cheapest first: the order in which they run, each on what the ones before have left."""
+TEMPERATURES = ("0.05", "0.2", "0.5")
+"""Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
+
+
+def _with_rule(search: str, prefix: str, backward: str, words: str, *, passes: float = 1.0) -> AttackSpec:
+    description, cost = _APGD[search]
+    return AttackSpec(f"{prefix}-{search}", f"{description}, {words}", search, round(cost * passes), backward)
+
+
+def _identity(search: str) -> AttackSpec:
+    return _with_rule(search, "bpda", "identity", "with gradients straight through MeanSparse (BPDA)")
+
+
+def _base_gradient(search: str) -> AttackSpec:
+    words = "with the base model's gradients (BPDA)"
+    return _with_rule(search, "base-gradient", "base", words, passes=4 / 3)  # two forward passes a step
+
+
+def _soft(search: str, temperature: str) -> AttackSpec:
+    words = f"with the gradients of a band whose edge is {temperature} std soft (BPDA)"
+    return _with_rule(search, f"soft-{temperature}", f"soft:{temperature}", words)
+
+
+def _pgd(n_steps: int) -> AttackSpec:
+    words = "50 steps of 0.0078, 1 start; the paper's PGD-50" if n_steps == 50 else f"{n_steps} steps of 2/255, 1 start"
+    options = (("n_steps", n_steps),)
+    return AttackSpec(f"pgd-{n_steps}", f"PGD on cross-entropy, {words}", "pgd", 3 * n_steps + 1, options=options)
+
+
+def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
+    """The paper's Adaptive-(p,q); ``weight`` is its lambda."""
+    name = f"adaptive-{p}-{q}" + ("" if weight is None else f":{weight}")
+    value = "1 / number of features at the sites (the paper gives none)" if weight is None else weight
+    return AttackSpec(
+        name,
+        f"the paper's Adaptive-({p},{q}): PGD, 50 steps of 1/255, 1 random start, with lambda {value}",
+        "adaptive",
+        204,
+        options=(("p", p), ("q", q), *((("weight", float(weight)),) if weight is not None else ())),
+    )
+
+
+def _plain(search: str) -> AttackSpec:
+    description, cost = _APGD[search]
+    return AttackSpec(search, description, search, cost)
+
+
+_CATALOGUE = (
+    _pgd(50),
+    _adaptive(1, 1, None),
+    _adaptive(2, 2, None),
+    *(_plain(search) for search in ("apgd-ce", "apgd-dlr")),
+    *(_identity(search) for search in ("apgd-ce", "apgd-dlr")),
+    *(_soft("apgd-ce", temperature) for temperature in TEMPERATURES),
+    *(_soft("apgd-dlr", temperature) for temperature in TEMPERATURES),
+    *(_base_gradient(search) for search in ("apgd-ce", "apgd-dlr")),
+    _plain("apgd-t"),
+    _identity("apgd-t"),
+    AttackSpec("fab-t", "FAB, 100 steps for each of 9 target classes", "fab-t", 2800),
+    AttackSpec("square", "Square Attack, black box, 5000 queries", "square", 5001),
+)
+ATTACKS: dict[str, AttackSpec] = {spec.name: spec for spec in _CATALOGUE}
+"""Every attack that has a fixed name, cheapest first: the order in which they run, each on what the ones before have
+left. ``find_attack`` knows more: ``pgd-N``, ``adaptive-P-Q:LAMBDA``, ``soft-T-apgd-t`` and the like."""
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "apgd": ("apgd-ce", "apgd-dlr"),
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),  # AutoAttack's standard version
     "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "bpda": ("bpda-apgd-ce", "bpda-apgd-dlr"),
+    "bpda": ("bpda-apgd-ce", "bpda-apgd-dlr", "bpda-apgd-t"),
+    "backward": tuple(name for name, spec in ATTACKS.items() if spec.backward != "true"),
+    "adaptive": ("adaptive-1-1", "adaptive-2-2"),
     "paper": ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "pgd-50"),
     "full": tuple(ATTACKS),
 }
 """Names for sets of attacks."""
+
+_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
+    (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
+    (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
+    (rf"soft-({_NUMBER})-(apgd-ce|apgd-dlr|apgd-t)", lambda temperature, search: _soft(search, temperature)),
+    (r"base-gradient-(apgd-t)", _base_gradient),
+)
 
 
 def find_attack(name: str) -> AttackSpec:
     """The attack called ``name``. Raises ``ConfigError``, naming the nearest ones, where there is none."""
     if name in ATTACKS:
         return ATTACKS[name]
+    for pattern, make in _FAMILIES:
+        if match := re.fullmatch(pattern, name):
+            spec = make(*match.groups())
+            if spec.backward.startswith("soft") and float(spec.backward.split(":")[1]) <= 0:
+                raise ConfigError(f"{name}: the temperature must be above 0")
+            return spec
     nearest = difflib.get_close_matches(name.lower(), [*ATTACKS, *PRESETS], n=3, cutoff=0.5)
     raise ConfigError(
         f"unknown attack {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""),
-        hint=f"Attacks: {', '.join(ATTACKS)}. Sets of attacks: {', '.join(PRESETS)}.",
+        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce. "
+        f"Sets of attacks: {', '.join(PRESETS)}.",
     )
 
 
@@ -91,12 +157,14 @@ def expand_attacks(names: Iterable[str]) -> list[str]:
 
     Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
     """
-    wanted: set[str] = set()
+    wanted: dict[str, AttackSpec] = {}
     for name in names:
-        wanted.update(PRESETS.get(name) or (find_attack(name).name,))
+        for member in PRESETS.get(name) or (name,):
+            wanted[member] = find_attack(member)
     if not wanted:
         raise ConfigError("no attack was named", hint=f"Attacks: {', '.join(ATTACKS)}.")
-    return [name for name in ATTACKS if name in wanted]
+    place = {name: i for i, name in enumerate(ATTACKS)}
+    return sorted(wanted, key=lambda name: (wanted[name].cost, place.get(name, len(place)), name))
 
 
 def run_attack(
@@ -111,18 +179,22 @@ def run_attack(
     batch_size: int,
     n_classes: int,
     on_progress: Callable[[int], None] | None = None,
+    search_model: "nn.Module | None" = None,
+    precision: "Precision | None" = None,
 ) -> "AttackResult":
     """Attack n examples and judge every break afresh.
 
     ``x`` (n, channels, height, width) float32 in [0, 1]; ``y`` (n,) true classes; ``indices`` (n,) the examples'
     positions in their data set, which fix their random starts. The images may be on another device than the model.
     Examples misclassified at ``x`` are broken as they are and cost one forward pass. ``on_progress`` is called with
-    the number of examples finished since its last call; over a run these add up to n.
+    the number of examples finished since its last call; over a run these add up to n. ``search_model`` is ``model`` in
+    a faster form (compiled) that shares its modules, and ``precision`` what the search computes in (None: whatever is
+    set around the call); ``model`` in float32 judges, and is searched itself in float32 where the two do not agree.
 
     Returns adversarial images inside ``budget`` and [0, 1], exactly, on the device of ``x``. An example counts as
-    broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. The
-    gradient attacks give each example the same result whatever ``batch_size``, the order, and the other examples, as
-    far as the model's own outputs do; Square draws one sequence of squares a batch.
+    broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An example
+    has the same result whatever ``batch_size``, the order, and the other examples, as far as the model's own outputs
+    do.
 
     Raises ``ConfigError`` (unknown attack, unusable budget), ``DataError`` (images or labels of the wrong kind) and
     ``AttackError`` (the model's outputs are not (n, n_classes) finite logits).
@@ -140,4 +212,6 @@ def run_attack(
         batch_size=batch_size,
         n_classes=n_classes,
         on_progress=on_progress,
+        search_model=search_model,
+        precision=precision,
     )

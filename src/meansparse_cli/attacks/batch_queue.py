@@ -17,8 +17,8 @@ from .task import AttackTask, SearchOutcome
 
 Batch = dict[str, Tensor]
 """Tensors of one length, a row an active example. Always there: ``x``, ``y``, ``target``, ``point`` (the image to be
-evaluated next), ``step`` (steps taken), ``best_loss``, ``best_point``; of the last evaluation, ``improved`` and
-``broken``."""
+evaluated next), ``step`` (steps taken), ``best_loss``, ``best_point``, ``passes`` (rows, 2) spent in this attempt; of
+the last evaluation, ``improved`` and ``broken``."""
 
 
 Slot = tuple[int, int]
@@ -26,7 +26,10 @@ Slot = tuple[int, int]
 
 
 class StepRule(Protocol):
-    """What makes one gradient attack differ from another."""
+    """What makes one gradient attack differ from another.
+
+    A rule whose loss needs more than the logits has, beside ``loss``, ``evaluate(model, batch, point) -> (logits, loss)``.
+    """
 
     n_steps: int
     start: Start
@@ -56,10 +59,12 @@ def climb(
     points = task.x.clone()
     claimed = torch.zeros(n, dtype=torch.bool, device=points.device)
     best_loss = torch.full((n,), -torch.inf, device=points.device)
+    passes = torch.zeros(n, 2, dtype=torch.int64)
+    evaluate = getattr(rule, "evaluate", None)
     waiting = deque((example, 0) for example in range(n))
     slots: list[Slot] = []
     batch: Batch = {}
-    report = _smooth_progress(task.advance, n, n_attempts)
+    report = smooth_progress(task.advance, n, n_attempts)
 
     while waiting or slots:
         n_free = task.batch_size - len(slots)
@@ -70,8 +75,12 @@ def climb(
             slots += admitted
 
         point = batch["point"].detach().requires_grad_()
+        n_before = task.model.forward_passes, task.model.backward_passes
         with torch.enable_grad():
-            loss = rule.loss(logits := task.model(point), batch["y"], batch["target"])
+            if evaluate is None:
+                loss = rule.loss(logits := task.model(point), batch["y"], batch["target"])
+            else:
+                logits, loss = evaluate(task.model, batch, point)
         _note_best(batch, point.detach(), loss.detach())
         batch["broken"] = logits.detach().argmax(dim=1) != batch["y"]
         leaving = batch["broken"] | (batch["step"] == rule.n_steps)
@@ -79,6 +88,9 @@ def climb(
         # A last point needs no gradient; where other rows go on, it comes with theirs.
         grad = point if all(left) else torch.autograd.grad(loss.sum(), point)[0].detach()
         loss = loss.detach()
+        n_after = task.model.forward_passes, task.model.backward_passes
+        spent = [(after - before) // len(slots) for before, after in zip(n_before, n_after, strict=True)]
+        batch["passes"] = batch["passes"] + torch.tensor(spent)
 
         if any(left):
             gone = {key: batch[key][leaving] for key in ("point", "best_point", "best_loss", "broken")}
@@ -89,19 +101,20 @@ def climb(
             points[examples] = found.to(points.device)
             claimed[examples] = gone["broken"].to(points.device)
             best_loss[examples] = gone["best_loss"].to(points.device)
+            passes.index_add_(0, examples.cpu(), batch["passes"][left_rows := torch.tensor(left)])
             for (example, attempt), is_broken in zip(gone_slots, gone["broken"].tolist(), strict=True):
                 over = is_broken or attempt + 1 == n_attempts
                 if not over:
                     waiting.append((example, attempt + 1))
                 report(n_attempts - attempt if over else 1)
             slots = [slot for slot, leaves in zip(slots, left, strict=True) if not leaves]
-            batch = {key: value[~leaving] for key, value in batch.items()}
+            batch = {key: value[~left_rows if key == "passes" else ~leaving] for key, value in batch.items()}
             loss, grad = loss[~leaving], grad[~leaving]
 
         if slots:
             rule.advance(batch, loss, grad)
             batch["step"] = batch["step"] + 1
-    return SearchOutcome(points, claimed, best_loss)
+    return SearchOutcome(points, claimed, best_loss, passes)
 
 
 def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor, starts: Tensor | None) -> Batch:
@@ -112,9 +125,9 @@ def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor,
     there = examples.to(task.x.device)
     x = task.x[there].to(device).contiguous()
     points = []
-    for image, (example, attempt) in zip(x, slots, strict=True):
+    for image, (example, attempt) in zip(x.cpu(), slots, strict=True):  # drawn on the CPU, and copied once
         if starts is not None and attempt == 0:
-            points.append(starts[example].to(device).clamp(0.0, 1.0))
+            points.append(starts[example].cpu().clamp(0.0, 1.0))
         else:
             generator = example_generator(task.seed, task.attack, attempt, int(task.indices[example]))
             points.append(rule.start(image, generator, task.budget))
@@ -122,12 +135,13 @@ def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor,
         "x": x,
         "y": task.y[there].to(device),
         "target": targets[examples.to(targets.device), attempts.to(targets.device)].to(device),
-        "point": torch.stack(points),
+        "point": torch.stack(points).to(device),
         "step": torch.zeros(len(slots), dtype=torch.int64, device=device),
         "best_loss": torch.full((len(slots),), -torch.inf, device=device),
         "best_point": x.clone(),
         "improved": torch.ones(len(slots), dtype=torch.bool, device=device),
         "broken": torch.zeros(len(slots), dtype=torch.bool, device=device),
+        "passes": torch.zeros(len(slots), 2, dtype=torch.int64),  # on the CPU
     }
     rule.begin(batch)
     return batch
@@ -140,7 +154,7 @@ def _note_best(batch: Batch, point: Tensor, loss: Tensor) -> None:
     batch["best_point"] = torch.where(improved.view(-1, 1, 1, 1), point, batch["best_point"])
 
 
-def _smooth_progress(advance: Callable[[int], None], n: int, n_attempts: int) -> Callable[[int], None]:
+def smooth_progress(advance: Callable[[int], None], n: int, n_attempts: int) -> Callable[[int], None]:
     """Attempts done -> examples done: many attempts end long before the first example does."""
     attempts_done = examples_told = 0
 

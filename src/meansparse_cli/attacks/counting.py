@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
+from ..sparsify import operators_off
 
 
 def device_of(model: nn.Module, default: torch.device) -> torch.device:
@@ -15,17 +16,33 @@ def device_of(model: nn.Module, default: torch.device) -> torch.device:
     return default
 
 
+class _ValueAndGradient(torch.autograd.Function):
+    """The first argument's values with the second one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
 class CountedModel:
     """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
 
     ``forward_passes`` and ``backward_passes`` count examples, not calls. Raises ``AttackError`` when the output is
     anything but (n, n_classes) finite logits, or has no gradient where one is asked for.
+
+    With ``base_gradient`` the logits are the model's, their gradient in the image is the base model's (every MeanSparse
+    operator off), from a second forward pass: a loss is climbed at its true value, along the base model's Jacobian.
     """
 
-    def __init__(self, model: nn.Module, *, n_classes: int, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, *, n_classes: int, device: torch.device, base_gradient: bool = False) -> None:
         self.model = model
         self.n_classes = n_classes
         self.device = device
+        self.base_gradient = base_gradient
         self.forward_passes = 0
         self.backward_passes = 0
 
@@ -34,8 +51,14 @@ class CountedModel:
         if n == 0:  # many networks fail on an empty batch, and pyautoattack's Square can send one
             return images.new_zeros(0, self.n_classes)
         self.forward_passes += n
-        output = self.model(images)
-        logits = self._checked(output, n)
+        if self.base_gradient and images.requires_grad and torch.is_grad_enabled():
+            self.forward_passes += n
+            with torch.no_grad():
+                values = self._checked(self.model(images), n)
+            with operators_off(self.model):
+                logits: Tensor = _ValueAndGradient.apply(values, self._checked(self.model(images), n))
+        else:
+            logits = self._checked(self.model(images), n)
         if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise AttackError(
                 "the model's logits have no gradient with respect to the image: it detaches, or runs under no_grad",

@@ -11,7 +11,8 @@ from .starts import Start, uniform_start
 from .task import AttackTask, SearchOutcome
 
 N_STEPS = 50
-STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value, about 2/255
+PAPER_STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value for 50 steps
+STEP_SIZE = 2 / 255  # for any other number of steps
 
 
 def pgd(
@@ -19,7 +20,7 @@ def pgd(
 ) -> SearchOutcome:
     """PGD on cross-entropy from one start, uniform in the ball (or ``starts`` (n, channels, height, width)).
 
-    ``n_steps`` defaults to ``N_STEPS``; ``step_size``, in pixel units, to ``STEP_SIZE`` for Linf and to
+    ``n_steps`` defaults to ``N_STEPS``; ``step_size``, in pixel units, to the constants above for Linf and to
     2.5 eps / n_steps for L2. An example leaves at its first misclassified point.
     """
     rule = PGDRule(task.budget, n_steps=n_steps or N_STEPS, step_size=step_size)
@@ -33,7 +34,8 @@ class PGDRule:
         self.budget = budget
         self.start: Start = uniform_start
         self.n_steps = n_steps
-        default = STEP_SIZE if budget.norm == "Linf" else 2.5 * budget.eps / n_steps
+        linf_size = PAPER_STEP_SIZE if n_steps == N_STEPS else STEP_SIZE
+        default = linf_size if budget.norm == "Linf" else 2.5 * budget.eps / n_steps
         self.step_size = default if step_size is None else step_size
 
     def loss(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ class AttackResult:
     failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned.
     ``forward_passes`` and ``backward_passes`` count examples, summed over the n. ``rejected`` counts the breaks that
     the attack claimed and the judge did not confirm; those examples are searched a second time, in full precision.
+    ``forward_passes_broken`` and ``backward_passes_broken``: the part of the search's passes that went to examples in
+    ``broken``.
     """
 
     adversarial: Tensor
@@ -33,3 +35,5 @@ class AttackResult:
     seconds: float
     seed: int
     rejected: int = 0
+    forward_passes_broken: int = 0
+    backward_passes_broken: int = 0

@@ -3,31 +3,36 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError, DataError
-from . import AttackSpec, find_attack
+from ..sparsify import backward_rule
+from . import find_attack
+from .adaptive import adaptive
 from .apgd import apgd
 from .budget import enforce_budget
 from .counting import CountedModel, device_of
 from .fab import fab
 from .judge import fresh_logits, full_float32, is_misclassified, under_attack
 from .pgd import pgd
+from .precision import Precision, search_precision
 from .result import AttackResult, Budget
 from .square import square
 from .task import AttackTask, SearchOutcome
 
-SEARCHES: dict[str, Callable[[AttackTask], SearchOutcome]] = {
-    "apgd-ce": lambda task: apgd(task, loss="ce"),
-    "apgd-dlr": lambda task: apgd(task, loss="dlr"),
-    "apgd-t": lambda task: apgd(task, loss="dlr-targeted"),
+SEARCHES: dict[str, Callable[..., SearchOutcome]] = {
+    "apgd-ce": partial(apgd, loss="ce"),
+    "apgd-dlr": partial(apgd, loss="dlr"),
+    "apgd-t": partial(apgd, loss="dlr-targeted"),
     "fab-t": fab,
     "square": square,
-    "pgd-50": pgd,
+    "pgd": pgd,
+    "adaptive": adaptive,
 }
+"""Family -> what is called with an ``AttackTask`` and the options of the ``AttackSpec``."""
 
 
 @torch.inference_mode(False)
@@ -43,6 +48,8 @@ def run_attack(
     batch_size: int,
     n_classes: int,
     on_progress: Callable[[int], None] | None = None,
+    search_model: nn.Module | None = None,
+    precision: Precision | None = None,
 ) -> AttackResult:
     """See ``meansparse_cli.attacks.run_attack``, which is this function with torch imported late."""
     spec = find_attack(name)
@@ -51,9 +58,15 @@ def run_attack(
     advance = on_progress or _no_progress
     x = x.detach()
     y, indices = y.to(x.device, torch.int64), indices.to("cpu", torch.int64)
-    counted = CountedModel(model, n_classes=n_classes, device=device_of(model, x.device))
+    device = device_of(model, x.device)
+    counted = CountedModel(model, n_classes=n_classes, device=device)
+    fast, exact = (
+        CountedModel(searched, n_classes=n_classes, device=device, base_gradient=spec.backward == "base")
+        # penalised attacks put hooks on the operators, which a compiled form may not call
+        for searched in (model if search_model is None or spec.search == "adaptive" else search_model, model)
+    )
     adversarial = x.clone(memory_format=torch.contiguous_format)
-
+    passes = torch.zeros(len(x), 2, dtype=torch.int64)
     rejected = 0
 
     with under_attack(model):
@@ -64,12 +77,12 @@ def run_attack(
         rows = (~broken).nonzero().squeeze(1)
         # An example leaves the search at its first break. Where that break was one of low precision alone (autocast,
         # TF32), stopping there would flatter the model: those examples are searched once more, in full precision.
-        for precision in (nullcontext(), full_float32(counted.device)):
+        for searched, computing in ((fast, search_precision(device, precision)), (exact, full_float32(device))):
             if len(rows) == 0:
                 break
             task = AttackTask(
                 attack=spec.name,
-                model=counted,
+                model=searched,
                 x=x[rows].contiguous(),
                 y=y[rows],
                 indices=indices[rows.cpu()],
@@ -79,8 +92,10 @@ def run_attack(
                 batch_size=batch_size,
                 advance=advance,
             )
-            with precision, _gradient_rule(spec, model):
-                outcome = SEARCHES[spec.search](task)
+            with computing, backward_rule(model, "true" if spec.backward == "base" else spec.backward):
+                outcome = SEARCHES[spec.search](task, **dict(spec.options))
+            if outcome.passes is not None:
+                passes[rows.cpu()] += outcome.passes
             claimed = outcome.claimed.to(x.device)
             points = enforce_budget(outcome.points.to(x.device)[claimed], task.x[claimed], budget)
             upheld = is_misclassified(counted, points, task.y[claimed], batch_size=batch_size)
@@ -94,25 +109,18 @@ def run_attack(
     return AttackResult(
         adversarial=adversarial,
         broken=broken,
-        forward_passes=counted.forward_passes,
-        backward_passes=counted.backward_passes,
+        forward_passes=sum(model.forward_passes for model in (counted, fast, exact)),
+        backward_passes=sum(model.backward_passes for model in (fast, exact)),
         seconds=time.perf_counter() - started,
         seed=seed,
         rejected=rejected,
+        forward_passes_broken=int(passes[broken.cpu(), 0].sum()),
+        backward_passes_broken=int(passes[broken.cpu(), 1].sum()),
     )
 
 
 def _no_progress(n_examples: int) -> None:
     """Where nobody asked, or the examples have been told already."""
-
-
-def _gradient_rule(spec: AttackSpec, model: nn.Module) -> AbstractContextManager[None]:
-    """What surrounds the search: the straight-through gradient for BPDA attacks, nothing for the others."""
-    if not spec.straight_through:
-        return nullcontext()
-    from ..sparsify import straight_through
-
-    return straight_through(model)
 
 
 def _check_arguments(x: Tensor, y: Tensor, indices: Tensor, budget: Budget, batch_size: int, n_classes: int) -> None:

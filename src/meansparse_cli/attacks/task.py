@@ -36,8 +36,10 @@ class SearchOutcome:
 
     ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
     of highest loss in the last attempt, or the clean one. ``best_loss`` (n,): that loss, from attacks that climb one.
+    ``passes`` (n, 2) int64 on the CPU: forward and backward passes spent on each example.
     """
 
     points: Tensor
     claimed: Tensor
     best_loss: Tensor | None = None
+    passes: Tensor | None = None
