@@ -11,6 +11,7 @@ from meansparse_cli.sparsify import (
     MeanSparse,
     SparsifiedModel,
     alpha_set,
+    backward_rule,
     example_alphas_set,
     insert,
     mean_sparsify,
@@ -261,3 +262,12 @@ def test_failed_insertion_leaves_the_model_alone(images: Tensor) -> None:
         insert(net, [site, replace(site, path="9")], [module, module])
     assert [n for n, _ in net.named_modules()] == ["", "0", "1", "2", "3"]
     assert not net[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("rule", ["identity", "soft:0.1"])
+def test_an_in_place_activation_may_follow_a_replaced_gradient(rule: str) -> None:
+    images = torch.randn(2, 3, 4, 4)
+    model = sparsified(nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(inplace=True)), images, 0.5)
+    with backward_rule(model, rule):
+        (gradient,) = torch.autograd.grad(model(images.requires_grad_()).sum(), images)
+    assert gradient.abs().sum() > 0

@@ -29,18 +29,18 @@ CHILD_NAME = "mean_sparse"
 
 
 class _ReplacedGradient(torch.autograd.Function):
-    """``out`` forward; backward the gradient times ``slope``, or the gradient itself where that is None."""
+    """The operator forward; backward the gradient times ``slope``, or the gradient itself where that is None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, out: Tensor, slope: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mean: Tensor, inside: Tensor, slope: Tensor | None) -> Tensor:
         ctx.has_slope = slope is not None
         if slope is not None:
             ctx.save_for_backward(slope)
-        return out.view_as(out)
+        return torch.where(inside, mean, x)  # a tensor of its own: an in-place activation may follow
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return (grads[0] * ctx.saved_tensors[0] if ctx.has_slope else grads[0]), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return (grads[0] * ctx.saved_tensors[0] if ctx.has_slope else grads[0]), None, None, None
 
 
 def mean_sparsify(
@@ -58,11 +58,9 @@ def mean_sparsify(
     mean = mean.to(x.dtype)
     with torch.no_grad():  # only the mask is kept for the backward pass
         inside = (x - mean).abs() <= threshold
-        if straight_through or soft_edge is not None:
-            out = torch.where(inside, mean, x)
-            slope = None if straight_through else _soft_slope(x, mean, threshold, cast(Tensor, soft_edge))
-    if straight_through or soft_edge is not None:
-        replaced: Tensor = _ReplacedGradient.apply(x, out, slope)
+        slope = None if soft_edge is None or straight_through else _soft_slope(x, mean, threshold, soft_edge)
+    if straight_through or slope is not None:
+        replaced: Tensor = _ReplacedGradient.apply(x, mean, inside, slope)
         return replaced
     return torch.where(inside, mean, x)
 
