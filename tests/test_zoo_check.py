@@ -128,6 +128,19 @@ class Rewriting(Net):
         return super().forward(x)
 
 
+class ZeroBranch(Net):
+    """A branch that starts as nothing, as with a layer scale of 1e-6 or a head of zeros, and a setting that must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.beta = nn.Parameter(torch.full((8,), 1e-6)), nn.Parameter(torch.full((1,), 1e-8))
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.act(self.norm(100 * self.conv(x) + 5)).mean((2, 3)) * self.scale
+        return self.head(branch) / (1 - self.beta)  # type: ignore[no-any-return]
+
+
 class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x * 0).sqrt().sum()
@@ -149,6 +162,18 @@ def test_a_sound_network_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("net", "expected"), [(Faded, "features"), (NoGradient, "gradients")])
 def test_degenerate_networks_are_noticed(net: type[nn.Module], expected: str, tmp_path: Path) -> None:
     assert any(p.startswith(expected) for p in problems_of(net(), tmp_path))
+
+
+def test_settling_wakes_what_starts_at_zero() -> None:
+    net = ZeroBranch().eval()
+    assert model_check.settle(net, IMAGES) == []
+    with torch.no_grad():
+        assert bool((net.scale == 1).all()) and float(net.beta) == pytest.approx(1e-8)
+        features = net.norm(100 * net.conv(IMAGES) + 5)
+        assert float(features.mean((0, 2, 3)).abs().max()) < 1e-3
+        assert bool((features.std((0, 2, 3)) > 0.5).all())
+        assert float(net(IMAGES).std()) > 1e-3
+    assert not net.norm._forward_pre_hooks
 
 
 def test_a_network_that_rewrites_its_weights_is_held_still(tmp_path: Path) -> None:

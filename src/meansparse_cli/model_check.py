@@ -45,7 +45,8 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not name.endswith("bias") and float(parameter.abs().max()) < 1e-3:
+            # a single number is the setting of an activation (PSSiLU's beta), not the weight of a branch
+            if parameter.numel() > 1 and not name.endswith("bias") and float(parameter.abs().max()) < 1e-3:
                 if parameter.ndim > 1 and parameter.shape[1:].numel() > 1:
                     parameter.normal_(0, parameter.shape[1:].numel() ** -0.5)
                 else:
