@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli import published
 from meansparse_cli.cli import app
-from meansparse_cli.models import EMBEDDED, resolve_model
+from meansparse_cli.models import EMBEDDED, load_model, resolve_model
 from meansparse_cli.published import published_models, published_note, published_results
 from meansparse_cli.zoo import zoo_entries
 
@@ -57,6 +57,15 @@ def test_every_card_is_whole() -> None:
         assert 0 <= (m.external_accuracy or 0) <= under_attack <= m.clean_accuracy <= 1, m
         assert (m.eps is None) == (m.threat == "corruptions")
     assert [m.name for m in published_models() if m.unreliable] == ["Kang2021Stable"]
+
+
+def test_parameters_were_counted() -> None:
+    counts = {(m.name, m.dataset): m.parameters for m in published_models()}
+    assert all(counts.values())
+    for name, dataset in (("digits", None), ("resnet18-w16", None)):
+        source = resolve_model(name, dataset)
+        assert counts[name, source.dataset] == sum(p.numel() for p in load_model(source).parameters())
+    assert round(counts["Bartoldson2024Adversarial_WRN-94-16", "cifar10"] / 1e6) == 366  # type: ignore[operator]
 
 
 def test_an_installation_ships_the_figures() -> None:
