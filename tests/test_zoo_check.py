@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from meansparse_cli import model_check, zoo_check
+from meansparse_cli.adopt import take_out
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.model_check import check_model
@@ -148,6 +149,24 @@ class ZeroBranch(Net):
         return self.head(branch) / (1 - self.beta)  # type: ignore[no-any-return]
 
 
+class Published(Net):
+    """With an operator as RobustBench's architectures hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        place = nn.Identity()
+        for name, value in (
+            ("running_mean", torch.zeros(8)),
+            ("running_var", torch.ones(8)),
+            ("threshold", torch.zeros(())),
+        ):
+            place.register_buffer(name, value)
+        self.place = place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.place(self.act(self.norm(self.conv(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (x * 0).sqrt().sum()
@@ -181,6 +200,12 @@ def test_settling_wakes_what_starts_at_zero() -> None:
         assert bool((features.std((0, 2, 3)) > 0.5).all())
         assert float(net(IMAGES).std()) > 1e-3
     assert not net.norm._forward_pre_hooks
+
+
+def test_the_places_of_published_operators_are_checked_too(tmp_path: Path) -> None:
+    facts, problems = check_model(take_out(Published().eval()), IMAGES, tmp_path / "c.safetensors")
+    assert problems == []
+    assert (facts["n_sites"], facts["n_confirmed"], facts["operations"]) == (1, 2, {"ReLU": 1, "MeanSparse": 1})
 
 
 def test_a_network_that_rewrites_its_weights_is_held_still(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
+from .adopt import find_published_operators
 from .calibrate import calibrate_channels
 from .channel_evidence import ChannelEvidence, channel_evidence
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
@@ -66,8 +68,8 @@ def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tupl
     """What was found in ``model``, and every promise that it breaks (none: it passed).
 
     ``images`` (batch, channels, height, width), at least two and different. ``checkpoint_file`` is written and read back.
-    The model must be in eval mode; its weights are changed (``settle``). Gates are sites here too. Raises what the model's
-    own code raises.
+    The model must be in eval mode; its weights are changed (``settle``). Gates are sites here too, and so are the
+    places of published operators. Raises what the model's own code raises.
     """
     rewritten = settle(model, images)
     with _put_back(model, rewritten):
@@ -100,6 +102,8 @@ def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dic
     sites = find_sites(model, images)  # its first pass is on these very images: that saves one
     handle.remove()
     base = passes[0]
+    places = find_published_operators(model, images)
+    sites += [replace(place, index=len(sites) + i) for i, place in enumerate(places)]
     if not bool(torch.isfinite(base).all()) or _distance(base[0], base[1]) <= 1e-5 * float(base.abs().max()):
         problems.append("features: the network does not tell two images apart, or its logits are not finite")
 
@@ -136,7 +140,7 @@ def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dic
 
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "n_sites": sum(not site.gate for site in sites),
+        "n_sites": sum(not site.gate for site in sites) - len(places),
         "n_gates": sum(site.gate for site in sites),
         "n_confirmed": sum(evidence.get(site.index) is not None for site in sites),
         "operations": dict(Counter(f"{s.operation}{'()' if s.kind == 'function' else ''}" for s in sites)),
