@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check gpu-suite clean
+.PHONY: help setup demo test test-slow zoo-check check gpu-suite clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,10 @@ test: $(STAMP) ## the fast tests (minutes, no network)
 
 test-slow: $(STAMP) ## the slow tests: large models of the zoo, with random weights (no network)
 	$(BIN)/python -m pytest -q -m slow
+
+zoo-check: $(STAMP) ## MeanSparse on every model of the zoo, random weights (half an hour); writes docs/zoo-check.md
+	$(BIN)/meansparse models --check --run runs/zoo-check
+	mkdir -p docs && cp runs/zoo-check/zoo-check.md docs/
 
 check: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .

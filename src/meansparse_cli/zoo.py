@@ -8,6 +8,7 @@ both for the length of the import. Downloading is left to ``fetch.py``, reading 
 import contextlib
 import importlib
 import importlib.util
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -195,8 +196,8 @@ def _is_torchvision(entry: ZooEntry) -> bool:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Other people's warnings are not our user's business, and stdout carries our results only."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    """What other people's code prints and warns of is not our user's business."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
