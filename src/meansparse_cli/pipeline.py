@@ -241,7 +241,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     statistics = tuple(held.statistics[path] for path in paths)
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
     save_checkpoint(run.paths.statistics, checkpoint)
-    known = held.model
+    known = held.file
     report = _write(
         run, "calibrate", config, sources, inputs, [run.paths.statistics], "cpu", started,
         {
@@ -258,10 +258,10 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     )  # fmt: skip
     alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
     note(
-        f"calibrate: {len(sites)} sites with the statistics of {held.model.file_name if held.model else 'the weights'}, {alpha}"
+        f"calibrate: {len(sites)} sites with the statistics of {held.file.file_name if held.file else 'the weights'}, {alpha}"
     )
     if held.alpha is None:
-        theirs = f"the authors evaluate at {held.model.alpha:g}: " if held.model else ""
+        theirs = f"the authors evaluate at {held.file.alpha:g}: " if held.file else ""
         note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {run.paths.folder}")
     return report
 
@@ -506,13 +506,13 @@ def _with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) 
 def _find_sites(model: nn.Module, run: Run, config: CalibrateConfig, images: Tensor) -> list[Site]:
     """The sites that the rule chooses among."""
     from .adopt import published_sites
-    from .published_checkpoint import published_models_of
+    from .published_checkpoint import published_files_of
     from .site_rules import among_published
     from .sites import find_sites
 
     if among_published(config.sites) is None:
         return find_sites(model, images)
-    known = published_models_of(run.source.entry) if run.source.kind == "zoo" else []
+    known = published_files_of(run.source.entry) if run.source.kind == "zoo" else []
     return published_sites(model, images, _held_by_weights(run, config), [m.pattern for m in known])
 
 
