@@ -388,14 +388,18 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
-    results = evaluation.to_report() | published | {
-        "eps": eps,
-        "search": {
-            "precision": settings.precision,
-            "compile": settings.compile,
-            "channels_last": settings.channels_last,
-        },
-    }
+    results = (
+        evaluation.to_report()
+        | published
+        | {
+            "eps": eps,
+            "search": {
+                "precision": settings.precision,
+                "compile": settings.compile,
+                "channels_last": settings.channels_last,
+            },
+        }
+    )
     if len(grid) > 1:
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
@@ -407,14 +411,61 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     return _write(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
 
 
+def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
+    """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
+
+    ``alpha`` overrides the one in use. A card needs the evaluation to be of this very alpha.
+    """
+    from . import export as formats
+    from .models import network_settings
+    from .site_rules import among_published
+    from .sparsify import check_alpha
+
+    suffixes = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
+    if format not in suffixes:
+        raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(suffixes)}")
+    config = ModelConfig(run=folder, allow_pickle=allow_pickle)
+    run = _located(config)
+    if alpha is not None:
+        check_alpha(alpha)
+    checkpoint = _checkpoint_in_use(run, alpha)
+    value = float(checkpoint.alpha or 0)
+    path = file or folder / _file_name(f"{run.source.name}-meansparse{suffixes[format]}")
+    if format == "card":
+        evaluation = _evaluation_of(run, value)
+        formats.save_card(path, formats.model_card(run.source, run.norm, checkpoint, evaluation))
+        total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
+        if total and n < total:
+            note(
+                f"export: a leaderboard asks for all {total:,} test images, these figures are of {n:,}: {run.command('evaluate')} --n-examples {total}"
+            )
+        note("export: link, name, authors and venue are yours to fill in")
+        return path
+    base = _load_base(run, config, "cpu", checkpoint.rule)
+    if format == "robustbench":
+        formats.save_robustbench(path, run.source, sparsify(base, checkpoint))
+    else:
+        network = {
+            "published_sites": among_published(checkpoint.rule) is not None,
+            "settings": network_settings(run.source, _weights_of(run)),
+        }
+        formats.save_exported(path, run.source, base, checkpoint, network)
+    note(f"export: {run.source.name}, {len(checkpoint.sites)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")
+    return path
+
+
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
     """The sparsified model of a finished sweep, ready to use: an ``nn.Module`` in eval mode, images in, logits out.
 
-    ``run`` is the run folder. ``alpha`` overrides the chosen one; 0 is bit-identical to the base model.
+    ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one; 0 is
+    bit-identical to the base model.
     """
+    if Path(run).is_file():
+        from .export import load_exported
+
+        return load_exported(Path(run), alpha=alpha, device=device)
     located = locate_run(ModelConfig(run=Path(run)))
-    _, stage = _alpha_in_use(located, None)
-    checkpoint = load_checkpoint(located.paths.checkpoint if stage == "sweep-alpha" else located.paths.statistics)
+    checkpoint = _checkpoint_in_use(located, None if located.paths.report("sweep-alpha").exists() else alpha)
     base = _load_base(located, ModelConfig(run=Path(run)), device, checkpoint.rule)
     return sparsify(base, checkpoint, alpha=alpha)
 
@@ -483,6 +534,34 @@ def _alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:
         if stored is not None:
             return float(stored), "calibrate"
     return float(_verified(run, "sweep-alpha")["results"]["alpha"]), "sweep-alpha"
+
+
+def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
+    """The report of evaluate, if there is one; refused where it is of other statistics or of another alpha."""
+    path = run.paths.report("evaluate")
+    if not path.exists():
+        note(f"export: not evaluated, so the card has no figures: {run.command('evaluate')}")
+        return None
+    report = read_report(path, "evaluate", mend=run.command("evaluate"))
+    upstream = next(name for name in ("sweep-alpha", "calibrate") if f"{name}.yaml" in report["inputs"])
+    if report["inputs"][f"{upstream}.yaml"] != sha256_of(run.paths.report(upstream)):
+        raise ArtifactError(
+            f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
+            hint=f"run: {run.command('evaluate')}",
+        )
+    if report["results"]["alpha"] != alpha:
+        raise ArtifactError(
+            f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {alpha:g}",
+            hint=f"evaluate this one, or export that one: --alpha {report['results']['alpha']:g}",
+        )
+    return report
+
+
+def _checkpoint_in_use(run: Run, given: float | None) -> Checkpoint:
+    """The operators that evaluate would use, with their alpha."""
+    alpha, stage = _alpha_in_use(run, given)
+    file = run.paths.checkpoint if stage == "sweep-alpha" else run.paths.statistics
+    return replace(load_checkpoint(file), alpha=alpha)
 
 
 def _with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) -> CalibrateConfig:
