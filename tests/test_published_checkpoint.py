@@ -1,6 +1,7 @@
 """The authors' checkpoints: told apart by their keys, imported under any wrapper, and carried through all four stages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import load_sparsified, zoo
+from meansparse_cli import load_sparsified, published_checkpoint, zoo
 from meansparse_cli.cli import app
 from meansparse_cli.errors import CheckpointError
 from meansparse_cli.published_checkpoint import (
@@ -245,6 +246,19 @@ def test_a_file_of_the_first_scheme_goes_to_the_activations(small_zoo: list[str]
     done("fetch", "--model", FIRST_SCHEME.name, *small_zoo, "--from-file", saved(dict(plain.state_dict())), "--fresh")
     calibrated = done("calibrate", "--model", FIRST_SCHEME.name, *small_zoo, "--sites", "published")
     assert [f"{s['name']}.0" for s in calibrated["sites"]] == paths
+
+
+def test_a_file_names_its_model(small_zoo: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = published()
+    n_sites = sum(hasattr(module, "threshold") for module in theirs.modules())
+    monkeypatch.setattr(published_checkpoint, "PUBLISHED_FILES", (replace(PUBLISHED_FILES[0], n_sites=n_sites),))
+    path = saved(dict(theirs.state_dict()))
+    found = done("fetch", "--from-file", path)
+    assert found["model"] == {"name": SPARSE.name, "kind": "zoo", "dataset": "cifar10", "threat": "Linf"}
+    torch.save(small(BASE.name).state_dict(), "other.pt")
+    refused = meansparse("fetch", "--from-file", "other.pt")
+    assert refused.exit_code == 3
+    assert "--model NAME" in refused.stderr
 
 
 def test_a_model_the_authors_never_touched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

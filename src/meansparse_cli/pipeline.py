@@ -72,6 +72,8 @@ def locate_run(config: ModelConfig) -> Run:
     """The run folder that these settings mean: ``--run``, or one named after data set, norm and model."""
     from .models import ModelSource, resolve_model
 
+    if config.model is None and isinstance(config, FetchConfig) and config.from_file is not None:
+        config = _with_model_of_file(config, config.from_file)
     if config.model is None:
         if config.run is None:
             raise ConfigError("no model and no run folder", hint="name one: --model digits, or --run runs/NAME")
@@ -468,6 +470,21 @@ def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str 
     checkpoint = _checkpoint_in_use(located, None if located.paths.report("sweep-alpha").exists() else alpha)
     base = _load_base(located, ModelConfig(run=Path(run)), device, checkpoint.rule)
     return sparsify(base, checkpoint, alpha=alpha)
+
+
+def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
+    """A file of the authors says by its keys which model it is, so that no --model is needed."""
+    from .published_checkpoint import read_published
+
+    held = read_published(path, allow_pickle=config.allow_pickle) if path.is_file() else None
+    if held is None or held.file is None:
+        raise ConfigError(
+            f"{path} is not a file of the MeanSparse authors, so it does not say which model it is",
+            hint="name its model: --model NAME",
+        )
+    file = held.file
+    update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
+    return config.model_copy(update=update)
 
 
 def pick_device(name: str) -> str:
