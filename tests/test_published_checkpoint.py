@@ -24,6 +24,7 @@ from meansparse_cli.published_checkpoint import (
     split_published,
     without_operators,
 )
+from meansparse_cli.site_rules import among_published, parse_rule
 from meansparse_cli.zoo import ZooEntry
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -119,6 +120,20 @@ def test_alphas_that_differ_or_were_never_set_are_no_alpha() -> None:
     state["b.running_var"][0] = -1
     with pytest.raises(CheckpointError, match="statistics of b"):
         split_published(state, what="file")
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "inner"),
+    [
+        ("published", "published", "all"),
+        ("published: 0-5, 7", "published:0-5,7", "0-5,7"),
+        (["published:0-5", 7], "published:0-5,7", "0-5,7"),
+        ("all", "all", None),
+    ],
+)
+def test_rules_among_the_published_sites(given: object, rule: str, inner: str | None) -> None:
+    assert parse_rule(given) == rule
+    assert among_published(rule) == inner
 
 
 def test_which_architecture_takes_which_weights() -> None:
@@ -225,7 +240,7 @@ def test_sites_published_puts_a_base_into_the_architecture(small_zoo: list[str])
         "meansparse_end",
     ]
     listed = meansparse("sites", "--model", "Bartoldson2024", *small_zoo, "--sites", "published", "--json")
-    assert len(json.loads(listed.stdout)) == 10
+    assert [site["chosen_by"] for site in json.loads(listed.stdout)] == ["published"] * 10
     refused = meansparse("calibrate", "--model", "Bartoldson2024", *small_zoo, "--statistics", "stored")
     assert refused.exit_code == 3
     assert "hold no MeanSparse operators" in refused.stderr

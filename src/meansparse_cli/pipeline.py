@@ -72,7 +72,8 @@ def locate_run(config: ModelConfig) -> Run:
     """The run folder that these settings mean: ``--run``, or one named after data set, norm and model."""
     from .models import ModelSource, resolve_model
 
-    if config.model is None and isinstance(config, FetchConfig) and config.from_file is not None:
+    is_new = config.run is None or not RunPaths(config.run).report("fetch").exists()
+    if config.model is None and is_new and isinstance(config, FetchConfig) and config.from_file is not None:
         config = _with_model_of_file(config, config.from_file)
     if config.model is None:
         if config.run is None:
