@@ -15,7 +15,7 @@ from meansparse_cli import zoo
 from meansparse_cli.adopt import OperatorPlace, adopt, find_published_operators, published_sites, take_out
 from meansparse_cli.calibrate import calibrate_channels
 from meansparse_cli.errors import SiteError
-from meansparse_cli.published_checkpoint import PUBLISHED_MODELS, PublishedModel, published_architecture
+from meansparse_cli.published_checkpoint import PUBLISHED_FILES, PublishedFile, published_architecture
 from meansparse_cli.sparsify import MeanSparse, alpha_set, example_alphas_set, remove, straight_through
 from meansparse_cli.zoo import ZooEntry, build_zoo_model
 
@@ -186,10 +186,10 @@ def test_without_operators_the_architecture_is_the_bases(
 
 @pytest.mark.parametrize(
     "model",
-    [m for m in PUBLISHED_MODELS if m.n_sites not in (143, 67, 75)],
+    [m for m in PUBLISHED_FILES if m.n_sites not in (143, 67, 75)],
     ids=lambda m: f"{m.name}-{m.dataset}-{m.threat}",
 )
-def test_site_counts_of_the_published_models(model: PublishedModel) -> None:
+def test_site_counts_of_the_published_models(model: PublishedFile) -> None:
     """On the real architectures, without memory for their weights: shapes are all it takes."""
     base = ZooEntry(model.base, model.dataset, model.threat)
     entry = published_architecture(base)
@@ -204,7 +204,7 @@ def test_site_counts_of_the_published_models(model: PublishedModel) -> None:
     assert sites[-1].shape == after_last
 
 
-def model_width(model: PublishedModel) -> int:
+def model_width(model: PublishedFile) -> int:
     return 864 if model.name.startswith("Ra") else 1024
 
 

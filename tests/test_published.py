@@ -109,11 +109,12 @@ def test_a_filter_that_fits_nothing(option: str, value: str, code: int, expected
 def test_what_evaluate_says_about_a_zoo_model() -> None:
     results = published_results(resolve_model("Amini2024MeanSparse_S-WRN-94-16"))
     assert results["published"] == {
-        "clean_accuracy": 0.936, "autoattack_accuracy": 0.7528, "external_accuracy": 0.731,
+        "of": "sparsified", "clean_accuracy": 0.936, "autoattack_accuracy": 0.7528, "external_accuracy": 0.731,
         "n_examples": 10_000, "date": "2025-03", "unreliable": False,
     }  # fmt: skip
     line = published_note(results)
-    assert line is not None and "clean 93.60 %, AutoAttack 75.28 %, external 73.10 %" in line
+    assert line is not None and "published for the sparsified model (Rob" in line
+    assert "clean 93.60 %, AutoAttack 75.28 %, external 73.10 %" in line
     assert "10,000 images, so not like for like" in line
     on_imagenet = published_note(published_results(resolve_model("Peng2023Robust", "imagenet")))
     assert on_imagenet is not None and "5,000 images" in on_imagenet
@@ -123,7 +124,13 @@ def test_what_evaluate_says_about_a_zoo_model() -> None:
 
 
 def test_evaluate_keeps_and_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: dict[str, Any] = {"clean_accuracy": 0.5, "n_examples": 10_000, "date": "2025-03", "unreliable": False}
+    figures: dict[str, Any] = {
+        "of": "base",
+        "clean_accuracy": 0.5,
+        "n_examples": 10_000,
+        "date": "2025-03",
+        "unreliable": False,
+    }
     monkeypatch.setattr(published, "published_results", lambda source: {"published": figures})
     run = str(tmp_path / "r")
     assert meansparse("calibrate", "--model", "digits", "--run", run, "--n-examples", "40").exit_code == 0

@@ -1,6 +1,7 @@
 """The authors' checkpoints: told apart by their keys, imported under any wrapper, and carried through all four stages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import load_sparsified, zoo
+from meansparse_cli import load_sparsified, published_checkpoint, zoo
 from meansparse_cli.cli import app
 from meansparse_cli.errors import CheckpointError
 from meansparse_cli.published_checkpoint import (
-    PUBLISHED_MODELS,
-    PublishedModel,
+    PUBLISHED_FILES,
+    PublishedFile,
     bare_path,
     published_architecture,
     read_published,
     split_published,
     without_operators,
 )
+from meansparse_cli.site_rules import among_published, parse_rule
 from meansparse_cli.zoo import ZooEntry
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -31,7 +33,7 @@ SPARSE = ZooEntry("Amini2024MeanSparse_S-WRN-94-16", "cifar10", "Linf")
 FIRST_SCHEME = ZooEntry("Wang2023Better_WRN-70-16", "cifar10", "Linf")
 
 
-def operator_paths(model: PublishedModel) -> list[str]:
+def operator_paths(model: PublishedFile) -> list[str]:
     """Every path a file of the authors has operators at, as their code names them."""
     residual = {136: (15, 15, 15), 214: (30, 31, 10), 143: (30, 31, 10), 100: (11, 11, 11), 67: (11, 11, 11)}
     if (blocks := residual.get(model.n_sites)) is not None:
@@ -40,13 +42,17 @@ def operator_paths(model: PublishedModel) -> list[str]:
         return [*paths, "meansparse_end" if len(names) == 3 else "relu.0"]
     if model.name == "Swin-L":
         names = ["meansparse1", "meansparse2", "mlp.meansparse1", "mlp.meansparse2"]
-        return [f"layers.{s}.blocks.{b}.{name}" for s, n in enumerate((2, 2, 18, 2)) for b in range(n) for name in names]
+        return [
+            f"layers.{s}.blocks.{b}.{name}" for s, n in enumerate((2, 2, 18, 2)) for b in range(n) for name in names
+        ]
     if model.name == "ConvNeXt-L":
         names = ["mlp.act.0", "drop_path.1"]
-        return [f"stages.{s}.blocks.{b}.{name}" for s, n in enumerate((3, 3, 27, 3)) for b in range(n) for name in names]
+        return [
+            f"stages.{s}.blocks.{b}.{name}" for s, n in enumerate((3, 3, 27, 3)) for b in range(n) for name in names
+        ]
     blocks = (5, 8, 23, 1)
     names = ["a", "b"]
-    paths = [f"stages.stage{k}.stage{k}-block{b}.F.{x}.2.0" for k, n in enumerate(blocks, 1) for b in range(1, n + 1) for x in names]  # fmt: skip
+    paths = [f"stages.stage{k}.stage{k}-block{b}.F.{x}.2.0" for k, n in enumerate(blocks, 1) for b in range(n) for x in names]  # fmt: skip
     return ["stem.stem.stem.2.0", *paths]
 
 
@@ -63,18 +69,21 @@ def operators(paths: list[str], alpha: float = 0.2, channels: int = 2) -> dict[s
     return state
 
 
-def weights(model: PublishedModel) -> dict[str, Tensor]:
-    last = {"Swin-L": "head.fc.weight", "ConvNeXt-L": "head.fc.weight", "RaWRN-101-2": "head.fc.weight"}
-    return {"init_conv.weight": torch.zeros(1, 3, 1, 1), last.get(model.name, "logits.weight"): torch.zeros(model.n_classes, 1)}
+def weights(model: PublishedFile) -> dict[str, Tensor]:
+    last = {"Swin-L": "head.fc.weight", "ConvNeXt-L": "head.fc.weight", "RaWRN-101-2": "fc.weight"}
+    return {
+        "init_conv.weight": torch.zeros(1, 3, 1, 1),
+        last.get(model.name, "logits.weight"): torch.zeros(model.n_classes, 1),
+    }
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
-@pytest.mark.parametrize("model", PUBLISHED_MODELS, ids=lambda m: f"{m.name}-{m.dataset}-{m.threat}")
-def test_each_file_is_known_by_its_keys(model: PublishedModel, prefix: str) -> None:
+@pytest.mark.parametrize("model", PUBLISHED_FILES, ids=lambda m: f"{m.name}-{m.dataset}-{m.threat}")
+def test_each_file_is_known_by_its_keys(model: PublishedFile, prefix: str) -> None:
     paths = operator_paths(model)
     state = {f"{prefix}{k}": v for k, v in (weights(model) | operators(paths)).items()}
     held = split_published(state, what="file")
-    assert held.model is model
+    assert held.file is model
     assert set(held.statistics) == set(paths)
     assert held.alpha == 0.2
     assert {bare_path(key) for key in held.base} == set(weights(model))
@@ -85,7 +94,7 @@ def test_each_file_is_known_by_its_keys(model: PublishedModel, prefix: str) -> N
 
 
 def test_a_file_of_another_model_under_the_same_name_is_refused() -> None:
-    three = [m for m in PUBLISHED_MODELS if m.file_name == "Wang2023Better_WRN-70-16_WS.pt"]
+    three = [m for m in PUBLISHED_FILES if m.file_name == "Wang2023Better_WRN-70-16_WS.pt"]
     assert len(three) == 3
     for model in three:
         state = weights(model) | operators(operator_paths(model))
@@ -94,13 +103,15 @@ def test_a_file_of_another_model_under_the_same_name_is_refused() -> None:
             if other is model:
                 assert set(without_operators(state, entry, "a.pt")) == set(weights(model))
                 continue
-            with pytest.raises(CheckpointError, match=f"is MeanSparse's WRN-70-16 for {model.dataset}, {model.threat}") as raised:
+            with pytest.raises(
+                CheckpointError, match=f"is MeanSparse's WRN-70-16 for {model.dataset}, {model.threat}"
+            ) as raised:
                 without_operators(state, entry, "a.pt")
             assert str(raised.value.hint).endswith("--from-file FILE")
 
 
 def test_alphas_that_differ_or_were_never_set_are_no_alpha() -> None:
-    state = weights(PUBLISHED_MODELS[0]) | operators(["a", "b"], alpha=0.0)
+    state = weights(PUBLISHED_FILES[0]) | operators(["a", "b"], alpha=0.0)
     assert split_published(state, what="file").alpha is None
     state["a.threshold"].fill_(0.15)
     held = split_published(state, what="file")
@@ -111,12 +122,26 @@ def test_alphas_that_differ_or_were_never_set_are_no_alpha() -> None:
         split_published(state, what="file")
 
 
+@pytest.mark.parametrize(
+    ("given", "rule", "inner"),
+    [
+        ("published", "published", "all"),
+        ("published: 0-5, 7", "published:0-5,7", "0-5,7"),
+        (["published:0-5", 7], "published:0-5,7", "0-5,7"),
+        ("all", "all", None),
+    ],
+)
+def test_rules_among_the_published_sites(given: object, rule: str, inner: str | None) -> None:
+    assert parse_rule(given) == rule
+    assert among_published(rule) == inner
+
+
 def test_which_architecture_takes_which_weights() -> None:
     assert published_architecture(BASE) == published_architecture(SPARSE) == SPARSE
     assert published_architecture(FIRST_SCHEME) is None
     assert published_architecture(ZooEntry("Standard", "cifar10", "Linf")) is None
     zoo_entries = set(zoo.zoo_entries())
-    for model in PUBLISHED_MODELS:
+    for model in PUBLISHED_FILES:
         assert ZooEntry(model.base, model.dataset, model.threat) in zoo_entries
         assert model.entry is None or ZooEntry(model.entry, model.dataset, model.threat) in zoo_entries
 
@@ -179,7 +204,7 @@ def test_the_published_model_is_evaluated_as_it_is(name: str, small_zoo: list[st
     assert (len(calibrated["sites"]), calibrated["alpha"], calibrated["rule"]) == (10, 0.3, "published")
     with torch.no_grad():
         assert torch.equal(load_sparsified("run")(IMAGES), theirs(IMAGES))
-    evaluated = done("evaluate", *small_zoo, "--eps", "2/255", "--attack", "pgd-50", "--attack", "bpda-apgd-ce", "--n-examples", "8")  # fmt: skip
+    evaluated = done("evaluate", *small_zoo, "--eps", "2/255", "--attack", "bpda-apgd-ce", "--n-examples", "4")  # fmt: skip
     assert evaluated["alpha"] == 0.3
 
 
@@ -207,10 +232,15 @@ def test_sites_published_puts_a_base_into_the_architecture(small_zoo: list[str])
     with torch.no_grad():
         assert torch.equal(load_sparsified("run", alpha=0)(IMAGES), plain(IMAGES))
         assert not torch.equal(load_sparsified("run", alpha=0.2)(IMAGES), plain(IMAGES))
-    some = done("calibrate", "--model", "Bartoldson2024", *small_zoo, "--sites", "published:*meansparse_2,meansparse_end")
-    assert [s["name"] for s in some["sites"]] == [*(f"layer.{g}.block.0.meansparse_2" for g in range(3)), "meansparse_end"]
+    some = done(
+        "calibrate", "--model", "Bartoldson2024", *small_zoo, "--sites", "published:*meansparse_2,meansparse_end"
+    )
+    assert [s["name"] for s in some["sites"]] == [
+        *(f"layer.{g}.block.0.meansparse_2" for g in range(3)),
+        "meansparse_end",
+    ]
     listed = meansparse("sites", "--model", "Bartoldson2024", *small_zoo, "--sites", "published", "--json")
-    assert len(json.loads(listed.stdout)) == 10
+    assert [site["chosen_by"] for site in json.loads(listed.stdout)] == ["published"] * 10
     refused = meansparse("calibrate", "--model", "Bartoldson2024", *small_zoo, "--statistics", "stored")
     assert refused.exit_code == 3
     assert "hold no MeanSparse operators" in refused.stderr
@@ -233,6 +263,19 @@ def test_a_file_of_the_first_scheme_goes_to_the_activations(small_zoo: list[str]
     assert [f"{s['name']}.0" for s in calibrated["sites"]] == paths
 
 
+def test_a_file_names_its_model(small_zoo: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = published()
+    n_sites = sum(hasattr(module, "threshold") for module in theirs.modules())
+    monkeypatch.setattr(published_checkpoint, "PUBLISHED_FILES", (replace(PUBLISHED_FILES[0], n_sites=n_sites),))
+    path = saved(dict(theirs.state_dict()))
+    found = done("fetch", "--from-file", path)
+    assert found["model"] == {"name": SPARSE.name, "kind": "zoo", "dataset": "cifar10", "threat": "Linf"}
+    torch.save(small(BASE.name).state_dict(), "other.pt")
+    refused = meansparse("fetch", "--from-file", "other.pt")
+    assert refused.exit_code == 3
+    assert "--model NAME" in refused.stderr
+
+
 def test_a_model_the_authors_never_touched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = meansparse("calibrate", "--model", "digits", "--sites", "published")
@@ -241,5 +284,8 @@ def test_a_model_the_authors_never_touched_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_file_without_operators_is_none(tmp_path: Path) -> None:
-    torch.save({"conv.weight": torch.zeros(1), "bn.running_mean": torch.zeros(1), "bn.running_var": torch.ones(1)}, tmp_path / "a.pt")
+    torch.save(
+        {"conv.weight": torch.zeros(1), "bn.running_mean": torch.zeros(1), "bn.running_var": torch.ones(1)},
+        tmp_path / "a.pt",
+    )
     assert read_published(tmp_path / "a.pt") is None

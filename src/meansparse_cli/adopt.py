@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, SiteError
+from .errors import CheckpointError, DataError, SiteError
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, split_published
-from .sites import Layout, Site, find_sites, unwrap
+from .sites import Layout, Site, find_sites, untouched, unwrap
 from .sparsify import MeanSparse, SparsifiedModel, insert
 
 
@@ -45,18 +45,15 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
         module.register_forward_pre_hook(lambda m, args, path=path: seen.setdefault(path, []).append(tuple(args[0].shape)))
         for path, module in operators.items()
     ]  # fmt: skip
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with untouched(model), torch.no_grad():
             model(images)
-    except RuntimeError as error:
-        raise SiteError(
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(
             f"the model's forward pass failed on images of shape {tuple(images.shape)}: {error}",
             hint="does the data set's image size fit this model?",
         ) from error
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return [_site(index, path, operators[path], shapes) for index, (path, shapes) in enumerate(seen.items())]

@@ -33,14 +33,16 @@ class Checkpoint:
     """The site rule that chose the sites."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` atomically."""
+def save_checkpoint(
+    path: Path, checkpoint: Checkpoint, *, tensors: dict[str, Any] | None = None, header: dict[str, Any] | None = None
+) -> None:
+    """Write ``checkpoint`` atomically, with more tensors and entries of the header where an export has some."""
     from safetensors.torch import save
 
-    tensors: dict[str, Any] = {}
+    tensors = dict(tensors or {})
     for i, s in enumerate(checkpoint.statistics):
         tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
-    header = {
+    header = (header or {}) | {
         "sites": [asdict(site) for site in checkpoint.sites],
         "counts": [s.count for s in checkpoint.statistics],
         "estimator": checkpoint.estimator,

@@ -271,6 +271,21 @@ def run_all(
         _stage(stage, flags if stage == "evaluate" else {k: v for k, v in flags.items() if k not in of_evaluate})
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="File to write; one in the run folder by default.", show_default=False)] = None,
+    format: Annotated[str, typer.Option("--format", help="meansparse: one self-contained .safetensors; robustbench: a .pt for RobustBench's own class.")] = "meansparse",
+    card: Annotated[bool, typer.Option("--card", help="A leaderboard card, as JSON, of what evaluate measured.")] = False,
+    alpha: Alpha = None, allow_pickle: AllowPickle = None,
+) -> None:  # fmt: skip
+    """Write a run's sparsified model as one file, or its leaderboard card."""
+    from . import pipeline
+
+    path = pipeline.export(run, file, format="card" if card else format, alpha=alpha, allow_pickle=bool(allow_pickle))
+    typer.echo(str(path))
+
+
 _TRAINING = "Training"
 
 

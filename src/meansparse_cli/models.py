@@ -110,13 +110,34 @@ def load_model(
     return model.cpu().float().eval()
 
 
-def build_network(source: ModelSource, *, published_sites: bool = False) -> nn.Module:
-    """The architecture of a model of the zoo, with random weights; published operators are taken out of it."""
+def build_network(
+    source: ModelSource, *, published_sites: bool = False, settings: dict[str, Any] | None = None
+) -> nn.Module:
+    """The architecture of a model, with random weights; published operators are taken out of it.
+
+    ``settings`` are those of an embedded network (``network_settings``).
+    """
     from .adopt import take_out
     from .published_checkpoint import published_architecture
 
+    if source.kind == "embedded":
+        return ResNet18(**(settings or {}))
+    if source.kind == "timm":
+        return _load_timm(source.name, with_weights=False)
+    if source.kind == "torchvision":
+        return _load_torchvision(source.name, with_weights=False)
+    if source.kind == "factory":
+        return _call_factory(source.name)
     architecture = published_architecture(source.entry) if published_sites else None
     return take_out(zoo.build_zoo_model(architecture or source.entry))
+
+
+def network_settings(source: ModelSource, weights: Sequence[Path]) -> dict[str, Any] | None:
+    """How an embedded network is built, from the header of its weights; None for every other kind."""
+    if source.kind != "embedded":
+        return None
+    path = weights[0] if weights else embedded_weights(source)
+    return json.loads(_read_metadata(path)["network"])  # type: ignore[no-any-return]
 
 
 def weight_paths(source: ModelSource, weights: Path | Sequence[Path] | None) -> tuple[Path, ...]:

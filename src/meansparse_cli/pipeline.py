@@ -72,6 +72,9 @@ def locate_run(config: ModelConfig) -> Run:
     """The run folder that these settings mean: ``--run``, or one named after data set, norm and model."""
     from .models import ModelSource, resolve_model
 
+    is_new = config.run is None or not RunPaths(config.run).report("fetch").exists()
+    if config.model is None and is_new and isinstance(config, FetchConfig) and config.from_file is not None:
+        config = _with_model_of_file(config, config.from_file)
     if config.model is None:
         if config.run is None:
             raise ConfigError("no model and no run folder", hint="name one: --model digits, or --run runs/NAME")
@@ -241,7 +244,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     statistics = tuple(held.statistics[path] for path in paths)
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
     save_checkpoint(run.paths.statistics, checkpoint)
-    known = held.model
+    known = held.file
     report = _write(
         run, "calibrate", config, sources, inputs, [run.paths.statistics], "cpu", started,
         {
@@ -258,10 +261,10 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     )  # fmt: skip
     alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
     note(
-        f"calibrate: {len(sites)} sites with the statistics of {held.model.file_name if held.model else 'the weights'}, {alpha}"
+        f"calibrate: {len(sites)} sites with the statistics of {held.file.file_name if held.file else 'the weights'}, {alpha}"
     )
     if held.alpha is None:
-        theirs = f"the authors evaluate at {held.model.alpha:g}: " if held.model else ""
+        theirs = f"the authors evaluate at {held.file.alpha:g}: " if held.file else ""
         note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {run.paths.folder}")
     return report
 
@@ -388,14 +391,18 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
-    results = evaluation.to_report() | published | {
-        "eps": eps,
-        "search": {
-            "precision": settings.precision,
-            "compile": settings.compile,
-            "channels_last": settings.channels_last,
-        },
-    }
+    results = (
+        evaluation.to_report()
+        | published
+        | {
+            "eps": eps,
+            "search": {
+                "precision": settings.precision,
+                "compile": settings.compile,
+                "channels_last": settings.channels_last,
+            },
+        }
+    )
     if len(grid) > 1:
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
@@ -407,16 +414,78 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     return _write(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
 
 
+def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
+    """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
+
+    ``alpha`` overrides the one in use. A card needs the evaluation to be of this very alpha.
+    """
+    from . import export as formats
+    from .models import network_settings
+    from .site_rules import among_published
+    from .sparsify import check_alpha
+
+    suffixes = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
+    if format not in suffixes:
+        raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(suffixes)}")
+    config = ModelConfig(run=folder, allow_pickle=allow_pickle)
+    run = _located(config)
+    if alpha is not None:
+        check_alpha(alpha)
+    checkpoint = _checkpoint_in_use(run, alpha)
+    value = float(checkpoint.alpha or 0)
+    path = file or folder / _file_name(f"{run.source.name}-meansparse{suffixes[format]}")
+    if format == "card":
+        evaluation = _evaluation_of(run, value)
+        formats.save_card(path, formats.model_card(run.source, run.norm, checkpoint, evaluation))
+        total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
+        if total and n < total:
+            note(
+                f"export: a leaderboard asks for all {total:,} test images, these figures are of {n:,}: {run.command('evaluate')} --n-examples {total}"
+            )
+        note("export: link, name, authors and venue are yours to fill in")
+        return path
+    base = _load_base(run, config, "cpu", checkpoint.rule)
+    if format == "robustbench":
+        formats.save_robustbench(path, run.source, sparsify(base, checkpoint))
+    else:
+        network = {
+            "published_sites": among_published(checkpoint.rule) is not None,
+            "settings": network_settings(run.source, _weights_of(run)),
+        }
+        formats.save_exported(path, run.source, base, checkpoint, network)
+    note(f"export: {run.source.name}, {len(checkpoint.sites)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")
+    return path
+
+
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
     """The sparsified model of a finished sweep, ready to use: an ``nn.Module`` in eval mode, images in, logits out.
 
-    ``run`` is the run folder. ``alpha`` overrides the chosen one; 0 is bit-identical to the base model.
+    ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one; 0 is
+    bit-identical to the base model.
     """
+    if Path(run).is_file():
+        from .export import load_exported
+
+        return load_exported(Path(run), alpha=alpha, device=device)
     located = locate_run(ModelConfig(run=Path(run)))
-    _, stage = _alpha_in_use(located, None)
-    checkpoint = load_checkpoint(located.paths.checkpoint if stage == "sweep-alpha" else located.paths.statistics)
+    checkpoint = _checkpoint_in_use(located, None if located.paths.report("sweep-alpha").exists() else alpha)
     base = _load_base(located, ModelConfig(run=Path(run)), device, checkpoint.rule)
     return sparsify(base, checkpoint, alpha=alpha)
+
+
+def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
+    """A file of the authors says by its keys which model it is, so that no --model is needed."""
+    from .published_checkpoint import read_published
+
+    held = read_published(path, allow_pickle=config.allow_pickle) if path.is_file() else None
+    if held is None or held.file is None:
+        raise ConfigError(
+            f"{path} is not a file of the MeanSparse authors, so it does not say which model it is",
+            hint="name its model: --model NAME",
+        )
+    file = held.file
+    update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
+    return config.model_copy(update=update)
 
 
 def pick_device(name: str) -> str:
@@ -485,6 +554,34 @@ def _alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:
     return float(_verified(run, "sweep-alpha")["results"]["alpha"]), "sweep-alpha"
 
 
+def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
+    """The report of evaluate, if there is one; refused where it is of other statistics or of another alpha."""
+    path = run.paths.report("evaluate")
+    if not path.exists():
+        note(f"export: not evaluated, so the card has no figures: {run.command('evaluate')}")
+        return None
+    report = read_report(path, "evaluate", mend=run.command("evaluate"))
+    upstream = next(name for name in ("sweep-alpha", "calibrate") if f"{name}.yaml" in report["inputs"])
+    if report["inputs"][f"{upstream}.yaml"] != sha256_of(run.paths.report(upstream)):
+        raise ArtifactError(
+            f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
+            hint=f"run: {run.command('evaluate')}",
+        )
+    if report["results"]["alpha"] != alpha:
+        raise ArtifactError(
+            f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {alpha:g}",
+            hint=f"evaluate this one, or export that one: --alpha {report['results']['alpha']:g}",
+        )
+    return report
+
+
+def _checkpoint_in_use(run: Run, given: float | None) -> Checkpoint:
+    """The operators that evaluate would use, with their alpha."""
+    alpha, stage = _alpha_in_use(run, given)
+    file = run.paths.checkpoint if stage == "sweep-alpha" else run.paths.statistics
+    return replace(load_checkpoint(file), alpha=alpha)
+
+
 def _with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) -> CalibrateConfig:
     """A model that has operators of its own, and statistics that are stored, mean the authors' sites by default."""
     from .published_checkpoint import published_architecture
@@ -506,13 +603,13 @@ def _with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) 
 def _find_sites(model: nn.Module, run: Run, config: CalibrateConfig, images: Tensor) -> list[Site]:
     """The sites that the rule chooses among."""
     from .adopt import published_sites
-    from .published_checkpoint import published_models_of
+    from .published_checkpoint import published_files_of
     from .site_rules import among_published
     from .sites import find_sites
 
     if among_published(config.sites) is None:
         return find_sites(model, images)
-    known = published_models_of(run.source.entry) if run.source.kind == "zoo" else []
+    known = published_files_of(run.source.entry) if run.source.kind == "zoo" else []
     return published_sites(model, images, _held_by_weights(run, config), [m.pattern for m in known])
 
 

@@ -69,7 +69,9 @@ def published_results(source: "ModelSource") -> dict[str, Any]:
             figures = {f.name: value for f in fields(model) if (value := getattr(model, f.name)) is not None}
             accuracies = {k: v for k, v in figures.items() if k.endswith("_accuracy")}
             rest = {"n_examples": N_IMAGES[model.dataset], "date": published_date(), "unreliable": model.unreliable}
-            return {"published": accuracies | rest}
+            # the cards of the authors' own entries are of the sparsified model, with its operators at work
+            of = "sparsified" if model.architecture.startswith("MeanSparse ") else "base"
+            return {"published": {"of": of} | accuracies | rest}
     return {}
 
 
@@ -84,6 +86,6 @@ def published_note(results: dict[str, Any]) -> str | None:
         if f"{key}_accuracy" in published
     ]
     return (
-        f"published for the base (RobustBench, {published['date']}): {', '.join(figures)}, "
+        f"published for the {published['of']} model (RobustBench, {published['date']}): {', '.join(figures)}, "
         f"on the original {published['n_examples']:,} images, so not like for like"
     )

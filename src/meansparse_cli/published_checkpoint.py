@@ -30,7 +30,7 @@ _ACTIVATIONS = r"layer\.\d+\.block\.\d+\.relu_[01]\.0|relu\.0"
 
 
 @dataclass(frozen=True)
-class PublishedModel:
+class PublishedFile:
     """One of the authors' models: its file, the zoo's base, RobustBench's entry for it (None: it has none).
 
     ``n_sites`` operators at paths that match ``pattern``, ``n_classes`` outputs: together they tell all files apart.
@@ -53,42 +53,42 @@ class PublishedModel:
         return (entry.dataset, entry.threat) == (self.dataset, self.threat) and entry.name in (self.base, self.entry)
 
 
-PUBLISHED_MODELS = (
-    PublishedModel(
+PUBLISHED_FILES = (
+    PublishedFile(
         "WRN-94-16", "Bartoldson2024Adversarial_WRN-94-16_WS.pt", "cifar10", "Linf",
         "Bartoldson2024Adversarial_WRN-94-16", "Amini2024MeanSparse_S-WRN-94-16", 136, 10, _RESIDUAL, 0.15,
     ),
-    PublishedModel(
+    PublishedFile(
         "RaWRN-70-16", "Peng2023Robust_WS.pt", "cifar10", "Linf",
         "Peng2023Robust", "Amini2024MeanSparse_Ra_WRN_70_16", 214, 10, _RESIDUAL, 0.25,
     ),
-    PublishedModel(
+    PublishedFile(
         "RaWRN-70-16, first version", "Peng2023Robust_WS.pt", "cifar10", "Linf",
         "Peng2023Robust", "Amini2024MeanSparse_Ra_WRN_70_16", 143, 10, _ACTIVATIONS, 0.25,
     ),
-    PublishedModel(
+    PublishedFile(
         "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar10", "Linf",
         "Wang2023Better_WRN-70-16", None, 67, 10, _ACTIVATIONS, 0.20,
     ),
-    PublishedModel(
+    PublishedFile(
         "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar10", "L2",
         "Wang2023Better_WRN-70-16", "Amini2024MeanSparse_S-WRN-70-16", 100, 10, _RESIDUAL, 0.25,
     ),
-    PublishedModel(
+    PublishedFile(
         "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar100", "Linf",
         "Wang2023Better_WRN-70-16", "Amini2024MeanSparse_S-WRN-70-16", 100, 100, _RESIDUAL, 0.15,
     ),
-    PublishedModel(
+    PublishedFile(
         "Swin-L", "Liu2023Comprehensive_Swin-L_WS.pt", "imagenet", "Linf",
         "Liu2023Comprehensive_Swin-L", "Amini2024MeanSparse_Swin-L", 96, 1000,
         r"layers\.\d+\.blocks\.\d+\.(mlp\.)?meansparse[12]", 0.10,
     ),
-    PublishedModel(
+    PublishedFile(
         "ConvNeXt-L", "Liu2023Comprehensive_ConvNeXt-L_WS.pt", "imagenet", "Linf",
         "Liu2023Comprehensive_ConvNeXt-L", "Amini2024MeanSparse_ConvNeXt-L", 72, 1000,
         r"stages\.\d+\.blocks\.\d+\.(mlp\.act\.0|drop_path\.1)", 0.30,
     ),
-    PublishedModel(
+    PublishedFile(
         "RaWRN-101-2", "Peng2023Robust_WS.pt", "imagenet", "Linf",
         "Peng2023Robust", None, 75, 1000, r"stem\.stem\.stem\.2\.0|stages\..+\.F\.[ab]\.2\.0", 0.20,
     ),
@@ -100,14 +100,14 @@ PUBLISHED_MODELS = (
 class PublishedCheckpoint:
     """``base``: the base's tensors by name. ``statistics``: by the operator's path, wrappers' prefixes taken off.
 
-    ``alphas``: likewise; ``alpha`` is the one they share, None where they differ or were never set. ``model``: None
-    where the file is none of the authors'.
+    ``alphas``: likewise; ``alpha`` is the one they share, None where they differ or were never set. ``file``: None
+    where it is none of the authors'.
     """
 
     base: dict[str, Tensor]
     statistics: dict[str, ChannelStatistics]
     alphas: dict[str, float]
-    model: PublishedModel | None
+    file: PublishedFile | None
 
     @property
     def alpha(self) -> float | None:
@@ -128,15 +128,15 @@ def published_architecture(entry: ZooEntry) -> ZooEntry | None:
     """
     from .zoo import ZooEntry
 
-    for model in PUBLISHED_MODELS:
-        if model.entry is not None and model.is_for(entry):
-            return ZooEntry(model.entry, model.dataset, model.threat)
+    for file in PUBLISHED_FILES:
+        if file.entry is not None and file.is_for(entry):
+            return ZooEntry(file.entry, file.dataset, file.threat)
     return None
 
 
-def published_models_of(entry: ZooEntry) -> list[PublishedModel]:
-    """The authors' models on this base, the newer one first."""
-    return [model for model in PUBLISHED_MODELS if model.is_for(entry)]
+def published_files_of(entry: ZooEntry) -> list[PublishedFile]:
+    """The authors' files for this base, the newer one first."""
+    return [file for file in PUBLISHED_FILES if file.is_for(entry)]
 
 
 def has_operators(state: Iterable[str]) -> bool:
@@ -160,8 +160,8 @@ def split_published(state: Mapping[str, Tensor], *, what: str) -> PublishedCheck
     statistics = {bare_path(path): _statistics(state, path, what) for path in paths}
     alphas = {bare_path(path): _shortest(state[f"{path}.threshold"]) for path in paths}
     n_classes = next((len(base[k]) for k in reversed(base) if re.search(r"(logits|fc|head|linear)\.weight$", k)), None)
-    model = next((m for m in PUBLISHED_MODELS if m.n_classes == n_classes and _has_paths(m, statistics)), None)
-    return PublishedCheckpoint(base, statistics, alphas, model)
+    file = next((m for m in PUBLISHED_FILES if m.n_classes == n_classes and _has_paths(m, statistics)), None)
+    return PublishedCheckpoint(base, statistics, alphas, file)
 
 
 def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
@@ -175,8 +175,8 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
     if not has_operators(state):
         return checkpoint
     held = split_published(state, what=what)
-    if held.model is not None and not held.model.is_for(entry):
-        m = held.model
+    if held.file is not None and not held.file.is_for(entry):
+        m = held.file
         right = fetch_command(m.entry or m.base, m.dataset, m.threat)
         raise CheckpointError(
             f"{what} is MeanSparse's {m.name} for {m.dataset}, {m.threat} ({m.n_sites} operators, {m.n_classes} classes), "
@@ -198,7 +198,7 @@ def _operator_paths(state: Iterable[str]) -> list[str]:
     return sorted(p for p in found if all(f"{p}.{name}" in keys for name in NEEDED_BUFFERS))
 
 
-def _has_paths(model: PublishedModel, paths: Iterable[str]) -> bool:
+def _has_paths(model: PublishedFile, paths: Iterable[str]) -> bool:
     listed = list(paths)
     return len(listed) == model.n_sites and all(re.fullmatch(model.pattern, path) for path in listed)
 

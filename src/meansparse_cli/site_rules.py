@@ -70,8 +70,9 @@ def among_published(rule: str) -> str | None:
 def select_sites(sites: Sequence[Site], rule: str = "all", *, include_gates: bool = True) -> list[Site]:
     """The sites that ``rule`` chooses, in their order and as they are: each keeps its own name and index.
 
-    ``sites`` are those of ``find_sites``, of ``published_sites`` for a rule that says so, or some of them (a checkpoint's). With ``include_gates=False`` no rule chooses
-    a gate. Raises SiteError for a part that chooses nothing, with the nearest names; ValueError for a malformed rule.
+    ``sites`` are those of ``find_sites``, or of ``published_sites`` for a rule that says so, or some of them (a
+    checkpoint's). With ``include_gates=False`` no rule chooses a gate. Raises SiteError for a part that chooses nothing,
+    with the nearest names; ValueError for a malformed rule.
     """
     chosen = chosen_by(sites, rule, include_gates=include_gates)
     return [site for site in sites if site.index in chosen]
@@ -91,7 +92,7 @@ def chosen_by(sites: Sequence[Site], rule: str, *, include_gates: bool = True) -
         if not found:
             raise _nothing_chosen(part, candidates, _matching(sites, part))
         for site in found:
-            chosen.setdefault(site.index, part)
+            chosen.setdefault(site.index, part if among_published(rule) is None or part != "all" else PUBLISHED)
     return chosen
 
 
