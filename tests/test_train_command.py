@@ -194,6 +194,16 @@ def test_flags_win_over_the_file_over_the_preset_over_the_default(tmp_path: Path
     assert (plain.n_steps, plain.step_size, plain.schedule) == (10, "0.0078", "steps")
 
 
+def test_the_shipped_configs() -> None:
+    folder = Path(__file__).parent.parent / "configs"
+    for file in folder.glob("*.yaml"):
+        resolve("train", TrainConfig, file, {})
+    paper = with_preset(*resolve("train", TrainConfig, folder / "train-resnet18-paper.yaml", {}))
+    assert paper == TrainConfig(dataset="cifar10", eps="8/255")
+    short = with_preset(*resolve("train", TrainConfig, folder / "train-resnet18-short.yaml", {}))
+    assert (short.epochs, short.precision, short.cuda_graphs) == (30, "bf16", True)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_images_are_read_in_order(tmp_path: Path, n_workers: int) -> None:

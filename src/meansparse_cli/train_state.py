@@ -66,8 +66,7 @@ class TrainState:
             return
         state = load_torch(self.file)
         was, now = state["settings"], result_settings(self.config)
-        if was != now:
-            changed = ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v)
+        if changed := ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v):
             raise ArtifactError(
                 f"{self.file} was begun with other settings ({changed})", hint="use another --run, or --fresh"
             )
