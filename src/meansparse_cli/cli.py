@@ -143,6 +143,43 @@ Alphas = Annotated[
 MaxCleanDrop = Annotated[
     float | None, typer.Option(help="Points of clean accuracy the choice may cost.", rich_help_panel=_ATTACK)
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        help="Which curve chooses the alpha of the checkpoint: apgd-ce (the paper's), apgd, bpda or worst.",
+        rich_help_panel=_ATTACK,
+    ),
+]
+MinGain = Annotated[
+    float | None,
+    typer.Option(help="Standard errors the choice must gain over alpha = 0; else alpha = 0.", rich_help_panel=_ATTACK),
+]
+AlphaRule = Annotated[
+    str | None,
+    typer.Option(
+        help="shared, per-depth or per-site: the last two search from the shared alpha.", rich_help_panel=_ATTACK
+    ),
+]
+SweepSites = Annotated[
+    str | None, typer.Option("--sites", help="Which of the calibrated sites get the operator.", rich_help_panel=_MODEL)
+]
+Centre = Annotated[
+    str | None, typer.Option(help="channel-mean, zero or global-mean (paper, Table 8).", rich_help_panel=_ATTACK)
+]
+Spread = Annotated[str | None, typer.Option(help="Unit of alpha: channel-std, or site-std.", rich_help_panel=_ATTACK)]
+Racing = Annotated[
+    bool | None,
+    typer.Option(
+        "--racing/--no-racing", help="Drop alphas that are clearly behind; or score all.", rich_help_panel=_ATTACK
+    ),
+]
+Refine = Annotated[
+    int | None, typer.Option(help="Rounds that add the alphas next to the best one, halfway.", rich_help_panel=_ATTACK)
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(help="Held-out images between two writes to disk and looks of racing.", rich_help_panel=_RUN),
+]
 Alpha = Annotated[
     float | None, typer.Option(help="Evaluate at this alpha, not at the chosen one.", rich_help_panel=_ATTACK)
 ]
@@ -232,10 +269,13 @@ def calibrate(
 @app.command("sweep-alpha")
 def sweep_alpha(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    alphas: Alphas = None, attack: Attack = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
+    alphas: Alphas = None, attack: Attack = None, objective: Objective = None, max_clean_drop: MaxCleanDrop = None,
+    min_gain: MinGain = None, alpha_rule: AlphaRule = None, sites: SweepSites = None, centre: Centre = None,
+    spread: Spread = None, racing: Racing = None, refine: Refine = None, norm: Norm = None,
     eps: Eps = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None,
     run: RunFolder = None, config: ConfigFile = None, device: Device = None, seed: Seed = None,
-    batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+    batch_size: BatchSize = None, block_size: BlockSize = None, workers: Workers = None, fresh: Fresh = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Choose alpha on the held-out split."""
     _stage("sweep-alpha", locals())
@@ -244,7 +284,8 @@ def sweep_alpha(
 @app.command()
 def evaluate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    attack: Attack = None, alpha: Alpha = None, individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
+    attack: Attack = None, alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None,
+    individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
     channels_last: ChannelsLast = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
@@ -254,11 +295,30 @@ def evaluate(
     _stage("evaluate", locals())
 
 
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished sweep.")],
+    what: Annotated[str | None, typer.Option(help="curve, blocked (share of features a site) or histogram (of a channel).")] = None,
+    site: Annotated[str | None, typer.Option(help="Name or index of the site whose channel is drawn.")] = None,
+    channel: Annotated[int | None, typer.Option(help="Which channel of it.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Draw at this alpha, not at the chosen one.")] = None,
+    dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None, device: Device = None,
+    batch_size: BatchSize = None, seed: Seed = None,
+) -> None:  # fmt: skip
+    """Draw a finished sweep: its curve, what is blocked where, a channel before and after."""
+    from .config import PlotConfig, resolve
+
+    settings, sources = resolve("plot", PlotConfig, None, locals())
+    from . import pipeline
+
+    typer.echo(str(pipeline.plot(settings, sources)))
+
+
 @app.command("run")
 def run_all(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
     sites: Sites = None, include_gates: IncludeGates = None, alphas: Alphas = None, attack: Attack = None,
-    max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
+    objective: Objective = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
     eps: Eps = None, threat: Threat = None, weights: Weights = None, from_file: FromFile = None,
     allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None, device: Device = None,
     seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False,

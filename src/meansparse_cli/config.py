@@ -177,10 +177,25 @@ class SweepAlphaConfig(AttackConfig):
     """``meansparse sweep-alpha``."""
 
     alphas: Alphas = parse_alphas("0.05:0.5:0.05")
-    attack: Names = ("apgd-ce",)
+    attack: Names = ()
+    """The attacks of the plain curve; those of the objective when not given. Their BPDA twins always run too."""
+    objective: Literal["apgd-ce", "apgd", "bpda", "worst"] = "apgd-ce"
+    """What decides which alpha the checkpoint carries; the paper's is ``apgd-ce``."""
     max_clean_drop: float = Field(default=0.5, ge=0)
     """How many percentage points of clean accuracy the choice may cost."""
+    min_gain: float | None = Field(default=None, ge=0)
+    """Standard errors that the choice must gain over alpha = 0; see ``choice.ChoiceRule``."""
+    alpha_rule: Literal["shared", "per-depth", "per-site"] = "shared"
+    sites: SiteRule = "all"
+    """Which of the calibrated sites get the operator."""
+    centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
+    spread: Literal["channel-std", "site-std"] = "channel-std"
+    racing: bool = True
+    refine: int = Field(default=0, ge=0)
+    """Rounds that add the alphas halfway between the best one and its neighbours."""
     n_examples: int | None = Field(default=1000, ge=1)
+    block_size: int = Field(default=64, ge=1)
+    """Held-out images between two writes to disk, and between two looks of racing."""
 
 
 class EvaluateConfig(AttackConfig):
@@ -189,6 +204,10 @@ class EvaluateConfig(AttackConfig):
     attack: Names = ("standard", "bpda")
     alpha: float | None = None
     """Another alpha than the one that sweep-alpha chose."""
+    sites: SiteRule = "all"
+    """With ``alpha``: which of the calibrated sites get the operator."""
+    centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
+    spread: Literal["channel-std", "site-std"] = "channel-std"
     individual: bool = False
     eps: EpsGrid | None = None
     """One budget, or several: ``1/255:16/255:1/255``, ``2/255,8/255``."""
@@ -197,6 +216,18 @@ class EvaluateConfig(AttackConfig):
     compile: bool = False
     channels_last: bool | None = None
     """Memory format of the search; on where it pays when not given: on a CPU, and on a GPU below float32."""
+
+
+class PlotConfig(AttackConfig):
+    """``meansparse plot``."""
+
+    what: Literal["curve", "blocked", "histogram"] = "curve"
+    site: str | None = None
+    """Name or index of a site; the first one when not given."""
+    channel: int = Field(default=0, ge=0)
+    alpha: float | None = Field(default=None, ge=0)
+    """Another alpha than the one that sweep-alpha chose."""
+    n_examples: int | None = Field(default=256, ge=1)
 
 
 COMMANDS: dict[str, type[ModelConfig]] = {

@@ -203,6 +203,17 @@ def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
     return digest.hexdigest()
 
 
+def image_ids(images: "Subset[tuple[Tensor, int]]") -> set[bytes]:
+    """What tells each image from the others: its pixels in memory, its checksum (in a folder, its name) on disk."""
+    source, indices = images.dataset, list(images.indices)
+    if isinstance(source, ArrayImages):
+        return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
+    if isinstance(source, FileImages):
+        sums = source.checksums()
+        return {f"{source.names[i].split('/')[-1]} {sums[i]}".encode() for i in indices}
+    return set()
+
+
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(str(s) for s in shape)
 

@@ -120,7 +120,7 @@ class EvaluationState:
         ``indices`` (n,), ``x`` (n, channels, height, width), ``y`` (n,).
         """
         file = self.folder / "examples.pt"
-        now = _example_ids(indices, x, y)
+        now = example_ids(indices, x, y)
         before: Tensor = load_torch(file)["ids"] if file.exists() else now[:0]
         n = min(len(before), len(now))
         if not torch.equal(before[:n], now[:n]):
@@ -144,7 +144,7 @@ class EvaluationState:
         return content
 
 
-def _example_ids(indices: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def example_ids(indices: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """(n,) int64: a digest of each example's index, label and pixels."""
     ids = []
     for index, label, image in zip(indices.tolist(), y.tolist(), x, strict=True):

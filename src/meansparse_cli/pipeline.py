@@ -27,6 +27,7 @@ from .config import (
     EvaluateConfig,
     FetchConfig,
     ModelConfig,
+    PlotConfig,
     StageConfig,
     SweepAlphaConfig,
     check_eps,
@@ -270,17 +271,26 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
 
 
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
-    """Clean and robust accuracy of each alpha on the held-out split; the chosen alpha's checkpoint."""
-    from .attacks import expand_attacks
+    """Clean and robust accuracy of each alpha on the held-out split, plain and BPDA; the chosen alpha's checkpoint."""
+    from .alpha_rules import alphas_by_rule
     from .attacks.result import Budget
+    from .choice import ChoiceRule
     from .curve import draw_alpha_curve
-    from .sweep_alpha import SweepSettings, choose_alpha, grid_of, show_sweep, sweep_alphas
+    from .pair_attack import PairSettings
+    from .pairs import PairStore
+    from .sweep_alpha import SweepSettings, families_of, grid_of, sweep_alphas
+    from .sweep_view import say_sweep, show_sweep
 
     run, started = _located(config), time.monotonic()
     calibrated = _verified(run, "calibrate")
     eps = _eps(run, config)
-    attacks = tuple(expand_attacks(config.attack))
-    alphas = grid_of(config.alphas)
+    plain, bpda = families_of(
+        config.attack, config.objective if sources.get("objective", "default") != "default" else ""
+    )
+    alphas, changes = grid_of(config.alphas)
+    if changes and sources.get("alphas") != "default":
+        note(f"alphas: {changes}: {', '.join(f'{alpha:g}' for alpha in alphas)}")
+    _check_disjoint(run, config)
     indices, x, y = _examples(run, config, "held-out", config.n_examples, clamp=sources.get("n_examples") == "default")
     inputs = {
         "calibrate.yaml": sha256_of(run.paths.report("calibrate")),
@@ -291,49 +301,46 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         return done
 
     device = pick_device(config.device)
-    checkpoint = load_checkpoint(run.paths.statistics)
+    checkpoint = _with_options(load_checkpoint(run.paths.statistics), config)
     base = _load_base(run, config, device, checkpoint.rule)
     _check_logits(base, run, config, x[:2].to(device))
     model = sparsify(base, checkpoint, alpha=0.0)
-    settings = SweepSettings(
-        alphas=alphas, attacks=attacks, budget=Budget(run.norm, eps_value(eps)), seed=config.seed,  # type: ignore[arg-type]
-        batch_size=config.batch_size, n_classes=_n_classes(base, x[:2].to(device)),
-    )  # fmt: skip
     if fresh:
         shutil.rmtree(run.paths.state / "sweep-alpha", ignore_errors=True)
-    with live("examples") as view:
-        points = sweep_alphas(
-            model, x.to(device), y.to(device), indices, settings, state_folder=run.paths.state / "sweep-alpha",
-            fingerprint=inputs | {"eps": eps, "norm": run.norm},
-            on_point=lambda points: view.show(show_sweep(points, settings, None)),
-            on_begin=lambda alpha, n: view.begin(f"alpha {alpha:g}", n), on_progress=view.advance,
-        )  # fmt: skip
-        chosen = choose_alpha(points, max_clean_drop=config.max_clean_drop / 100)
-        view.show(show_sweep(points, settings, chosen.alpha))
-    if not console.is_terminal:
-        console.print(show_sweep(points, settings, chosen.alpha))
-    note(chosen.reason)
-    note(f"curve: {run.paths.curve_png}")
-    save_checkpoint(
-        run.paths.checkpoint,
-        Checkpoint(checkpoint.sites, checkpoint.statistics, checkpoint.estimator, chosen.alpha, checkpoint.rule),
-    )
-    draw_alpha_curve(
-        [point.for_curve() for point in points], chosen_alpha=chosen.alpha,
-        title=f"{run.source.name}: {len(y):,} held-out images, {run.norm} {eps}", png=run.paths.curve_png, svg=run.paths.curve_svg,
-    )  # fmt: skip
-    return _write(
-        run, "sweep-alpha", resolved, sources, inputs, [run.paths.checkpoint], device, started,
-        {
-            "alpha": chosen.alpha,
-            "rule": chosen.rule,
-            "reason": chosen.reason,
-            "n_examples": len(y),
-            "attacks": list(attacks),
-            "estimator": calibrated["results"]["estimator"],
-            "curve": [point.to_report(points[0]) for point in points],
+    n_classes, budget = _n_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
+    store = PairStore(
+        model, x.to(device), y.to(device), indices, PairSettings(budget, config.seed, config.batch_size, n_classes),
+        plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
+        key={
+            "statistics": sha256_of(run.paths.statistics), "weights": _weights_id(run), "options": checkpoint.options_id(),
         },
     )  # fmt: skip
+    settings = SweepSettings(
+        alphas=alphas, site_weights=(1.0,) * len(model.sites), racing=config.racing, n_refine=config.refine,
+        rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
+    )  # fmt: skip
+    with live("pairs") as view:
+        sweep = sweep_alphas(
+            store, settings, on_block=view.begin, on_progress=view.advance,
+            on_points=lambda points: view.show(show_sweep(points, plain, None)),
+        )  # fmt: skip
+        view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
+        chosen, by_rule = alphas_by_rule(config.alpha_rule, store, settings, sweep, checkpoint, view)
+    if not console.is_terminal:
+        console.print(show_sweep(sweep.points, plain, sweep.chosen.alpha))
+    say_sweep(sweep, note)
+    for line in by_rule.get("in_words", []):
+        note(line)
+    save_checkpoint(run.paths.checkpoint, chosen)
+    results = sweep.to_report() | {
+        "alpha": chosen.alpha, "alpha_rule": config.alpha_rule, "n_examples": len(y), "attacks": list(plain),
+        "bpda_attacks": list(bpda), "estimator": calibrated["results"]["estimator"], **by_rule, **store.passes(),
+    }  # fmt: skip
+    draw_alpha_curve(
+        results, title=f"{run.source.name}: {len(y):,} held-out images, {run.norm} {eps}", png=run.paths.curve_png, svg=run.paths.curve_svg
+    )  # fmt: skip
+    note(f"curve: {run.paths.curve_png}")
+    return _write(run, "sweep-alpha", resolved, sources, inputs, [run.paths.checkpoint], device, started, results)
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
@@ -349,8 +356,8 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     eps = _eps(run, config)
     attacks = tuple(expand_attacks(config.attack))
     indices, x, y = _examples(run, config, "test", config.n_examples)
-    statistics = sha256_of(run.paths.statistics)
-    weights = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]["sha256"]
+    checkpoint = _checkpoint_to_evaluate(run, config, upstream)
+    statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), _weights_id(run)
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
         "images": _images_id(run, config, "test", len(y)),
@@ -360,7 +367,6 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         return done
 
     device = pick_device(config.device)
-    checkpoint = load_checkpoint(run.paths.statistics)
     base = _load_base(run, config, device, checkpoint.rule)
     _check_logits(base, run, config, x[:2].to(device))
     model = sparsify(base, checkpoint, alpha=alpha)
@@ -486,6 +492,39 @@ def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
     file = held.file
     update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
     return config.model_copy(update=update)
+
+
+def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
+    """A picture of a finished sweep into ``plots/`` of the run folder, PNG and SVG; returns the PNG."""
+    from .curve import draw_alpha_curve
+    from .plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
+
+    run = _located(config)
+    results = _verified(run, "sweep-alpha")["results"]
+    folder = run.paths.folder / "plots"
+    if config.what == "curve":
+        png, svg = folder / "curve.png", folder / "curve.svg"
+        draw_alpha_curve(
+            results, title=f"{run.source.name}: {results['n_examples']:,} held-out images", png=png, svg=svg
+        )
+        return png
+    device = pick_device(config.device)
+    checkpoint = load_checkpoint(run.paths.checkpoint)
+    model = sparsify(_load_base(run, config, device, checkpoint.rule), checkpoint, alpha=config.alpha)
+    alpha = checkpoint.alpha if config.alpha is None else config.alpha
+    clamp = sources.get("n_examples", "default") == "default"
+    _, x, _ = _examples(run, config, "held-out", config.n_examples, clamp=clamp)
+    x, title = x.to(device), f"{run.source.name}, alpha = {alpha:g}, {len(x):,} held-out images"
+    if config.what == "blocked":
+        png, svg = folder / "blocked.png", folder / "blocked.svg"
+        draw_blocked(blocked_shares(model, x, batch_size=config.batch_size), model.sites, title=title, png=png, svg=svg)
+        return png
+    site = model.sites[0] if config.site is None else site_called(model.sites, config.site)
+    values = channel_values(model, site, config.channel, x, batch_size=config.batch_size)
+    name = _file_name(f"histogram-{site.name}-{config.channel}")
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    draw_histogram(values, title=f"{title}\n{site.name}, channel {config.channel}", png=png, svg=svg)
+    return png
 
 
 def pick_device(name: str) -> str:
@@ -648,6 +687,66 @@ def _weights_of(run: Run) -> list[Path]:
             )
         paths.append(path)
     return paths
+
+
+def _with_options(statistics: Checkpoint, config: SweepAlphaConfig | EvaluateConfig) -> Checkpoint:
+    """The statistics with the sites, the centre and the spread that the settings ask for."""
+    weights = None
+    if config.sites != "all":
+        from .site_rules import among_published, select_sites
+
+        rule = among_published(config.sites) or config.sites
+        used = {site.index for site in select_sites(list(statistics.sites), rule)}
+        if len(used) < len(statistics.sites):
+            weights = tuple(float(site.index in used) for site in statistics.sites)
+    return replace(statistics, site_weights=weights, centre=config.centre, spread=config.spread)
+
+
+def _checkpoint_to_evaluate(run: Run, config: EvaluateConfig, upstream: str) -> Checkpoint:
+    """What the sweep chose, sites and options included; without a sweep, the statistics as the settings say."""
+    if upstream == "calibrate":
+        return _with_options(load_checkpoint(run.paths.statistics), config)
+    if (config.sites, config.centre, config.spread) != ("all", "channel-mean", "channel-std"):
+        raise ConfigError(
+            "--sites, --centre and --spread of evaluate go with --alpha: without it, the sweep's checkpoint decides",
+            hint=f"give an alpha, or choose one with them: {run.command('sweep-alpha')} --centre {config.centre}",
+        )
+    return load_checkpoint(run.paths.checkpoint)
+
+
+def _weights_id(run: Run) -> str | None:
+    report = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))
+    return report["results"]["sha256"]  # type: ignore[no-any-return]
+
+
+def _check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
+    """Refuse held-out images that are among those of the statistics or of the test split.
+
+    The splits of one data set are disjoint by construction; they need not be where the sweep was given another one.
+    """
+    from .data import image_ids, load_split
+
+    if config.dataset is None and config.data_dir is None:
+        return
+    before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
+        "settings"
+    ]
+    dataset, data_dir = before["dataset"] or run.source.dataset, before["data_dir"] and Path(before["data_dir"])
+    held_out = _load_split(run, config, "held-out")
+    if not len(held_out):
+        raise DataError("the held-out split is empty", hint="a data set of 10 training images or more has one")
+    same_source = (config.dataset or run.source.dataset, config.data_dir or data_dir) == (dataset, data_dir)
+    if same_source:
+        return
+    mine = image_ids(held_out)
+    for split in ("calibration", "test"):
+        n = len(mine & image_ids(load_split(dataset, data_dir, split)))  # type: ignore[arg-type]
+        if n:
+            raise DataError(
+                f"{n} of {len(held_out)} held-out images are in the {split} split that this run was calibrated with",
+                hint=f"sweep on the data set of the statistics (leave out --dataset and --data-dir), or run: {run.command('calibrate')} "
+                "with the same --dataset and --data-dir",
+            )
 
 
 def _load_split(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:

@@ -1,185 +1,237 @@
-"""``meansparse sweep-alpha``: score each alpha on the held-out split and choose one by a stated rule.
+"""``meansparse sweep-alpha``: score each alpha on the held-out split and choose by a stated rule.
 
-Every alpha faces the same attacks on the same examples with the same seeds, so that differences between alphas are
-paired. Each finished alpha is on disk before the next one starts.
+All alphas of a block of images go through the attacks as one stream (``pairs``); after each block racing may drop alphas
+that would not be chosen any more (``racing``); the choices are made by ``choice``. Every finished block is on disk.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
-from torch import Tensor
-
-from .accuracy import accuracy_of, paired_difference
-from .artifacts import load_torch, save_torch
-from .attacks import run_attack
-from .attacks.result import Budget
-from .console import percent
-from .curve import AlphaPoint
+from .accuracy import Verdict, verdict
+from .attacks import ATTACKS, expand_attacks, find_attack
+from .choice import OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
 from .errors import ConfigError
-from .sparsify import SparsifiedModel, alpha_set
+from .pairs import Column, Family, PairStore, column_of
+from .racing import Drop, Race, load_history, save_history
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What the outcomes depend on; ``alphas`` ascend and start with 0."""
+    """``alphas`` ascend and start with 0. ``site_weights`` (one a site, in [0, 1]): 0 switches the operator off there.
+
+    ``rule`` decides which alpha the checkpoint carries; ``n_refine``: rounds in which the alphas halfway between the best
+    one and its neighbours are scored too.
+    """
 
     alphas: tuple[float, ...]
-    attacks: tuple[str, ...]
-    budget: Budget
-    seed: int
-    batch_size: int
-    n_classes: int
+    rule: ChoiceRule
+    site_weights: tuple[float, ...]
+    racing: bool = True
+    n_refine: int = 0
+
+    def column(self, alpha: float) -> Column:
+        """The alphas of all sites that a shared alpha means."""
+        return column_of([alpha * weight for weight in self.site_weights])
 
 
 @dataclass(frozen=True)
-class SweepPoint:
-    """One alpha: which held-out examples it classifies correctly, clean and under every attack. (n,) bool each."""
+class Sweep:
+    """A finished sweep: ``points`` ascend from alpha = 0; ``paper`` and ``worst`` are always chosen; ``chosen`` counts."""
 
-    alpha: float
-    clean: Tensor
-    robust: Tensor
+    points: list[SweepPoint]
+    paper: Choice
+    worst: Choice
+    chosen: Choice
+    drops: dict[Curve, list[tuple[float, Drop]]] = field(default_factory=dict)
 
-    def for_curve(self) -> AlphaPoint:
-        """Accuracies with standard errors."""
-        return AlphaPoint(self.alpha, accuracy_of(self.clean), accuracy_of(self.robust))
+    def at(self, alpha: float) -> SweepPoint:
+        """The point of one alpha."""
+        return next(point for point in self.points if point.alpha == alpha)
 
-    def to_report(self, base: "SweepPoint") -> dict[str, Any]:
-        """Fractions, with the paired difference from alpha = 0."""
-        row: dict[str, Any] = {"alpha": self.alpha}
-        for name, mine, theirs in (("clean", self.clean, base.clean), ("robust", self.robust, base.robust)):
-            accuracy, gain = accuracy_of(mine), paired_difference(mine, theirs)
-            row |= {
-                f"{name}_accuracy": accuracy.fraction,
-                f"{name}_standard_error": accuracy.standard_error,
-                f"{name}_minus_base": gain.difference,
-                f"{name}_minus_base_standard_error": gain.standard_error,
-            }
-        return row
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen alpha, the rule in words, and why it fell on this one."""
-
-    alpha: float
-    rule: str
-    reason: str
+    def to_report(self) -> dict[str, Any]:
+        """The whole curve, both choices, and what racing did. Fractions."""
+        fate = what_bpda_makes_of(self.at(self.chosen.alpha), self.points[0])
+        return {
+            "alpha": self.chosen.alpha,
+            "rule": self.chosen.rule.in_words(),
+            "reason": self.chosen.reason,
+            "choices": {"paper": self.paper.to_report(), "worst": self.worst.to_report(), "chosen": self.chosen.to_report()},
+            "under_bpda": None if fate is None else {"verdict": fate.name, "reason": fate.reason},
+            "critical_values": {curve: simultaneous_value(self.points, curve) for curve in ("plain", "bpda", "worst")},
+            "racing": {
+                curve: [
+                    {"alpha": alpha, "n_examples": drop.n_examples, "behind": drop.difference, "bound": drop.bound}
+                    for alpha, drop in drops
+                ]
+                for curve, drops in self.drops.items()
+            },
+            "curve": [point.to_report(self.points[0]) for point in self.points],
+        }  # fmt: skip
 
 
-def grid_of(alphas: Sequence[float]) -> tuple[float, ...]:
-    """The alphas to score: ascending, without repeats, and with 0 as the baseline."""
+def grid_of(alphas: Sequence[float]) -> tuple[tuple[float, ...], str]:
+    """The alphas to score, ascending, without repeats, with 0 as the baseline; and what was changed, in words."""
     grid = tuple(sorted({0.0, *alphas}))
     if len(grid) < 2:
         raise ConfigError("the grid holds no alpha above 0", hint="for example --alphas 0.05:0.5:0.05")
-    return grid
+    changes = []
+    if len(set(alphas)) < len(alphas):
+        changes.append("repeats were dropped")
+    if list(alphas) != sorted(alphas):
+        changes.append("sorted")
+    if 0.0 not in alphas:
+        changes.append("0 was added as the baseline")
+    return grid, ", ".join(changes)
+
+
+def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The plain and the BPDA attacks of a sweep: ``attacks`` as asked for (none: those of ``objective``), each with its twin.
+
+    >>> families_of((), "apgd")
+    (('apgd-ce', 'apgd-dlr'), ('bpda-apgd-ce', 'bpda-apgd-dlr'))
+    """
+    wanted = expand_attacks(attacks or (("apgd",) if objective == "apgd" else ("apgd-ce",)))
+    plain = [name for name in wanted if find_attack(name).backward == "true"] or ["apgd-ce"]
+    twins = {f"bpda-{name}" for name in plain} & set(ATTACKS)
+    others = {name for name in wanted if find_attack(name).backward != "true"}
+    bpda = expand_attacks(twins | others) if twins | others else []
+    missing = {"apgd-ce": {"apgd-ce"}, "apgd": {"apgd-ce", "apgd-dlr"}}.get(objective, set()) - set(plain)
+    if attacks and missing:
+        raise ConfigError(
+            f"the objective {objective} needs {' and '.join(sorted(missing))}, which --attack leaves out",
+            hint=f"add --attack {sorted(missing)[0]}, or choose another objective: {', '.join(OBJECTIVES)}",
+        )
+    return tuple(plain), tuple(bpda or ["bpda-apgd-ce"])
 
 
 def sweep_alphas(
-    model: SparsifiedModel,
-    x: Tensor,
-    y: Tensor,
-    indices: Tensor,
+    store: PairStore,
     settings: SweepSettings,
     *,
-    state_folder: Path,
-    fingerprint: dict[str, Any],
-    on_begin: Callable[[float, int], None] | None = None,
+    on_block: Callable[[str, int], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
-    on_point: Callable[[list[SweepPoint]], None] | None = None,
-) -> list[SweepPoint]:
-    """Score every alpha on ``x`` (n, channels, height, width) in [0, 1], ``y`` (n,).
+    on_points: Callable[[list[SweepPoint]], None] | None = None,
+) -> Sweep:
+    """Score the grid, refine it, choose. What ``store`` has on disk is not computed again.
 
-    Finished alphas are read back from ``state_folder`` where ``fingerprint`` and the settings are the same.
+    ``on_block`` is told what begins and how many (image, alpha, attack) triples it holds, ``on_progress`` of those done.
     """
-    key = fingerprint | {
-        "attacks": list(settings.attacks), "seed": settings.seed, "batch_size": settings.batch_size, "n": len(y)
-    }  # fmt: skip
-    points: list[SweepPoint] = []
-    for alpha in settings.alphas:
-        file = state_folder / f"alpha-{alpha:.6g}.pt"
-        point = _saved_point(file, alpha, key)
-        if point is None:
-            if on_begin is not None:
-                on_begin(alpha, len(y) * len(settings.attacks))
-            point = _score(model, x, y, indices, alpha, settings, on_progress)
-            save_torch(file, {"key": key, "alpha": alpha, "clean": point.clean, "robust": point.robust})
-        points.append(point)
-        if on_point is not None:
-            on_point(points)
-    return points
+    run = _Run(store, settings, on_block, on_progress, on_points)
+    alphas = list(settings.alphas)
+    sweep = run.score(alphas)
+    for _ in range(settings.n_refine):
+        more = halfway(alphas, sweep.chosen.best)
+        alphas = sorted({*alphas, *more})
+        sweep = run.score(alphas)
+    return sweep
 
 
-def choose_alpha(points: Sequence[SweepPoint], *, max_clean_drop: float) -> Choice:
-    """Highest robust accuracy among the alphas whose clean accuracy falls by at most ``max_clean_drop`` (a fraction).
+def halfway(alphas: Sequence[float], best: float) -> list[float]:
+    """The alphas in the middle between ``best`` and its neighbours in ``alphas`` (ascending).
 
-    Ties go to the smaller alpha. ``points[0]`` is alpha = 0.
+    >>> halfway([0.0, 0.1, 0.2, 0.3], 0.2)
+    [0.15, 0.25]
     """
-    rule = (
-        "highest robust accuracy on the held-out split among the alphas whose clean accuracy falls by at most "
-        f"{100 * max_clean_drop:g} points from alpha = 0; ties to the smaller alpha"
-    )
-    base = points[0]
-    lowest = float(base.clean.double().mean()) - max_clean_drop - 1e-12
-    allowed = [p for p in points if float(p.clean.double().mean()) >= lowest]
-    best = max(allowed, key=lambda p: (int(p.robust.sum()), -p.alpha))
-    gain, drop = paired_difference(best.robust, base.robust), paired_difference(best.clean, base.clean)
-    reason = (
-        f"alpha = {best.alpha:g}: robust {percent(accuracy_of(best.robust).fraction)} % "
-        f"({percent(gain.difference, gain.standard_error, signed=True)} points against alpha = 0), clean "
-        f"{percent(drop.difference, signed=True)} points; {len(points) - len(allowed)} alphas cost too much clean accuracy"
-    )
-    return Choice(best.alpha, rule, reason)
+    i = list(alphas).index(best)
+    return [float(f"{(best + alphas[j]) / 2:.6g}") for j in (i - 1, i + 1) if 0 <= j < len(alphas)]
 
 
-def show_sweep(points: Sequence[SweepPoint], settings: SweepSettings, chosen: float | None) -> Table:
-    """The sweep so far, as people read it."""
-    table = Table(title=f"held-out split, {', '.join(settings.attacks)} (± standard error; differences are paired)", title_justify="left")  # fmt: skip
-    for column in ("alpha", "clean %", "robust %", "clean - base", "robust - base"):
-        table.add_column(column, justify="right")
-    for point in points:
-        clean, robust = accuracy_of(point.clean), accuracy_of(point.robust)
-        cost, gain = paired_difference(point.clean, points[0].clean), paired_difference(point.robust, points[0].robust)
-        is_base = point.alpha == 0
-        table.add_row(
-            f"{point.alpha:g}", percent(clean.fraction, clean.standard_error), percent(robust.fraction, robust.standard_error),
-            "" if is_base else percent(cost.difference, cost.standard_error, signed=True),
-            "" if is_base else percent(gain.difference, gain.standard_error, signed=True),
-            style="bold green" if point.alpha == chosen else None,
-        )  # fmt: skip
-    return table
-
-
-def _score(
-    model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, alpha: float, settings: SweepSettings,
-    on_progress: Callable[[int], None] | None,
-) -> SweepPoint:  # fmt: skip
-    with alpha_set(model, alpha):
-        with torch.no_grad():
-            parts = [model(part).argmax(1) for part in x.split(settings.batch_size)]
-        clean = torch.cat(parts) == y
-        robust = clean.clone()
-        for name in settings.attacks:
-            left = robust.nonzero().flatten()
-            if on_progress is not None:
-                on_progress(len(y) - len(left))
-            if not len(left):
-                continue
-            result = run_attack(
-                name, model, x[left], y[left], indices[left.cpu()], budget=settings.budget, seed=settings.seed,
-                batch_size=settings.batch_size, n_classes=settings.n_classes, on_progress=on_progress,
-            )  # fmt: skip
-            robust[left[result.broken.to(left.device)]] = False
-    return SweepPoint(alpha, clean.cpu(), robust.cpu())
-
-
-def _saved_point(file: Path, alpha: float, key: dict[str, Any]) -> SweepPoint | None:
-    if not file.exists():
+def what_bpda_makes_of(point: SweepPoint, base: SweepPoint) -> Verdict | None:
+    """The verdict on one alpha: its plain gain against what is left of it in the worst case. None at alpha = 0."""
+    n = min(len(point.plain), len(point.worst))
+    if point.alpha == 0 or not n:
         return None
-    state = load_torch(file)
-    if state["key"] != key or state["alpha"] != alpha:
-        return None
-    return SweepPoint(alpha, state["clean"], state["robust"])
+    return verdict(
+        base_plain=base.plain[:n], sparsified_plain=point.plain[:n], base_worst=base.worst[:n], sparsified_worst=point.worst[:n]
+    )  # fmt: skip
+
+
+class _Run:
+    def __init__(
+        self, store: PairStore, settings: SweepSettings, on_block: Callable[[str, int], None] | None,
+        on_progress: Callable[[int], None] | None, on_points: Callable[[list[SweepPoint]], None] | None,
+    ) -> None:  # fmt: skip
+        self.store, self.settings = store, settings
+        self.on_block, self.on_progress, self.on_points = on_block, on_progress, on_points
+
+    def score(self, alphas: Sequence[float]) -> Sweep:
+        """All blocks at all alphas, less what racing drops; then the choices, and these in full."""
+        store, columns = self.store, {self.settings.column(alpha): alpha for alpha in alphas}
+        store.classify(list(columns))
+        races, history = self._races(alphas)
+        n_seen = 0
+        for b, block in enumerate(store.blocks):
+            self._score_block(b, self._wanted(races, list(columns) if b == 0 else [store.base]))
+            n_seen += len(block)
+            if self.settings.racing and b + 1 < len(store.blocks):
+                for race in races.values():
+                    race.look(n_seen)
+                save_history(history, {str(curve): race for curve, race in races.items()})
+            if self.on_points is not None:
+                self.on_points(self._points(columns))
+        drops = {curve: [(columns[drop.column], drop) for drop in race.drops] for curve, race in races.items()}
+        while True:
+            sweep = self._choose(self._points(columns), drops)
+            marked = {store.base} | {
+                self.settings.column(alpha) for c in (sweep.paper, sweep.worst, sweep.chosen) for alpha in (c.alpha, c.best)
+            }  # fmt: skip
+            wanted: dict[Family, Sequence[Column]] = {"plain": list(marked), "bpda": list(marked)}
+            if not any(store.count_missing(b, wanted) for b in range(len(store.blocks))):
+                return sweep
+            for b in range(len(store.blocks)):  # whatever was chosen is scored on everything
+                self._score_block(b, wanted)
+
+    def _races(self, alphas: Sequence[float]) -> tuple[dict[Curve, Race], Path]:
+        """A race for each curve that something is chosen on, among the alphas that keep the clean constraint; their file."""
+        cleans = {alpha: self.store.clean(self.settings.column(alpha)) for alpha in alphas}
+        running = [SweepPoint(alpha, clean, clean[:0], clean[:0], clean[:0]) for alpha, clean in cleans.items()]
+        if self.settings.racing:
+            running = allowed(running, self.settings.rule.max_clean_drop)
+        columns = [self.settings.column(point.alpha) for point in running]
+        curves: list[Curve] = ["plain"]
+        if self.store.attacks["bpda"]:
+            curves += ["worst", "bpda"] if self.settings.rule.curve == "bpda" else ["worst"]
+
+        # the same race is one among the same columns on the same blocks
+        key = repr((columns, curves, [len(block) for block in self.store.blocks])).encode()
+        file = self.store.folder / f"race-{hashlib.sha256(key).hexdigest()[:16]}.json"
+        history = load_history(file)
+
+        def race(curve: Curve) -> Race:
+            n = len(self.store.x)
+            return Race(columns, self.store.base, n, lambda c: self.store.measure(c, curve), history.get(curve))
+
+        return {curve: race(curve) for curve in curves}, file
+
+    def _wanted(self, races: dict[Curve, Race], always: list[Column]) -> dict[Family, Sequence[Column]]:
+        """The worst case needs both families of attacks, each of the other curves its own."""
+        running = {curve: race.running for curve, race in races.items()}
+        plain = [*always, *running["plain"], *running.get("worst", [])]
+        bpda = [*always, *running.get("worst", []), *running.get("bpda", [])]
+        return {"plain": list(dict.fromkeys(plain)), "bpda": list(dict.fromkeys(bpda))}
+
+    def _score_block(self, b: int, wanted: dict[Family, Sequence[Column]]) -> None:
+        n = self.store.count_missing(b, wanted)
+        if n and self.on_block is not None:
+            n_alphas = len({*wanted["plain"], *wanted["bpda"]})
+            self.on_block(f"images {int(self.store.blocks[b][-1]) + 1} of {len(self.store.x)}, {n_alphas} alphas", n)
+        self.store.score(b, wanted, self.on_progress)
+
+    def _points(self, columns: dict[Column, float]) -> list[SweepPoint]:
+        store = self.store
+        return [
+            SweepPoint(
+                a, store.clean(c), store.measure(c, "plain"), store.measure(c, "bpda"), store.measure(c, "worst")
+            )
+            for c, a in sorted(columns.items(), key=lambda item: item[1])
+        ]
+
+    def _choose(self, points: list[SweepPoint], drops: dict[Curve, list[tuple[float, Drop]]]) -> Sweep:
+        rule = self.settings.rule
+        own_gain = rule.min_gain
+        paper = rule if rule.curve == "plain" else ChoiceRule("apgd-ce", rule.max_clean_drop, own_gain, rule.attacks)
+        worst = rule if rule.curve == "worst" else ChoiceRule("worst", rule.max_clean_drop, own_gain, rule.attacks)
+        return Sweep(points, choose(points, paper), choose(points, worst), choose(points, rule), drops)

@@ -77,10 +77,11 @@ def climb(
         point = batch["point"].detach().requires_grad_()
         n_before = task.model.forward_passes, task.model.backward_passes
         with torch.enable_grad():
-            if evaluate is None:
-                loss = rule.loss(logits := task.model(point), batch["y"], batch["target"])
-            else:
+            if evaluate is not None:
                 logits, loss = evaluate(task.model, batch, point)
+            else:
+                logits = task.model(point) if task.forward is None else task.forward(point, batch)
+                loss = rule.loss(logits, batch["y"], batch["target"])
         _note_best(batch, point.detach(), loss.detach())
         batch["broken"] = logits.detach().argmax(dim=1) != batch["y"]
         leaving = batch["broken"] | (batch["step"] == rule.n_steps)
@@ -143,6 +144,7 @@ def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor,
         "broken": torch.zeros(len(slots), dtype=torch.bool, device=device),
         "passes": torch.zeros(len(slots), 2, dtype=torch.int64),  # on the CPU
     }
+    batch |= {name: values[examples.to(values.device)].to(device) for name, values in task.per_row.items()}
     rule.begin(batch)
     return batch
 

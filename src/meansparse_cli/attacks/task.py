@@ -1,7 +1,7 @@
 """What an attack family is given and hands back: the inside of ``run_attack``."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ class AttackTask:
     ``x`` (n, channels, height, width) float32 in [0, 1], on any device and in any memory format; ``y`` (n,) int64;
     ``indices`` (n,) int64 on the CPU, each example's position in its data set, from which its random starts are drawn;
     ``clean_logits`` (n, n_classes). ``advance`` is called with the number of examples finished since its last call.
+
+    ``per_row`` holds whatever else belongs to each example, tensors of length n: attacks on the batch queue carry them in
+    their batches, where ``forward(images, batch)`` finds them; it stands in for ``model(images)`` there.
     """
 
     attack: str
@@ -28,6 +31,8 @@ class AttackTask:
     seed: int
     batch_size: int
     advance: Callable[[int], None]
+    per_row: dict[str, Tensor] = field(default_factory=dict)
+    forward: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

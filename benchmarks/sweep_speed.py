@@ -1,0 +1,175 @@
+"""The sweep against the naive loop: one pyautoattack APGD-CE run an alpha, as MeanSparse's reference code does.
+
+    python benchmarks/sweep_speed.py --data-dir DIR              wall time, passes and choices, side by side in one run
+    python benchmarks/sweep_speed.py --data-dir DIR --seeds 5    does racing agree with the full sweep, over seeds
+
+Naive and ours face the same images at the same alphas with 100 steps of APGD-CE from one random start an image. "plain
+curve" is the naive loop's own work; "both curves" adds BPDA and the pool, which is what `meansparse sweep-alpha` does.
+pyautoattack draws its starts in its own way, so accuracies agree within noise, not to the image.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meansparse_cli.accuracy import paired_difference
+from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.attacks.judge import is_misclassified, under_attack
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.calibrate import calibrate_channels
+from meansparse_cli.checkpoint import Checkpoint, sparsify
+from meansparse_cli.choice import ChoiceRule, SweepPoint, choose
+from meansparse_cli.config import eps_value, parse_alphas
+from meansparse_cli.data import KNOWN_DATASETS, load_split, stack_examples, take_examples
+from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.pair_attack import PairSettings
+from meansparse_cli.pairs import PairStore
+from meansparse_cli.racing import TOLERANCE
+from meansparse_cli.sites import find_sites
+from meansparse_cli.sparsify import SparsifiedModel, alpha_set
+from meansparse_cli.sweep_alpha import Sweep, SweepSettings, grid_of, sweep_alphas
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    source = resolve_model(options.model)
+    facts = KNOWN_DATASETS[source.dataset]
+    base = load_model(source).to(options.device)
+    images = take_examples(load_split(source.dataset, options.data_dir, "calibration"), options.calibration)
+    first, _ = stack_examples(take_examples(images, 4))
+    sites = find_sites(base, first.to(options.device))
+    statistics = calibrate_channels(base, sites, images, batch_size=options.batch_size, device=options.device)
+    model = sparsify(base, Checkpoint(tuple(sites), tuple(statistics), "pooled"), alpha=0.0)
+    budget = Budget("Linf", eps_value(options.eps or facts.eps["Linf"]))
+    grid, _ = grid_of(parse_alphas(options.alphas))
+    print(
+        f"{options.model}, {options.n_examples} held-out images, alphas {', '.join(f'{a:g}' for a in grid)}, "
+        f"Linf {budget.eps:.5f}, batch {options.batch_size}, {options.threads} threads, torch {torch.__version__}"
+    )
+    measure = Measurement(model, budget, grid, facts.n_classes, options)
+    if options.seeds:
+        measure.agreement(options.seeds)
+    else:
+        measure.speed()
+
+
+class Measurement:
+    """One model, one grid; each method is timed from nothing."""
+
+    def __init__(
+        self, model: SparsifiedModel, budget: Budget, grid: tuple[float, ...], n_classes: int, options: Any
+    ) -> None:
+        self.model, self.budget, self.grid, self.n_classes, self.options = model, budget, grid, n_classes, options
+        self.dataset = resolve_model(options.model).dataset
+
+    def examples(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        held_out = load_split(self.dataset, self.options.data_dir, "held-out")
+        chosen = take_examples(held_out, self.options.n_examples, seed=seed)
+        x, y = stack_examples(chosen)
+        return x.to(self.options.device), y.to(self.options.device), torch.tensor(list(chosen.indices))
+
+    def speed(self) -> None:
+        seconds, points, passes = self.naive(0)
+        rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
+        alpha = choose(points, rule).alpha
+        show("naive loop (pyautoattack)", seconds, seconds, passes, alpha, points)
+        for name, bpda, racing in (
+            ("ours, plain curve, all", (), False),
+            ("ours, plain curve, racing", (), True),
+            ("ours, both curves, all", ("bpda-apgd-ce",), False),
+            ("ours, both curves, racing", ("bpda-apgd-ce",), True),
+        ):
+            mine, sweep, passes = self.ours(0, bpda=bpda, racing=racing)
+            show(name, mine, seconds, passes, sweep.paper.alpha, sweep.points)
+
+    def agreement(self, n_seeds: int) -> None:
+        n_same = n_within = 0
+        for seed in range(n_seeds):
+            full_seconds, full, _ = self.ours(seed, bpda=(), racing=False)
+            racing_seconds, raced, _ = self.ours(seed, bpda=(), racing=True)
+            best, chosen = full.at(full.paper.alpha), full.at(raced.paper.alpha)
+            d = paired_difference(best.plain, chosen.plain)
+            # racing's stated error: one paired standard error of the full sweep, with one flip more than was seen
+            allowed = TOLERANCE * (d.standard_error**2 + d.n**-2) ** 0.5
+            n_same += best.alpha == chosen.alpha
+            n_within += d.difference <= allowed
+            print(
+                f"seed {seed}: all {best.alpha:g}, racing {chosen.alpha:g}, behind by {100 * d.difference:.2f} points "
+                f"(stated: {100 * allowed:.2f}); {full_seconds:.0f} s and {racing_seconds:.0f} s"
+            )
+        print(f"same alpha: {n_same} of {n_seeds}; within the stated error: {n_within} of {n_seeds}")
+
+    def naive(self, seed: int) -> tuple[float, list[SweepPoint], int]:
+        """Alpha by alpha: clean accuracy, then pyautoattack's APGD-CE on everything that is right."""
+        from pyautoattack.autopgd_base import APGDAttack
+
+        x, y, _ = self.examples(seed)
+        counted = CountedModel(self.model, n_classes=self.n_classes, device=x.device)
+        points, started = [], time.perf_counter()
+        with under_attack(self.model):
+            for alpha in self.grid:
+                with alpha_set(self.model, alpha):
+                    clean = ~is_misclassified(counted, x, y, batch_size=self.options.batch_size)
+                    robust = clean.clone()
+                    for rows in clean.nonzero().flatten().split(self.options.batch_size):
+                        attack: Any = APGDAttack(
+                            counted, n_iter=100, norm="Linf", n_restarts=1, eps=self.budget.eps, seed=seed, loss="ce",
+                            eot_iter=1, rho=0.75, device=x.device,
+                        )  # fmt: skip
+                        found = attack.perturb(x[rows], y[rows])
+                        robust[rows] = ~is_misclassified(counted, found, y[rows], batch_size=self.options.batch_size)
+                mask = robust.cpu()
+                points.append(SweepPoint(alpha, clean.cpu(), mask, mask, mask))
+        return time.perf_counter() - started, points, counted.forward_passes + 2 * counted.backward_passes
+
+    def ours(self, seed: int, *, bpda: tuple[str, ...], racing: bool) -> tuple[float, Sweep, int]:
+        x, y, indices = self.examples(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            store = PairStore(
+                self.model, x, y, indices, PairSettings(self.budget, seed, self.options.batch_size, self.n_classes),
+                plain=("apgd-ce",), bpda=bpda, folder=Path(folder), key={}, block_size=self.options.block_size,
+            )  # fmt: skip
+            rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
+            settings = SweepSettings(self.grid, rule, (1.0,) * len(self.model.sites), racing=racing)
+            sweep = sweep_alphas(store, settings)
+            seconds, passes = time.perf_counter() - started, store.passes()
+        return seconds, sweep, passes["forward_passes"] + 2 * passes["backward_passes"]
+
+
+def show(name: str, seconds: float, naive_seconds: float, passes: int, alpha: float, points: list[SweepPoint]) -> None:
+    curve = " ".join(
+        f"{100 * float(p.plain.double().mean()):.1f}" + ("" if p.is_whole("plain") else f"({len(p.plain)})")
+        for p in points
+    )
+    print(
+        f"{name:26} {seconds:8.1f} s  {naive_seconds / seconds:5.2f} x  {passes:>12,} passes (backward = 2)  "
+        f"alpha {alpha:g}  robust %: {curve}"
+    )
+
+
+def arguments() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18-w16")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--n-examples", type=int, default=500)
+    parser.add_argument("--calibration", type=int, default=5000, help="images for the statistics")
+    parser.add_argument("--alphas", default="0.05:0.4:0.05")
+    parser.add_argument("--max-clean-drop", type=float, default=0.5)
+    parser.add_argument("--eps")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--block-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seeds", type=int, default=0, help="compare racing with the full sweep over so many seeds")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

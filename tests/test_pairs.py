@@ -1,0 +1,256 @@
+"""One stream of (image, alpha) pairs: each pair as if it were alone, the pool complete and the same for all."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meansparse_cli.attacks import run_attack
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.pair_attack import PairResult, PairSettings, attack_pairs, site_alphas_set
+from meansparse_cli.pairs import PairStore, column_of
+from meansparse_cli.sites import find_sites
+from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert, straight_through
+
+ALPHAS = (0.0, 0.3, 0.8)
+BOTH = ("plain", "bpda")
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 15)
+
+
+class Masked(nn.Module):
+    """Two sites; the operator hides part of the gradient from a plain attack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 3), nn.GELU()
+        self.conv2, self.act2, self.head = nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act2(self.conv2(self.act(self.conv(x)))).mean((2, 3))) * 30
+
+
+@pytest.fixture
+def model() -> SparsifiedModel:
+    torch.manual_seed(3)
+    net = Masked().eval()
+    sites = find_sites(net, torch.rand(2, 3, 8, 8))
+    seen: list[Tensor] = []
+    hooks = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in (net.act, net.act2)]
+    with torch.no_grad():
+        net(torch.rand(64, 3, 8, 8))
+    for hook in hooks:
+        hook.remove()
+    statistics = [(x.mean((0, 2, 3)), x.std((0, 2, 3))) for x in seen]
+    return insert(net, sites, [MeanSparse(mean, std) for mean, std in statistics]).eval()
+
+
+@pytest.fixture
+def examples(model: SparsifiedModel) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    y = model(x).argmax(1)
+    y[::9] = (y[::9] + 1) % 4  # some are wrong from the start
+    return x, y, torch.arange(100, 124)
+
+
+SETTINGS = PairSettings(Budget("Linf", 6 / 255), seed=1, batch_size=16, n_classes=4)
+
+
+def store_in(
+    folder: Path, model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], n: int = 24, *,
+    block_size: int = 8, plain: tuple[str, ...] = ("pgd-8",), bpda: tuple[str, ...] = ("bpda-apgd-ce",),
+) -> PairStore:  # fmt: skip
+    x, y, indices = examples
+    return PairStore(
+        model, x[:n], y[:n], indices[:n], SETTINGS, plain=plain, bpda=bpda, folder=folder, key={}, block_size=block_size
+    )
+
+
+def score_all(store: PairStore, alphas: tuple[float, ...] = ALPHAS) -> None:
+    columns = [column_of([a] * 2) for a in alphas]
+    for b in range(len(store.blocks)):
+        store.score(b, {"plain": columns, "bpda": columns})
+
+
+def outcomes(store: PairStore, alphas: tuple[float, ...] = ALPHAS) -> dict[tuple[float, str], list[bool]]:
+    return {(a, m): store.measure(column_of([a] * 2), m).tolist() for a in alphas for m in ("plain", "bpda", "worst")}  # type: ignore[arg-type]
+
+
+def test_plain_is_what_each_alpha_gives_alone(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    store = store_in(tmp_path, model, examples, plain=("apgd-ce", "pgd-8"))
+    score_all(store)
+    x, y, indices = examples
+    n_broken = []
+    for alpha in ALPHAS:
+        robust = torch.ones(24, dtype=torch.bool)
+        with alpha_set(model, alpha):
+            for name in ("apgd-ce", "pgd-8"):
+                result = run_attack(
+                    name, model, x, y, indices, budget=SETTINGS.budget, seed=1, batch_size=24, n_classes=4
+                )
+                robust &= ~result.broken
+        assert torch.equal(store.measure(column_of([alpha] * 2), "plain"), robust)
+        n_broken.append(int((~robust).sum()))
+    assert min(n_broken) > 3, "else this shows nothing"
+    assert len(set(n_broken)) > 1, "else the alphas may have been ignored"
+
+
+def test_a_bpda_pair_has_the_trajectory_it_has_alone_with_the_same_start_for_all_alphas(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, indices = examples
+    right = (model(x).argmax(1) == y).nonzero().flatten()[:12]
+    alphas = torch.tensor([[0.5, 0.2], [0.0, 0.9], [0.3, 0.3], [0.0, 0.0]]).repeat(3, 1)
+    keep = torch.tensor(
+        [bool(_alone(model, x[i : i + 1], a).argmax(1) == y[i]) for i, a in zip(right, alphas, strict=True)]
+    )
+    right, alphas = right[keep], alphas[keep]
+    together = attack_pairs("bpda-apgd-ce", model, x[right], y[right], indices[right], alphas, SETTINGS)
+    images = iter(together.images)
+    for k, i in enumerate(right.tolist()):
+        alone = attack_pairs("bpda-apgd-ce", model, x[[i]], y[[i]], indices[[i]], alphas[[k]], SETTINGS)
+        assert bool(alone.broken) == bool(together.broken[k])
+        if alone.broken:
+            assert torch.allclose(next(images), alone.images[0], atol=1e-6)
+        # and as the whole model at these alphas, straight through, from the start of the plain attack
+        with site_alphas_set(model, alphas[k]), straight_through(model):
+            whole = run_attack(
+                "apgd-ce",
+                model,
+                x[[i]],
+                y[[i]],
+                indices[[i]],
+                budget=SETTINGS.budget,
+                seed=1,
+                batch_size=1,
+                n_classes=4,
+            )
+        assert bool(whole.broken) == bool(alone.broken)
+    assert int(together.broken.sum()) > 0
+
+
+def _alone(model: SparsifiedModel, image: Tensor, alphas: Tensor) -> Tensor:
+    with site_alphas_set(model, alphas), torch.no_grad():
+        return model(image)
+
+
+def test_every_pair_has_seen_the_complete_pool_of_its_image(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    store = store_in(tmp_path, model, examples)
+    score_all(store)
+    for b, positions in enumerate(store.blocks):
+        block = store._load(b)
+        assert len(block.pool_rows)
+        for alpha in ALPHAS:
+            column = column_of([alpha] * 2)
+            worst, bpda = (store.measure(column, m)[positions] for m in ("worst", "bpda"))
+            with alpha_set(model, alpha), torch.no_grad():
+                fooled = model(block.pool_images).argmax(1) != examples[1][positions][block.pool_rows]
+            assert not worst[block.pool_rows[fooled]].any(), "an image of the pool breaks a pair that counts as robust"
+            assert not bpda[block.pool_rows[fooled & block.pool_bpda]].any()
+            assert not (worst & ~bpda).any()
+
+
+def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_the_base(*args: Any) -> PairResult:
+        """The attack, blind at every alpha but 0."""
+        result = attack_pairs(*args)
+        of_base = (args[5] == 0).all(1)
+        return replace(result, broken=result.broken & of_base, images=result.images[of_base[result.broken]])
+
+    monkeypatch.setattr("meansparse_cli.pairs.attack_pairs", only_the_base)
+    store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), column_of([0.3, 0.3])
+    score_all(store)
+    broken_on_base = ~store.measure(store.base, "plain") & store.clean(store.base)
+    assert torch.equal(store.measure(column, "plain"), store.clean(column)), "plain is the alpha's own attack alone"
+    expected = store.clean(column)
+    for b, positions in enumerate(store.blocks):
+        block = store._load(b)
+        with alpha_set(model, 0.3), torch.no_grad():
+            fooled = model(block.pool_images).argmax(1) != examples[1][positions][block.pool_rows]
+        assert set(positions[block.pool_rows].tolist()) == set(positions[broken_on_base[positions]].tolist())
+        expected[positions[block.pool_rows[fooled]]] = False
+    assert torch.equal(store.measure(column, "bpda"), expected)
+    assert torch.equal(store.measure(column, "worst"), expected)
+    assert int((store.clean(column) & ~expected).sum()) > 0
+
+
+def test_the_order_and_the_company_of_alphas_make_no_difference(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    first = store_in(tmp_path / "a", model, examples)
+    score_all(first)
+    second = store_in(tmp_path / "b", model, examples, block_size=24)
+    for alphas in ((0.8,), (0.0,), (0.3,)):  # one alpha at a time, in another order, in one block
+        score_all(second, alphas)
+    for key, mask in outcomes(first).items():
+        if key[1] == "plain":
+            assert outcomes(second)[key] == mask
+    # the pools need not hold the same images, but the base faces no weaker adversary than the alpha scored last
+    for b in range(len(second.blocks)):
+        block = second._load(b)
+        assert {o.n_tried for o in block.columns.values()} == {len(block.pool_rows)}
+
+
+def test_on_the_base_the_plain_attack_and_its_twin_are_one(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    store = store_in(tmp_path, model, examples, plain=("apgd-ce",))
+    score_all(store, (0.0,))
+    assert torch.equal(store.measure(store.base, "plain"), store.measure(store.base, "bpda"))
+    once = store.passes()
+    plain_only = store_in(tmp_path / "plain", model, examples, plain=("apgd-ce",), bpda=())
+    for b in range(len(plain_only.blocks)):
+        plain_only.score(b, {"plain": [plain_only.base]})
+    assert once == plain_only.passes()
+
+
+def test_more_images_and_more_alphas_add_to_what_is_there(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    score_all(store_in(tmp_path, model, examples, 12), (0.0, 0.3))
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.pt")}
+    more = store_in(tmp_path, model, examples)
+    assert [len(block) for block in more.blocks] == [8, 4, 8, 4]
+    assert more.count_missing(0, {"plain": [more.base], "bpda": [more.base]}) == 0
+    score_all(more, (0.0, 0.3))
+    assert {f: f.stat().st_mtime_ns for f in files} == files, "nothing was done again"
+    whole = store_in(tmp_path / "whole", model, examples)
+    score_all(whole, (0.0, 0.3))
+    assert outcomes(more, (0.0, 0.3)) == outcomes(whole, (0.0, 0.3))
+    score_all(more)
+    assert len(more.measure(column_of([0.8, 0.8]), "worst")) == 24
+
+
+def test_other_images_or_settings_are_not_mistaken_for_these(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    score_all(store_in(tmp_path, model, examples), (0.0,))
+    x, y, indices = examples
+    other = store_in(tmp_path, model, (x.flip(0), y.flip(0), indices.flip(0)))
+    assert other.count_missing(0, {"plain": [other.base]}) == 8
+    assert store_in(tmp_path, model, examples, bpda=("bpda-apgd-dlr",)).count_missing(0, {"plain": [other.base]}) == 8
+
+
+def test_an_attack_that_is_no_climb_runs_alpha_by_alpha(
+    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meansparse_cli.attacks.square.N_QUERIES", 30)
+    x, y, indices = examples
+    right = (model(x).argmax(1) == y).nonzero().flatten()[:6]
+    alphas = torch.tensor([[0.0, 0.0], [0.1, 0.1]] * 3)
+    result = attack_pairs("square", model, x[right], y[right], indices[right], alphas, SETTINGS)
+    assert result.broken.shape == (6,)
+    assert len(result.images) == int(result.broken.sum())
+    assert all(float(operator.alpha) == 0 for operator in model.modules() if isinstance(operator, MeanSparse))
