@@ -40,10 +40,14 @@ def operator_paths(model: PublishedModel) -> list[str]:
         return [*paths, "meansparse_end" if len(names) == 3 else "relu.0"]
     if model.name == "Swin-L":
         names = ["meansparse1", "meansparse2", "mlp.meansparse1", "mlp.meansparse2"]
-        return [f"layers.{s}.blocks.{b}.{name}" for s, n in enumerate((2, 2, 18, 2)) for b in range(n) for name in names]
+        return [
+            f"layers.{s}.blocks.{b}.{name}" for s, n in enumerate((2, 2, 18, 2)) for b in range(n) for name in names
+        ]
     if model.name == "ConvNeXt-L":
         names = ["mlp.act.0", "drop_path.1"]
-        return [f"stages.{s}.blocks.{b}.{name}" for s, n in enumerate((3, 3, 27, 3)) for b in range(n) for name in names]
+        return [
+            f"stages.{s}.blocks.{b}.{name}" for s, n in enumerate((3, 3, 27, 3)) for b in range(n) for name in names
+        ]
     blocks = (5, 8, 23, 1)
     names = ["a", "b"]
     paths = [f"stages.stage{k}.stage{k}-block{b}.F.{x}.2.0" for k, n in enumerate(blocks, 1) for b in range(1, n + 1) for x in names]  # fmt: skip
@@ -65,7 +69,10 @@ def operators(paths: list[str], alpha: float = 0.2, channels: int = 2) -> dict[s
 
 def weights(model: PublishedModel) -> dict[str, Tensor]:
     last = {"Swin-L": "head.fc.weight", "ConvNeXt-L": "head.fc.weight", "RaWRN-101-2": "head.fc.weight"}
-    return {"init_conv.weight": torch.zeros(1, 3, 1, 1), last.get(model.name, "logits.weight"): torch.zeros(model.n_classes, 1)}
+    return {
+        "init_conv.weight": torch.zeros(1, 3, 1, 1),
+        last.get(model.name, "logits.weight"): torch.zeros(model.n_classes, 1),
+    }
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
@@ -94,7 +101,9 @@ def test_a_file_of_another_model_under_the_same_name_is_refused() -> None:
             if other is model:
                 assert set(without_operators(state, entry, "a.pt")) == set(weights(model))
                 continue
-            with pytest.raises(CheckpointError, match=f"is MeanSparse's WRN-70-16 for {model.dataset}, {model.threat}") as raised:
+            with pytest.raises(
+                CheckpointError, match=f"is MeanSparse's WRN-70-16 for {model.dataset}, {model.threat}"
+            ) as raised:
                 without_operators(state, entry, "a.pt")
             assert str(raised.value.hint).endswith("--from-file FILE")
 
@@ -207,8 +216,13 @@ def test_sites_published_puts_a_base_into_the_architecture(small_zoo: list[str])
     with torch.no_grad():
         assert torch.equal(load_sparsified("run", alpha=0)(IMAGES), plain(IMAGES))
         assert not torch.equal(load_sparsified("run", alpha=0.2)(IMAGES), plain(IMAGES))
-    some = done("calibrate", "--model", "Bartoldson2024", *small_zoo, "--sites", "published:*meansparse_2,meansparse_end")
-    assert [s["name"] for s in some["sites"]] == [*(f"layer.{g}.block.0.meansparse_2" for g in range(3)), "meansparse_end"]
+    some = done(
+        "calibrate", "--model", "Bartoldson2024", *small_zoo, "--sites", "published:*meansparse_2,meansparse_end"
+    )
+    assert [s["name"] for s in some["sites"]] == [
+        *(f"layer.{g}.block.0.meansparse_2" for g in range(3)),
+        "meansparse_end",
+    ]
     listed = meansparse("sites", "--model", "Bartoldson2024", *small_zoo, "--sites", "published", "--json")
     assert len(json.loads(listed.stdout)) == 10
     refused = meansparse("calibrate", "--model", "Bartoldson2024", *small_zoo, "--statistics", "stored")
@@ -241,5 +255,8 @@ def test_a_model_the_authors_never_touched_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_file_without_operators_is_none(tmp_path: Path) -> None:
-    torch.save({"conv.weight": torch.zeros(1), "bn.running_mean": torch.zeros(1), "bn.running_var": torch.ones(1)}, tmp_path / "a.pt")
+    torch.save(
+        {"conv.weight": torch.zeros(1), "bn.running_mean": torch.zeros(1), "bn.running_var": torch.ones(1)},
+        tmp_path / "a.pt",
+    )
     assert read_published(tmp_path / "a.pt") is None

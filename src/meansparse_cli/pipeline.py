@@ -388,14 +388,18 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
-    results = evaluation.to_report() | published | {
-        "eps": eps,
-        "search": {
-            "precision": settings.precision,
-            "compile": settings.compile,
-            "channels_last": settings.channels_last,
-        },
-    }
+    results = (
+        evaluation.to_report()
+        | published
+        | {
+            "eps": eps,
+            "search": {
+                "precision": settings.precision,
+                "compile": settings.compile,
+                "channels_last": settings.channels_last,
+            },
+        }
+    )
     if len(grid) > 1:
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
