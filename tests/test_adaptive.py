@@ -1,0 +1,110 @@
+"""The paper's adaptive attack: its loss by hand, and PGD where nothing is masked."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meansparse_cli.attacks import run_attack
+from meansparse_cli.attacks.adaptive import AdaptiveRule
+from meansparse_cli.attacks.batch_queue import climb
+from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.attacks.pgd import PGDRule
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.task import AttackTask
+from meansparse_cli.sites import find_sites
+from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+
+BUDGET = Budget("Linf", 8 / 255)
+
+
+@pytest.fixture
+def model() -> SparsifiedModel:
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 3, 3), nn.GELU(), nn.Flatten(), nn.Linear(48, 4)
+    )
+    sites = find_sites(net, torch.rand(2, 1, 6, 6))
+    modules = [
+        MeanSparse(torch.full((s.channels,), 0.1), torch.full((s.channels,), 0.3), 0.5, s.channel_axis) for s in sites
+    ]
+    return insert(net, sites, modules).eval().requires_grad_(False)
+
+
+def evaluate(model: SparsifiedModel, x: Tensor, point: Tensor, **options: float | None) -> tuple[Tensor, Tensor]:
+    settings = {"n_steps": 3, "step_size": 1 / 255, "p": 1, "q": 1, "weight": None} | options
+    y = torch.arange(len(x)) % 4
+    batch = {"x": x, "y": y, "target": y}
+    return AdaptiveRule(BUDGET, **settings).evaluate(CountedModel(model, n_classes=4, device=x.device), batch, point)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 2), (2, 1)])
+def test_the_loss_is_equation_9(model: SparsifiedModel, p: int, q: int) -> None:
+    x, point = torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6)
+    first, second = model.base[0], model.base[2]
+    sparse = [model.at(site) for site in model.sites]
+    penalty = torch.zeros(3)
+    z, moved = first(x), first(point)
+    for i in range(2):
+        mask = ((z - 0.1).abs() <= 0.15).float()
+        assert 0.05 < mask.mean() < 0.95
+        penalty += ((z - moved) * mask).flatten(1).norm(p=p, dim=1) ** q
+        if i == 0:
+            z, moved = (second(F.gelu(sparse[0](t))) for t in (z, moved))
+    logits, loss = evaluate(model, x, point, p=p, q=q, weight=0.7)
+    ce = F.cross_entropy(model(point), torch.arange(3), reduction="none")
+    torch.testing.assert_close(loss, ce - 0.7 * penalty, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits, model(point))
+    by_default = evaluate(model, x, point, p=p, q=q)[1]
+    torch.testing.assert_close(by_default, ce - penalty / (4 * 36 + 3 * 16), rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel) -> None:
+    x = torch.rand(6, 1, 6, 6)
+    y = model(x).argmax(1)
+
+    def points(rule: PGDRule) -> Tensor:
+        task = AttackTask("a", CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(6), model(x), BUDGET, 0, 4, lambda n: None)  # fmt: skip
+        return climb(task, rule, targets=y[:, None]).points
+
+    plain = PGDRule(BUDGET, n_steps=5, step_size=1 / 255)
+    assert torch.equal(points(AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=0.0)), points(plain))
+    fined = AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=5.0)
+    assert not torch.equal(points(fined), points(plain))
+    with alpha_set(model, 0.0):
+        assert torch.equal(points(fined), points(plain))
+
+
+def test_a_heavy_fine_keeps_masked_features_where_they_are(model: SparsifiedModel) -> None:
+    x = torch.rand(4, 1, 6, 6)
+    y = model(x).argmax(1)
+    tiny = Budget("Linf", 1 / 255)  # nothing breaks, so that every image is the best of 50 steps
+
+    def moved(name: str) -> float:
+        points = climb_points(model, x, y, tiny, name)
+        z, z_moved = model.base[0](x), model.base[0](points)
+        return float(((z - z_moved) * ((z - 0.1).abs() <= 0.15)).abs().sum())
+
+    assert moved("adaptive-1-1:100") < 0.8 * moved("adaptive-1-1:0")
+
+
+def climb_points(model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget, name: str) -> Tensor:
+    from meansparse_cli.attacks import find_attack
+    from meansparse_cli.attacks.run import SEARCHES
+
+    spec = find_attack(name)
+    task = AttackTask(name.split(":")[0], CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(len(x)), model(x), budget, 0, 4, lambda n: None)  # fmt: skip
+    return SEARCHES[spec.search](task, **dict(spec.options)).points
+
+
+def test_no_hook_is_left_and_half_precision_works(model: SparsifiedModel) -> None:
+    x = torch.rand(4, 1, 6, 6)
+    y = model(x).argmax(1)
+    for name in ("adaptive-1-1", "adaptive-2-1"):
+        result = run_attack(
+            name, model, x, y, torch.arange(4), budget=BUDGET, seed=0, batch_size=4, n_classes=4, precision="bf16"
+        )
+        assert torch.isfinite(result.adversarial).all()
+    for module in model.modules():
+        if isinstance(module, MeanSparse):
+            assert not module._forward_pre_hooks

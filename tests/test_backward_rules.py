@@ -1,0 +1,127 @@
+"""What a gradient meets at the operator: values never change, derivatives are the ones that were asked for."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.errors import ConfigError
+from meansparse_cli.sites import find_sites
+from meansparse_cli.sparsify import (
+    MeanSparse,
+    SparsifiedModel,
+    alpha_set,
+    backward_rule,
+    example_alphas_set,
+    insert,
+    mean_sparsify,
+    operators_off,
+    parse_backward_rule,
+    straight_through,
+)
+
+MEAN, THRESHOLD = torch.tensor(0.1), torch.tensor(0.5)
+
+
+def sparsified(network: nn.Module, images: Tensor, alpha: float = 0.6) -> SparsifiedModel:
+    sites = find_sites(network, images)
+    return insert(network, sites, [MeanSparse(torch.zeros(s.channels), torch.full((s.channels,), 0.1), alpha, s.channel_axis) for s in sites])  # fmt: skip
+
+
+def gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    x = images.clone().requires_grad_()
+    logits = model(x)
+    return logits.detach(), torch.autograd.grad(logits[:, 0].sum(), x)[0]
+
+
+def soft_band(x: Tensor, edge: float) -> Tensor:
+    return MEAN + (x - MEAN) * torch.sigmoid(((x - MEAN).abs() - THRESHOLD) / edge)
+
+
+@pytest.mark.parametrize("edge", [0.05, 0.5])
+def test_soft_keeps_values_and_has_the_derivative_of_a_soft_band(edge: float) -> None:
+    x = torch.linspace(-2, 2, 4001, dtype=torch.float64).requires_grad_()
+    out = mean_sparsify(x, MEAN, THRESHOLD, soft_edge=torch.tensor(edge))
+    assert torch.equal(out, mean_sparsify(x, MEAN, THRESHOLD))
+    slope = torch.autograd.grad(out.sum(), x)[0]
+    expected = torch.autograd.grad(soft_band(x, edge).sum(), x)[0]
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cold_band_is_the_true_one_and_a_channel_without_deviation_is_finite() -> None:
+    x = torch.tensor([-2.0, 0.1, 0.2, 3.0], requires_grad=True)
+    out = mean_sparsify(x, MEAN, THRESHOLD, soft_edge=torch.tensor(1e-3))
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    flat = mean_sparsify(x, MEAN, torch.tensor(0.0), soft_edge=torch.tensor(0.0))
+    assert torch.isfinite(torch.autograd.grad(flat.sum(), x)[0]).all()
+
+
+@pytest.mark.parametrize("rule", ["identity", "soft:0.1", "soft:2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rule_changes_gradients_and_not_values(
+    network: nn.Module, images: Tensor, rule: str, dtype: torch.dtype
+) -> None:
+    model = sparsified(network, images).to(dtype)
+    values, true_gradient = gradient(model, images.to(dtype))
+    with backward_rule(model, rule):
+        same, replaced = gradient(model, images.to(dtype))
+        copied = gradient(copy.deepcopy(model), images.to(dtype))[1]
+    assert torch.equal(same, values)
+    assert replaced.dtype == dtype and torch.equal(copied, replaced)
+    assert (replaced - true_gradient).norm() > 0.05 * replaced.norm() > 0
+    assert torch.equal(gradient(model, images.to(dtype))[1], true_gradient)
+
+
+@pytest.mark.parametrize("rule", ["true", "identity", "soft:0.3"])
+def test_every_example_has_its_own_alpha_under_every_rule(network: nn.Module, images: Tensor, rule: str) -> None:
+    model = sparsified(network, images)
+    alphas = torch.tensor([0.0, 0.3, 0.6] * 2)
+    with backward_rule(model, rule):
+        with example_alphas_set(model, alphas):
+            mixed = gradient(model, images)[1]
+        for alpha in (0.0, 0.3, 0.6):
+            with alpha_set(model, alpha):
+                alone = gradient(model, images)[1]
+            torch.testing.assert_close(mixed[alphas == alpha], alone[alphas == alpha], rtol=1e-4, atol=1e-6)
+
+
+def test_rules_survive_compilation(images: Tensor) -> None:
+    model = sparsified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), images)
+    compiled = torch.compile(model, backend="aot_eager")
+    for rule in ("true", "identity", "soft:0.1"):
+        with backward_rule(model, rule):
+            for ours, theirs in zip(gradient(compiled, images), gradient(model, images), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_base_gradient_has_the_models_values_and_the_base_models_jacobian(network: nn.Module, images: Tensor) -> None:
+    model = sparsified(network, images)
+    values, true_gradient = gradient(model, images)
+    with operators_off(model):
+        base_values, base_gradient = gradient(model, images)
+    assert not torch.equal(values, base_values)
+    counted = CountedModel(model, n_classes=10, device=images.device, base_gradient=True)
+    x = images.clone().requires_grad_()
+    logits = counted(x)
+    assert torch.equal(logits, values)
+    assert torch.equal(torch.autograd.grad(logits[:, 0].sum(), x)[0], base_gradient)
+    assert (base_gradient - true_gradient).norm() > 0.05 * base_gradient.norm() > 0
+    assert (counted.forward_passes, counted.backward_passes) == (12, 6)
+    with torch.no_grad():
+        counted(images)
+    assert counted.forward_passes == 18  # where no gradient is asked for, one pass does
+    assert torch.equal(model(images), values)
+
+
+def test_rules_nest_and_unknown_ones_are_refused() -> None:
+    model = MeanSparse(torch.zeros(2), torch.ones(2), 0.5)
+    with backward_rule(model, "soft:0.5"):
+        with straight_through(model):
+            assert model.straight_through
+        assert model.rule == parse_backward_rule("soft:0.5") and not model.straight_through
+    assert model.rule == parse_backward_rule("true")
+    for rule in ("soft", "soft:0", "soft:-1", "soft:x", "hard", "soft:inf"):
+        with pytest.raises(ConfigError, match="backward rule"):
+            parse_backward_rule(rule)
