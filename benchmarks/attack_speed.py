@@ -32,7 +32,7 @@ from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.config import eps_value
 from meansparse_cli.data import load_split, stack_examples, take_examples
 from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.pipeline import pick_device
+from meansparse_cli.stage_model import pick_device
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Speed of the attacks

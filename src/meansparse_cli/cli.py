@@ -309,9 +309,9 @@ def plot(
     from .config import PlotConfig, resolve
 
     settings, sources = resolve("plot", PlotConfig, None, locals())
-    from . import pipeline
+    from .plot_command import plot as draw
 
-    typer.echo(str(pipeline.plot(settings, sources)))
+    typer.echo(str(draw(settings, sources)))
 
 
 @app.command("run")
@@ -340,9 +340,9 @@ def export(
     alpha: Alpha = None, allow_pickle: AllowPickle = None,
 ) -> None:  # fmt: skip
     """Write a run's sparsified model as one file, or its leaderboard card."""
-    from . import pipeline
+    from .export_command import export as write_export
 
-    path = pipeline.export(run, file, format="card" if card else format, alpha=alpha, allow_pickle=bool(allow_pickle))
+    path = write_export(run, file, format="card" if card else format, alpha=alpha, allow_pickle=bool(allow_pickle))
     typer.echo(str(path))
 
 
@@ -416,8 +416,8 @@ def train(
     from .config import TrainConfig, resolve
 
     settings, sources = resolve("train", TrainConfig, config, locals())
-    from .pipeline import run_folder_lock
     from .report import read_report
+    from .run_folder import run_folder_lock
     from .train_command import train, train_folder
 
     with run_folder_lock(train_folder(settings)):
@@ -432,9 +432,10 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     from . import pipeline
     from .config import COMMANDS, resolve
     from .report import read_report
+    from .run_folder import locate_run, run_folder_lock
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
     function = getattr(pipeline, stage.replace("-", "_"))
-    with pipeline.run_folder_lock(pipeline.locate_run(settings).paths.folder):
+    with run_folder_lock(locate_run(settings).paths.folder):
         path = function(settings, sources, fresh=flags["fresh"])
     typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

@@ -85,7 +85,7 @@ def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool
 ) -> tuple[str, bool]:
     """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
-    from .pipeline import run_folder_lock
+    from .run_folder import run_folder_lock
     from .zoo import ZooEntry, zoo_entries
     from .zoo_check import check_zoo, checks_table, summary
 

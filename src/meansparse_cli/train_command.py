@@ -16,9 +16,9 @@ from .config import TrainConfig, check_eps, eps_value
 from .console import LiveView, console, live, note, percent
 from .data import KNOWN_DATASETS, content_id, load_split, take_examples
 from .errors import ArtifactError, ConfigError
-from .pipeline import pick_device
 from .report import read_report, verify_outputs, write_report
 from .sparsify import straight_through
+from .stage_model import pick_device
 from .train import STATE_FILE, channels_last, train_model
 from .train_attack import pgd_outcomes
 from .train_images import read_pixels

@@ -1,0 +1,79 @@
+"""``meansparse export``: the sparsified model of a run as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .artifacts import sha256_of
+from .checkpoint import sparsify
+from .config import ModelConfig
+from .console import note
+from .errors import ArtifactError, ConfigError
+from .report import read_report
+from .run_folder import Run, file_name, located, weights_of
+from .stage_model import checkpoint_in_use, load_base
+
+
+def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
+    """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
+
+    ``alpha`` overrides the one in use. A card needs the evaluation to be of this very alpha.
+    """
+    from . import export as formats
+    from .models import network_settings
+    from .site_rules import among_published
+    from .sparsify import check_alpha
+
+    suffixes = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
+    if format not in suffixes:
+        raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(suffixes)}")
+    config = ModelConfig(run=folder, allow_pickle=allow_pickle)
+    run = located(config)
+    if alpha is not None:
+        check_alpha(alpha)
+    checkpoint = checkpoint_in_use(run, alpha)
+    value = float(checkpoint.alpha or 0)
+    path = file or folder / file_name(f"{run.source.name}-meansparse{suffixes[format]}")
+    if format == "card":
+        evaluation = _evaluation_of(run, value)
+        formats.save_card(path, formats.model_card(run.source, run.norm, checkpoint, evaluation))
+        total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
+        if total and n < total:
+            note(
+                f"export: a leaderboard asks for all {total:,} test images, these figures are of {n:,}: {run.command('evaluate')} --n-examples {total}"
+            )
+        note("export: link, name, authors and venue are yours to fill in")
+        return path
+    base = load_base(run, config, "cpu", checkpoint.rule)
+    if format == "robustbench":
+        formats.save_robustbench(path, run.source, sparsify(base, checkpoint))
+    else:
+        network = {
+            "published_sites": among_published(checkpoint.rule) is not None,
+            "settings": network_settings(run.source, weights_of(run)),
+        }
+        formats.save_exported(path, run.source, base, checkpoint, network)
+    note(f"export: {run.source.name}, {len(checkpoint.sites)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")
+    return path
+
+
+def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
+    """The report of evaluate, if there is one; refused where it is of other statistics or of another alpha."""
+    path = run.paths.report("evaluate")
+    if not path.exists():
+        note(f"export: not evaluated, so the card has no figures: {run.command('evaluate')}")
+        return None
+    report = read_report(path, "evaluate", mend=run.command("evaluate"))
+    upstream = next(name for name in ("sweep-alpha", "calibrate") if f"{name}.yaml" in report["inputs"])
+    if report["inputs"][f"{upstream}.yaml"] != sha256_of(run.paths.report(upstream)):
+        raise ArtifactError(
+            f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
+            hint=f"run: {run.command('evaluate')}",
+        )
+    if report["results"]["alpha"] != alpha:
+        raise ArtifactError(
+            f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {alpha:g}",
+            hint=f"evaluate this one, or export that one: --alpha {report['results']['alpha']:g}",
+        )
+    return report

@@ -1,0 +1,44 @@
+"""``meansparse plot``: a picture of a finished sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checkpoint import load_checkpoint, sparsify
+from .config import PlotConfig
+from .run_folder import file_name, located, verified
+from .stage_images import examples
+from .stage_model import load_base, pick_device
+
+
+def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
+    """A picture of a finished sweep into ``plots/`` of the run folder, PNG and SVG; returns the PNG."""
+    from .curve import draw_alpha_curve
+    from .plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
+
+    run = located(config)
+    results = verified(run, "sweep-alpha")["results"]
+    folder = run.paths.folder / "plots"
+    if config.what == "curve":
+        png, svg = folder / "curve.png", folder / "curve.svg"
+        draw_alpha_curve(
+            results, title=f"{run.source.name}: {results['n_examples']:,} held-out images", png=png, svg=svg
+        )
+        return png
+    device = pick_device(config.device)
+    checkpoint = load_checkpoint(run.paths.checkpoint)
+    model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=config.alpha)
+    alpha = checkpoint.alpha if config.alpha is None else config.alpha
+    clamp = sources.get("n_examples", "default") == "default"
+    _, x, _ = examples(run, config, "held-out", config.n_examples, clamp=clamp)
+    x, title = x.to(device), f"{run.source.name}, alpha = {alpha:g}, {len(x):,} held-out images"
+    if config.what == "blocked":
+        png, svg = folder / "blocked.png", folder / "blocked.svg"
+        draw_blocked(blocked_shares(model, x, batch_size=config.batch_size), model.sites, title=title, png=png, svg=svg)
+        return png
+    site = model.sites[0] if config.site is None else site_called(model.sites, config.site)
+    values = channel_values(model, site, config.channel, x, batch_size=config.batch_size)
+    name = file_name(f"histogram-{site.name}-{config.channel}")
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    draw_histogram(values, title=f"{title}\n{site.name}, channel {config.channel}", png=png, svg=svg)
+    return png

@@ -1,0 +1,142 @@
+"""A run folder: which one a command means, the model it is about, and the chain of reports in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifacts import sha256_of
+from .config import FetchConfig, ModelConfig
+from .errors import ArtifactError, ConfigError
+from .report import RunPaths, read_report, verify_outputs
+
+if TYPE_CHECKING:
+    from .models import ModelSource
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder and the model it is about."""
+
+    source: ModelSource
+    paths: RunPaths
+    norm: str
+
+    def command(self, stage: str) -> str:
+        """The command a user types for another stage of this run."""
+        model = f" --model {self.source.name}" if stage in ("fetch", "calibrate") else ""
+        return f"meansparse {stage}{model} --run {self.paths.folder}"
+
+
+def locate_run(config: ModelConfig) -> Run:
+    """The run folder that these settings mean: ``--run``, or one named after data set, norm and model."""
+    from .models import ModelSource, resolve_model
+
+    is_new = config.run is None or not RunPaths(config.run).report("fetch").exists()
+    if config.model is None and is_new and isinstance(config, FetchConfig) and config.from_file is not None:
+        config = _with_model_of_file(config, config.from_file)
+    if config.model is None:
+        if config.run is None:
+            raise ConfigError("no model and no run folder", hint="name one: --model digits, or --run runs/NAME")
+        report = read_report(
+            RunPaths(config.run).report("fetch"), "fetch", mend=f"meansparse fetch --model NAME --run {config.run}"
+        )
+        source = ModelSource(**report["results"]["model"])
+        return Run(source, RunPaths(config.run), config.norm or _norm_of(source.threat))
+    source = resolve_model(config.model, config.dataset, config.threat)
+    norm = config.norm or _norm_of(source.threat)
+    dataset = config.dataset or source.dataset
+    folder = config.run or Path("runs") / file_name(f"{Path(dataset).stem}-{norm}-{source.name}")
+    return Run(source, RunPaths(folder), norm)
+
+
+def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
+    """A file of the authors says by its keys which model it is, so that no --model is needed."""
+    from .published_checkpoint import read_published
+
+    held = read_published(path, allow_pickle=config.allow_pickle) if path.is_file() else None
+    if held is None or held.file is None:
+        raise ConfigError(
+            f"{path} is not a file of the MeanSparse authors, so it does not say which model it is",
+            hint="name its model: --model NAME",
+        )
+    file = held.file
+    update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
+    return config.model_copy(update=update)
+
+
+def located(config: ModelConfig) -> Run:
+    """The run, once its folder is known to be of this model; its weights must still be the ones that were fetched."""
+    run = locate_run(config)
+    report = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))
+    held = report["results"]["model"]
+    if held != asdict(run.source):
+        raise ArtifactError(
+            f"{run.paths.folder} is a run of {held['name']} ({held['dataset']}), not of {run.source.name} ({run.source.dataset})",
+            hint="choose another folder: --run DIR",
+        )
+    return run
+
+
+def verified(run: Run, stage: str) -> dict[str, Any]:
+    """The report of ``stage`` with its whole chain checked back to fetch."""
+    order = ["fetch", "calibrate", "sweep-alpha"]
+    report: dict[str, Any] = {}
+    for i, name in enumerate(order[: order.index(stage) + 1]):
+        mend = run.command(name)
+        report = read_report(run.paths.report(name), name, mend=mend)
+        verify_outputs(report, run.paths.folder, mend=mend)
+        if i and report["inputs"][f"{order[i - 1]}.yaml"] != sha256_of(run.paths.report(order[i - 1])):
+            raise ArtifactError(
+                f"{name}.yaml was made from another {order[i - 1]}.yaml than the one in {run.paths.folder}",
+                hint=f"run: {mend}",
+            )
+    return report
+
+
+def weights_of(run: Run) -> list[Path]:
+    """The files that fetch recorded, unchanged since."""
+    paths = []
+    for file in read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]["files"]:
+        path = Path(file["path"])
+        if not path.exists():
+            raise ArtifactError(f"the weights {path} are gone", hint=f"run: {run.command('fetch')}")
+        if sha256_of(path) != file["sha256"]:
+            raise ArtifactError(
+                f"the weights {path} changed since they were fetched", hint=f"run: {run.command('fetch')} --fresh"
+            )
+        paths.append(path)
+    return paths
+
+
+def weights_id(run: Run) -> str | None:
+    """The sha256 of the weights that fetch recorded; None for a model without weights."""
+    report = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))
+    return report["results"]["sha256"]  # type: ignore[no-any-return]
+
+
+def _norm_of(threat: str) -> str:
+    return "L2" if threat == "L2" else "Linf"
+
+
+def file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+
+@contextmanager
+def run_folder_lock(folder: Path) -> Iterator[None]:
+    """One writer a run folder: a second command on the same folder is refused while the first one runs."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"another command is at work in {folder}", hint="wait for it, or use another --run"
+            ) from error
+        yield

@@ -1,0 +1,124 @@
+"""The images a stage reads, and whether they and the model fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import AttackConfig, StageConfig, SweepAlphaConfig
+from .errors import DataError
+from .report import read_report
+from .run_folder import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.data import Subset
+
+    from .data import SplitName
+
+
+def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:
+    """The images of a split: of the data set of the settings, of calibrate's, or of the model's, in that order."""
+    from .data import load_split
+
+    dataset, data_dir = config.dataset, config.data_dir
+    if (
+        isinstance(config, AttackConfig)
+        and run.paths.report("calibrate").exists()
+        and (dataset is None or data_dir is None)
+    ):
+        # what calibrate read is what the later stages mean, unless they say otherwise
+        before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
+            "settings"
+        ]
+        dataset = dataset or before["dataset"]
+        data_dir = data_dir or (Path(before["data_dir"]) if before["data_dir"] else None)
+    return load_split(dataset or run.source.dataset, data_dir, split)
+
+
+def examples(
+    run: Run, config: StageConfig, split: SplitName, n: int | None, *, clamp: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in the data set, images and labels of the first n of a split's seeded order."""
+    import torch
+
+    from .data import stack_examples, take_examples
+
+    images = load_images(run, config, split)
+    if clamp and n is not None and n > len(images):
+        n = len(images)
+    chosen = take_examples(images, n, seed=config.seed)
+    if not len(chosen):
+        raise DataError(f"the {split} split is empty")
+    x, y = stack_examples(chosen)
+    return torch.tensor(list(chosen.indices)), x, y
+
+
+def images_id(run: Run, config: StageConfig, split: SplitName, n: int) -> str:
+    """A digest of the first ``n`` images that ``examples`` takes, and their labels."""
+    from .data import content_id, take_examples
+
+    return content_id(take_examples(load_images(run, config, split), n, seed=config.seed))
+
+
+def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
+    """Refuse held-out images that are among those of the statistics or of the test split.
+
+    The splits of one data set are disjoint by construction; they need not be where the sweep was given another one.
+    """
+    from .data import image_ids, load_split
+
+    if config.dataset is None and config.data_dir is None:
+        return
+    before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
+        "settings"
+    ]
+    dataset, data_dir = before["dataset"] or run.source.dataset, before["data_dir"] and Path(before["data_dir"])
+    held_out = load_images(run, config, "held-out")
+    if not len(held_out):
+        raise DataError("the held-out split is empty", hint="a data set of 10 training images or more has one")
+    same_source = (config.dataset or run.source.dataset, config.data_dir or data_dir) == (dataset, data_dir)
+    if same_source:
+        return
+    mine = image_ids(held_out)
+    for split in ("calibration", "test"):
+        n = len(mine & image_ids(load_split(dataset, data_dir, split)))  # type: ignore[arg-type]
+        if n:
+            raise DataError(
+                f"{n} of {len(held_out)} held-out images are in the {split} split that this run was calibrated with",
+                hint=f"sweep on the data set of the statistics (leave out --dataset and --data-dir), or run: {run.command('calibrate')} "
+                "with the same --dataset and --data-dir",
+            )
+
+
+def check_data(model: nn.Module, run: Run, config: StageConfig, images: Any, batch: Tensor) -> None:
+    """Refuse images whose size or whose number of classes is not the model's."""
+    from .data import KNOWN_DATASETS, check_images
+
+    facts = KNOWN_DATASETS.get(run.source.dataset)
+    shape = facts.image_shape if facts is not None else tuple(batch.shape[1:])
+    name = config.dataset or run.source.dataset
+    check_images(images, images.dataset.n_classes, shape, name)
+    check_images(images, count_classes(model, batch), shape, name)
+
+
+def check_logits(model: nn.Module, run: Run, config: StageConfig, batch: Tensor) -> None:
+    """The same for the test split, which the stages after calibrate may be the first to open."""
+    check_data(model, run, config, load_images(run, config, "test"), batch)
+
+
+def count_classes(model: nn.Module, batch: Tensor) -> int:
+    """How many logits the model gives an image; DataError where its forward pass fails or gives anything else."""
+    import torch
+
+    with torch.no_grad():
+        try:
+            logits = model(batch)
+        except Exception as error:  # the user's code may raise anything
+            raise DataError(
+                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}",
+                hint="does the data set's image size fit this model?",
+            ) from error
+    if logits.ndim != 2 or len(logits) != len(batch):
+        raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
+    return int(logits.shape[1])
