@@ -29,7 +29,7 @@ test-slow: $(STAMP) ## the slow tests: large models of the zoo, with random weig
 	$(BIN)/python -m pytest -q -m slow
 
 zoo-check: $(STAMP) ## MeanSparse on every model of the zoo, random weights (half an hour); writes docs/zoo-check.md
-	$(BIN)/meansparse models --check --run runs/zoo-check
+	$(BIN)/meansparse models --check --jobs 2 --run runs/zoo-check
 	mkdir -p docs && cp runs/zoo-check/zoo-check.md docs/
 
 check: $(STAMP) ## format, lint, types

@@ -356,6 +356,15 @@ def test_a_check_that_was_killed_goes_on(checked: dict[str, Any], tmp_path: Path
     assert checked["names"][-4:] == names
 
 
+@pytest.mark.slow
+def test_two_at_a_time_find_what_one_finds(tmp_path: Path) -> None:
+    entries = [entry("Wong2020Fast"), entry("Andriushchenko2020Understanding")]
+    _, together = zoo_check.check_zoo(entries, tmp_path / "two", n_jobs=2)
+    _, alone = zoo_check.check_zoo(entries, tmp_path / "one")
+    assert [row["name"] for row in together] == [e.name for e in entries]
+    assert [row | {"seconds": 0} for row in together] == [row | {"seconds": 0} for row in alone]
+
+
 def test_other_versions_and_edited_reports(
     checked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

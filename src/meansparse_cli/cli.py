@@ -360,6 +360,7 @@ def models(
     model: Annotated[str | None, typer.Option(metavar="PATTERN", help="Part of a name, or a glob: [b]wang2023*[/b].", rich_help_panel=_MODEL)] = None,
     check: Annotated[bool, typer.Option("--check", help="Build each and prove that MeanSparse works on it; exit code 1 if not.")] = False,
     run: Annotated[Path | None, typer.Option("--run", help="Folder of the check's report; runs/zoo-check by default.", rich_help_panel=_RUN)] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Models checked at a time, each in a process of its own.", rich_help_panel=_RUN)] = 1,
     fresh: Fresh = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_RUN)] = False,
 ) -> None:  # fmt: skip
@@ -370,7 +371,7 @@ def models(
 
     selected = select_models(dataset, threat, model)
     if check:
-        text, passed = check_models(selected, run, fresh=fresh, as_json=as_json)
+        text, passed = check_models(selected, run, fresh=fresh, as_json=as_json, n_jobs=jobs)
         typer.echo(text)
         raise typer.Exit(0 if passed else 1)
     if text := list_models(selected, as_json=as_json, to_terminal=sys.stdout.isatty()):

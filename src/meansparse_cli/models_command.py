@@ -82,7 +82,7 @@ def _percent(accuracy: float | None) -> str:
 
 
 def check_models(
-    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool
+    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
     """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
     from .run_folder import run_folder_lock
@@ -95,7 +95,7 @@ def check_models(
         raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
     folder = folder or CHECK_FOLDER
     with run_folder_lock(folder):
-        path, rows = check_zoo(entries, folder, fresh=fresh)
+        path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
     console.print(checks_table(rows, summary(rows)))
     failed = [row["name"] for row in rows if row["problems"]]
     if failed:

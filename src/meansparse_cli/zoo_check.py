@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import multiprocessing
+import os
 import resource
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +48,14 @@ EXPLANATION = (
 
 
 def check_zoo(
-    entries: Sequence[ZooEntry], folder: Path, *, seed: int = 0, fresh: bool = False
+    entries: Sequence[ZooEntry], folder: Path, *, seed: int = 0, fresh: bool = False, n_jobs: int = 1
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Check ``entries`` and write ``zoo-check.yaml`` and ``zoo-check.md`` into ``folder``.
+    """Check ``entries``, ``n_jobs`` at a time, and write ``zoo-check.yaml`` and ``zoo-check.md`` into ``folder``.
 
     Returns the YAML's path and the rows of ``entries``; a row's ``problems`` are empty where the entry passed.
     """
     path = folder / f"{STAGE}.yaml"
-    rows, peak = ({}, 0.0) if fresh else _passed_before(path)
+    rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
     started = time.monotonic()
     wanted = {_key(entry): entry for entry in entries}
     todo = [entry for key, entry in wanted.items() if key not in rows]
@@ -60,14 +63,48 @@ def check_zoo(
         note(f"{len(wanted) - len(todo)} of {len(wanted)} passed before ({path}); --fresh checks them again")
     with live("models") as view:
         view.begin("checking", len(wanted), len(wanted) - len(todo))
-        for entry in todo:
-            row = rows[_key(entry)] = check_entry(entry, seed=seed)
-            _write(path, rows.values(), seed, time.monotonic() - started, peak)
+        for row, peak_now in _check_each(todo, seed, n_jobs):
+            rows[_key(row)], peak = row, max(peak, peak_now)
+            _write(path, rows.values(), seed, seconds + time.monotonic() - started, peak)
             view.advance(1)
             view.show(checks_table([r for k, r in rows.items() if k in wanted][-ROWS_ON_SCREEN:]))
             if view.display is None:
                 note(f"{row['name']} ({row['dataset']}, {row['threat']}): {_verdict(row)}, {row['seconds']} s")
     return path, [rows[key] for key in wanted]
+
+
+def _check_each(entries: Sequence[ZooEntry], seed: int, n_jobs: int) -> Iterator[tuple[dict[str, Any], float]]:
+    """Rows as they are done, each with the peak memory so far in GiB: that of all processes, each at its own peak."""
+    if n_jobs == 1:
+        for entry in entries:
+            yield check_entry(entry, seed=seed), _peak_rss_gib()
+        return
+    n_threads = max(1, (os.cpu_count() or 1) // n_jobs)
+    peaks: dict[int, float] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_jobs, context, initializer=_share_cores, initargs=(n_threads,)) as workers:
+        pending = [workers.submit(_check_in_worker, entry, seed) for entry in entries]
+        try:
+            for done in as_completed(pending):
+                row, process, peak = done.result()
+                peaks[process] = peak
+                yield row, sum(peaks.values()) + _peak_rss_gib()
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _share_cores(n_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(n_threads)
+
+
+def _check_in_worker(entry: ZooEntry, seed: int) -> tuple[dict[str, Any], int, float]:
+    return check_entry(entry, seed=seed), os.getpid(), _peak_rss_gib()
+
+
+def _peak_rss_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def check_entry(entry: ZooEntry, *, seed: int = 0) -> dict[str, Any]:
@@ -114,11 +151,12 @@ def checks_table(rows: Sequence[dict[str, Any]], title: str | None = None) -> Ta
 
 def checks_markdown(rows: Sequence[dict[str, Any]], provenance: dict[str, Any], peak_rss_gib: float) -> str:
     """The same as a page, with what was checked and on what."""
+    minutes = provenance["seconds"] / 60
     made_with = ", ".join(f"{name} {provenance['versions'][name]}" for name in ("torch", "robustbench", "python"))
     lines = [
         "# MeanSparse on every model of the zoo",
         "",
-        f"Written by `meansparse models --check`: {summary(rows)}, {peak_rss_gib:.1f} GiB of memory at most "
+        f"Written by `meansparse models --check`: {summary(rows)}, {minutes:.1f} on the clock, {peak_rss_gib:.1f} GiB of memory at most "
         f"({made_with}; {provenance['platform']}).",
         "",
         *EXPLANATION,
@@ -133,7 +171,9 @@ def checks_markdown(rows: Sequence[dict[str, Any]], provenance: dict[str, Any], 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """How many passed, how long it took."""
     n_passed = sum(not row["problems"] for row in rows)
-    return f"{n_passed} of {len(rows)} passed, {sum(row['seconds'] for row in rows) / 60:.1f} minutes"
+    return (
+        f"{n_passed} of {len(rows)} passed, {sum(row['seconds'] for row in rows) / 60:.1f} minutes one after the other"
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -167,24 +207,23 @@ def _key(row: Any) -> tuple[str, ...]:
     return tuple(row[key] if isinstance(row, dict) else getattr(row, key) for key in KEYS)
 
 
-def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], dict[str, Any]], float]:
-    """Rows of an earlier check that need not be done again, and its peak memory; none if the versions changed."""
+def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], dict[str, Any]], float, float]:
+    """Rows of an earlier check that need not be done again, its peak memory and its wall time; none if the versions changed."""
     if not path.exists():
-        return {}, 0.0
+        return {}, 0.0, 0.0
     report = read_report(path, STAGE, mend="meansparse models --check")
     if report["provenance"]["versions"] != versions():
         note(f"{path} was made with other versions; checking anew")
-        return {}, 0.0
+        return {}, 0.0, 0.0
     passed = {_key(row): row for row in report["results"]["models"] if not row["problems"]}
-    return passed, report["results"]["peak_rss_gib"]
+    return passed, report["results"]["peak_rss_gib"], report["provenance"]["seconds"]
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]], seed: int, seconds: float, peak_before: float) -> None:
+def _write(path: Path, rows: Iterable[dict[str, Any]], seed: int, seconds: float, peak: float) -> None:
     from .zoo import zoo_entries
 
     order = [_key(entry) for entry in zoo_entries()]
     rows = sorted(rows, key=lambda row: order.index(_key(row)))
-    peak = max(peak_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # Linux counts in KiB
     report = write_report(
         path, stage=STAGE, config={"seed": seed, "n_images": N_IMAGES}, inputs={}, outputs={}, device="cpu", seconds=seconds,
         results={"n_models": len(rows), "n_passed": sum(not r["problems"] for r in rows), "peak_rss_gib": round(peak, 2), "models": rows},
