@@ -3,8 +3,8 @@
 The iteration of AutoAttack's FAB: project on the linearised boundary, overshoot, step back towards the clean image. Two
 things are our own. Only the question "within eps?" is answered, so an example leaves at its first break. And the forward
 pass that asks whether a new point is adversarial is sent only where the answer can matter: while the point is within eps,
-or was not adversarial when last asked, and every tenth step. Elsewhere FAB's answer is yes (99 % of the time on the
-embedded CIFAR-10 model) and leads nowhere but to a step back.
+or was not adversarial when last asked, and every tenth step. Elsewhere FAB's answer is yes (98 to 99 % of the time on
+the embedded CIFAR-10 model) and leads nowhere but to a step back.
 """
 
 from collections import deque

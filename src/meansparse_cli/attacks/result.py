@@ -24,8 +24,7 @@ class AttackResult:
     failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned.
     ``forward_passes`` and ``backward_passes`` count examples, summed over the n. ``rejected`` counts the breaks that
     the attack claimed and the judge did not confirm; those examples are searched a second time, in full precision.
-    ``forward_passes_broken`` and ``backward_passes_broken``: the part of the search's passes that went to examples in
-    ``broken``.
+    ``forward_passes_broken`` and ``backward_passes_broken``: the part of them that went to examples in ``broken``.
     """
 
     adversarial: Tensor

@@ -66,7 +66,7 @@ def run_attack(
         for searched in (model if search_model is None or spec.search == "adaptive" else search_model, model)
     )
     adversarial = x.clone(memory_format=torch.contiguous_format)
-    passes = torch.zeros(len(x), 2, dtype=torch.int64)
+    passes = torch.tensor([[1, 0]]).repeat(len(x), 1)  # forward and backward, an example; one for the clean image
     rejected = 0
 
     with under_attack(model):
@@ -100,6 +100,7 @@ def run_attack(
             points = enforce_budget(outcome.points.to(x.device)[claimed], task.x[claimed], budget)
             upheld = is_misclassified(counted, points, task.y[claimed], batch_size=batch_size)
             rows = rows[claimed]
+            passes[rows.cpu(), 0] += 1
             adversarial[rows[upheld]] = points[upheld]
             broken[rows[upheld]] = True
             rows = rows[~upheld]

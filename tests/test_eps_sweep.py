@@ -1,0 +1,152 @@
+"""Several budgets in one evaluation: what is broken stays broken, and is not attacked again."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meansparse_cli import evaluate
+from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
+from meansparse_cli.eps_sweep import (
+    draw_eps_curve,
+    eps_rows,
+    eps_state_folder,
+    eps_table,
+    evaluate_each_eps,
+    headline_eps,
+)
+from meansparse_cli.errors import ConfigError
+from meansparse_cli.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
+from meansparse_cli.sparsify import MeanSparse, SparsifiedModel
+
+GRID = ("0.02", "0.05", "0.1")
+
+
+def test_grids() -> None:
+    assert eps_grid("8/255") == ("8/255",)
+    assert eps_grid("8/255, 2/255,8/255") == ("2/255", "8/255")
+    assert eps_grid("1/255:16/255:1/255") == tuple(f"{k}/255" for k in range(1, 17))
+    assert eps_grid("0.25:1:0.25") == ("0.25", "0.5", "0.75", "1")
+    assert parse_eps_grid(["1/255", 0.5]) == "1/255,0.5"
+    assert resolve("evaluate", EvaluateConfig, None, {"eps": "2/255,8/255"})[0].eps == "2/255,8/255"
+    for bad in ("", "0,1/255", "1/255:1", "2:1:1", "1:2:0", "a:b:c", "-1/255", "0:1:0.1", "1/255:1:1/100000"):
+        with pytest.raises(ValueError, match="eps"):
+            parse_eps_grid(bad)
+        with pytest.raises(ConfigError):
+            resolve("evaluate", EvaluateConfig, None, {"eps": bad})
+
+
+def test_the_headline_is_the_data_sets_own_eps_or_the_largest() -> None:
+    assert headline_eps(("4/255", "8/255", "16/255"), "cifar10", "Linf") == "8/255"
+    assert headline_eps(("4/255", "16/255"), "cifar10", "Linf") == "16/255"
+    assert headline_eps(("0.1",), "my-images", "L2") == "0.1"
+    assert eps_state_folder(Path("s"), "8/255", "8/255") == Path("s")
+    assert eps_state_folder(Path("s"), "4/255", "8/255") == Path("s/eps-4_255")
+
+
+class Threshold(nn.Module):
+    """Class 1 where the one pixel is above 0.5; the operator makes 0.5 of what lies within 0.025 of it, class 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse = MeanSparse(torch.tensor([0.5]), torch.tensor([0.1]), 0.0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.sparse(x).flatten(1)
+        return torch.cat([0.5 - value, value - 0.5], dim=1)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list[int]]]:
+    """An attack that reaches eps, but fails on the examples of an odd index above eps 0.05."""
+    made: list[tuple[str, float, float, list[int]]] = []
+
+    def attack(
+        name: str, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor, *, budget: Budget, **rest: Any
+    ) -> AttackResult:
+        made.append((name, float(cast(Threshold, model).sparse.alpha), budget.eps, indices.tolist()))
+        able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
+        away = torch.where(y == 1, -1.0, 1.0) * able
+        moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
+        return AttackResult(moved, model(moved).argmax(1) != y, len(x), 0, 0.0, 0)
+
+    monkeypatch.setattr(evaluate, "run_attack", attack)
+    return made
+
+
+def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
+    value = 0.3 + 0.4 * (torch.arange(60) * 0.6180339887 % 1.0)
+    x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
+
+    def one(eps: str, smaller: Evaluation | None) -> Evaluation:
+        settings = EvaluateSettings(
+            attacks=("apgd-ce", "square"), norm="Linf", eps=float(eps), n_examples=60, chunk_size=16
+        )
+        return evaluate_robustness(
+            cast(SparsifiedModel, Threshold()), x, y, indices, alpha=0.25, settings=settings,
+            state_folder=eps_state_folder(folder, eps, grid[-1]), fingerprint={}, n_classes=2, smaller=smaller,
+        )  # fmt: skip
+
+    return evaluate_each_eps(one, grid)
+
+
+def test_what_is_broken_is_not_attacked_again_and_stays_broken(
+    tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
+) -> None:
+    found = sweep(tmp_path)
+    for model, alpha in (("base", 0.0), ("sparsified", 0.25)):
+        outcomes = {eps: found[eps].outcomes(model) for eps in GRID}  # type: ignore[arg-type]
+        broken = {eps: outcomes[eps].broken["apgd-ce"] for eps in GRID}
+        assert broken["0.02"].any() and (broken["0.05"] > broken["0.02"]).any()
+        for small, large in zip(GRID, GRID[1:], strict=False):
+            assert (broken[large] >= broken[small]).all()
+            faced = [
+                i
+                for name, at, eps, indices in calls
+                if (name, at, eps) == ("apgd-ce", alpha, float(large))
+                for i in indices
+            ]
+            assert not set(faced) & set(broken[small].nonzero()[0].tolist())
+            assert set(faced) == set((outcomes[large].correct & ~broken[small]).nonzero()[0].tolist())
+        # the attack of eps 0.1 cannot do odd examples: those of eps 0.05 count all the same
+        assert (broken["0.1"] & broken["0.05"] & (found["0.1"].indices % 2 == 1)).any()
+    worst = [found[eps].comparison("worst case").sparsified.fraction for eps in GRID]
+    assert worst == sorted(worst, reverse=True) and worst[-1] < worst[0]
+
+
+def test_a_second_run_attacks_nothing_and_a_finer_grid_only_what_is_new(
+    tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
+) -> None:
+    first = sweep(tmp_path)
+    calls.clear()
+    again = sweep(tmp_path)
+    assert calls == []
+    assert eps_rows(again) == eps_rows(first)
+    sweep(tmp_path, ("0.02", "0.03", "0.05", "0.1"))
+    assert {eps for _, _, eps, _ in calls} == {0.03}
+
+
+def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
+    found = sweep(tmp_path / "state")
+    rows = eps_rows(found)
+    assert [row["eps"] for row in rows] == list(GRID)
+    assert all(row["sparsified_accuracy"] <= row["sparsified_plain_attacks_accuracy"] for row in rows)
+    assert eps_table(found).row_count == 4
+    for name in ("a", "b"):
+        draw_eps_curve(found, norm="Linf", title="t", png=tmp_path / f"{name}.png", svg=tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_evaluation_is_not_taken_over(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
+    found = sweep(tmp_path / "a", ("0.02",))["0.02"]
+    settings = EvaluateSettings(attacks=("apgd-ce",), norm="Linf", eps=0.05, n_examples=2)
+    with pytest.raises(ConfigError, match="other examples"):
+        evaluate_robustness(
+            cast(SparsifiedModel, Threshold()), torch.rand(2, 1, 1, 1), torch.tensor([0, 1]), torch.arange(2), alpha=0.25,
+            settings=settings, state_folder=tmp_path / "b", fingerprint={}, n_classes=2, smaller=found,
+        )  # fmt: skip
