@@ -204,7 +204,8 @@ def test_the_published_model_is_evaluated_as_it_is(name: str, small_zoo: list[st
     assert (len(calibrated["sites"]), calibrated["alpha"], calibrated["rule"]) == (10, 0.3, "published")
     with torch.no_grad():
         assert torch.equal(load_sparsified("run")(IMAGES), theirs(IMAGES))
-    evaluated = done("evaluate", *small_zoo, "--eps", "2/255", "--attack", "bpda-apgd-ce", "--n-examples", "4")  # fmt: skip
+    attack = "bpda-apgd-ce" if name == SPARSE.name else "pgd-2"
+    evaluated = done("evaluate", *small_zoo, "--eps", "2/255", "--attack", attack, "--n-examples", "2")
     assert evaluated["alpha"] == 0.3
 
 
@@ -216,7 +217,7 @@ def test_the_authors_sites_are_the_default_where_a_model_has_them(small_zoo: lis
     activations = done("calibrate", "--model", SPARSE.name, *small_zoo, "--sites", "all")
     assert [s["name"] for s in activations["sites"]][:2] == ["layer.0.block.0.relu_0", "layer.0.block.0.relu_1"]
     assert len(activations["sites"]) == 7
-    swept = done("sweep-alpha", *small_zoo, "--alphas", "0.2", "--attack", "pgd-50", "--eps", "2/255")
+    swept = done("sweep-alpha", *small_zoo, "--alphas", "0.2", "--attack", "pgd-2", "--eps", "2/255")
     assert [row["alpha"] for row in swept["curve"]] == [0.0, 0.2]
 
 
@@ -228,7 +229,7 @@ def test_sites_published_puts_a_base_into_the_architecture(small_zoo: list[str])
     assert len(default["sites"]) == 7
     calibrated = done("calibrate", "--model", "Bartoldson2024", *small_zoo, "--sites", "published")
     assert len(calibrated["sites"]) == 10
-    done("sweep-alpha", *small_zoo, "--alphas", "0.2", "--attack", "pgd-50", "--eps", "2/255")
+    done("sweep-alpha", *small_zoo, "--alphas", "0.2", "--attack", "pgd-2", "--eps", "2/255")
     with torch.no_grad():
         assert torch.equal(load_sparsified("run", alpha=0)(IMAGES), plain(IMAGES))
         assert not torch.equal(load_sparsified("run", alpha=0.2)(IMAGES), plain(IMAGES))
