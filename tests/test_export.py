@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from meansparse_cli import load_sparsified, zoo
-from meansparse_cli.checkpoint import Checkpoint
+from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, sparsify
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.evaluation import Evaluation, ModelOutcomes, Spent
-from meansparse_cli.export import model_card
-from meansparse_cli.models import ModelSource
+from meansparse_cli.export import model_card, robustbench_state
+from meansparse_cli.models import ModelSource, build_network
 from meansparse_cli.sites import Site
 from meansparse_cli.statistics import ChannelStatistics
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = "Bartoldson2024Adversarial_WRN-94-16"
+SOURCE = ModelSource(BASE, "zoo", "cifar10", "Linf")
 CARD_FIELDS = {
     "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
     "clean_acc", "reported", "autoattack_acc", "external", "footnote", "unreliable",
@@ -195,6 +197,11 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     other = meansparse("export", "run", "--card", "--alpha", "0.1")
     assert other.exit_code == 10
     assert "evaluate.yaml is of alpha 0.25" in other.stderr
+    some = ("--sites", "published:0-3", "--centre", "zero", "--fresh")
+    done("evaluate", *data, "--eps", "2/255", "--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4", *some)
+    other = meansparse("export", "run", "--card", "--alpha", "0.25")
+    assert other.exit_code == 10
+    assert "operators at other sites" in other.stderr
 
 
 def test_a_card_says_what_bpda_left() -> None:
@@ -227,3 +234,19 @@ def test_unknown_formats_are_refused(calibrated: nn.Module) -> None:
     refused = meansparse("export", "run", "--alpha", "0.2", "--format", "onnx")
     assert refused.exit_code == 3
     assert "one of meansparse, robustbench, card" in refused.stderr
+
+
+def test_centre_and_site_weights_reach_robustbenchs_format(calibrated: nn.Module) -> None:
+    statistics = load_checkpoint(Path("run/statistics.safetensors"))
+    weights = (0.0, 0.5) + (1.0,) * 8
+    base = build_network(SOURCE, published_sites=True)
+    base.load_state_dict(calibrated.state_dict())
+    ours = sparsify(base.eval(), replace(statistics, alpha=0.4, site_weights=weights, centre="zero"))
+    theirs = architecture(sparse=True).eval()
+    theirs.load_state_dict(robustbench_state(SOURCE, ours), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IMAGES), ours(IMAGES))
+        assert not torch.allclose(theirs(IMAGES), calibrated(IMAGES))
+    first = theirs.get_submodule(ours.sites[0].path)
+    assert ours.sites[0].index == 1
+    assert not first.running_mean.any()  # type: ignore[operator, union-attr]

@@ -147,7 +147,10 @@ def n_test_images(source: ModelSource) -> int | None:
 
 
 def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool) -> str:
-    operators = f"{len(checkpoint.sites)} sites ({checkpoint.rule}) of {source.name}"
+    operators = f"{len(checkpoint.active)} sites ({checkpoint.rule}) of {source.name}"
+    if checkpoint.options_id():
+        weights = "; alpha times a weight at each site" if checkpoint.site_weights else ""
+        operators += f" (centre: {checkpoint.centre}; spread: {checkpoint.spread}{weights})"
     parts = [f"MeanSparse ({PAPER}), alpha {checkpoint.alpha:g}, at {operators}."]
     if evaluation is None:
         return " ".join([*parts, "Not evaluated."])

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import sha256_of
-from .checkpoint import sparsify
-from .config import ModelConfig
+from .checkpoint import Checkpoint, sparsify
+from .config import EvaluateConfig, ModelConfig
 from .console import note
 from .errors import ArtifactError, ConfigError
 from .report import read_report
 from .run_folder import Run, file_name, located, weights_of
-from .stage_model import checkpoint_in_use, load_base
+from .stage_model import checkpoint_in_use, checkpoint_to_evaluate, load_base
 
 
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
@@ -36,7 +36,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     value = float(checkpoint.alpha or 0)
     path = file or folder / file_name(f"{run.source.name}-meansparse{suffixes[format]}")
     if format == "card":
-        evaluation = _evaluation_of(run, value)
+        evaluation = _evaluation_of(run, checkpoint)
         formats.save_card(path, formats.model_card(run.source, run.norm, checkpoint, evaluation))
         total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
         if total and n < total:
@@ -58,8 +58,8 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     return path
 
 
-def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
-    """The report of evaluate, if there is one; refused where it is of other statistics or of another alpha."""
+def _evaluation_of(run: Run, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The report of evaluate, if there is one; refused where it is of other statistics or of other operators."""
     path = run.paths.report("evaluate")
     if not path.exists():
         note(f"export: not evaluated, so the card has no figures: {run.command('evaluate')}")
@@ -71,9 +71,16 @@ def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
             f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
             hint=f"run: {run.command('evaluate')}",
         )
-    if report["results"]["alpha"] != alpha:
+    if report["results"]["alpha"] != checkpoint.alpha:
         raise ArtifactError(
-            f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {alpha:g}",
+            f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {checkpoint.alpha:g}",
             hint=f"evaluate this one, or export that one: --alpha {report['results']['alpha']:g}",
+        )
+    names = ("alpha", "sites", "centre", "spread")
+    settings = EvaluateConfig(**{k: v for k, v in report["config"]["settings"].items() if k in names})
+    if checkpoint_to_evaluate(run, settings, upstream).options_id() != checkpoint.options_id():
+        raise ArtifactError(
+            "evaluate.yaml is of operators at other sites, or with another centre or spread, than this card",
+            hint=f"choose them with sweep-alpha, then evaluate without --alpha: {run.command('evaluate')}",
         )
     return report
