@@ -30,6 +30,7 @@ from .config import (
     PlotConfig,
     StageConfig,
     SweepAlphaConfig,
+    VerifyConfig,
     check_eps,
     eps_grid,
     eps_value,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
 
     from .data import SplitName
+    from .evaluate import EvaluateSettings
+    from .evaluation import Evaluation
     from .models import ModelSource
     from .published_checkpoint import PublishedCheckpoint
     from .sites import Site
@@ -348,7 +351,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .attacks import expand_attacks
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
-    from .evaluation_table import evaluation_table, progress_table
+    from .evaluation_table import doubts_view, evaluation_table, progress_table
     from .published import published_note, published_results
 
     run, started = _located(config), time.monotonic()
@@ -392,13 +395,21 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             grid,
         )  # fmt: skip
     evaluation = evaluations[eps]
-    console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
+    found = evaluation.to_report()
+    console.print(evaluation_table(found, f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}", width=console.width))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
+    outputs = [run.paths.outcomes]
+    if config.save_witnesses:
+        folders = [eps_state_folder(state_folder, one, eps) for one in grid if eps_value(one) <= eps_value(eps)]
+        outputs += _save_witnesses(run, config, model, evaluation, folders, settings, (x, y, indices))
+    if config.doubts:
+        found["doubts"] = _doubts(model, x, y, indices, evaluation, settings, config.n_doubt_examples)
+        console.print(doubts_view(found))
     results = (
-        evaluation.to_report()
+        found
         | published
         | {
             "eps": eps,
@@ -417,7 +428,95 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             png=run.paths.folder / "eps-curve.png", svg=run.paths.folder / "eps-curve.svg",
         )  # fmt: skip
         note(f"curve: {run.paths.folder / 'eps-curve.png'}")
-    return _write(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
+    return _write(run, "evaluate", resolved, sources, inputs, outputs, device, started, results)
+
+
+def _doubts(
+    model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, evaluation: Evaluation, settings: EvaluateSettings,
+    n_examples: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``."""
+    from .attacks.result import Budget
+    from .doubts import find_doubts
+
+    n, device = min(n_examples, len(y)), settings.device
+    with live("kinds of doubt") as view:
+        view.begin(f"doubts, on {n} examples", None)
+
+        def on_kind(name: str, kind: str) -> None:
+            view.begin(f"doubts about {kind} of {name}, on {n} examples", None)
+
+        found = find_doubts(
+            model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,
+            budget=Budget(settings.norm, settings.eps), seed=settings.seed, batch_size=settings.batch_size,
+            n_classes=_n_classes(model, x[:2].to(device)), on_kind=on_kind,
+        )  # fmt: skip
+    return [doubt.to_report() for doubt in found]
+
+
+def _save_witnesses(
+    run: Run, config: EvaluateConfig, model: SparsifiedModel, evaluation: Evaluation, folders: list[Path],
+    settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
+) -> list[Path]:  # fmt: skip
+    """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
+    from .witnesses import collect_witnesses, save_external, save_witnesses
+
+    x, y, indices = examples
+    witnesses = collect_witnesses(model, x, y, evaluation, folders, settings)
+    files = [run.paths.folder / "witnesses.safetensors"]
+    save_witnesses(files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha)
+    test = _load_split(run, config, "test")
+    for name, found in witnesses.items():
+        file = run.paths.folder / f"witnesses-{name}.pt"
+        if save_external(file, test, found):
+            files.append(file)
+    note(
+        f"witnesses: {', '.join(f'{len(found.images):,} on {name}' for name, found in witnesses.items())} ({files[0]})"
+    )
+    return files
+
+
+def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
+    """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
+    from .attacks.result import Budget
+    from .data import content_id
+    from .verify import Judgement, judge_images, match_examples, read_images, show_judgements
+    from .witnesses import examples_at
+
+    run, started = _ensure_fetched(config, sources), time.monotonic()
+    eps = _eps(run, config)
+    budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
+    image_sets = read_images(file)
+    test = _load_split(run, config, "test")
+    device = pick_device(config.device)
+    model: nn.Module
+    if run.paths.report("calibrate").exists() and (config.alpha is not None or _has_alpha(run)):
+        checkpoint = _checkpoint_in_use(run, config.alpha)
+        alpha = float(checkpoint.alpha or 0)
+        model = sparsify(_load_base(run, config, device, checkpoint.rule), checkpoint)
+    else:
+        alpha, model = 0.0, _load_base(run, config, device)
+        note(f"verify: {run.paths.folder} has no alpha yet, so the base model alone is judged")
+    judgements: list[Judgement] = []
+    for images in image_sets:
+        matched = match_examples(images, test, str(file))
+        x, y = examples_at(test, matched.evaluated)
+        if not judgements:
+            _check_data(model, run, config, test, x[:2].to(device))
+        judgements.append(
+            judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
+        )
+    title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", alpha {alpha:g}" if alpha else "")
+    console.print(show_judgements(judgements, title))
+    path = run.paths.folder / f"verify-{_file_name(file.stem)}.yaml"
+    inputs = {file.name: sha256_of(file), "images": content_id(test)}
+    resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
+    report = write_report(
+        path, stage="verify", config=_config_block(resolved, sources), inputs=inputs, outputs={},
+        results=_plain({"admissible": all(j.is_admissible for j in judgements), "sets": [j.to_report() for j in judgements]}),
+        device=device, seconds=time.monotonic() - started,
+    )  # fmt: skip
+    return path, bool(report["results"]["admissible"])
 
 
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
@@ -543,7 +642,7 @@ def pick_device(name: str) -> str:
 # ---- what the stages share
 
 
-def _ensure_fetched(config: CalibrateConfig, sources: dict[str, str]) -> Run:
+def _ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, str]) -> Run:
     """Calibrate and sites take a model by name: it is fetched first where that was not done."""
     run = locate_run(config)
     if config.weights is not None or not run.paths.report("fetch").exists():
@@ -591,6 +690,13 @@ def _alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:
         if stored is not None:
             return float(stored), "calibrate"
     return float(_verified(run, "sweep-alpha")["results"]["alpha"]), "sweep-alpha"
+
+
+def _has_alpha(run: Run) -> bool:
+    """Was one chosen by a sweep, or stored in a published checkpoint?"""
+    if run.paths.report("sweep-alpha").exists():
+        return True
+    return _verified(run, "calibrate")["results"].get("alpha") is not None
 
 
 def _evaluation_of(run: Run, alpha: float) -> dict[str, Any] | None:
