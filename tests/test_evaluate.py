@@ -167,7 +167,7 @@ def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkey
     assert evaluation.sparsified.broken["transfer"].any()
     plain, worst = evaluation.comparison("plain attacks"), evaluation.comparison("worst case")
     assert plain.sparsified.fraction > worst.sparsified.fraction
-    assert evaluation.doubts()["first_broken_by_transfer"]["sparsified"] > 0
+    assert evaluation.counts()["first_broken_by_transfer"]["sparsified"] > 0
 
 
 @pytest.mark.parametrize("fault", ["still right", "outside the budget", "outside [0, 1]", "not a number"])
@@ -190,7 +190,7 @@ def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: 
     for step in evaluation.steps("sparsified")[:2]:  # both attacks faced all of them: a lie stops nobody else
         assert step.n_faced == evaluation.sparsified.correct.sum()
         assert step.spent.unconfirmed >= far.sum()
-    assert evaluation.doubts()["breaks_unconfirmed"]["base"] > 0
+    assert evaluation.counts()["breaks_unconfirmed"]["base"] > 0
 
 
 def test_the_report_is_plain_fractions_and_the_outcomes_can_be_read_back(tmp_path: Path, attacks: FakeAttacks) -> None:

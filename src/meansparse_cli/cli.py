@@ -205,6 +205,15 @@ EpsGrid = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]  # fmt: skip
+Doubts = Annotated[
+    bool | None,
+    typer.Option("--doubts/--no-doubts", help="Check what a sceptical reader would.", rich_help_panel=_ATTACK),
+]
+NDoubtExamples = Annotated[int | None, typer.Option(help="Examples to check it on.", rich_help_panel=_ATTACK)]
+SaveWitnesses = Annotated[
+    bool | None,
+    typer.Option("--save-witnesses", help="Keep the images that broke an example.", rich_help_panel=_ATTACK),
+]
 RunFolder = Annotated[
     Path | None,
     typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN),
@@ -288,7 +297,8 @@ def evaluate(
     individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
-    channels_last: ChannelsLast = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
+    channels_last: ChannelsLast = None, doubts: Doubts = None, n_doubt_examples: NDoubtExamples = None,
+    save_witnesses: SaveWitnesses = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
     fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
@@ -344,6 +354,50 @@ def export(
 
     path = write_export(run, file, format="card" if card else format, alpha=alpha, allow_pickle=bool(allow_pickle))
     typer.echo(str(path))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="Adversarial images: .safetensors, .pt, .npz or .npy.", show_default=False)],
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, norm: Norm = None, eps: Eps = None,
+    alpha: Alpha = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None,
+    run: RunFolder = None, config: ConfigFile = None, device: Device = None, batch_size: BatchSize = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Judge adversarial images afresh, whoever made them."""
+    from .config import VerifyConfig, resolve
+    from .errors import DataError
+    from .report import read_report
+    from .run_folder import locate_run, run_folder_lock
+    from .verify_command import verify as verify_images
+
+    settings, sources = resolve("verify", VerifyConfig, config, locals())
+    with run_folder_lock(locate_run(settings).paths.folder):
+        path, admissible = verify_images(settings, sources, file)
+    typer.echo(json.dumps(read_report(path, "verify", mend="")) if as_json else str(path))
+    if not admissible:
+        note("some images break the rules: no attacker may use them")
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    format: Annotated[str, typer.Option("--format", help="table, markdown, json or html (one page, everything inside).")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of stdout.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Show a run's reports again: tables, verdict, doubts, curves."""
+    import shutil
+
+    from .artifacts import write_bytes
+    from .render import render
+
+    text = render(run, format, width=shutil.get_terminal_size((120, 24)).columns)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_bytes(output, text.encode())
+        typer.echo(str(output))
 
 
 _TRAINING = "Training"

@@ -216,6 +216,18 @@ class EvaluateConfig(AttackConfig):
     compile: bool = False
     channels_last: bool | None = None
     """Memory format of the search; on where it pays when not given: on a CPU, and on a GPU below float32."""
+    doubts: bool = True
+    """Check what a sceptical reader would, on ``n_doubt_examples``; see ``doubts/``."""
+    n_doubt_examples: int = Field(default=100, ge=1)
+    save_witnesses: bool = False
+    """Keep the adversarial images that broke an example; see ``witnesses.py``."""
+
+
+class VerifyConfig(AttackConfig):
+    """``meansparse verify``."""
+
+    alpha: float | None = Field(default=None, ge=0)
+    """Another alpha than the one in use."""
 
 
 class PlotConfig(AttackConfig):

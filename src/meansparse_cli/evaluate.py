@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import expand_attacks, run_attack
-from .attacks.budget import l2_norm
+from .attacks.budget import within_budget
 from .attacks.counting import CountedModel
 from .attacks.judge import is_misclassified, under_attack
 from .attacks.precision import Precision
@@ -292,7 +292,7 @@ class _Run:
             return positions[:0]
         x, y, _ = self._examples(positions)
         images = chunk.adversarial[claimed[chunk.broken]].to(x.device)
-        allowed = _within_budget(images, x, self.budget)
+        allowed = within_budget(images, x, self.budget)
         # what is outside is not shown to a model, which may fail on it
         images = torch.where(allowed.to(x.device).view(-1, 1, 1, 1), images, x)
         other: ModelName = "sparsified" if name == "base" else "base"
@@ -337,11 +337,3 @@ def _faster(model: nn.Module, settings: EvaluateSettings) -> nn.Module:
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return cast(nn.Module, torch.compile(model)) if settings.compile else model
-
-
-def _within_budget(images: Tensor, x: Tensor, budget: Budget) -> Tensor:
-    """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``, in float64."""
-    flat, delta = images.flatten(1), images.double() - x.double()
-    distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
-    in_range = torch.isfinite(flat).all(dim=1) & (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
-    return (in_range & (distance <= budget.eps * (1 + 1e-9))).cpu()  # the order of a float64 sum may differ

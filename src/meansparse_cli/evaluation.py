@@ -186,11 +186,11 @@ class Evaluation:
             "reason": judged.reason,
             "comparisons": [comparison.to_report() for comparison in self.comparisons],
             "attacks": {model: [_step_to_report(step) for step in self.steps(model)] for model in MODELS},
-            "doubts": self.doubts(),
+            "counts": self.counts(),
             "seconds": {m: {step.attack: round(step.spent.seconds, 3) for step in self.steps(m)} for m in MODELS},
         }
 
-    def doubts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> dict[str, dict[str, int]]:
         """Counts that ought to be small, a model each, for a reader who doubts the headline."""
         counts: dict[str, dict[str, int]] = {}
         for model in MODELS:

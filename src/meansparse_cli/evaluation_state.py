@@ -62,6 +62,20 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
     )
 
 
+def read_chunks(folder: Path, model: str, attack: str) -> Iterator[tuple[int, Chunk]]:
+    """The finished chunks in a state folder, with their numbers; none where the attack never ran."""
+    for file in sorted((folder / model / attack).glob("*.pt")):
+        try:
+            chunk = Chunk(**load_torch(file))
+            n_images = 0 if chunk.adversarial is None else len(chunk.adversarial)
+            whole = len(chunk.positions) == len(chunk.broken) and n_images in (0, int(chunk.broken.sum()))
+        except (TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=f"delete it and run again: {file}")
+        yield int(file.stem), chunk
+
+
 class EvaluationState:
     """The state folder of one evaluation.
 
@@ -96,16 +110,7 @@ class EvaluationState:
 
     def chunks(self, model: str, attack: str) -> Iterator[tuple[int, Chunk]]:
         """The finished chunks of one attack on one model with their numbers, one in memory at a time."""
-        for file in sorted((self.folder / model / attack).glob("*.pt")):
-            try:
-                chunk = Chunk(**load_torch(file))
-                n_images = 0 if chunk.adversarial is None else len(chunk.adversarial)
-                whole = len(chunk.positions) == len(chunk.broken) and n_images in (0, int(chunk.broken.sum()))
-            except (TypeError, AttributeError):
-                whole = False
-            if not whole:
-                raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=f"delete it and run again: {file}")
-            yield int(file.stem), chunk
+        return read_chunks(self.folder, model, attack)
 
     def append(self, model: str, attack: str, chunk: Chunk) -> int:
         """Put a finished chunk on disk, atomically; returns its number."""

@@ -1,37 +1,55 @@
-"""What people see of an evaluation: the table at the end, and the one that grows while it runs."""
+"""What people see of an evaluation: the tables at the end, and the one that grows while it runs."""
 
 from collections.abc import Callable
+from typing import Any
 
-from rich.console import Group
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .console import LiveView, percent
+from .console import LiveView
 from .evaluate import EvaluationProgress
-from .evaluation import MODELS, WORST_CASE, Evaluation
+from .evaluation import MODELS
+from .report_tables import TextTable, comparisons_table, doubt_sentences, doubts_table
 
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
+WIDE = 100
+"""Columns of a terminal from which on the 95 % intervals have room."""
 
 
-def evaluation_table(evaluation: Evaluation, title: str) -> Group:
-    """Clean, each attack or group whose number is known, worst case: base, sparsified, paired gain; then the verdict."""
-    table = Table(title=f"{title} (± standard error; gains are paired)", title_justify="left")
-    table.add_column("")
-    for column in ("base %", "sparsified %", "gain, points", "95 % interval", "won / lost"):
-        table.add_column(column, justify="right")
-    for row in evaluation.comparisons:
-        low, high = row.gain.interval_95
-        table.add_row(
-            row.name, percent(row.base.fraction, row.base.standard_error),
-            percent(row.sparsified.fraction, row.sparsified.standard_error),
-            percent(row.gain.difference, row.gain.standard_error, signed=True),
-            f"{100 * low:+.1f} to {100 * high:+.1f}", f"{row.gain.gained} / {row.gain.lost}",
-            style="bold" if row.name == WORST_CASE else None,
-        )  # fmt: skip
-    verdict = evaluation.verdict
+def evaluation_table(results: dict[str, Any], title: str, *, width: int) -> Group:
+    """Accuracies and paired gains, then the verdict; for a terminal of ``width`` columns, 80 at least.
+
+    ``results`` as in ``evaluate.yaml``.
+    """
+    table = comparisons_table(results, interval=width >= WIDE)
+    verdict = results["verdict"]
     return Group(
-        table, Text.assemble("verdict: ", (verdict.name, COLOURS.get(verdict.name, "bold")), f". {verdict.reason}")
+        Text(title, style="bold"),
+        Text(f"{table.title}; won/lost: examples", style="italic"),
+        rich_table(table),
+        Text.assemble("verdict: ", (verdict, COLOURS.get(verdict, "bold")), f". {results['reason']}"),
     )
+
+
+def doubts_view(results: dict[str, Any], *, every: bool = False) -> Group:
+    """The table of doubts with the number behind each, and in words what warns (or, with ``every``, all of them)."""
+    table = doubts_table(results)
+    parts: list[RenderableType] = [Text(table.title, style="bold"), rich_table(table, strong="bold red")]
+    for name, sentence in doubt_sentences(results, *(() if every else ("warn",))):
+        parts.append(Text.assemble((f"{name}: ", "bold"), sentence))
+    return Group(*parts)
+
+
+def rich_table(table: TextTable, *, strong: str = "bold") -> Table:
+    """For the terminal: names to the left and numbers to the right, none of them broken over two lines."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, column in enumerate(table.header):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+    for i, row in enumerate(table.rows):
+        shown.add_row(*(Text(cell) for cell in row), style=strong if i in table.strong else None)
+    return shown
 
 
 def progress_table(view: LiveView) -> Callable[[EvaluationProgress], None]:

@@ -15,11 +15,20 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifacts import sha256_of
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from .config import CalibrateConfig, EvaluateConfig, FetchConfig, ModelConfig, SweepAlphaConfig, eps_grid, eps_value
+from .config import (
+    CalibrateConfig,
+    EvaluateConfig,
+    FetchConfig,
+    ModelConfig,
+    SweepAlphaConfig,
+    VerifyConfig,
+    eps_grid,
+    eps_value,
+)
 from .console import bar, console, live, note, sites_table
 from .errors import ArtifactError, ConfigError
 from .report import read_report, write_report
@@ -40,6 +49,10 @@ from .stage_model import (
 from .stage_report import config_block, finished, plain, site_row, write_stage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .evaluate import EvaluateSettings
+    from .evaluation import Evaluation
     from .sites import Site
     from .sparsify import SparsifiedModel
 
@@ -104,7 +117,7 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
     from .data import KNOWN_DATASETS
     from .site_rules import chosen_by
 
-    run = _ensure_fetched(config, sources)
+    run = ensure_fetched(config, sources)
     config = with_site_rule(run, config, sources)
     model = load_base(run, config, "cpu", config.sites)
     facts = KNOWN_DATASETS.get(config.dataset or run.source.dataset)
@@ -122,7 +135,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     from .data import content_id, stack_examples, take_examples
     from .site_rules import chosen_by, select_sites
 
-    run, started = _ensure_fetched(config, sources), time.monotonic()
+    run, started = ensure_fetched(config, sources), time.monotonic()
     config = with_site_rule(run, config, sources)
     if config.statistics == "stored":
         return _take_stored(run, config, sources, fresh)
@@ -301,7 +314,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .attacks import expand_attacks
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
-    from .evaluation_table import evaluation_table, progress_table
+    from .evaluation_table import doubts_view, evaluation_table, progress_table
     from .published import published_note, published_results
 
     run, started = located(config), time.monotonic()
@@ -345,13 +358,21 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             grid,
         )  # fmt: skip
     evaluation = evaluations[eps]
-    console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
+    found = evaluation.to_report()
+    console.print(evaluation_table(found, f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}", width=console.width))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
     evaluation.save_outcomes(run.paths.outcomes)
+    outputs = [run.paths.outcomes]
+    if config.save_witnesses:
+        folders = [eps_state_folder(state_folder, one, eps) for one in grid if eps_value(one) <= eps_value(eps)]
+        outputs += _save_witnesses(run, config, model, evaluation, folders, settings, (x, y, indices))
+    if config.doubts:
+        found["doubts"] = _doubts(model, x, y, indices, evaluation, settings, config.n_doubt_examples)
+        console.print(doubts_view(found))
     results = (
-        evaluation.to_report()
+        found
         | published
         | {
             "eps": eps,
@@ -370,7 +391,52 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             png=run.paths.folder / "eps-curve.png", svg=run.paths.folder / "eps-curve.svg",
         )  # fmt: skip
         note(f"curve: {run.paths.folder / 'eps-curve.png'}")
-    return write_stage(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
+    return write_stage(run, "evaluate", resolved, sources, inputs, outputs, device, started, results)
+
+
+def _doubts(
+    model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, evaluation: Evaluation, settings: EvaluateSettings,
+    n_examples: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``."""
+    from .attacks.result import Budget
+    from .doubts import find_doubts
+
+    n, device = min(n_examples, len(y)), settings.device
+    with live("kinds of doubt") as view:
+        view.begin(f"doubts, on {n} examples", None)
+
+        def on_kind(name: str, kind: str) -> None:
+            view.begin(f"doubts about {kind} of {name}, on {n} examples", None)
+
+        found = find_doubts(
+            model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,
+            budget=Budget(settings.norm, settings.eps), seed=settings.seed, batch_size=settings.batch_size,
+            n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind,
+        )  # fmt: skip
+    return [doubt.to_report() for doubt in found]
+
+
+def _save_witnesses(
+    run: Run, config: EvaluateConfig, model: SparsifiedModel, evaluation: Evaluation, folders: list[Path],
+    settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
+) -> list[Path]:  # fmt: skip
+    """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
+    from .witnesses import collect_witnesses, save_external, save_witnesses
+
+    x, y, indices = examples
+    witnesses = collect_witnesses(model, x, y, evaluation, folders, settings)
+    files = [run.paths.folder / "witnesses.safetensors"]
+    save_witnesses(files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha)
+    test = load_images(run, config, "test")
+    for name, found in witnesses.items():
+        file = run.paths.folder / f"witnesses-{name}.pt"
+        if save_external(file, test, found):
+            files.append(file)
+    note(
+        f"witnesses: {', '.join(f'{len(found.images):,} on {name}' for name, found in witnesses.items())} ({files[0]})"
+    )
+    return files
 
 
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
@@ -389,7 +455,7 @@ def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str 
     return sparsify(base, checkpoint, alpha=alpha)
 
 
-def _ensure_fetched(config: CalibrateConfig, sources: dict[str, str]) -> Run:
+def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, str]) -> Run:
     """Calibrate and sites take a model by name: it is fetched first where that was not done."""
     run = locate_run(config)
     if config.weights is not None or not run.paths.report("fetch").exists():

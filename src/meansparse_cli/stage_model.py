@@ -95,6 +95,13 @@ def alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:
     return float(verified(run, "sweep-alpha")["results"]["alpha"]), "sweep-alpha"
 
 
+def has_alpha(run: Run) -> bool:
+    """Was one chosen by a sweep, or stored in a published checkpoint?"""
+    if run.paths.report("sweep-alpha").exists():
+        return True
+    return verified(run, "calibrate")["results"].get("alpha") is not None
+
+
 def checkpoint_in_use(run: Run, given: float | None) -> Checkpoint:
     """The operators that evaluate would use, with their alpha."""
     alpha, stage = alpha_in_use(run, given)

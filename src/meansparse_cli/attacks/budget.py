@@ -28,6 +28,14 @@ def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:
     return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=eps))).clamp(0.0, 1.0)
 
 
+def within_budget(images: Tensor, x: Tensor, budget: Budget) -> Tensor:
+    """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``, in float64."""
+    flat, delta = images.flatten(1), images.double() - x.double()
+    distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
+    in_range = torch.isfinite(flat).all(dim=1) & (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
+    return (in_range & (distance <= budget.eps * (1 + 1e-9))).cpu()  # the order of a float64 sum may differ
+
+
 def enforce_budget(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
     """``points`` moved, by rounding errors where an attack kept its word, to inside ``budget`` and [0, 1].
 

@@ -1,0 +1,161 @@
+"""``meansparse report``: the reports of a run rendered again, as a table, Markdown, JSON or one HTML page.
+
+Nothing is computed: every number is in a YAML file of the run folder, whose hash is checked on reading.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError, ConfigError
+from .report import STAGES, RunPaths, read_report
+from .report_tables import (
+    TextTable,
+    attacks_table,
+    comparisons_table,
+    doubt_sentences,
+    doubts_table,
+    eps_curve_table,
+    sweep_table,
+)
+
+Reports = dict[str, dict[str, Any]]
+
+
+def read_run(folder: Path) -> Reports:
+    """Stage -> its report, for every stage of the run that is there. Raises ``ArtifactError`` for none, or an edited one."""
+    paths = RunPaths(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"no run folder {folder}", hint="meansparse run --model digits makes one")
+    reports = {
+        stage: read_report(paths.report(stage), stage, mend=f"meansparse {stage} --run {folder}")
+        for stage in STAGES
+        if paths.report(stage).exists()
+    }
+    if not reports:
+        raise ArtifactError(f"{folder} holds no report", hint="expected fetch.yaml, calibrate.yaml, ... evaluate.yaml")
+    return reports
+
+
+def render(folder: Path, format: str, *, width: int) -> str:
+    """The run as ``table`` (for a terminal of ``width`` columns), ``markdown``, ``json`` or ``html``."""
+    from .html_report import html_page
+
+    forms: dict[str, Callable[[Reports], str]] = {
+        "table": lambda reports: terminal_text(reports, width),
+        "markdown": markdown,
+        "json": lambda reports: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
+        "html": lambda reports: html_page(reports, folder),
+    }
+    if format not in forms:
+        raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(forms)}")
+    return forms[format](read_run(folder))
+
+
+def headline(reports: Reports) -> str:
+    """What the numbers are about, in one line."""
+    model = _model(reports)
+    if "evaluate" not in reports:
+        return f"{model['name']}, {model['dataset']}: not evaluated yet"
+    report = reports["evaluate"]
+    settings, results = report["config"]["settings"], report["results"]
+    eps = results.get("eps", settings["eps"])
+    return (
+        f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, alpha {results['alpha']:g}, "
+        f"{results['n_examples']:,} test images"
+    )
+
+
+def tables(reports: Reports, *, interval: bool = True) -> Iterator[TextTable]:
+    """Every table there is something for, in reading order; the doubts are not among them."""
+    if "evaluate" in reports:
+        results = reports["evaluate"]["results"]
+        yield comparisons_table(results, interval=interval)
+        if results.get("eps_curve"):
+            yield eps_curve_table(results)
+        yield attacks_table(results)
+    if "sweep-alpha" in reports and reports["sweep-alpha"]["results"].get("curve"):
+        yield sweep_table(reports["sweep-alpha"]["results"])
+
+
+def verdict(reports: Reports) -> str:
+    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet."""
+    if "evaluate" not in reports:
+        return "none: the run was not evaluated"
+    results = reports["evaluate"]["results"]
+    return f"{results['verdict']}. {results['reason']}"
+
+
+def provenance(reports: Reports) -> list[tuple[str, str]]:
+    """What made each number: commands, versions, device, hashes."""
+    rows = []
+    for stage, report in reports.items():
+        made = report["provenance"]
+        rows.append((stage, made["command"]))
+        rows.append((f"{stage}, report", f"sha256 of its content {report['content_sha256']}, {made['finished']}"))
+    last = reports[list(reports)[-1]]["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    rows += [("versions", versions), ("machine", f"{last['platform']}, {last['device']}")]
+    if "evaluate" in reports:
+        settings = reports["evaluate"]["config"]["settings"]
+        rows.append(("seed", str(settings["seed"])))
+        rows.append(("precision of the search", str(settings.get("precision", "fp32")) + "; breaks judged in float32"))
+    weights = reports.get("fetch", {}).get("results", {}).get("sha256")
+    return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
+
+
+def terminal_text(reports: Reports, width: int) -> str:
+    """Plain text no wider than ``width`` columns, 80 at least."""
+    from rich.console import Console, Group
+    from rich.text import Text
+
+    from .evaluation_table import WIDE, doubts_view, rich_table
+
+    width = max(width, 80)
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(Text(headline(reports), style="bold"))
+        console.print(Text(f"verdict: {verdict(reports)}\n"))
+        for table in tables(reports, interval=width >= WIDE):
+            console.print(Group(Text(table.title, style="bold"), rich_table(table)))
+        if reports.get("evaluate", {}).get("results", {}).get("doubts"):
+            console.print(doubts_view(reports["evaluate"]["results"]))
+    return capture.get()
+
+
+def markdown(reports: Reports) -> str:
+    """For a README or an appendix: the tables, the verdict, the doubts, and what made them."""
+    parts = [f"### {headline(reports)}", f"**Verdict: {verdict(reports)}.**"]
+    for table in tables(reports):
+        parts += [f"{table.title}.", markdown_table(table)]
+    results = reports.get("evaluate", {}).get("results", {})
+    if results.get("doubts"):
+        doubts = doubts_table(results)
+        parts += [f"{doubts.title}.", markdown_table(doubts)]
+        warnings = doubt_sentences(results, "warn")
+        parts += ["\n".join(f"- {name}: {text}" for name, text in warnings)] if warnings else []
+    parts.append("\n".join(f"- {name}: `{value}`" for name, value in provenance(reports)))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: TextTable) -> str:
+    """Pipes and dashes; the rows that stand out in bold."""
+    lines = [_pipes(table.header), "|" + "|".join("---" if i == 0 else "---:" for i in range(len(table.header))) + "|"]
+    for i, row in enumerate(table.rows):
+        lines.append(_pipes([f"**{cell}**" if i in table.strong and cell else cell for cell in row]))
+    return "\n".join(lines)
+
+
+def _pipes(cells: "tuple[str, ...] | list[str]") -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _model(reports: Reports) -> dict[str, Any]:
+    unknown = {"name": "a model", "dataset": "unknown data"}
+    return reports.get("fetch", {}).get("results", {}).get("model", unknown)  # type: ignore[no-any-return]
+
+
+def _data_of(reports: Reports) -> str:
+    given = reports.get("calibrate", {}).get("config", {}).get("settings", {}).get("dataset")
+    return str(given or _model(reports)["dataset"])
