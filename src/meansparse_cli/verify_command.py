@@ -1,0 +1,64 @@
+"""``meansparse verify``: adversarial images from whoever it is, judged afresh."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .artifacts import sha256_of
+from .checkpoint import sparsify
+from .config import VerifyConfig, eps_value
+from .console import console, note
+from .pipeline import ensure_fetched
+from .report import write_report
+from .run_folder import file_name
+from .stage_images import check_data, load_images
+from .stage_model import checkpoint_in_use, eps_of, has_alpha, load_base, pick_device
+from .stage_report import config_block, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
+    """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
+    from .attacks.result import Budget
+    from .data import content_id
+    from .verify import Judgement, judge_images, match_examples, read_images, show_judgements
+    from .witnesses import examples_at
+
+    run, started = ensure_fetched(config, sources), time.monotonic()
+    eps = eps_of(run, config)
+    budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
+    image_sets = read_images(file)
+    test = load_images(run, config, "test")
+    device = pick_device(config.device)
+    model: nn.Module
+    if run.paths.report("calibrate").exists() and (config.alpha is not None or has_alpha(run)):
+        checkpoint = checkpoint_in_use(run, config.alpha)
+        alpha = float(checkpoint.alpha or 0)
+        model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint)
+    else:
+        alpha, model = 0.0, load_base(run, config, device)
+        note(f"verify: {run.paths.folder} has no alpha yet, so the base model alone is judged")
+    judgements: list[Judgement] = []
+    for images in image_sets:
+        matched = match_examples(images, test, str(file))
+        x, y = examples_at(test, matched.evaluated)
+        if not judgements:
+            check_data(model, run, config, test, x[:2].to(device))
+        judgements.append(
+            judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
+        )
+    title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", alpha {alpha:g}" if alpha else "")
+    console.print(show_judgements(judgements, title))
+    path = run.paths.folder / f"verify-{file_name(file.stem)}.yaml"
+    inputs = {file.name: sha256_of(file), "images": content_id(test)}
+    resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
+    report = write_report(
+        path, stage="verify", config=config_block(resolved, sources), inputs=inputs, outputs={},
+        results=plain({"admissible": all(j.is_admissible for j in judgements), "sets": [j.to_report() for j in judgements]}),
+        device=device, seconds=time.monotonic() - started,
+    )  # fmt: skip
+    return path, bool(report["results"]["admissible"])
