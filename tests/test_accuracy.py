@@ -81,6 +81,7 @@ def test_five_flips_are_never_clear() -> None:
         (3, -3, "no difference", "within 2 standard errors"),
         (-30, 0, "no difference", "within 2 standard errors"),
         (6, 5, "no difference", "more examples would tell"),
+        (0, -5, "no difference", "fewer than 6 examples changed sides"),
     ],
 )
 def test_the_verdict(plain: int, worst: int, name: str, words: str) -> None:

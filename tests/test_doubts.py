@@ -128,7 +128,7 @@ def test_an_undefended_network_falls_to_zero_and_raises_no_doubt(tmp_path: Path)
     large = doubts["base", "robust accuracy at a large eps"]
     assert (large.status, large.value) == ("pass", 0.0)
     assert {name for name, d in doubts.items() if d.status == "not run"} == {
-        ("base", "Square beats the white-box attacks"), ("base", "transfer beats the white-box attacks"),
+        ("base", "Square beats white-box attacks"), ("base", "transfer beats white-box attacks"),
     }  # fmt: skip
 
 
@@ -197,12 +197,12 @@ def test_its_own_doubt_and_no_other(network: Callable[[], nn.Module], expected: 
 @pytest.mark.usefixtures("few_steps")
 def test_what_the_operator_masks(tmp_path: Path) -> None:
     doubts = doubts_of(Colours(), tmp_path, alpha=1.0)
-    masked = doubts["sparsified", "features masked, mean of the sites"]
+    masked = doubts["sparsified", "features masked, mean of sites"]
     share = float(((examples()[0] - 0.45).abs() <= torch.tensor(0.05)).float().mean())
     assert masked.value == pytest.approx(share, abs=1e-6)
     assert masked.details["sites"] == {"act": pytest.approx(share, abs=1e-6)}
     assert masked.status == "warn"
-    assert ("base", "features masked, mean of the sites") not in doubts
+    assert ("base", "features masked, mean of sites") not in doubts
     # a linear network's gradient is the same at every pixel: the cosine is the square root of the share that passes
     cosine = doubts["sparsified", "cosine of plain and BPDA gradient"]
     assert cosine.value is not None

@@ -76,7 +76,7 @@ def small(stage: str) -> list[str]:
         "fetch": [],
         "calibrate": ["--batch-size", "8"],
         "sweep-alpha": ["--alphas", "0.1:0.3:0.1", "--eps", "16/255", "--attack", "pgd-50", "--block-size", "4"],
-        "evaluate": ["--eps", "4/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce"],
+        "evaluate": ["--eps", "4/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce", "--no-doubts"],
     }[stage]
 
 

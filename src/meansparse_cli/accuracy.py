@@ -133,6 +133,8 @@ def verdict(
         name, note = "worse", "the worst case is below the base model"
     elif plain.is_clear and plain.difference > 0:
         name, note = "no difference", "a gain under the plain attacks alone; more examples would tell"
+    elif any(not d.is_clear and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error for d in (plain, worst)):
+        name, note = "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
     else:
         name, note = "no difference", "within 2 standard errors"
     return Verdict(name, f"{_points(plain)} under the plain attacks, {_points(worst)} in the worst case: {note}")

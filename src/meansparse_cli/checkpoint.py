@@ -130,10 +130,12 @@ def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None 
 
     ``alpha`` overrides the checkpoint's own (0 where it has none); the weights of the sites go on multiplying it.
     """
+    import torch
+
     from .sparsify import MeanSparse, insert
 
     value = alpha if alpha is not None else checkpoint.alpha or 0.0
-    device = next(iter(model.parameters())).device
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     weights = checkpoint.site_weights or (1.0,) * len(checkpoint.sites)
     modules: Sequence[Any] = [
         MeanSparse(*centred(statistic, checkpoint.centre, checkpoint.spread, weight), value, site.channel_axis).to(

@@ -131,7 +131,7 @@ def _status(doubt: dict[str, Any]) -> str:
 def _value(value: float, unit: str) -> str:
     if unit in ("share", "points"):
         text = f"{100 * value:.1f}"
-        return f"{text.removesuffix('.0')} {'%' if unit == 'share' else 'points'}"
+        return f"{text.removesuffix('.0')} {'%' if unit == 'share' else 'pts'}"
     if unit == "count":
         return f"{value:g}"
     return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.0e}"

@@ -8,7 +8,7 @@ from ..errors import AttackError
 from ..plots import blocked_shares
 from .doubt import AUTOATTACK, CARLINI, OWN, Check, Doubt, Subject
 
-MASKED = Check("features masked, mean of the sites", 0.1, "share", OWN)
+MASKED = Check("features masked, mean of sites", 0.1, "share", OWN)
 COSINE = Check("cosine of plain and BPDA gradient", 0.9, "number", OWN, at_least=True)
 ZERO = Check("zero or NaN gradients", 0, "share", f"{AUTOATTACK}; {CARLINI}")
 
@@ -47,11 +47,13 @@ def _cosine(subject: Subject) -> Doubt:
         return COSINE.not_run(subject, error.message)
     cosines = torch.nn.functional.cosine_similarity(plain.double().flatten(1), straight.double().flatten(1), eps=1e-300)
     median, n_low = float(cosines.median()), int((cosines < LOW_COSINE).sum())
+    words = (
+        "the plain attacks climb in another direction than BPDA"
+        if median < COSINE.limit
+        else "BPDA climbs much the same way"
+    )
     return COSINE.judged(
-        subject, median,
-        f"median {median:.2f} over {len(rows)} examples, below {LOW_COSINE} for {n_low}: the plain gradient points "
-        f"{'elsewhere than' if median < COSINE.limit else 'where'} the function behind the operator "
-        f"{'does' if median < COSINE.limit else 'points'}",
+        subject, median, f"median {median:.2f} over {len(rows)} examples, below {LOW_COSINE} for {n_low}: {words}",
         share_below_half=n_low / len(rows),
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ from ..attacks import find_attack
 from ..evaluation import TRANSFER, Evaluation
 from .doubt import AUTOATTACK, CARLINI, OWN, Check, Doubt, Subject
 
-SQUARE = Check("Square beats the white-box attacks", 0.002, "share", f"{AUTOATTACK}; {CARLINI}")
-TRANSFERRED = Check("transfer beats the white-box attacks", 0.01, "share", f"{CARLINI}; the limit is ours")
+SQUARE = Check("Square beats white-box attacks", 0.002, "share", f"{AUTOATTACK}; {CARLINI}")
+TRANSFERRED = Check("transfer beats white-box attacks", 0.01, "share", f"{CARLINI}; the limit is ours")
 REFUSED = Check("breaks that float32 refuses", 0.01, "share", OWN)
 
 

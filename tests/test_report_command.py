@@ -1,0 +1,202 @@
+"""From evaluate with doubts and witnesses to verify and report, on a tiny network, as a user types it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from meansparse_cli.cli import app
+from meansparse_cli.doubts import search
+
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Brightest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.scale = nn.GELU(), nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, x):
+        return self.scale * self.act(x).mean((2, 3))
+"""
+
+
+def meansparse(*arguments: object, width: int = 80) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": str(width), "NO_COLOR": "1"})
+
+
+def done(*arguments: object, width: int = 80) -> Result:
+    result = meansparse(*arguments, width=width)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with doubts, witnesses and two eps."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = rng.integers(0, 120, (120, 8, 8, 3)).astype(np.uint8)
+    x[np.arange(120), :, :, y] += 16  # two budgets of 8/255, give or take the noise
+    np.savez(folder / "colours.npz", x=x, y=y)
+    (folder / "networks.py").write_text(FACTORY)
+    run = folder / "run"
+    here = ["--model", f"{folder / 'networks.py'}:Brightest", "--dataset", folder / "colours.npz", "--run", run]
+    done("calibrate", *here)
+    done("sweep-alpha", *here, "--alphas", "0.2,0.4", "--eps", "8/255", "--max-clean-drop", "100")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "N_STEPS", 20)
+        patch.setattr(search, "N_DRAWS", 10)
+        done(
+            "evaluate", *here, "--alpha", "0.4", "--eps", "2/255,8/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce",
+            "--n-doubt-examples", "5", "--save-witnesses",
+        )  # fmt: skip
+    return run
+
+
+def results(run: Path) -> dict:  # type: ignore[type-arg]
+    content = yaml.safe_load((run / "evaluate.yaml").read_text())["results"]
+    assert isinstance(content, dict)
+    return content
+
+
+def test_every_doubt_has_a_status_a_number_and_a_source(run: Path) -> None:
+    doubts = results(run)["doubts"]
+    assert {d["model"] for d in doubts} == {"base", "sparsified"}
+    assert len({d["name"] for d in doubts}) == 16
+    for doubt in doubts:
+        assert doubt["status"] in ("pass", "warn", "not run")
+        assert (doubt["value"] is None) == (doubt["status"] == "not run")
+        assert doubt["sentence"] and doubt["source"]
+        if doubt["value"] is not None:
+            holds = doubt["value"] >= doubt["limit"] if doubt["at_least"] else doubt["value"] <= doubt["limit"]
+            assert (doubt["status"] == "pass") == holds
+
+
+# ---- witnesses
+
+
+def test_a_witness_for_every_break_and_none_for_others(run: Path) -> None:
+    arrays, outcomes = load_file(run / "witnesses.safetensors"), np.load(run / "outcomes.npz")
+    assert arrays["evaluated"].tolist() == outcomes["index"].tolist()
+    total = 0
+    for model in ("base", "sparsified"):
+        broken = set(outcomes["index"][outcomes[f"{model}_first_broken_by"] > 0].tolist())
+        assert set(arrays[f"{model}.indices"].tolist()) == broken
+        assert (
+            len(arrays[f"{model}.images"])
+            == len(arrays[f"{model}.labels"])
+            == len(arrays[f"{model}.found_by"])
+            == len(broken)
+        )
+        total += len(broken)
+    assert total > 0
+
+
+@pytest.mark.parametrize("name", ["witnesses.safetensors", "witnesses-base.pt", "witnesses-sparsified.pt"])
+def test_verify_confirms_them_and_arrives_at_the_same_number(name: str, run: Path) -> None:
+    result = done("verify", run / name, "--run", run, "--eps", "8/255", "--alpha", "0.4")
+    report = yaml.safe_load(Path(result.stdout.strip()).read_text())
+    worst = results(run)["comparisons"][-1]
+    for found in report["results"]["sets"]:
+        model = "sparsified" if "sparsified" in name else "base" if "base" in name else found["name"]
+        assert found[model]["robust_accuracy"] == worst[f"{model}_accuracy"]
+        if name.endswith(".safetensors"):
+            assert found[model]["n_misclassified"] == found["n_images"]
+    assert max(map(len, result.stderr.splitlines())) <= 120
+
+
+def test_verify_says_no_by_its_exit_code(run: Path, tmp_path: Path) -> None:
+    images = torch.load(run / "witnesses-base.pt", weights_only=True)
+    images[3] = 1 - images[3]
+    torch.save(images, tmp_path / "far.pt")
+    result = meansparse("verify", tmp_path / "far.pt", "--run", run, "--eps", "8/255", "--alpha", "0.4", "--json")
+    assert result.exit_code == 7
+    report = json.loads(result.stdout)["results"]
+    assert not report["admissible"]
+    assert report["sets"][0]["n_outside_budget"] == 1
+    torch.save(images[:-1], tmp_path / "short.pt")
+    short = meansparse("verify", tmp_path / "short.pt", "--run", run, "--eps", "8/255", "--alpha", "0.4")
+    assert short.exit_code == 7
+    assert "11 images, the test set has 12" in short.stderr
+    assert short.stdout == ""
+
+
+# ---- report
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(width: int, run: Path) -> None:
+    text = done("report", run, width=width).stdout
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(line for line in lines if line.startswith(" worst case"))
+    assert "transfer beats white-box attacks" in text  # no name is broken over two lines
+    worst = results(run)["comparisons"][-1]
+    assert f"{100 * worst['base_accuracy']:.2f} ±" in row
+    assert f"{worst['gained']}/{worst['lost']}" in row
+    assert ("95 % interval" in text) == (width == 120)
+    header = next(line for line in lines if "sparsified %" in line)
+    assert len(header.rstrip()) <= width
+
+
+def test_markdown_tables_are_whole_and_carry_the_numbers(run: Path) -> None:
+    text = done("report", run, "--format", "markdown").stdout
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+    worst = results(run)["comparisons"][-1]
+    assert f"| **worst case** | **{100 * worst['base_accuracy']:.2f} ±" in text
+    assert results(run)["verdict"] in text
+
+
+def test_json_is_the_reports(run: Path) -> None:
+    content = json.loads(done("report", run, "--format", "json").stdout)
+    assert list(content) == ["fetch", "calibrate", "sweep-alpha", "evaluate"]
+    assert content["evaluate"] == json.loads(json.dumps(yaml.safe_load((run / "evaluate.yaml").read_text())))
+
+
+class Links(HTMLParser):
+    """Every address a page would load from, and the tags left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_needs_nothing_from_elsewhere(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert done("report", run, "--format", "html", "-o", path).stdout == f"{path}\n"
+    page = Links()
+    page.feed(text := path.read_text())
+    assert len(page.addresses) == 2  # the two curves
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "@import" not in text and "url(" not in text
+    assert text.count("<table>") == text.count("</table>") >= 4
+    assert f"{100 * results(run)['comparisons'][-1]['base_accuracy']:.2f} ±" in text
+
+
+def test_a_run_that_has_just_begun_and_one_that_is_not_there(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "fetch.yaml").write_bytes((run / "fetch.yaml").read_bytes())
+    assert "not evaluated yet" in done("report", tmp_path).stdout
+    assert "not evaluated" in done("report", tmp_path, "--format", "html").stdout
+    assert meansparse("report", tmp_path / "none").exit_code == 10
+    assert meansparse("report", run, "--format", "pdf").exit_code == 3
+    edited = (run / "evaluate.yaml").read_text().replace("verdict: ", "verdict: really ", 1)
+    (tmp_path / "evaluate.yaml").write_text(edited)
+    assert meansparse("report", tmp_path).exit_code == 10

@@ -1,0 +1,166 @@
+"""Images from anywhere, judged afresh: known answers on a linear model, every kind of file, every kind of mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data import ArrayImages
+from meansparse_cli.errors import DataError
+from meansparse_cli.sites import find_sites
+from meansparse_cli.sparsify import MeanSparse, insert
+from meansparse_cli.verify import Judgement, judge_images, match_examples, read_images
+
+EPS = 0.1
+
+
+class Brightness(nn.Module):
+    """Class 1 above a mean of 0.5; a band of 0.05 around it, at alpha = 1, is class 0 as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.act(x.mean((2, 3)) + 10).mean(1, keepdim=True) - 10
+        return torch.cat([0.5 - value, value - 0.5], dim=1)
+
+
+def a_test_set(n: int = 10) -> "Subset[tuple[Tensor, int]]":
+    """Grey images from 0.2 to 0.8; every index is one more than its position."""
+    values = np.linspace(51, 204, n + 1).round().astype(np.uint8)
+    x = np.broadcast_to(values[:, None, None, None], (n + 1, 4, 4, 3)).copy()
+    y = (values > 127).astype(np.int64)
+    return Subset(ArrayImages(x, y, source="grey"), list(range(1, n + 1)))
+
+
+def stacked(test: "Subset[tuple[Tensor, int]]") -> tuple[Tensor, Tensor]:
+    return torch.stack([x for x, _ in test]), torch.tensor([y for _, y in test])  # type: ignore[attr-defined]
+
+
+def judged(path: Path, eps: float = EPS, norm: Any = "Linf") -> Judgement:
+    test = a_test_set()
+    given = match_examples(read_images(path)[0], test, str(path))
+    x, y = stacked(Subset(test, given.evaluated.tolist()))
+    return judge_images(given, x, y, Brightness().eval(), 0.0, Budget(norm, eps), batch_size=4, device="cpu")
+
+
+def saved(path: Path, images: Tensor, indices: Tensor | None = None) -> Path:
+    arrays = {"images": images} | ({} if indices is None else {"indices": indices})
+    if path.suffix == ".safetensors":
+        save_file(arrays, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
+    elif path.suffix == ".npy":
+        np.save(path, images.numpy())
+    else:
+        torch.save(images if indices is None else arrays, path)
+    return path
+
+
+def attacked() -> tuple[Tensor, Tensor, Tensor]:
+    """Every image moved by eps towards the boundary; labels; which of them cross it."""
+    x, y = stacked(a_test_set())
+    away = torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
+    moved = (x.double() + away * EPS).clamp(0, 1).float()
+    return moved, y, (moved.mean((1, 2, 3)) > 0.5).long() != y
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.npy", "a.npz", "a.safetensors"])
+def test_a_bare_tensor_of_the_whole_test_set(name: str, tmp_path: Path) -> None:
+    moved, _, crosses = attacked()
+    assert 0 < int(crosses.sum()) < len(moved)
+    found = judged(saved(tmp_path / name, moved))
+    assert found.is_admissible
+    assert (found.n_images, found.n_evaluated) == (10, 10)
+    assert found.largest_distance == pytest.approx(EPS, abs=1e-6)
+    assert found.n_misclassified == {"base": int(crosses.sum())}
+    assert found.robust["base"].fraction == 1 - crosses.double().mean().item()
+    assert found.clean["base"].fraction == 1.0
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.npz", "a.safetensors"])
+def test_some_images_with_indices_in_any_order(name: str, tmp_path: Path) -> None:
+    moved, _, crosses = attacked()
+    some = torch.tensor([7, 0, 5])
+    found = judged(saved(tmp_path / name, moved[some], some + 1))  # an index is one more than its position
+    assert found.is_admissible
+    assert (found.n_images, found.n_evaluated) == (3, 3)
+    assert found.n_misclassified == {"base": int(crosses[some].sum())}
+
+
+def test_what_breaks_the_rules_is_counted_and_shows_nothing(tmp_path: Path) -> None:
+    moved, y, crosses = attacked()
+    x, _ = stacked(a_test_set())
+    bad = moved.clone()
+    bad[0] = torch.nan
+    bad[1] = -0.01
+    bad[9] = 1.0 - x[9]  # far outside the budget, and misclassified
+    bad[8, 0, 0, 0] -= 0.001  # one pixel, just outside
+    found = judged(saved(tmp_path / "a.pt", bad))
+    assert not found.is_admissible
+    assert (found.n_not_finite, found.n_outside_range, found.n_outside_budget) == (1, 1, 3)
+    kept = crosses.clone()
+    kept[[0, 1, 8, 9]] = False
+    assert found.n_misclassified == {"base": int(kept.sum())}
+    assert found.robust["base"].fraction == 1 - kept.double().mean().item()
+
+
+def test_the_l2_budget_is_of_the_whole_image(tmp_path: Path) -> None:
+    moved, _, _ = attacked()
+    path = saved(tmp_path / "a.pt", moved)
+    length = EPS * (3 * 4 * 4) ** 0.5
+    assert judged(path, eps=length + 1e-4, norm="L2").is_admissible
+    assert judged(path, eps=length - 1e-3, norm="L2").n_outside_budget == 10
+
+
+def test_both_models_are_judged_on_the_same_images() -> None:
+    test = a_test_set()
+    x, y = stacked(test)
+    model = Brightness().eval()
+    sites = find_sites(model, x[:2])
+    operators = [MeanSparse(torch.full((3,), 10.45), torch.full((3,), 0.1)) for _ in sites]  # 10.35 to 10.55
+    given = match_examples(_whole(x), test, "clean")
+    found = judge_images(
+        given, x, y, insert(model, sites, operators), 1.0, Budget("Linf", EPS), batch_size=4, device="cpu"
+    )
+    value = x.mean((1, 2, 3))
+    lost = (value > 0.5) & (value <= 0.55)
+    assert int(lost.sum()) > 0
+    assert found.n_misclassified == {"base": 0, "sparsified": int(lost.sum())}
+    assert found.largest_distance == 0.0
+
+
+def _whole(x: Tensor) -> Any:
+    from meansparse_cli.verify import ImageSet
+
+    return ImageSet("images", x)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    moved, _, _ = attacked()
+    (tmp_path / "broken.pt").write_bytes(b"not a tensor")
+    (tmp_path / "a.txt").write_text("")
+    torch.save({"weights": nn.Linear(1, 1)}, tmp_path / "pickle.pt")
+    cases = [
+        (tmp_path / "none.pt", "no file"),
+        (tmp_path / "a.txt", "unknown kind of file"),
+        (tmp_path / "broken.pt", "cannot be read"),
+        (tmp_path / "pickle.pt", "more than tensors"),
+        (saved(tmp_path / "short.pt", moved[:9]), "9 images, the test set has 10"),
+        (saved(tmp_path / "shape.pt", moved.permute(0, 2, 3, 1)), "channels come first"),
+        (saved(tmp_path / "bytes.pt", (moved * 255).to(torch.uint8)), "expected floating point"),
+        (saved(tmp_path / "flat.pt", moved.flatten(1)), r"shape \(10, 48\)"),
+        (saved(tmp_path / "unknown.pt", moved[:2], torch.tensor([0, 1])), "not of the test set, such as 0"),
+        (saved(tmp_path / "twice.pt", moved[:2], torch.tensor([1, 1])), "more than once"),
+        (saved(tmp_path / "fewer.pt", moved[:2], torch.tensor([1])), "2 images with indices"),
+    ]
+    for path, expected in cases:
+        with pytest.raises(DataError, match=expected):
+            judged(path)
