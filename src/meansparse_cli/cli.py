@@ -205,6 +205,28 @@ EpsGrid = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]  # fmt: skip
+SplitName = Annotated[
+    str | None,
+    typer.Option("--split", help="test; or calibration or held-out, which are training images.", rich_help_panel=_DATA),
+]
+EvaluationName = Annotated[
+    str | None,
+    typer.Option("--name", help="Keep it in evaluations/NAME of the run folder, beside others.", rich_help_panel=_RUN),
+]
+MeasurementName = Annotated[
+    str | None,
+    typer.Option("--name", help="Keep it in measurements/NAME of the run folder; [b]grid[/b] by default.", rich_help_panel=_RUN),
+]  # fmt: skip
+EachSites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites",
+        metavar="RULE",
+        help="Sites that get the operator; each --sites is scored by itself. [b]single:*[/b]: every site alone, "
+        "[b]first:*[/b]: the first one, two, ... sites.",
+        rich_help_panel=_MODEL,
+    ),
+]
 RunFolder = Annotated[
     Path | None,
     typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN),
@@ -285,7 +307,7 @@ def sweep_alpha(
 def evaluate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
     attack: Attack = None, alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None,
-    individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
+    individual: Individual = None, norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: EvaluationName = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
     channels_last: ChannelsLast = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
@@ -293,6 +315,19 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
     _stage("evaluate", locals())
+
+
+@app.command()
+def measure(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    alphas: Alphas = None, sites: EachSites = None, attack: Attack = None, centre: Centre = None, spread: Spread = None,
+    norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: MeasurementName = None, threat: Threat = None,
+    weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None,
+    device: Device = None, precision: Precision = None, seed: Seed = None, batch_size: BatchSize = None,
+    block_size: BlockSize = None, workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Score many alphas, sites and eps on one split, plain and BPDA; choose nothing."""
+    _stage("measure", locals())
 
 
 @app.command()
@@ -435,7 +470,9 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     from .run_folder import locate_run, run_folder_lock
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
-    function = getattr(pipeline, stage.replace("-", "_"))
-    with run_folder_lock(locate_run(settings).paths.folder):
+    from .measure import measure
+
+    function = measure if stage == "measure" else getattr(pipeline, stage.replace("-", "_"))
+    with run_folder_lock(locate_run(settings).place_of(settings).paths.folder):
         path = function(settings, sources, fresh=flags["fresh"])
     typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

@@ -24,7 +24,16 @@ from .console import bar, console, live, note, sites_table
 from .errors import ArtifactError, ConfigError
 from .report import read_report, write_report
 from .run_folder import Run, locate_run, located, verified, weights_id
-from .stage_images import check_data, check_disjoint, check_logits, count_classes, examples, images_id, load_images
+from .stage_images import (
+    check_data,
+    check_disjoint,
+    check_logits,
+    count_classes,
+    examples,
+    images_id,
+    load_images,
+    split_note,
+)
 from .stage_model import (
     alpha_in_use,
     checkpoint_in_use,
@@ -297,7 +306,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
-    """Base and sparsified model under the same attacks on the same test images, judged afresh."""
+    """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     from .attacks import expand_attacks
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
@@ -305,20 +314,23 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .published import published_note, published_results
 
     run, started = located(config), time.monotonic()
+    place = run.place_of(config)
     alpha, upstream = alpha_in_use(run, config.alpha)
     eps = eps_of(run, config)
     attacks = tuple(expand_attacks(config.attack))
-    indices, x, y = examples(run, config, "test", config.n_examples)
+    indices, x, y = examples(run, config, config.split, config.n_examples)
     checkpoint = checkpoint_to_evaluate(run, config, upstream)
     statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), weights_id(run)
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
-        "images": images_id(run, config, "test", len(y)),
+        "images": images_id(run, config, config.split, len(y)),
     }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha, "n_examples": len(y)})
-    if done := finished("evaluate", run, resolved, inputs, fresh):
+    if done := finished("evaluate", place, resolved, inputs, fresh):
         return done
 
+    if line := split_note(config.split):
+        note(line)
     device = pick_device(config.device)
     base = load_base(run, config, device, checkpoint.rule)
     check_logits(base, run, config, x[:2].to(device))
@@ -331,7 +343,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         compile=config.compile,
         channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
-    state_folder = run.paths.state / "evaluate"
+    state_folder = place.paths.state / "evaluate"
     if fresh:
         shutil.rmtree(state_folder, ignore_errors=True)
     with live("examples") as view:
@@ -345,11 +357,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             grid,
         )  # fmt: skip
     evaluation = evaluations[eps]
-    console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}"))  # fmt: skip
+    console.print(evaluation_table(evaluation, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, {run.norm} {eps}"))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
-    evaluation.save_outcomes(run.paths.outcomes)
+    evaluation.save_outcomes(place.paths.outcomes)
     results = (
         evaluation.to_report()
         | published
@@ -366,11 +378,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
         draw_eps_curve(
-            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, worst case",
-            png=run.paths.folder / "eps-curve.png", svg=run.paths.folder / "eps-curve.svg",
+            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, worst case",
+            png=place.paths.folder / "eps-curve.png", svg=place.paths.folder / "eps-curve.svg",
         )  # fmt: skip
-        note(f"curve: {run.paths.folder / 'eps-curve.png'}")
-    return write_stage(run, "evaluate", resolved, sources, inputs, [run.paths.outcomes], device, started, results)
+        note(f"curve: {place.paths.folder / 'eps-curve.png'}")
+    return write_stage(place, "evaluate", resolved, sources, inputs, [place.paths.outcomes], device, started, results)
 
 
 def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:

@@ -28,7 +28,7 @@ from .artifacts import sha256_of, write_bytes
 from .errors import ArtifactError
 
 SCHEMA_VERSION = 1
-STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
+STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
 class RunPaths:

@@ -91,6 +91,17 @@ def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
             )
 
 
+def split_note(split: SplitName) -> str | None:
+    """What has to be said about accuracies on another split than the test split."""
+    if split == "test":
+        return None
+    why = {
+        "calibration": "training images, which the statistics were computed from",
+        "held-out": "training images that sweep-alpha may have chosen alpha on",
+    }[split]
+    return f"NOT TEST IMAGES: accuracies on the {split} split, {why}"
+
+
 def check_data(model: nn.Module, run: Run, config: StageConfig, images: Any, batch: Tensor) -> None:
     """Refuse images whose size or whose number of classes is not the model's."""
     from .data import KNOWN_DATASETS, check_images
