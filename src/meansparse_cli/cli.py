@@ -367,6 +367,19 @@ def run_all(
 
 
 @app.command()
+def table(
+    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset.", show_default=False)],
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tableN.md and tableN.yaml.")] = Path("docs/tables"),
+    data_note: Annotated[str | None, typer.Option(help="What the page says of the data, such as: CIFAR-10, JPEG copies.")] = None,
+) -> None:  # fmt: skip
+    """Put our cells beside those of a table of the paper."""
+    from .table_command import write_table
+
+    typer.echo(str(write_table(number, runs or [], output, data_note=data_note)))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     file: Annotated[Path | None, typer.Argument(help="File to write; one in the run folder by default.", show_default=False)] = None,
@@ -470,9 +483,11 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     from .run_folder import locate_run, run_folder_lock
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
-    from .measure import measure
-
-    function = measure if stage == "measure" else getattr(pipeline, stage.replace("-", "_"))
+    function: Any
+    if stage == "measure":
+        from .measure import measure as function
+    else:
+        function = getattr(pipeline, stage.replace("-", "_"))
     with run_folder_lock(locate_run(settings).place_of(settings).paths.folder):
         path = function(settings, sources, fresh=flags["fresh"])
     typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

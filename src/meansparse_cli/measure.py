@@ -89,7 +89,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
             },
         )  # fmt: skip
         points = _score(store, columns, f"eps {one}")
-        for (rule, alpha), point in points.items():
+        for (rule, _), point in points.items():
             rows.append({"eps": one, "sites": rule, **point.to_report(points[BASE])})
             for name in MEASURES:
                 outcomes[name].append(getattr(point, name).numpy())
