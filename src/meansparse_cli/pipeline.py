@@ -30,6 +30,7 @@ from .stage_images import (
     check_logits,
     count_classes,
     examples,
+    image_shape,
     images_id,
     load_images,
     split_note,
@@ -110,15 +111,13 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
     """Every site, gates included and marked; and by index, for those that calibrate would use, what chose them."""
     import torch
 
-    from .data import KNOWN_DATASETS
     from .site_rules import chosen_by
 
     run = _ensure_fetched(config, sources)
     config = with_site_rule(run, config, sources)
     model = load_base(run, config, "cpu", config.sites)
-    facts = KNOWN_DATASETS.get(config.dataset or run.source.dataset)
-    if facts is not None:
-        images = torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0))
+    if (shape := image_shape(run)) is not None:
+        images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     else:
         _, images, _ = examples(run, config, "calibration", 2)
     found = sites_of_rule(model, run, config, images)
@@ -183,7 +182,6 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     """Calibrate without images: the operators that a published checkpoint holds are taken as they are, alpha included."""
     import torch
 
-    from .data import KNOWN_DATASETS
     from .site_rules import chosen_by, select_sites
 
     started, inputs = time.monotonic(), {"fetch.yaml": sha256_of(run.paths.report("fetch"))}
@@ -200,7 +198,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
             "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
         )
     model = load_base(run, config, "cpu", config.sites)
-    found = sites_of_rule(model, run, config, torch.rand((2, *KNOWN_DATASETS[run.source.dataset].image_shape)))
+    found = sites_of_rule(model, run, config, torch.rand((2, *(image_shape(run) or ()))))
     sites = select_sites(found, config.sites)
     console.print(sites_table(found, chosen_by(found, config.sites)))
     paths = [str(held.path_of(site.path)) for site in sites]

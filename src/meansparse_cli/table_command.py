@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
 
     table = paper_table(number)
     named = [_named_run(text) for text in runs]
-    command = " ".join(["meansparse", *(f"'{word}'" if set(word) & set(" ()*") else word for word in sys.argv[1:])])
+    command = shlex.join(["meansparse", *sys.argv[1:]])
     name = f"table{number}" if number.isdecimal() else number
     if table.by == "fraction":
         text, data = fill_subset_table(table, [run for _, run in named], command=command, data_note=data_note)
