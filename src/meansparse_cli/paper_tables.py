@@ -38,12 +38,13 @@ class Cell:
 class Column:
     """Cells of one model or setting. ``model`` and ``dataset`` of the zoo, where the paper's is there; ``clean``: of all rows.
 
-    ``n_examples`` is how many the paper evaluated on.
+    ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack.
     """
 
     name: str
     cells: tuple[Cell, ...]
     n_examples: int | None
+    attack: str
     model: str | None = None
     dataset: str | None = None
     clean: float | None = None
@@ -141,7 +142,9 @@ def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Colu
         cells.append(Cell(name, f"{row}", _where(where), clean, robust))
     clean = raw["clean"] / 100 if "clean" in raw else None
     n_examples = raw.get("n_examples", table.get("n_examples"))
-    return Column(name, tuple(cells), n_examples, raw.get("model"), raw.get("dataset"), clean)
+    return Column(
+        name, tuple(cells), n_examples, raw.get("attack", table["attack"]), raw.get("model"), raw.get("dataset"), clean
+    )
 
 
 def _where(raw: Mapping[str, Any]) -> dict[str, str]:

@@ -198,7 +198,9 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
             "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
         )
     model = load_base(run, config, "cpu", config.sites)
-    found = sites_of_rule(model, run, config, torch.rand((2, *(image_shape(run) or ()))))
+    shape = image_shape(run)
+    assert shape is not None  # a published checkpoint is one of a known data set
+    found = sites_of_rule(model, run, config, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)
     console.print(sites_table(found, chosen_by(found, config.sites)))
     paths = [str(held.path_of(site.path)) for site in sites]

@@ -1,4 +1,4 @@
-"""What finished evaluations and measurements of a run found, example by example, for the tables."""
+"""What finished evaluations and measurements of a run found, example by example."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Result:
     clean: Outcomes
     worst: Outcomes | None
     robust_to: Callable[[frozenset[str]], Outcomes | None]
-    report: Path
     finished: str
+    command: str
     base: Result | None
 
     def fits(self, where: dict[str, str]) -> bool:
@@ -73,7 +73,7 @@ def attacks_of(name: str) -> frozenset[str]:
 class RunResults:
     """All results of a run folder. ``training``: what the weights say about how they were trained, {} if nothing.
 
-    ``commands``: what was typed, oldest first.
+    ``commands``: what was typed to prepare it.
     """
 
     folder: Path
@@ -101,7 +101,6 @@ def read_results(folder: Path) -> RunResults:
     calibrated = read_report(paths.report("calibrate"), "calibrate", mend=mend)
     source = ModelSource(**fetched["results"]["model"])
     found: list[Result] = []
-    reports = [paths.report("fetch"), paths.report("calibrate")]
     for pattern, stage, read in (
         ("evaluate.yaml", "evaluate", _of_evaluation),
         ("evaluations/*/evaluate.yaml", "evaluate", _of_evaluation),
@@ -110,17 +109,8 @@ def read_results(folder: Path) -> RunResults:
         for file in sorted(folder.glob(pattern)):
             report = _verified(file, stage, folder, paths)
             found += read(file, report, calibrated)
-            reports.append(file)
-    commands = [(r["provenance"]["finished"], r["provenance"]["command"]) for r in map(_content, reports)]
-    typed = tuple(dict.fromkeys(command for _, command in sorted(commands)))
+    typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in (fetched, calibrated)))
     return RunResults(folder, source, training_of(source), tuple(found), typed)
-
-
-def _content(file: Path) -> dict[str, Any]:
-    import yaml
-
-    content: dict[str, Any] = yaml.safe_load(file.read_text())
-    return content
 
 
 def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any]:
@@ -162,7 +152,7 @@ def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any
         table = tables[model]
         return Result(
             where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
-            lambda attacks: _robust_to(table, names, attacks), file, report["provenance"]["finished"], base,
+            lambda attacks: _robust_to(table, names, attacks), *_when(report), base,
         )  # fmt: skip
 
     base = result("base", 0.0, None)
@@ -191,11 +181,15 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
         result = Result(
             where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
             lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
-            file, report["provenance"]["finished"], None if row["alpha"] == 0 else base,
+            *_when(report), None if row["alpha"] == 0 else base,
         )  # fmt: skip
         base = result if row["alpha"] == 0 else base
         found.append(result)
     return found
+
+
+def _when(report: dict[str, Any]) -> tuple[str, str]:
+    return report["provenance"]["finished"], report["provenance"]["command"]
 
 
 def without_machine_paths(command: str) -> str:

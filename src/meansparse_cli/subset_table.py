@@ -61,8 +61,8 @@ def fill_subset_table(
     judged = []
     for claim in table.claims:
         pair = [
-            ("under APGD", _judge(claim, by_fraction, "robust")),
-            ("in the worst case", _judge(claim, by_fraction, "worst")),
+            ("APGD", _judge(claim, by_fraction, "robust")),
+            ("Worst case, BPDA included", _judge(claim, by_fraction, "worst")),
         ]
         judged.append(pair)
     lines = [f"# {table.title[0].upper()}{table.title[1:]}", ""]
@@ -78,12 +78,13 @@ def fill_subset_table(
     ]
     lines += [*_page(rows), "", *[f"- {sentence(pair)}" for pair in judged], "", f"Rule: {RULE}.", ""]
     lines += ["Errors: " + (__doc__ or "").split("Error of the mean: ")[1].replace("\n", " ").strip(), ""]
+    used = [result for run in by_fraction.values() if (result := _result(run)) is not None]
     data = {
         "table": table.number, "title": table.title, "paper": table.source, "data": data_note, "model": whole.model,
         "rows": [_data(row) for row in rows],
         "claims": [{"text": pair[0][1].claim.text, "apgd": pair[0][1].to_report(), "worst_case": pair[1][1].to_report()} for pair in judged],
     }  # fmt: skip
-    return "\n".join(lines + commands_section(list(by_fraction.values()), command)), data
+    return "\n".join(lines + commands_section(list(by_fraction.values()), used, command)), data
 
 
 def fraction_of(run: RunResults) -> float:

@@ -81,11 +81,13 @@ def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
     parts = []
     for name, judgement in judgements:
         if judgement.value is None or judgement.standard_error is None:
-            parts.append(f"{name}: **{judgement.answer}**" + (f" ({judgement.why})" if judgement.why else ""))
+            why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
+            parts.append(f"{name}: **{judgement.answer}**{why}")
             continue
         number = f"{_points(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
         parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images")
-    return f"{first.claim.text} (paper: {_points(first.paper, first.claim)}). " + "; ".join(parts) + "."
+    text = first.claim.text[0].upper() + first.claim.text[1:]
+    return f"{text} (paper: {_points(first.paper, first.claim)}). {'. '.join(parts)}."
 
 
 def _points(value: float, claim: Claim) -> str:

@@ -9,7 +9,7 @@ from .accuracy import Accuracy, PairedDifference
 from .console import percent
 from .paper_table import FilledCell, FilledColumn, FilledTable
 from .paper_tables import PaperTable, in_paper
-from .run_results import RunResults, without_machine_paths
+from .run_results import Result, RunResults, without_machine_paths
 from .table_claims import RULE, sentence
 
 COLUMN_NOTES = (
@@ -22,20 +22,22 @@ COLUMN_NOTES = (
 def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> str:
     """The page: what it is and is not, a table a column of the paper, the claims, the commands."""
     table = filled.table
-    lines = [f"# {in_paper(table.number).capitalize()}: {table.title}", "", *_notes(filled, data_note), ""]
+    name = in_paper(table.number)
+    lines = [f"# {name[0].upper()}{name[1:]}: {table.title}", "", *_notes(filled, data_note), ""]
     for column in filled.columns:
         if len(filled.columns) > 1 or column.run is not None:
             lines += [f"## {column.column.name}", "", _of_column(table, column), ""]
         lines += [*_rows(table, column), ""]
     lines += ["## What the paper says, and what we find", ""]
     for own, worst in filled.judgements:
-        measures = [("clean accuracy" if own.claim.measure == "clean" else f"under {table.attack}", own)]
+        measures = [("Clean accuracy" if own.claim.measure == "clean" else "The paper's attack", own)]
         if worst is not None:
-            measures.append(("in the worst case, BPDA included", worst))
+            measures.append(("Worst case, BPDA included", worst))
         lines += [f"- {sentence(measures)}"]
     lines += ["", f"Rule: {RULE}.", ""]
     runs = list({id(c.run): c.run for c in filled.columns if c.run is not None}.values())
-    return "\n".join(lines + commands_section(runs, command))
+    results = [cell.result for column in filled.columns for cell in column.cells if cell.result is not None]
+    return "\n".join(lines + commands_section(runs, results, command))
 
 
 def table_data(filled: FilledTable, *, command: str, data_note: str | None) -> dict[str, Any]:
@@ -62,10 +64,13 @@ def table_data(filled: FilledTable, *, command: str, data_note: str | None) -> d
     }  # fmt: skip
 
 
-def commands_section(runs: Sequence[RunResults], command: str) -> list[str]:
-    """Everything that was typed, oldest first."""
-    typed = dict.fromkeys(without_machine_paths(c) for run in runs for c in run.commands)
-    return ["## Commands", "", "```console", *typed, without_machine_paths(command), "```", ""]
+def commands_section(runs: Sequence[RunResults], results: Sequence[Result], command: str) -> list[str]:
+    """What was typed to get there: what prepared the runs, then what measured the cells, in the order it was finished."""
+    measured = [result.command for result in sorted(results, key=lambda result: result.finished)]
+    typed = dict.fromkeys(
+        without_machine_paths(c) for c in [*(c for run in runs for c in run.commands), *measured, command]
+    )
+    return ["## Commands", "", "```console", *typed, "```", ""]
 
 
 def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
@@ -114,7 +119,7 @@ def _rows(table: PaperTable, column: FilledColumn) -> list[str]:
     names = [
         table.by,
         *(["clean: paper", "ours"] if has_clean else []),
-        f"{table.attack}: paper",
+        f"{column.column.attack}: paper",
         "ours",
         "ours - paper",
     ]
