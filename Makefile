@@ -43,5 +43,7 @@ bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an ho
 gpu-suite: $(STAMP) ## train the ablation models on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite
 	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh
 
+include tables.mk
+
 clean: ## remove .venv and what tests and tools left; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build

@@ -214,6 +214,28 @@ SaveWitnesses = Annotated[
     bool | None,
     typer.Option("--save-witnesses", help="Keep the images that broke an example.", rich_help_panel=_ATTACK),
 ]
+SplitName = Annotated[
+    str | None,
+    typer.Option("--split", help="test; or calibration or held-out, which are training images.", rich_help_panel=_DATA),
+]
+EvaluationName = Annotated[
+    str | None,
+    typer.Option("--name", help="Keep it in evaluations/NAME of the run folder, beside others.", rich_help_panel=_RUN),
+]
+MeasurementName = Annotated[
+    str | None,
+    typer.Option("--name", help="Keep it in measurements/NAME of the run folder; [b]grid[/b] by default.", rich_help_panel=_RUN),
+]  # fmt: skip
+EachSites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites",
+        metavar="RULE",
+        help="Sites that get the operator; each --sites is scored by itself. [b]single:*[/b]: every site alone, "
+        "[b]first:*[/b]: the first one, two, ... sites.",
+        rich_help_panel=_MODEL,
+    ),
+]
 RunFolder = Annotated[
     Path | None,
     typer.Option("--run", help="Run folder; runs/<dataset>-<norm>-<model> by default.", rich_help_panel=_RUN),
@@ -294,7 +316,7 @@ def sweep_alpha(
 def evaluate(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
     attack: Attack = None, alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None,
-    individual: Individual = None, norm: Norm = None, eps: EpsGrid = None,
+    individual: Individual = None, norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: EvaluationName = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
     channels_last: ChannelsLast = None, doubts: Doubts = None, n_doubt_examples: NDoubtExamples = None,
@@ -303,6 +325,19 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
     _stage("evaluate", locals())
+
+
+@app.command()
+def measure(
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    alphas: Alphas = None, sites: EachSites = None, attack: Attack = None, centre: Centre = None, spread: Spread = None,
+    norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: MeasurementName = None, threat: Threat = None,
+    weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None,
+    device: Device = None, precision: Precision = None, seed: Seed = None, batch_size: BatchSize = None,
+    block_size: BlockSize = None, workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Score many alphas, sites and eps on one split, plain and BPDA; choose nothing."""
+    _stage("measure", locals())
 
 
 @app.command()
@@ -339,6 +374,19 @@ def run_all(
     of_evaluate = {"n_examples", "attack"}
     for stage in ("fetch", "calibrate", "sweep-alpha", "evaluate"):
         _stage(stage, flags if stage == "evaluate" else {k: v for k, v in flags.items() if k not in of_evaluate})
+
+
+@app.command()
+def table(
+    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset.", show_default=False)],
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tableN.md and tableN.yaml.")] = Path("docs/tables"),
+    data_note: Annotated[str | None, typer.Option(help="What the page says of the data, such as: CIFAR-10, JPEG copies.")] = None,
+) -> None:  # fmt: skip
+    """Put our cells beside those of a table of the paper."""
+    from .table_command import write_table
+
+    typer.echo(str(write_table(number, runs or [], output, data_note=data_note)))
 
 
 @app.command()
@@ -490,7 +538,11 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     from .run_folder import locate_run, run_folder_lock
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
-    function = getattr(pipeline, stage.replace("-", "_"))
-    with run_folder_lock(locate_run(settings).paths.folder):
+    function: Any
+    if stage == "measure":
+        from .measure import measure as function
+    else:
+        function = getattr(pipeline, stage.replace("-", "_"))
+    with run_folder_lock(locate_run(settings).place_of(settings).paths.folder):
         path = function(settings, sources, fresh=flags["fresh"])
     typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

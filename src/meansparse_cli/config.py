@@ -115,6 +115,8 @@ EpsGrid = Annotated[str, BeforeValidator(parse_eps_grid)]
 Alphas = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
 SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Split = Literal["test", "held-out", "calibration"]
 
 
 class ModelConfig(BaseModel):
@@ -221,6 +223,9 @@ class EvaluateConfig(AttackConfig):
     n_doubt_examples: int = Field(default=100, ge=1)
     save_witnesses: bool = False
     """Keep the adversarial images that broke an example; see ``witnesses.py``."""
+    split: Split = "test"
+    name: Name | None = None
+    """Keep this evaluation beside the others, in ``evaluations/<name>`` of the run folder."""
 
 
 class VerifyConfig(AttackConfig):
@@ -228,6 +233,25 @@ class VerifyConfig(AttackConfig):
 
     alpha: float | None = Field(default=None, ge=0)
     """Another alpha than the one in use."""
+
+
+class MeasureConfig(AttackConfig):
+    """``meansparse measure``."""
+
+    name: Name = "grid"
+    """The measurement is kept in ``measurements/<name>`` of the run folder."""
+    alphas: Alphas = parse_alphas("0.05:0.5:0.05")
+    sites: Names = ("all",)
+    """Rules as elsewhere, each scored by itself; ``single:*`` means every site alone, ``first:*`` the first 1, 2, ... sites."""
+    attack: Names = ("apgd",)
+    """The attacks of the plain columns; their BPDA twins always run too."""
+    eps: EpsGrid | None = None
+    centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
+    spread: Literal["channel-std", "site-std"] = "channel-std"
+    split: Split = "test"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    block_size: int = Field(default=256, ge=1)
+    """Images between two writes to disk."""
 
 
 class PlotConfig(AttackConfig):
@@ -247,6 +271,7 @@ COMMANDS: dict[str, type[ModelConfig]] = {
     "calibrate": CalibrateConfig,
     "sweep-alpha": SweepAlphaConfig,
     "evaluate": EvaluateConfig,
+    "measure": MeasureConfig,
 }
 
 

@@ -6,11 +6,16 @@ which part depends on nothing but the number of training images, so every comman
 A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a path: an image folder (one folder a
 class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a folder that holds a ``train`` and a
 ``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
+
+ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are decoded
+as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
 """
 
 import hashlib
 import io
+import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from .errors import DataError
+from .imagenet import Preprocessing, class_numbers, evaluation_images
 
 SplitName = Literal["calibration", "held-out", "test"]
 
@@ -73,11 +79,11 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
 class FileImages(Dataset[tuple[Tensor, int]]):
     """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
 
-    def __init__(self, source: Path, *, image_size: int | None = None) -> None:
-        self.source, self.image_size = source, image_size
+    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None) -> None:
+        self.source, self.preprocessing = source, preprocessing
         self._archive: zipfile.ZipFile | None = None
         if source.is_dir():
-            names = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*"))]
+            names = _names_in(source)
         else:
             try:
                 with zipfile.ZipFile(source) as archive:
@@ -91,18 +97,21 @@ class FileImages(Dataset[tuple[Tensor, int]]):
                 f"no images in {source}",
                 hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
             )
-        self.n_classes = len(classes)
-        self.labels = [classes.index(n.split("/")[-2]) for n in self.names]
+        numbers = {name: number for number, name in enumerate(classes)}
+        if preprocessing is not None and set(classes) <= set(class_numbers()):
+            numbers = class_numbers()  # right also where a part of the classes is not there
+        self.n_classes = len(numbers)
+        self.labels = [numbers[n.split("/")[-2]] for n in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def checksums(self) -> list[int]:
+    def checksums(self, indices: Sequence[int]) -> list[int]:
         """One number an image that changes with its content: the zip's CRC, or the file's size on disk."""
         if self.source.is_dir():
-            return [(self.source / name).stat().st_size for name in self.names]
+            return [(self.source / self.names[i]).stat().st_size for i in indices]
         with zipfile.ZipFile(self.source) as archive:
-            return [archive.getinfo(name).CRC for name in self.names]
+            return [archive.getinfo(self.names[i]).CRC for i in indices]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
@@ -121,12 +130,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
             image = Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
-        if self.image_size is not None:
-            # RobustBench's ImageNet preprocessing: bicubic to 256 (for a crop of 224), centre crop
-            size, scale = self.image_size, round(self.image_size * 256 / 224) / min(image.size)
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-            left, top = (image.width - size) // 2, (image.height - size) // 2
-            image = image.crop((left, top, left + size, top + size))
+        if self.preprocessing is not None:
+            image = self.preprocessing.apply(image)
         pixels = torch.from_numpy(np.array(image))
         return pixels.permute(2, 0, 1).float() / 255, self.labels[index]
 
@@ -134,8 +139,15 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 ImageSet = ArrayImages | FileImages
 
 
-def load_split(dataset: str, data_dir: Path | None, split: SplitName) -> "Subset[tuple[Tensor, int]]":
-    """The images of one split, in a fixed order. Indices are positions in the training or the test set."""
+def load_split(
+    dataset: str, data_dir: Path | None, split: SplitName, preprocessing: Preprocessing | None = None
+) -> "Subset[tuple[Tensor, int]]":
+    """The images of one split, in a fixed order. Indices are positions in the training or the test set.
+
+    ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
+    """
+    if dataset == "imagenet":
+        return _load_imagenet(data_dir, split, preprocessing or Preprocessing())
     train, test = _open_dataset(dataset, data_dir)
     if test is None:
         # One unnamed set: it is cut 80 / 10 / 10, always in the same way.
@@ -143,8 +155,10 @@ def load_split(dataset: str, data_dir: Path | None, split: SplitName) -> "Subset
         n_part = max(1, len(train) // 10)
         parts = {"test": order[:n_part], "held-out": order[n_part : 2 * n_part], "calibration": order[2 * n_part :]}
         return Subset(train, sorted(parts[split]))
-    if split == "test":
-        return Subset(test, range(len(test)))
+    return Subset(test, range(len(test))) if split == "test" else _part_of_training(train, split)
+
+
+def _part_of_training(train: "ImageSet", split: SplitName) -> "Subset[tuple[Tensor, int]]":
     order = _permutation(len(train))
     n_held_out = min(HELD_OUT_AT_MOST, int(len(train) * HELD_OUT_FRACTION))
     return Subset(train, sorted(order[:n_held_out] if split == "held-out" else order[n_held_out:]))
@@ -197,9 +211,8 @@ def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
         digest.update(source.y[indices].tobytes())
         digest.update(source.x.numpy()[indices].tobytes())
     elif isinstance(source, FileImages):
-        sums = source.checksums()
-        for index in indices:
-            digest.update(f"{source.names[index]} {sums[index]}\n".encode())
+        for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
+            digest.update(f"{source.names[index]} {checksum}\n".encode())
     return digest.hexdigest()
 
 
@@ -209,8 +222,8 @@ def image_ids(images: "Subset[tuple[Tensor, int]]") -> set[bytes]:
     if isinstance(source, ArrayImages):
         return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
     if isinstance(source, FileImages):
-        sums = source.checksums()
-        return {f"{source.names[i].split('/')[-1]} {sums[i]}".encode() for i in indices}
+        sums = source.checksums(indices)
+        return {f"{source.names[i].split('/')[-1]} {size}".encode() for i, size in zip(indices, sums, strict=True)}
     return set()
 
 
@@ -230,20 +243,47 @@ def _open_dataset(dataset: str, data_dir: Path | None) -> tuple[ImageSet, ImageS
         if not path.exists():
             known = ", ".join(KNOWN_DATASETS)
             raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
-        return _open_path(path, image_size=None)
+        return _open_path(path)
+    data_dir = _check_folder(dataset, data_dir)
+    if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
+        return opened
+    return _open_path(data_dir)
+
+
+def _check_folder(dataset: str, data_dir: Path | None) -> Path:
     if data_dir is None:
         raise DataError(
             f"{dataset} needs a folder", hint=f"name it: --data-dir DIR ({_layouts(dataset)}), or set MEANSPARSE_DATA"
         )
     if not data_dir.is_dir():
         raise DataError(f"no folder {data_dir}", hint=f"--data-dir takes a folder with {_layouts(dataset)}")
-    if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
-        return opened
-    return _open_path(data_dir, image_size=224 if dataset == "imagenet" else None)
+    return data_dir
+
+
+def _load_imagenet(
+    data_dir: Path | None, split: SplitName, preprocessing: Preprocessing
+) -> "Subset[tuple[Tensor, int]]":
+    """A part of ``train``, which may be over a million files, or of ``val``; the other folder is not opened."""
+    data_dir = _check_folder("imagenet", data_dir)
+    if split != "test":
+        if (train := _find_part(data_dir, ("train",))) is None:
+            raise DataError(f"no train in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
+        return _part_of_training(_open_images(train, preprocessing), split)
+    if (val := _find_part(data_dir, ("val", "validation", "test"))) is None:
+        raise DataError(f"no val in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
+    images = _open_images(val, preprocessing)
+    if isinstance(images, ArrayImages):
+        return Subset(images, range(len(images)))
+    places = {"/".join(name.split("/")[-2:]): i for i, name in enumerate(images.names)}
+    chosen = [places[name] for name in evaluation_images() if name in places]
+    # a folder of other pictures under ImageNet's class names is taken whole
+    return Subset(images, chosen or range(len(images)))
 
 
 def _layouts(dataset: str) -> str:
     pair = "train and test (or val) as image folders, zips or .npz files"
+    if dataset == "imagenet":
+        return "train and val, in each a folder a class named by its WordNet id"
     return f"torchvision's {dataset} files, or {pair}" if dataset.startswith("cifar") else pair
 
 
@@ -274,15 +314,15 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
     return parts[0], parts[1]
 
 
-def _open_path(path: Path, *, image_size: int | None) -> tuple[ImageSet, ImageSet | None]:
+def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
     if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
         test = _find_part(path, TEST_NAMES)
         if test is None:
             raise DataError(
                 f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
             )
-        return _open_images(train, image_size), _open_images(test, image_size)
-    return _open_images(path, image_size), None
+        return _open_images(train), _open_images(test)
+    return _open_images(path), None
 
 
 def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
@@ -293,9 +333,19 @@ def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _open_images(path: Path, image_size: int | None) -> ImageSet:
+def _names_in(folder: Path) -> list[str]:
+    """Every file below a folder, relative to it, in the order of its path's parts."""
+    names = [
+        os.path.relpath(os.path.join(at, file), folder).replace(os.sep, "/")
+        for at, _, files in os.walk(folder, followlinks=True)
+        for file in files
+    ]
+    return sorted(names, key=lambda name: name.split("/"))
+
+
+def _open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
     if path.suffix != ".npz":
-        return FileImages(path, image_size=image_size)
+        return FileImages(path, preprocessing=preprocessing)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return ArrayImages(arrays["x"], arrays["y"], source=str(path))

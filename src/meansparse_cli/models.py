@@ -338,6 +338,16 @@ def _current_directory_first() -> Iterator[None]:
         sys.path[:] = before
 
 
+def training_of(source: ModelSource) -> dict[str, Any]:
+    """What the weights of an embedded or trained network say of themselves (activation, width, method, ...); {} for others."""
+    if source.kind != "embedded":
+        return {}
+    header = _read_metadata(embedded_weights(source))
+    # the shipped models are of before that was written down; both were trained by PGD
+    training = json.loads(header["training"]) if "training" in header else {"method": "pgd"}
+    return {**training, **json.loads(header.get("network", "{}"))}
+
+
 def _read_metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 

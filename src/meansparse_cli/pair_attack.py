@@ -17,7 +17,7 @@ from .attacks import find_attack, run_attack
 from .attacks.budget import enforce_budget
 from .attacks.counting import CountedModel, device_of
 from .attacks.judge import full_float32, under_attack
-from .attacks.precision import search_precision
+from .attacks.precision import Precision, search_precision
 from .attacks.result import Budget
 from .attacks.run import SEARCHES
 from .attacks.task import AttackTask
@@ -35,6 +35,8 @@ class PairSettings:
     seed: int
     batch_size: int
     n_classes: int
+    precision: Precision | None = None
+    """Of the search; None: as it is set around the call. Breaks are judged in float32."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def attack_pairs(
     with under_attack(model):
         clean_logits = pair_logits(counted, model, x, alphas, settings.batch_size)
         # as in run_attack: a break that the judge does not confirm is searched once more, in full precision
-        for precision in (search_precision(device, None), full_float32(device)):
+        for precision in (search_precision(device, settings.precision), full_float32(device)):
             if not len(rows):
                 break
             task = AttackTask(
@@ -139,6 +141,7 @@ def _attack_column_by_column(
             result = run_attack(
                 name, model, x[rows], y[rows], indices[rows.cpu()], budget=settings.budget, seed=settings.seed,
                 batch_size=settings.batch_size, n_classes=settings.n_classes, on_progress=on_progress,
+                precision=settings.precision,
             )  # fmt: skip
         broken[rows.cpu()], adversarial[rows.cpu()] = result.broken.cpu(), result.adversarial.cpu()
         n_forward, n_backward = n_forward + result.forward_passes, n_backward + result.backward_passes

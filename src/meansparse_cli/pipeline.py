@@ -33,7 +33,17 @@ from .console import bar, console, live, note, sites_table
 from .errors import ArtifactError, ConfigError
 from .report import read_report, write_report
 from .run_folder import Run, locate_run, located, verified, weights_id
-from .stage_images import check_data, check_disjoint, check_logits, count_classes, examples, images_id, load_images
+from .stage_images import (
+    check_data,
+    check_disjoint,
+    check_logits,
+    count_classes,
+    examples,
+    image_shape,
+    images_id,
+    load_images,
+    split_note,
+)
 from .stage_model import (
     alpha_in_use,
     checkpoint_in_use,
@@ -114,15 +124,13 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
     """Every site, gates included and marked; and by index, for those that calibrate would use, what chose them."""
     import torch
 
-    from .data import KNOWN_DATASETS
     from .site_rules import chosen_by
 
     run = ensure_fetched(config, sources)
     config = with_site_rule(run, config, sources)
     model = load_base(run, config, "cpu", config.sites)
-    facts = KNOWN_DATASETS.get(config.dataset or run.source.dataset)
-    if facts is not None:
-        images = torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0))
+    if (shape := image_shape(run)) is not None:
+        images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     else:
         _, images, _ = examples(run, config, "calibration", 2)
     found = sites_of_rule(model, run, config, images)
@@ -187,7 +195,6 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     """Calibrate without images: the operators that a published checkpoint holds are taken as they are, alpha included."""
     import torch
 
-    from .data import KNOWN_DATASETS
     from .site_rules import chosen_by, select_sites
 
     started, inputs = time.monotonic(), {"fetch.yaml": sha256_of(run.paths.report("fetch"))}
@@ -204,7 +211,9 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
             "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
         )
     model = load_base(run, config, "cpu", config.sites)
-    found = sites_of_rule(model, run, config, torch.rand((2, *KNOWN_DATASETS[run.source.dataset].image_shape)))
+    shape = image_shape(run)
+    assert shape is not None  # a published checkpoint is one of a known data set
+    found = sites_of_rule(model, run, config, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)
     console.print(sites_table(found, chosen_by(found, config.sites)))
     paths = [str(held.path_of(site.path)) for site in sites]
@@ -310,7 +319,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
-    """Base and sparsified model under the same attacks on the same test images, judged afresh."""
+    """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     from .attacks import expand_attacks
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
@@ -318,20 +327,23 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .published import published_note, published_results
 
     run, started = located(config), time.monotonic()
+    place = run.place_of(config)
     alpha, upstream = alpha_in_use(run, config.alpha)
     eps = eps_of(run, config)
     attacks = tuple(expand_attacks(config.attack))
-    indices, x, y = examples(run, config, "test", config.n_examples)
+    indices, x, y = examples(run, config, config.split, config.n_examples)
     checkpoint = checkpoint_to_evaluate(run, config, upstream)
     statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), weights_id(run)
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
-        "images": images_id(run, config, "test", len(y)),
+        "images": images_id(run, config, config.split, len(y)),
     }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha, "n_examples": len(y)})
-    if done := finished("evaluate", run, resolved, inputs, fresh):
+    if done := finished("evaluate", place, resolved, inputs, fresh):
         return done
 
+    if line := split_note(config.split):
+        note(line)
     device = pick_device(config.device)
     base = load_base(run, config, device, checkpoint.rule)
     check_logits(base, run, config, x[:2].to(device))
@@ -344,7 +356,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         compile=config.compile,
         channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
-    state_folder = run.paths.state / "evaluate"
+    state_folder = place.paths.state / "evaluate"
     if fresh:
         shutil.rmtree(state_folder, ignore_errors=True)
     with live("examples") as view:
@@ -359,15 +371,17 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         )  # fmt: skip
     evaluation = evaluations[eps]
     found = evaluation.to_report()
-    console.print(evaluation_table(found, f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, {run.norm} {eps}", width=console.width))  # fmt: skip
+    console.print(evaluation_table(found, f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, {run.norm} {eps}", width=console.width))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
-    evaluation.save_outcomes(run.paths.outcomes)
-    outputs = [run.paths.outcomes]
+    evaluation.save_outcomes(place.paths.outcomes)
+    outputs = [place.paths.outcomes]
     if config.save_witnesses:
         folders = [eps_state_folder(state_folder, one, eps) for one in grid if eps_value(one) <= eps_value(eps)]
-        outputs += _save_witnesses(run, config, model, evaluation, folders, settings, (x, y, indices))
+        outputs += _save_witnesses(
+            run, place.paths.folder, config, model, evaluation, folders, settings, (x, y, indices)
+        )
     if config.doubts:
         found["doubts"] = _doubts(model, x, y, indices, evaluation, settings, config.n_doubt_examples)
         console.print(doubts_view(found))
@@ -387,11 +401,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
         draw_eps_curve(
-            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} test images, worst case",
-            png=run.paths.folder / "eps-curve.png", svg=run.paths.folder / "eps-curve.svg",
+            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, worst case",
+            png=place.paths.folder / "eps-curve.png", svg=place.paths.folder / "eps-curve.svg",
         )  # fmt: skip
-        note(f"curve: {run.paths.folder / 'eps-curve.png'}")
-    return write_stage(run, "evaluate", resolved, sources, inputs, outputs, device, started, results)
+        note(f"curve: {place.paths.folder / 'eps-curve.png'}")
+    return write_stage(place, "evaluate", resolved, sources, inputs, outputs, device, started, results)
 
 
 def _doubts(
@@ -418,7 +432,7 @@ def _doubts(
 
 
 def _save_witnesses(
-    run: Run, config: EvaluateConfig, model: SparsifiedModel, evaluation: Evaluation, folders: list[Path],
+    run: Run, folder: Path, config: EvaluateConfig, model: SparsifiedModel, evaluation: Evaluation, folders: list[Path],
     settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
 ) -> list[Path]:  # fmt: skip
     """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
@@ -426,11 +440,11 @@ def _save_witnesses(
 
     x, y, indices = examples
     witnesses = collect_witnesses(model, x, y, evaluation, folders, settings)
-    files = [run.paths.folder / "witnesses.safetensors"]
+    files = [folder / "witnesses.safetensors"]
     save_witnesses(files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha)
-    test = load_images(run, config, "test")
+    test = load_images(run, config, config.split)
     for name, found in witnesses.items():
-        file = run.paths.folder / f"witnesses-{name}.pt"
+        file = folder / f"witnesses-{name}.pt"
         if save_external(file, test, found):
             files.append(file)
     note(

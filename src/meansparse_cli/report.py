@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +29,7 @@ from .artifacts import sha256_of, write_bytes
 from .errors import ArtifactError
 
 SCHEMA_VERSION = 1
-STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
+STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
 class RunPaths:
@@ -118,7 +119,7 @@ def _provenance(device: str, seconds: float) -> dict[str, Any]:
         "versions": versions(),
         "device": device,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "command": " ".join(["meansparse", *sys.argv[1:]]),
+        "command": shlex.join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import sha256_of
-from .config import FetchConfig, ModelConfig
+from .config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .errors import ArtifactError, ConfigError
 from .report import RunPaths, read_report, verify_outputs
 
@@ -24,11 +24,23 @@ class Run:
     source: ModelSource
     paths: RunPaths
     norm: str
+    name: str | None = None
+    """Of an evaluation or a measurement that has a folder of its own inside the run's."""
 
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
         model = f" --model {self.source.name}" if stage in ("fetch", "calibrate") else ""
-        return f"meansparse {stage}{model} --run {self.paths.folder}"
+        if self.name is None:
+            return f"meansparse {stage}{model} --run {self.paths.folder}"
+        return f"meansparse {stage} --run {self.paths.folder.parent.parent} --name {self.name}"
+
+    def place_of(self, config: ModelConfig) -> Run:
+        """Where these settings write: the run folder, or the named evaluation or measurement inside it."""
+        kind = {EvaluateConfig: "evaluations", MeasureConfig: "measurements"}.get(type(config))
+        name = getattr(config, "name", None)
+        if kind is None or name is None:
+            return self
+        return replace(self, paths=RunPaths(self.paths.folder / kind / name), name=name)
 
 
 def locate_run(config: ModelConfig) -> Run:

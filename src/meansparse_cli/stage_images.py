@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:
     """The images of a split: of the data set of the settings, of calibrate's, or of the model's, in that order."""
     from .data import load_split
+    from .imagenet import preprocessing_of
 
     dataset, data_dir = config.dataset, config.data_dir
     if (
@@ -33,7 +34,18 @@ def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple
         ]
         dataset = dataset or before["dataset"]
         data_dir = data_dir or (Path(before["data_dir"]) if before["data_dir"] else None)
-    return load_split(dataset or run.source.dataset, data_dir, split)
+    return load_split(dataset or run.source.dataset, data_dir, split, preprocessing_of(run.source))
+
+
+def image_shape(run: Run) -> tuple[int, int, int] | None:
+    """(channels, height, width) of the images that the model expects; None for a data set nobody knows."""
+    from .data import KNOWN_DATASETS
+    from .imagenet import preprocessing_of
+
+    if (preprocessing := preprocessing_of(run.source)) is not None:
+        return 3, preprocessing.size, preprocessing.size
+    facts = KNOWN_DATASETS.get(run.source.dataset)
+    return facts.image_shape if facts is not None else None
 
 
 def examples(
@@ -91,12 +103,22 @@ def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
             )
 
 
+def split_note(split: SplitName) -> str | None:
+    """What has to be said about accuracies on another split than the test split."""
+    if split == "test":
+        return None
+    why = {
+        "calibration": "training images, which the statistics were computed from",
+        "held-out": "training images that sweep-alpha may have chosen alpha on",
+    }[split]
+    return f"NOT TEST IMAGES: accuracies on the {split} split, {why}"
+
+
 def check_data(model: nn.Module, run: Run, config: StageConfig, images: Any, batch: Tensor) -> None:
     """Refuse images whose size or whose number of classes is not the model's."""
-    from .data import KNOWN_DATASETS, check_images
+    from .data import check_images
 
-    facts = KNOWN_DATASETS.get(run.source.dataset)
-    shape = facts.image_shape if facts is not None else tuple(batch.shape[1:])
+    shape = image_shape(run) or tuple(batch.shape[1:])
     name = config.dataset or run.source.dataset
     check_images(images, images.dataset.n_classes, shape, name)
     check_images(images, count_classes(model, batch), shape, name)

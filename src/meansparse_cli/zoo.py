@@ -174,6 +174,11 @@ def _tables() -> dict[ZooEntry, dict[str, Any]]:
     }
 
 
+def zoo_preprocessing(entry: ZooEntry) -> tuple[str | None, str | None]:
+    """RobustBench's name for what an ImageNet model does to a picture, and the name in timm of a model that has its own."""
+    return _row(entry).get("preprocessing"), _timm_name(entry)
+
+
 def _row(entry: ZooEntry) -> dict[str, Any]:
     try:
         return _tables()[entry]

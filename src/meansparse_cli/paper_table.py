@@ -1,0 +1,197 @@
+"""A table of the paper with our cells beside its own: which result stands in which cell, and what it says of the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .accuracy import Accuracy, PairedDifference, accuracy_of, paired_difference
+from .errors import ConfigError
+from .paper_tables import Cell, Column, PaperTable
+from .run_results import Outcomes, Result, RunResults
+from .table_claims import Judgement, judge
+
+
+@dataclass(frozen=True)
+class FilledCell:
+    """A cell of the paper and the result of ours that stands beside it (None: not run).
+
+    ``worst``: the worst case over everything that was run, BPDA among it. ``*_gain``: paired, over the base model of the
+    same report.
+    """
+
+    cell: Cell
+    result: Result | None
+    clean: Accuracy | None = None
+    robust: Accuracy | None = None
+    worst: Accuracy | None = None
+    robust_gain: PairedDifference | None = None
+    worst_gain: PairedDifference | None = None
+
+    def to_report(self) -> dict[str, Any]:
+        """Plain values, fractions; only what there is."""
+        ours: dict[str, Any] = {}
+        for name in ("clean", "robust", "worst"):
+            accuracy: Accuracy | None = getattr(self, name)
+            if accuracy is not None:
+                ours |= {
+                    name: accuracy.fraction,
+                    f"{name}_standard_error": accuracy.standard_error,
+                    "n_examples": accuracy.n,
+                }
+        for name in ("robust_gain", "worst_gain"):
+            gain: PairedDifference | None = getattr(self, name)
+            if gain is not None:
+                ours |= {name: gain.difference, f"{name}_standard_error": gain.standard_error}
+        if self.robust is not None:
+            ours["robust_minus_paper"] = self.robust.fraction - self.cell.robust
+        paper = {"robust": self.cell.robust} | ({} if self.cell.clean is None else {"clean": self.cell.clean})
+        return {"row": self.cell.row, "where": self.cell.where, "paper": paper, "ours": ours}
+
+
+@dataclass(frozen=True)
+class FilledColumn:
+    """A column with the run that fills it (None: not run). ``stands_in``: that run is not the paper's model."""
+
+    column: Column
+    run: RunResults | None
+    cells: tuple[FilledCell, ...]
+    stands_in: bool
+
+    @property
+    def n_examples(self) -> list[int]:
+        """How many examples are behind our cells, each number once."""
+        return sorted({cell.robust.n for cell in self.cells if cell.robust is not None})
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy)."""
+
+    table: PaperTable
+    columns: tuple[FilledColumn, ...]
+    judgements: tuple[tuple[Judgement, Judgement | None], ...]
+
+
+def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]]) -> FilledTable:
+    """Put the results of ``runs``, (column or None, run), beside the paper's cells. Nothing is filled in that was not run.
+
+    A run without a column goes to those that its model or training tells. Raises ConfigError where that is none.
+    """
+    of_column: dict[str, RunResults] = {}
+    for name, run in runs:
+        for column in [table.column(name)] if name is not None else columns_of_run(table, run):
+            if column.name in of_column:
+                raise ConfigError(
+                    f"two runs for column {column.name}: {of_column[column.name].folder} and {run.folder}",
+                    hint="give one of them",
+                )
+            of_column[column.name] = run
+    columns = tuple(_fill_column(column, of_column.get(column.name)) for column in table.columns)
+    filled = {column.column.name: column for column in columns}
+    judgements = []
+    for claim in table.claims:
+        paper = sum(weight * _paper_value(table, place, claim.measure) for place, weight in claim.terms.items())
+        own = judge(claim, paper, _Outcomes(table, filled, claim.terms, claim.measure))
+        worst = (
+            None if claim.measure == "clean" else judge(claim, paper, _Outcomes(table, filled, claim.terms, "worst"))
+        )
+        judgements.append((own, worst))
+    return FilledTable(table, columns, tuple(judgements))
+
+
+def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
+    """The columns that a run can fill by itself: those of its zoo model, or of its training, or all of one model's table."""
+    if table.column_is is not None:
+        kind = run.training.get(table.column_is)
+        found = [column for column in table.columns if column.name == kind]
+    else:
+        models = [column for column in table.columns if column.model is not None]
+        found = [c for c in models if (c.model, c.dataset) == (run.source.name, run.source.dataset)]
+        norms = {result.where["norm"] for result in run.results}
+        found = [c for c in found if c.cells[0].where.get("norm") in norms] or found
+        if not models:
+            found = list(table.columns)
+    if not found:
+        first = table.columns[0].name
+        raise ConfigError(
+            f"{run.folder}: {run.model} does not say which column of table {table.number} it is for",
+            hint=f"say so: '{first}={run.folder}' (columns: {', '.join(c.name for c in table.columns)})",
+        )
+    return found
+
+
+def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
+    cells = tuple(_fill_cell(cell, () if run is None else run.results) for cell in column.cells)
+    is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
+    return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
+
+
+def _fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:
+    result = find_result(cell, results)
+    if result is None:
+        return FilledCell(cell, None)
+    robust = result.robust(cell.where)
+    assert robust is not None
+    base, worst = result.base, result.worst
+    gains: dict[str, PairedDifference] = {}
+    if base is not None:
+        if (base_robust := base.robust(cell.where)) is not None:
+            gains["robust_gain"] = paired_difference(robust, base_robust)
+        if worst is not None and base.worst is not None:
+            gains["worst_gain"] = paired_difference(worst, base.worst)
+    return FilledCell(
+        cell, result, accuracy_of(result.clean), accuracy_of(robust), None if worst is None else accuracy_of(worst), **gains
+    )  # fmt: skip
+
+
+def find_result(cell: Cell, results: Sequence[Result]) -> Result | None:
+    """The result of a cell's settings on most examples; of several, the youngest."""
+    fitting = [r for r in results if r.fits(cell.where) and r.robust(cell.where) is not None]
+    return max(fitting, key=lambda r: (len(r.clean), r.finished), default=None)
+
+
+def _paper_value(table: PaperTable, place: tuple[str, str], measure: str) -> float:
+    cell = table.cell(*place)
+    value = cell.clean if measure == "clean" else cell.robust
+    assert value is not None
+    return value
+
+
+class _Outcomes:
+    """Looks cells up for ``judge``; a base model is taken from the report that another cell of the claim is from."""
+
+    def __init__(
+        self, table: PaperTable, filled: dict[str, FilledColumn], places: Sequence[tuple[str, str]] | dict[Any, Any],
+        measure: str,
+    ) -> None:  # fmt: skip
+        self.table, self.filled, self.measure = table, filled, measure
+        cells = {place: table.cell(*place) for place in places}
+        self.found = {place: self._find(cell) for place, cell in cells.items() if not _is_base(cell)}
+        for place, cell in cells.items():
+            if _is_base(cell):
+                bases = [r.base for r in self.found.values() if r is not None and r.base is not None]
+                fitting = [base for base in bases if base.fits(cell.where)]
+                self.found[place] = fitting[0] if fitting else self._find(cell)
+
+    def __call__(self, place: tuple[str, str]) -> tuple[NDArray[np.int64], Outcomes] | None:
+        result = self.found[place]
+        if result is None:
+            return None
+        outcomes = {"clean": result.clean, "worst": result.worst}.get(self.measure)
+        if self.measure == "robust":
+            outcomes = result.robust(self.table.cell(*place).where)
+        return None if outcomes is None else (result.example, outcomes)
+
+    def _find(self, cell: Cell) -> Result | None:
+        columns = [self.filled[cell.column]] if cell.column in self.filled else list(self.filled.values())
+        results = [result for column in columns if column.run is not None for result in column.run.results]
+        return find_result(cell, results)
+
+
+def _is_base(cell: Cell) -> bool:
+    return float(cell.where.get("alpha", "1")) == 0

@@ -1,0 +1,198 @@
+"""What finished evaluations and measurements of a run found, example by example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifacts import sha256_of
+from .attacks import expand_attacks
+from .errors import ArtifactError
+from .evaluation import CLEAN, TRANSFER, is_bpda
+from .report import RunPaths, read_report, verify_outputs
+
+if TYPE_CHECKING:
+    from .models import ModelSource
+
+Outcomes = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
+
+    ``clean`` (n,) bool; ``robust_to(attacks)`` (n,) bool or None where that is not known; ``worst`` (n,) bool, None unless
+    BPDA was run. ``base`` is the same at alpha = 0 from the same report (None: this is it).
+    """
+
+    where: dict[str, str]
+    example: NDArray[np.int64]
+    clean: Outcomes
+    worst: Outcomes | None
+    robust_to: Callable[[frozenset[str]], Outcomes | None]
+    finished: str
+    command: str
+    base: Result | None
+
+    def fits(self, where: dict[str, str]) -> bool:
+        """Whether it is a result of what a cell of the paper describes, whichever the attack."""
+        is_base = Fraction(where["alpha"]) == 0
+        for key, wanted in where.items():
+            if key == "attack" or (is_base and key in ("sites", "centre")):
+                continue
+            mine = self.where[key]
+            if key in ("alpha", "eps"):
+                if Fraction(mine) != Fraction(wanted):
+                    return False
+            elif mine != wanted:
+                return False
+        return True
+
+    def robust(self, where: dict[str, str]) -> Outcomes | None:
+        """Under the attack of a cell of the paper."""
+        return self.robust_to(attacks_of(where["attack"]))
+
+
+def attacks_of(name: str) -> frozenset[str]:
+    """The attacks that a name or a preset means.
+
+    >>> sorted(attacks_of("apgd"))
+    ['apgd-ce', 'apgd-dlr']
+    """
+    return frozenset(expand_attacks([name]))
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All results of a run folder. ``training``: what the weights say about how they were trained, {} if nothing.
+
+    ``commands``: what was typed to prepare it.
+    """
+
+    folder: Path
+    source: ModelSource
+    training: dict[str, Any]
+    results: tuple[Result, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """The model's name as people read it; a file of ``meansparse train`` by the folder it is in."""
+        path = Path(self.source.name)
+        if path.suffix != ".safetensors":
+            return self.source.name
+        return path.parent.name if path.stem == "model" else path.stem
+
+
+def read_results(folder: Path) -> RunResults:
+    """Every evaluation and measurement in ``folder``. Raises ArtifactError for a folder, report or file that is not whole."""
+    from .models import ModelSource, training_of
+
+    paths = RunPaths(folder)
+    mend = f"meansparse calibrate --run {folder} --model NAME"
+    fetched = read_report(paths.report("fetch"), "fetch", mend=mend)
+    calibrated = read_report(paths.report("calibrate"), "calibrate", mend=mend)
+    source = ModelSource(**fetched["results"]["model"])
+    found: list[Result] = []
+    for pattern, stage, read in (
+        ("evaluate.yaml", "evaluate", _of_evaluation),
+        ("evaluations/*/evaluate.yaml", "evaluate", _of_evaluation),
+        ("measurements/*/measure.yaml", "measure", _of_measurement),
+    ):
+        for file in sorted(folder.glob(pattern)):
+            report = _verified(file, stage, folder, paths)
+            found += read(file, report, calibrated)
+    typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in (fetched, calibrated)))
+    return RunResults(folder, source, training_of(source), tuple(found), typed)
+
+
+def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any]:
+    name = "" if file.parent == folder else f" --name {file.parent.name}"
+    mend = f"meansparse {stage} --run {folder}{name}"
+    report = read_report(file, stage, mend=mend)
+    verify_outputs(report, file.parent, mend=mend)
+    for upstream in ("calibrate", "sweep-alpha"):
+        expected = report["inputs"].get(f"{upstream}.yaml")
+        if expected is not None and expected != sha256_of(paths.report(upstream)):
+            raise ArtifactError(
+                f"{file} was made from another {upstream}.yaml than the one in {folder}", hint=f"run again: {mend}"
+            )
+    return report
+
+
+def _settings(report: dict[str, Any], calibrated: dict[str, Any], sites: str) -> dict[str, str]:
+    settings = report["config"]["settings"]
+    used = calibrated["results"].get("rule", "all")
+    if sites == "all" and used not in ("all", "published"):
+        sites = used
+    return {
+        "norm": settings["norm"], "split": settings.get("split", "test"), "centre": settings.get("centre", "channel-mean"),
+        "sites": sites,
+    }  # fmt: skip
+
+
+def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any]) -> list[Result]:
+    settings = report["config"]["settings"]
+    where = _settings(report, calibrated, settings.get("sites", "all")) | {
+        "eps": report["results"].get("eps") or settings["eps"]
+    }
+    with np.load(file.with_name("outcomes.npz")) as arrays:
+        names = [str(name) for name in arrays["name"]]
+        example, tables = arrays["index"], {m: arrays[f"{m}_outcome"] for m in ("base", "sparsified")}
+    has_bpda = any(is_bpda(name) for name in names if name not in (CLEAN, TRANSFER))
+
+    def result(model: str, alpha: float, base: Result | None) -> Result:
+        table = tables[model]
+        return Result(
+            where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
+            lambda attacks: _robust_to(table, names, attacks), *_when(report), base,
+        )  # fmt: skip
+
+    base = result("base", 0.0, None)
+    alpha = float(report["results"]["alpha"])
+    return [base, result("sparsified", alpha, base)] if alpha else [base]
+
+
+def _robust_to(table: NDArray[np.int8], names: Sequence[str], attacks: frozenset[str]) -> Outcomes | None:
+    if not attacks <= set(names):
+        return None
+    columns = [0, *(names.index(attack) for attack in sorted(attacks))]
+    chosen = table[:, columns]
+    robust: Outcomes = (chosen != 1).all(1)
+    return robust if not ((chosen == -1).any(1) & robust).any() else None
+
+
+def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, Any]) -> list[Result]:
+    with np.load(file.with_name("outcomes.npz")) as stored:
+        arrays = {name: stored[name] for name in ("index", "clean", "plain", "worst")}
+    attacks = frozenset(report["results"]["attacks"])
+    found: list[Result] = []
+    base: Result | None = None
+    for i, row in enumerate(report["results"]["rows"]):
+        where = _settings(report, calibrated, row["sites"]) | {"eps": row["eps"], "alpha": f"{row['alpha']:g}"}
+        plain = arrays["plain"][i]
+        result = Result(
+            where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
+            lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
+            *_when(report), None if row["alpha"] == 0 else base,
+        )  # fmt: skip
+        base = result if row["alpha"] == 0 else base
+        found.append(result)
+    return found
+
+
+def _when(report: dict[str, Any]) -> tuple[str, str]:
+    return report["provenance"]["finished"], report["provenance"]["command"]
+
+
+def without_machine_paths(command: str) -> str:
+    """A command as others can type it: the data folder is DIR, and no other path is absolute."""
+    command = re.sub(r"(--data-dir[ =])\S+", r"\1DIR", command)
+    return re.sub(r"(?<=[\s=])/(?:\S*/)?([^/\s]+/[^/\s]+)/?", r"\1", command)

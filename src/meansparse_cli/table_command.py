@@ -1,0 +1,61 @@
+"""``meansparse table N RUN...``: a table of the paper with our cells beside its own, as Markdown and YAML."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .artifacts import write_bytes
+from .console import note
+from .errors import ConfigError
+from .paper_tables import in_paper, paper_table
+from .run_results import RunResults, read_results
+
+
+def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: str | None = None) -> Path:
+    """Write ``table<N>.md`` and ``.yaml`` into ``folder`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
+
+    Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
+    """
+    from .paper_table import fill_table
+    from .subset_table import fill_subset_table
+    from .table_page import table_data, table_page
+
+    table = paper_table(number)
+    named = [_named_run(text) for text in runs]
+    command = shlex.join(["meansparse", *sys.argv[1:]])
+    name = f"table{number}" if number.isdecimal() else number
+    if table.by == "fraction":
+        text, data = fill_subset_table(table, [run for _, run in named], command=command, data_note=data_note)
+    else:
+        filled = fill_table(table, named)
+        text = table_page(filled, command=command, data_note=data_note)
+        data = table_data(filled, command=command, data_note=data_note)
+        n_run = sum(cell.robust is not None for column in filled.columns for cell in column.cells)
+        n_cells = sum(len(column.cells) for column in filled.columns)
+        note(f"{in_paper(number)}: {n_run} of {n_cells} cells were run")
+        for own, worst in filled.judgements:
+            answers = own.answer if worst is None else f"{own.answer}; in the worst case {worst.answer}"
+            note(f"  {own.claim.text}: {answers}")
+    page = folder / f"{name}.md"
+    write_bytes(page, text.encode())
+    write_bytes(page.with_suffix(".yaml"), _as_yaml(data))
+    return page
+
+
+def _named_run(text: str) -> tuple[str | None, RunResults]:
+    column, equals, path = text.rpartition("=")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"no run folder {path}", hint="a run folder, or COLUMN=FOLDER")
+    return (column if equals else None), read_results(folder)
+
+
+def _as_yaml(data: dict[str, Any]) -> bytes:
+    header = "# written by `meansparse table`; accuracies are fractions\n"
+    return (header + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)).encode()

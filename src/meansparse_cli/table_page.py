@@ -1,0 +1,153 @@
+"""A filled table as a page (Markdown) and as data (YAML)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .accuracy import Accuracy, PairedDifference
+from .console import percent
+from .paper_table import FilledCell, FilledColumn, FilledTable
+from .paper_tables import PaperTable, in_paper
+from .run_results import Result, RunResults, without_machine_paths
+from .table_claims import RULE, sentence
+
+COLUMN_NOTES = (
+    "`±` is one standard error; gains over the base model are paired, on the same images. The worst case, which the paper "
+    "does not have, counts an example as robust only if it survives every attack that was run, BPDA (gradients straight "
+    "through the operator) and images found on other models of the row's report included. Cells that were not run are empty."
+)
+
+
+def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> str:
+    """The page: what it is and is not, a table a column of the paper, the claims, the commands."""
+    table = filled.table
+    name = in_paper(table.number)
+    lines = [f"# {name[0].upper()}{name[1:]}: {table.title}", "", *_notes(filled, data_note), ""]
+    for column in filled.columns:
+        if len(filled.columns) > 1 or column.run is not None:
+            lines += [f"## {column.column.name}", "", _of_column(table, column), ""]
+        lines += [*_rows(table, column), ""]
+    lines += ["## What the paper says, and what we find", ""]
+    for own, worst in filled.judgements:
+        measures = [("Clean accuracy" if own.claim.measure == "clean" else "The paper's attack", own)]
+        if worst is not None:
+            measures.append(("Worst case, BPDA included", worst))
+        lines += [f"- {sentence(measures)}"]
+    lines += ["", f"Rule: {RULE}.", ""]
+    runs = list({id(c.run): c.run for c in filled.columns if c.run is not None}.values())
+    results = [cell.result for column in filled.columns for cell in column.cells if cell.result is not None]
+    return "\n".join(lines + commands_section(runs, results, command))
+
+
+def table_data(filled: FilledTable, *, command: str, data_note: str | None) -> dict[str, Any]:
+    """The same for programs: fractions, a list of cells a column."""
+    table = filled.table
+    return {
+        "table": table.number, "title": table.title, "attack": table.attack, "paper": table.source, "data": data_note,
+        "command": without_machine_paths(command),
+        "columns": {
+            column.column.name: {
+                "model": None if column.run is None else column.run.model,
+                "is_the_papers_model": column.run is not None and not column.stands_in,
+                "paper_n_examples": column.column.n_examples,
+                "cells": [cell.to_report() for cell in column.cells],
+            }
+            for column in filled.columns
+        },
+        "claims": [
+            {"text": own.claim.text, "measure": own.claim.measure, "under_its_attack": own.to_report()}
+            | ({} if worst is None else {"worst_case": worst.to_report()})
+            for own, worst in filled.judgements
+        ],
+        "rule": RULE,
+    }  # fmt: skip
+
+
+def commands_section(runs: Sequence[RunResults], results: Sequence[Result], command: str) -> list[str]:
+    """What was typed to get there: what prepared the runs, then what measured the cells, in the order it was finished."""
+    measured = [result.command for result in sorted(results, key=lambda result: result.finished)]
+    typed = dict.fromkeys(
+        without_machine_paths(c) for c in [*(c for run in runs for c in run.commands), *measured, command]
+    )
+    return ["## Commands", "", "```console", *typed, "```", ""]
+
+
+def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
+    used = [column for column in filled.columns if column.run is not None]
+    notes = [
+        f"Paper: {filled.table.source}. Ours: " + (f"{data_note}." if data_note else "the data that the commands name.")
+    ]
+    if not used:
+        return [*notes, "", "Nothing of it was run."]
+    stand_ins = sorted({f"`{column.run.model}`" for column in used if column.run is not None and column.stands_in})
+    if stand_ins:
+        notes.append(
+            f"**Another model than the paper's**: {', '.join(stand_ins)}. The difference to the paper is one between models; "
+            "what compares is the gain over the base model."
+        )
+    reduced = {
+        n for column in used for n in column.n_examples if column.column.n_examples and n < column.column.n_examples
+    }
+    if reduced:
+        full = " or ".join(f"{n:,}" for n in sorted({c.column.n_examples for c in used if c.column.n_examples}))
+        notes.append(
+            f"**Reduced size**: {', '.join(f'{n:,}' for n in sorted(reduced))} images, where the paper has {full}."
+        )
+    if any(cell.cell.where.get("split") == "calibration" for column in used for cell in column.cells):
+        notes.append("**Train columns**: training images, those that the statistics were computed from.")
+    return [line for note in [*notes, COLUMN_NOTES] for line in (note, "")][:-1]
+
+
+def _of_column(table: PaperTable, column: FilledColumn) -> str:
+    if column.run is None:
+        return "Not run."
+    clean = "" if column.column.clean is None else f" Clean, paper: {percent(column.column.clean)} %."
+    own = next(
+        (cell.clean for cell in column.cells if column.column.clean is not None and cell.clean is not None), None
+    )
+    if own is not None:
+        clean += f" Clean, ours: {percent(own.fraction, own.standard_error)} %."
+    stands = f", in place of the paper's {column.column.model}" if column.stands_in and column.column.model else ""
+    numbers = ", ".join(f"{n:,}" for n in column.n_examples)
+    return f"Model: `{column.run.model}`{stands}. " + (f"Images: {numbers}." if numbers else "Not run.") + clean
+
+
+def _rows(table: PaperTable, column: FilledColumn) -> list[str]:
+    has_clean = any(cell.cell.clean is not None for cell in column.cells)
+    base = {cell.cell.row: cell for cell in column.cells}.get("0") if table.by == "alpha" else None
+    names = [
+        table.by,
+        *(["clean: paper", "ours"] if has_clean else []),
+        f"{column.column.attack}: paper",
+        "ours",
+        "ours - paper",
+    ]
+    has_gains = table.by == "alpha"
+    names += ["gain: paper"] if has_gains else []
+    names += ["gain: ours", "worst case", "worst case: gain", "images"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for cell in column.cells:
+        row = [cell.cell.row]
+        if has_clean:
+            row += ["" if cell.cell.clean is None else percent(cell.cell.clean), _accuracy(cell.clean)]
+        row += [percent(cell.cell.robust), _accuracy(cell.robust), _minus_paper(cell)]
+        if has_gains:
+            is_base = base is None or cell is base
+            row += ["" if is_base else percent(cell.cell.robust - base.cell.robust, signed=True)]  # type: ignore[union-attr]
+        n = "" if cell.robust is None else f"{cell.robust.n:,}"
+        row += [_gain(cell.robust_gain), _accuracy(cell.worst), _gain(cell.worst_gain), n]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _accuracy(accuracy: Accuracy | None) -> str:
+    return "" if accuracy is None else percent(accuracy.fraction, accuracy.standard_error)
+
+
+def _gain(gain: PairedDifference | None) -> str:
+    return "" if gain is None else percent(gain.difference, gain.standard_error, signed=True)
+
+
+def _minus_paper(cell: FilledCell) -> str:
+    return "" if cell.robust is None else percent(cell.robust.fraction - cell.cell.robust, signed=True)
