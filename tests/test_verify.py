@@ -78,7 +78,7 @@ def test_a_bare_tensor_of_the_whole_test_set(name: str, tmp_path: Path) -> None:
     assert 0 < int(crosses.sum()) < len(moved)
     found = judged(saved(tmp_path / name, moved))
     assert found.is_admissible
-    assert (found.n_images, found.n_evaluated) == (10, 10)
+    assert (found.n_images, found.n_evaluated, found.n_unchanged) == (10, 10, 0)
     assert found.largest_distance == pytest.approx(EPS, abs=1e-6)
     assert found.n_misclassified == {"base": int(crosses.sum())}
     assert found.robust["base"].fraction == 1 - crosses.double().mean().item()
@@ -135,6 +135,7 @@ def test_both_models_are_judged_on_the_same_images() -> None:
     assert int(lost.sum()) > 0
     assert found.n_misclassified == {"base": 0, "sparsified": int(lost.sum())}
     assert found.largest_distance == 0.0
+    assert found.n_unchanged == len(x)
 
 
 def _whole(x: Tensor) -> Any:
@@ -148,7 +149,9 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"not a tensor")
     (tmp_path / "a.txt").write_text("")
     torch.save({"weights": nn.Linear(1, 1)}, tmp_path / "pickle.pt")
+    np.savez(tmp_path / "words.npz", name=np.array(["a"]), index=np.arange(3))
     cases = [
+        (tmp_path / "words.npz", "holds index, but no images"),
         (tmp_path / "none.pt", "no file"),
         (tmp_path / "a.txt", "unknown kind of file"),
         (tmp_path / "broken.pt", "cannot be read"),

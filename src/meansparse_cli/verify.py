@@ -61,12 +61,13 @@ class MatchedImages:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is true of m images. ``robust``: of the n evaluated examples, those right at the clean image and at theirs."""
+    """What is true of m images; ``n_unchanged`` of them are the clean ones, and show nothing. ``robust``: of the n evaluated examples, those right at the clean image and at theirs."""
 
     name: str
     norm: str
     n_images: int
     n_evaluated: int
+    n_unchanged: int
     n_not_finite: int
     n_outside_range: int
     n_outside_budget: int
@@ -83,7 +84,7 @@ class Judgement:
     def to_report(self) -> dict[str, Any]:
         """Plain values; accuracies are fractions."""
         row: dict[str, Any] = {
-            "name": self.name, "n_images": self.n_images, "n_evaluated": self.n_evaluated,
+            "name": self.name, "n_images": self.n_images, "n_evaluated": self.n_evaluated, "n_unchanged": self.n_unchanged,
             "n_not_finite": self.n_not_finite, "n_outside_range": self.n_outside_range,
             "n_outside_budget": self.n_outside_budget, "largest_distance": self.largest_distance,
         }  # fmt: skip
@@ -126,7 +127,8 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
             if isinstance(content, np.ndarray):
                 return {"": torch.from_numpy(content)}
             with content:
-                return {key: torch.from_numpy(content[key]) for key in content.files}
+                arrays = {key: content[key] for key in content.files}
+                return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub"}
         if path.suffix in (".pt", ".pth"):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(loaded, Tensor):
@@ -219,7 +221,7 @@ def judge_images(
         n_misclassified[name] = int((~right_there[given.rows] & allowed).sum())
         accuracy[name], robust[name] = accuracy_of(right), accuracy_of(right & right_there)
     return Judgement(
-        given.name, budget.norm, len(images), len(y), int((~finite).sum()), int((~in_range).sum()), int((~near).sum()),
+        given.name, budget.norm, len(images), len(y), int((distance[finite] == 0).sum()), int((~finite).sum()), int((~in_range).sum()), int((~near).sum()),
         float(distance.max()) if len(distance) else 0.0, n_misclassified, accuracy, robust,
     )  # fmt: skip
 
@@ -238,6 +240,7 @@ def show_judgements(judgements: list[Judgement], title: str) -> Group:
 
     row("images", [f"{j.n_images:,}" for j in judgements])
     row("examples they speak of", [f"{j.n_evaluated:,}" for j in judgements])
+    row("equal to the clean image", [f"{j.n_unchanged:,}" for j in judgements])
     for words, key in (
         ("with NaN or infinity", "n_not_finite"), ("outside [0, 1]", "n_outside_range"),
         ("outside the budget", "n_outside_budget"),
