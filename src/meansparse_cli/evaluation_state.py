@@ -102,7 +102,7 @@ class EvaluationState:
         if changed:
             raise ArtifactError(
                 f"{folder} holds an evaluation with other settings (then -> now):\n" + "\n".join(changed),
-                hint="add --fresh to throw it away and start anew, or --run DIR to keep both",
+                hint="add --fresh to throw it away and start anew, or --name NAME to keep both",
             )
         if not attack_versions.items() <= known.items() or not file.exists():
             content = now | {"attacks": known | attack_versions}
@@ -132,7 +132,7 @@ class EvaluationState:
             raise ArtifactError(
                 f"{self.folder} holds an evaluation of other examples: {int((before[:n] != now[:n]).sum())} of the first "
                 f"{n} are not the same",
-                hint="another data set, order or preprocessing: add --fresh to start anew, or --run DIR to keep both",
+                hint="another data set, order or preprocessing: add --fresh to start anew, or --name NAME to keep both",
             )
         if len(now) > len(before):
             save_torch(file, {"ids": now})

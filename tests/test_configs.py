@@ -1,0 +1,73 @@
+"""Every shipped config is loaded for every command it speaks to; those of the headline models mean what the paper had."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meansparse_cli.config import SECTIONS, check_eps, resolve
+from meansparse_cli.data import KNOWN_DATASETS
+from meansparse_cli.models import resolve_model
+from meansparse_cli.paper_tables import paper_table
+from meansparse_cli.published_checkpoint import PUBLISHED_FILES
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+HEADLINE = {
+    "cifar10-linf-wrn-94-16": "WRN-94-16", "cifar10-linf-rawrn-70-16": "RaWRN-70-16", "cifar10-linf-wrn-70-16": "WRN-70-16",
+    "cifar10-l2-wrn-70-16": "L2 WRN-70-16", "cifar100-linf-wrn-70-16": "CIFAR-100 WRN-70-16",
+    "imagenet-linf-swin-l": "ImageNet Swin-L", "imagenet-linf-convnext-l": "ImageNet ConvNeXt-L",
+    "imagenet-linf-rawrn-101-2": "ImageNet RaWRN-101-2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_is_usable(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    for command, cls in SECTIONS.items():
+        if command == "train" and "train" not in content:
+            continue
+        settings, sources = resolve(command, cls, file, {})
+        given = (set(content) - set(SECTIONS)) | set(content.get(command) or {})
+        assert {key for key in given if sources.get(key) == str(file)} == given & set(cls.model_fields)
+        if command not in ("fetch", "train"):
+            assert settings.model or "train" in content
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_key_has_a_comment(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    explained = ("preset", "dataset", "method", "eps", "step_size")
+    bare = [line for line in lines if ": " in line and "#" not in line]
+    if file.stem in HEADLINE:
+        assert not bare
+    else:
+        assert len(bare) < len(lines) / 2, (bare, explained)
+
+
+@pytest.mark.parametrize("name", HEADLINE)
+def test_headline_configs_are_the_papers(name: str) -> None:
+    file = next(f for f in CONFIGS if f.stem == name)
+    column = paper_table("headline").column(HEADLINE[name])
+    cell = column.cells[-1]
+    evaluate, _ = resolve("evaluate", SECTIONS["evaluate"], file, {})
+    calibrate, _ = resolve("calibrate", SECTIONS["calibrate"], file, {})
+    sweep, _ = resolve("sweep-alpha", SECTIONS["sweep-alpha"], file, {})
+    source = resolve_model(evaluate.model, evaluate.dataset, evaluate.threat)  # type: ignore[attr-defined]
+    assert (source.kind, source.name, source.dataset) == ("zoo", column.model, column.dataset)
+    assert source.threat == evaluate.norm == cell.where["norm"]  # type: ignore[attr-defined]
+    assert evaluate.eps == cell.where["eps"] == KNOWN_DATASETS[source.dataset].eps[source.threat]  # type: ignore[attr-defined]
+    check_eps(evaluate.eps, evaluate.norm)  # type: ignore[attr-defined]
+    assert evaluate.n_examples == column.n_examples  # type: ignore[attr-defined]
+    assert evaluate.attack == ("standard", "bpda") and calibrate.sites == "published"  # type: ignore[attr-defined]
+    assert float(cell.where["alpha"]) in sweep.alphas  # type: ignore[attr-defined]
+    # what the comments say: the published alpha and the number of sites
+    text = file.read_text()
+    files = [f for f in PUBLISHED_FILES if f.is_for(source.entry)]
+    assert f"The authors chose {cell.where['alpha']}," in text and files[0].alpha == float(cell.where["alpha"])
+    assert f"the authors' own {files[0].n_sites}:" in text
+    base, sparsified = column.cells
+    assert (
+        f"{100 * base.clean:.2f} / {100 * base.robust:.2f} -> {100 * sparsified.clean:.2f} / {100 * sparsified.robust:.2f}"
+        in text
+    )  # type: ignore[operator]

@@ -1,0 +1,278 @@
+"""``meansparse table`` on reports of our own making, whose every number is known."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from meansparse_cli.artifacts import sha256_of
+from meansparse_cli.cli import app
+from meansparse_cli.report import RunPaths, write_report
+
+N = 100
+BASE_WHERE = {"norm": "Linf", "split": "test", "centre": "channel-mean"}
+
+
+def meansparse(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def page_of(*arguments: str) -> tuple[str, dict[str, Any]]:
+    result = meansparse("table", *arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    path = Path(result.stdout.strip())
+    return path.read_text(), yaml.safe_load(path.with_suffix(".yaml").read_text())
+
+
+def first(n: int) -> np.ndarray:
+    """The first n of 100 examples are right."""
+    return np.arange(N) < n
+
+
+def a_run(
+    folder: Path, *, model: str = "digits", dataset: str = "digits", kind: str = "embedded", rule: str = "all"
+) -> Path:
+    """fetch.yaml and calibrate.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = {"name": model, "kind": kind, "dataset": dataset, "threat": "Linf"}
+    report(folder, "fetch", {}, {"model": source, "files": [], "sha256": None, "size": 0})
+    report(folder, "calibrate", {}, {"rule": rule, "n_images": 10, "estimator": "pooled"})
+    return folder
+
+
+def report(
+    folder: Path, stage: str, settings: dict[str, Any], results: dict[str, Any], outputs: tuple[str, ...] = ()
+) -> None:
+    write_report(
+        RunPaths(folder).report(stage), stage=stage, config={"settings": settings},
+        inputs={"calibrate.yaml": sha256_of(folder.parent.parent / "calibrate.yaml")} if outputs else {},
+        outputs={name: sha256_of(folder / name) for name in outputs}, results=results, device="cpu", seconds=1,
+    )  # fmt: skip
+
+
+def measured(
+    run: Path, name: str, rows: list[tuple[dict[str, Any], int, int, int]], attacks: list[str], **settings: Any
+) -> None:
+    """A measurement; ``rows`` are (eps, sites and alpha; right clean, under plain attacks, at worst)."""
+    folder = run / "measurements" / name
+    folder.mkdir(parents=True)
+    columns = {key: np.stack([first(row[i]) for row in rows]) for i, key in ((1, "clean"), (2, "plain"), (3, "worst"))}
+    np.savez(folder / "outcomes.npz", index=np.arange(N), label=np.zeros(N), bpda=columns["worst"], **columns)
+    results = {"attacks": attacks, "rows": [{"eps": "8/255", "sites": "all"} | row[0] for row in rows]}
+    report(folder, "measure", BASE_WHERE | settings, results, ("outcomes.npz",))
+
+
+def evaluated(
+    run: Path, name: str, alpha: float, attacks: dict[str, tuple[int, int]], settings: dict[str, Any]
+) -> None:
+    """An evaluation with an attack's (base, sparsified) survivors; everything is right when clean, all faced by all."""
+    folder = run / "evaluations" / name
+    folder.mkdir(parents=True)
+    tables = {
+        f"{model}_outcome": np.stack([np.zeros(N), *(~first(found[i]) for found in attacks.values()), np.zeros(N)], axis=1).astype(np.int8)
+        for i, model in enumerate(("base", "sparsified"))
+    }  # fmt: skip
+    np.savez(
+        folder / "outcomes.npz",
+        index=np.arange(N),
+        label=np.zeros(N),
+        name=np.array(["clean", *attacks, "transfer"]),
+        **tables,
+    )
+    report(folder, "evaluate", BASE_WHERE | settings, {"alpha": alpha, "eps": "8/255"}, ("outcomes.npz",))
+
+
+APGD = ["apgd-ce", "apgd-dlr"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/one"))
+    rows = [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 88, 55, 30), ({"alpha": 0.35}, 80, 43, 38)]
+    measured(folder, "linf", rows, APGD)
+    return folder
+
+
+def cells(data: dict[str, Any], column: str) -> dict[str, dict[str, Any]]:
+    return {cell["row"]: cell["ours"] for cell in data["columns"][column]["cells"]}
+
+
+def test_our_cells_stand_beside_the_papers(run: Path) -> None:
+    text, data = page_of("3", str(run))
+    assert Path("docs/tables/table3.md").read_text() == text
+    ours = cells(data, "Linf")["0.2"]
+    assert ours["clean"] == 0.88 and ours["robust"] == 0.55 and ours["worst"] == 0.30 and ours["n_examples"] == 100
+    assert ours["robust_gain"] == pytest.approx(0.15) and ours["worst_gain"] == pytest.approx(-0.10)
+    assert ours["robust_gain_standard_error"] == pytest.approx((0.15 * 0.85 / N) ** 0.5)
+    assert ours["robust_minus_paper"] == pytest.approx(0.55 - 0.5037)
+    row = next(line for line in text.splitlines() if line.startswith("| 0.2 |"))
+    assert [part.strip() for part in row.strip("|").split("|")] == [
+        "0.2", "84.32", "88.00 ± 3.25", "50.37", "55.00 ± 4.97", "+4.63", "+1.25", "+15.00 ± 3.57", "30.00 ± 4.58",
+        "-10.00 ± 3.00", "100",
+    ]  # fmt: skip
+
+
+def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
+    text, data = page_of("3", str(run))
+    assert all(ours == {} for ours in cells(data, "L2").values())
+    assert [row for row, ours in cells(data, "Linf").items() if ours] == ["0", "0.2", "0.35"]
+    row = next(line for line in text.splitlines() if line.startswith("| 0.3 |"))
+    assert [part.strip() for part in row.strip("|").split("|")] == [
+        "0.3",
+        "83.95",
+        "",
+        "51.13",
+        "",
+        "",
+        "+2.01",
+        "",
+        "",
+        "",
+        "",
+    ]
+    text, data = page_of("3")
+    assert "Nothing of it was run." in text and not any(cells(data, "Linf").values())
+
+
+def test_claims_are_judged_under_the_papers_attack_and_at_worst(run: Path) -> None:
+    text, data = page_of("3", str(run))
+    linf, l2 = data["claims"]
+    assert linf["under_its_attack"]["answer"] == "confirmed"
+    assert linf["worst_case"]["answer"] == "contradicted" and linf["worst_case"]["ours"] == pytest.approx(-0.10)
+    assert linf["under_its_attack"]["paper"] == pytest.approx(0.0125)
+    assert l2["under_its_attack"]["answer"] == l2["worst_case"]["answer"] == "not run"
+    assert (
+        "**contradicted**, -10.00 points ± 3.00 on 100 images" in text and "Rule: confirmed: beyond 2 standard" in text
+    )
+
+
+def test_too_few_examples_are_inconclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/one"))
+    measured(folder, "linf", [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 90, 45, 42)], APGD)
+    _, data = page_of("3", str(folder))
+    # 5 examples differ: 2 standard errors are passed, but 6 examples are needed
+    assert data["claims"][0]["under_its_attack"]["answer"] == "inconclusive"
+
+
+def test_heading_says_model_size_and_data(run: Path) -> None:
+    text, data = page_of("3", str(run), "--data-note", "CIFAR-10, JPEG copies", "-o", "pages")
+    assert "**Another model than the paper's**: `digits`" in text
+    assert "**Reduced size**: 100 images, where the paper has 10,000" in text
+    assert "Ours: CIFAR-10, JPEG copies." in text
+    assert data["data"] == "CIFAR-10, JPEG copies" and data["columns"]["Linf"]["is_the_papers_model"] is False
+    assert "meansparse table 3" in text or "## Commands" in text
+
+
+def test_the_papers_model_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(
+        Path("runs/zoo"), model="Bartoldson2024Adversarial_WRN-94-16", dataset="cifar10", kind="zoo", rule="published"
+    )
+    evaluated(folder, "pgd-50", 0.15, {"pgd-50": (70, 80)}, {})
+    text, data = page_of("12", str(folder))
+    assert "Another model" not in text and data["columns"]["WRN-94-16"]["is_the_papers_model"]
+    ours = cells(data, "WRN-94-16")["0.15"]
+    assert ours["robust"] == 0.8 and "worst" not in ours, "without BPDA there is no worst case to show"
+    assert data["claims"][0]["under_its_attack"]["answer"] == "confirmed"
+    assert data["claims"][0]["worst_case"]["answer"] == "not run"
+
+
+def test_each_attack_of_an_evaluation_has_its_own_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/one"))
+    attacks = {"pgd-50": (50, 60), "adaptive-1-1": (52, 58), "adaptive-2-2": (51, 57), "bpda-apgd-ce": (49, 30)}
+    evaluated(folder, "a", 0.2, attacks, {})
+    _, data = page_of("5", str(folder))
+    assert cells(data, "PGD-50")["0.2"]["robust"] == 0.6
+    assert cells(data, "Adaptive-(1,1)")["0.2"]["robust"] == 0.58
+    assert cells(data, "Adaptive-(2,2)")["0"]["robust"] == 0.51
+    assert {cells(data, name)["0.2"]["worst"] for name in data["columns"]} == {0.3}
+    assert not any(cells(data, name)["0.35"] for name in data["columns"])
+
+
+def test_an_attack_that_did_not_face_everything_fills_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/one"))
+    evaluated(folder, "a", 0.2, {"pgd-50": (50, 60), "adaptive-1-1": (40, 40)}, {})
+    file = folder / "evaluations" / "a" / "outcomes.npz"
+    arrays = dict(np.load(file))
+    arrays["sparsified_outcome"][60:, 2] = -1  # what PGD-50 had broken was not given to it
+    np.savez(file, **arrays)
+    report(file.parent, "evaluate", BASE_WHERE, {"alpha": 0.2, "eps": "8/255"}, ("outcomes.npz",))
+    _, data = page_of("5", str(folder))
+    assert cells(data, "PGD-50")["0.2"] and not cells(data, "Adaptive-(1,1)")["0.2"]
+
+
+def test_sites_centre_and_split_have_to_agree(run: Path) -> None:
+    rows = [
+        ({"alpha": 0.0}, 90, 40, 40),
+        ({"alpha": 0.35, "sites": "first:9"}, 85, 50, 30),
+        ({"alpha": 0.35, "sites": "first:17"}, 80, 52, 30),
+    ]
+    measured(run, "sites", rows, APGD)
+    _, data = page_of("10", str(run))
+    assert [row for row, ours in cells(data, "cumulative 0.35").items() if ours] == ["8", "16"]
+    early = data["claims"][0]  # 2 * 50 - 40 - 52
+    assert early["under_its_attack"]["ours"] == pytest.approx(0.08)
+    measured(run, "zero", [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.35}, 60, 70, 20)], APGD, centre="zero")
+    _, data = page_of("8", str(run))
+    assert cells(data, "zero")["0.35"]["robust"] == 0.7 and cells(data, "channel mean")["0.35"]["robust"] == 0.43
+    assert not any(cells(data, "global mean")[row] for row in ("0.2", "0.35"))
+    assert data["claims"][0]["under_its_attack"]["answer"] == "confirmed", "clean: 80 against 60"
+    measured(
+        run, "train", [({"alpha": 0.0}, 90, 80, 40), ({"alpha": 0.2}, 90, 85, 20)], ["apgd-ce"], split="calibration"
+    )
+    text, data = page_of("1", f"WRN-70-16 train={run}", f"WRN-70-16 test={run}")
+    assert cells(data, "WRN-70-16 train")["0.2"]["robust"] == 0.85 and not cells(data, "WRN-70-16 test")["0.2"]
+    assert "**Train columns**" in text and "in place of the paper's Wang2023Better_WRN-70-16" in text
+
+
+def test_runs_find_their_columns_by_training_or_are_asked_for_one(run: Path) -> None:
+    _, data = page_of("2", str(run))
+    assert cells(data, "gelu")["0.2"] and not cells(data, "relu")["0.2"], "the header of the weights says GELU"
+    _, data = page_of("2", f"relu={run}")
+    assert cells(data, "relu")["0.2"] and not cells(data, "gelu")["0.2"]
+    refused = meansparse("table", "12", str(run))
+    assert refused.exit_code == 3 and "which column" in refused.stderr
+    refused = meansparse("table", "2", f"relu={run}", f"relu={run}")
+    assert refused.exit_code == 3 and "two runs for column relu" in " ".join(refused.stderr.split())
+
+
+def test_the_measurement_with_more_examples_counts(run: Path) -> None:
+    folder = run / "measurements" / "few"
+    folder.mkdir()
+    few = {name: np.ones((2, 10), bool) for name in ("clean", "plain", "bpda", "worst")}
+    np.savez(folder / "outcomes.npz", index=np.arange(10), label=np.zeros(10), **few)
+    rows = [{"eps": "8/255", "sites": "all", "alpha": alpha} for alpha in (0.0, 0.2)]
+    report(folder, "measure", BASE_WHERE, {"attacks": APGD, "rows": rows}, ("outcomes.npz",))
+    _, data = page_of("3", str(run))
+    assert cells(data, "Linf")["0.2"]["n_examples"] == 100
+
+
+def test_edited_reports_and_other_statistics_are_refused(run: Path) -> None:
+    file = run / "measurements" / "linf" / "measure.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace("alpha: 0.2", "alpha: 0.3"))
+    refused = meansparse("table", "3", str(run))
+    assert refused.exit_code == 10 and "--name linf" in " ".join(refused.stderr.split())
+    file.write_text(whole)
+    report(run, "calibrate", {}, {"rule": "all", "n_images": 11, "estimator": "pooled"})
+    refused = meansparse("table", "3", str(run))
+    assert refused.exit_code == 10 and "another calibrate.yaml" in " ".join(refused.stderr.split())
+    assert meansparse("table", "3", "nowhere").exit_code == 3
+    assert meansparse("table", "99", str(run)).exit_code == 3
+
+
+def test_no_machine_path_gets_into_a_page(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["meansparse", "table", "3", str(tmp_path / "runs" / "one"), "--data-dir", "/data/cifar"]
+    )
+    text, _ = page_of("3", str(tmp_path / "runs" / "one"))
+    assert "meansparse table 3 runs/one --data-dir DIR" in text
+    assert not re.search(r"(?<![\w.])/(?:tmp|home|data|root)\b", text)

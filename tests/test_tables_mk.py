@@ -1,0 +1,128 @@
+"""The make targets of the tables: the chains they print are commands that exist; one of them for real (slow)."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from meansparse_cli.cli import app
+from meansparse_cli.paper_tables import table_names
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = {
+    name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+TARGETS = [f"table{n}" for n in range(1, 13)] + ["headline", "table-subset", "figure1", "tables"]
+
+
+def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", *words, "INSTALLED=", *(f"{key}={value}" for key, value in more.items())],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def chain(target: str, **more: str) -> list[list[str]]:
+    printed = make("-n", target, MEANSPARSE="meansparse", **more)
+    assert printed.returncode == 0, printed.stderr
+    return [shlex.split(line) for line in printed.stdout.splitlines() if line.startswith("meansparse ")]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"MODEL": "digits", "N": "7", "QUICK": "1", "DEVICE": "cuda"}], ids=["plain", "options"]
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_command_of_every_chain_exists(target: str, more: dict[str, str]) -> None:
+    commands = chain(target, **more)
+    for _, name, *words in commands:
+        assert name in OPTIONS
+        unknown = {word for word in words if re.match(r"-[-a-z]", word)} - OPTIONS[name]
+        assert not unknown, f"{name} has no {sorted(unknown)}"
+    tables = [words[2] for words in commands if words[1] == "table"]
+    if target.startswith("table") and target[5:].isdecimal():
+        assert tables == [target[5:]]
+    assert len(commands) == len({tuple(words) for words in commands}), (
+        "a command that two tables need stands there once"
+    )
+
+
+def test_table_5_in_full() -> None:
+    common = "--device auto --batch-size 250"
+    attacks = "--attack pgd-50 --attack adaptive --attack bpda-apgd-ce --attack bpda-apgd-dlr --individual"
+    assert [" ".join(words) for words in chain("table5", DATA="DIR", N="100")] == [
+        f"meansparse calibrate --run runs/tables/resnet18-w16 --model resnet18-w16 --data-dir DIR {common}",
+        *(
+            f"meansparse evaluate --run runs/tables/resnet18-w16 --name adaptive-{alpha} --norm Linf --eps 8/255 --alpha {alpha} "
+            f"{attacks} --data-dir DIR --n-examples 100 {common}"
+            for alpha in ("0.2", "0.35")
+        ),
+        "meansparse table 5 runs/tables/resnet18-w16 -o docs/tables",
+    ]
+
+
+def test_headline_alphas_are_the_papers() -> None:
+    from meansparse_cli.paper_tables import paper_table
+
+    found = {(w[w.index("--config") + 1], w[w.index("--alpha") + 1]) for w in chain("headline") if w[1] == "evaluate"}
+    expected = {column.cells[-1].where["alpha"] for column in paper_table("headline").columns}
+    assert len(found) == 8 and {alpha for _, alpha in found} == expected
+    assert ("configs/cifar10-l2-wrn-70-16.yaml", "0.25") in found and (
+        "configs/imagenet-linf-convnext-l.yaml",
+        "0.3",
+    ) in found
+
+
+def test_a_model_that_is_there_is_not_trained(tmp_path: Path) -> None:
+    assert sum(words[1] == "train" for words in chain("table2", MODELS=str(tmp_path))) == 5
+    (tmp_path / "pgd-elu-w16").mkdir()
+    (tmp_path / "pgd-elu-w16" / "model.safetensors").touch()
+    trained = [
+        words[words.index("--activation") + 1] for words in chain("table2", MODELS=str(tmp_path)) if words[1] == "train"
+    ]
+    assert trained == ["relu", "silu", "psilu", "pssilu"]
+    assert [w[w.index("--method") + 1] for w in chain("table7", MODELS=str(tmp_path)) if w[1] == "train"] == [
+        "standard"
+    ]
+
+
+def test_a_model_of_ones_own_has_runs_of_its_own() -> None:
+    commands = chain("table3", MODEL="/somewhere/pgd-gelu-w64/model.safetensors")
+    assert commands[0][2:6] == [
+        "--run",
+        "runs/tables/pgd-gelu-w64",
+        "--model",
+        "/somewhere/pgd-gelu-w64/model.safetensors",
+    ]
+
+
+def test_help_lists_every_target() -> None:
+    listed = {line.split()[0] for line in make("help").stdout.splitlines()}
+    assert set(TARGETS) <= listed
+    assert {t.removeprefix("table") for t in listed if re.fullmatch(r"table\d+", t)} | {"headline", "subset"} == set(
+        table_names()
+    )
+
+
+@pytest.mark.slow
+def test_a_table_from_beginning_to_end(tmp_path: Path) -> None:
+    options = {
+        "MODEL": "digits", "N": "8", "ATTACK": "apgd-ce", "TWO": "0.2", "ALPHAS": "0.2", "SITE_ALPHAS": "0.35", "RUNS": str(tmp_path),
+        "OUT": str(tmp_path / "docs"), "MEANSPARSE": f"{sys.executable} -m meansparse_cli",
+    }  # fmt: skip
+    done = make("-j", "2", "table3", "table5", "table11", **options)
+    assert done.returncode == 0, done.stderr
+    data = yaml.safe_load((tmp_path / "docs" / "table5.yaml").read_text())
+    ours = {row["row"]: row["ours"] for row in data["columns"]["Adaptive-(1,1)"]["cells"]}
+    assert ours["0.2"]["n_examples"] == 8 and 0 <= ours["0.2"]["worst"] <= ours["0.2"]["robust"] <= 1
+    page = (tmp_path / "docs" / "table5.md").read_text()
+    assert "`digits`" in page and str(tmp_path) not in page
+    again = make("table3", "table5", "table11", **options)
+    assert again.returncode == 0 and again.stderr.count("already done") >= 6
