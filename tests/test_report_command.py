@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.doubts import search
+from meansparse_cli.html_report import html_page
+from meansparse_cli.render import markdown, read_run, terminal_text
 
 FACTORY = """
 import torch
@@ -200,3 +202,11 @@ def test_a_run_that_has_just_begun_and_one_that_is_not_there(run: Path, tmp_path
     edited = (run / "evaluate.yaml").read_text().replace("verdict: ", "verdict: really ", 1)
     (tmp_path / "evaluate.yaml").write_text(edited)
     assert meansparse("report", tmp_path).exit_code == 10
+
+
+def test_a_report_from_before_doubts_were_a_list(run: Path) -> None:
+    reports = read_run(run)
+    reports["evaluate"]["results"]["doubts"] = {"claims_rejected": {"base": 0, "sparsified": 0}}
+    for text in (terminal_text(reports, 80), markdown(reports), html_page(reports, run)):
+        assert "worst case" in text
+        assert "Doubts" not in text

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation import MODELS
-from .report_tables import TextTable, doubt_sentences, doubts_table
+from .report_tables import TextTable, doubt_sentences, doubts_of, doubts_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --page: #fff; --card: #f6f8fa; --line: #d1d9e0;
@@ -50,11 +50,12 @@ def html_page(reports: dict[str, dict[str, Any]], folder: Path) -> str:
         parts.append(accuracy_chart(results))
     for table in tables(reports):
         parts += [f"<h2>{escape(table.title)}</h2>", html_table(table)]
-    if results.get("doubts"):
+    if doubts_of(results):
         doubts = doubts_table(results)
         parts += [f"<h2>{escape(doubts.title)}</h2>", html_table(doubts), _sentences(results)]
+    drawn = {"sweep-alpha.svg": "sweep-alpha" in reports, "eps-curve.svg": "eps_curve" in results}
     for name, title in CURVES.items():
-        if (folder / name).exists():
+        if drawn[name] and (folder / name).exists():  # one of an earlier evaluation may still lie there
             data = base64.b64encode((folder / name).read_bytes()).decode()
             image = f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
             parts += [f"<h2>{escape(title)}</h2>", f"<figure>{image}</figure>"]

@@ -15,6 +15,7 @@ from .report_tables import (
     attacks_table,
     comparisons_table,
     doubt_sentences,
+    doubts_of,
     doubts_table,
     eps_curve_table,
     sweep_table,
@@ -119,7 +120,7 @@ def terminal_text(reports: Reports, width: int) -> str:
         console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, interval=width >= WIDE):
             console.print(Group(Text(table.title, style="bold"), rich_table(table)))
-        if reports.get("evaluate", {}).get("results", {}).get("doubts"):
+        if doubts_of(reports.get("evaluate", {}).get("results", {})):
             console.print(doubts_view(reports["evaluate"]["results"]))
     return capture.get()
 
@@ -130,7 +131,7 @@ def markdown(reports: Reports) -> str:
     for table in tables(reports):
         parts += [f"{table.title}.", markdown_table(table)]
     results = reports.get("evaluate", {}).get("results", {})
-    if results.get("doubts"):
+    if doubts_of(results):
         doubts = doubts_table(results)
         parts += [f"{doubts.title}.", markdown_table(doubts)]
         warnings = doubt_sentences(results, "warn")

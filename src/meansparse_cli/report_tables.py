@@ -51,9 +51,15 @@ def attacks_table(results: dict[str, Any]) -> TextTable:
     return TextTable("Attacks, in the order they ran: broken of those faced, right after all so far", header, rows)
 
 
+def doubts_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The doubts of an evaluation; none where it was made without, or before there were any but counts."""
+    doubts = results.get("doubts")
+    return doubts if isinstance(doubts, list) else []
+
+
 def doubts_table(results: dict[str, Any]) -> TextTable:
     """A row a doubt: its status and value on each model, and the limit."""
-    doubts = results.get("doubts", [])
+    doubts = doubts_of(results)
     rows: list[tuple[str, ...]] = []
     strong: set[int] = set()
     for name in dict.fromkeys(doubt["name"] for doubt in doubts):
@@ -74,7 +80,7 @@ def doubt_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, 
     """(doubt on model, what was found and who asks for it) of each doubt with one of ``statuses``; none means all."""
     return [
         (f"{doubt['name']} ({doubt['model']})", f"{doubt['sentence']} [{doubt['source']}]")
-        for doubt in results.get("doubts", [])
+        for doubt in doubts_of(results)
         if not statuses or doubt["status"] in statuses
     ]
 
