@@ -62,7 +62,7 @@ by-square: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name square $(LINF) --attack square --alphas $(ALPHAS) $(MEASURED)
 
 by-adaptive-0.2 by-adaptive-0.35: by-adaptive-%: calibrated
-	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack pgd-50 --attack adaptive $(BPDA) --individual $(ATTACKED) $(SPEED)
+	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack pgd-50 --attack adaptive $(BPDA) --individual --no-doubts $(ATTACKED) $(SPEED)
 
 around-zero around-global-mean: around-%: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name $@ $(LINF) --centre $* --attack $(ATTACK) --alphas $(ALPHAS) $(MEASURED)
@@ -170,7 +170,7 @@ $(HEADLINE:%=by-autoattack-%): by-autoattack-%: calibrated-%
 	$(MEANSPARSE) evaluate $(call of_attack,$*) --name autoattack --alpha $(call alpha,$*) --attack standard --attack bpda $(SPEED)
 
 $(HEADLINE:%=by-pgd-50-%): by-pgd-50-%: calibrated-%
-	$(MEANSPARSE) evaluate $(call of_attack,$*) --name pgd-50 --alpha $(call alpha,$*) --attack pgd-50 $(BPDA) $(SPEED)
+	$(MEANSPARSE) evaluate $(call of_attack,$*) --name pgd-50 --alpha $(call alpha,$*) --attack pgd-50 $(BPDA) --no-doubts $(SPEED)
 
 $(HEADLINE:%=on-test-%): on-test-%: calibrated-%
 	$(MEANSPARSE) measure $(call of_attack,$*) --name test --attack apgd-ce --alphas 0.15:0.5:0.05 $(SPEED)
@@ -189,7 +189,7 @@ headline: $(HEADLINE:%=by-autoattack-%) ## clean accuracy and AutoAttack of the 
 	$(MEANSPARSE) table headline $(HEADLINE:%=$(RUNS)/%) $(PAGE)
 else
 by-pgd-50 by-autoattack: calibrated
-	$(MEANSPARSE) evaluate --run $(RUN) --name $@ $(LINF) $(if $(filter by-pgd-50,$@),--alpha 0.25 --attack pgd-50 $(BPDA),--alpha 0.2 --attack standard --attack bpda) $(ATTACKED) $(SPEED)
+	$(MEANSPARSE) evaluate --run $(RUN) --name $@ $(LINF) $(if $(filter by-pgd-50,$@),--alpha 0.25 --attack pgd-50 $(BPDA) --no-doubts,--alpha 0.2 --attack standard --attack bpda) $(ATTACKED) $(SPEED)
 
 table1: on-train on-test
 	$(MEANSPARSE) table 1 'WRN-70-16 train=$(RUN)' 'WRN-70-16 test=$(RUN)' $(PAGE)
