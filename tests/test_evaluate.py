@@ -311,7 +311,7 @@ def test_other_settings_are_refused(
         run(tmp_path, replace(SETTINGS, **settings), **others)
     assert words in refusal.value.message
     assert "--fresh" in str(refusal.value.hint)
-    assert "--run" in str(refusal.value.hint)
+    assert "--name" in str(refusal.value.hint)
     assert attacks.calls == []
 
 
