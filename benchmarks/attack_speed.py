@@ -152,18 +152,21 @@ def run_ours(
     started = now(x.device)
     robust = torch.ones(n, dtype=torch.bool, device=x.device)
     for attack in attacks:
-        rows = robust.nonzero().flatten()
         before = now(x.device)
-        result: AttackResult = run_attack(
-            attack, model, x[rows], y[rows], indices[rows.cpu()], budget=budget, seed=options.seed,
-            batch_size=options.batch_size, n_classes=10, search_model=searched, precision=options.precision,
-        )  # fmt: skip
-        robust[rows[result.broken]] = False
+        for rows in robust.nonzero().flatten().split(options.batch_size):  # as `meansparse evaluate` does
+            result: AttackResult = run_attack(
+                attack, model, x[rows], y[rows], indices[rows.cpu()], budget=budget, seed=options.seed,
+                batch_size=options.batch_size, n_classes=10, search_model=searched, precision=options.precision,
+            )  # fmt: skip
+            robust[rows[result.broken]] = False
+            side.forward += result.forward_passes
+            side.backward += result.backward_passes
+            fallen = result.passes[result.broken.cpu()].sum(dim=0).tolist()
+            side.forward_fallen, side.backward_fallen = (
+                side.forward_fallen + fallen[0],
+                side.backward_fallen + fallen[1],
+            )
         side.by_attack[attack] = now(x.device) - before
-        side.forward += result.forward_passes
-        side.backward += result.backward_passes
-        side.forward_fallen += result.forward_passes_broken
-        side.backward_fallen += result.backward_passes_broken
     side.seconds, side.robust = now(x.device) - started, robust.cpu()
     return side
 
