@@ -310,7 +310,7 @@ def row_of(which: ZooEntry, problems: list[str]) -> dict[str, Any]:
 
 def page_of(rows: list[dict[str, Any]]) -> str:
     versions = dict.fromkeys(("torch", "robustbench", "python"), "1")
-    made_with = {"versions": versions, "platform": "Linux", "seconds": 90.0}
+    made_with = {"versions": versions, "platform": "Linux", "seconds": 90.0, "command": "meansparse zoo-check"}
     return zoo_check.checks_markdown(rows, made_with, 1.0)
 
 

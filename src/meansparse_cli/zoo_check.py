@@ -159,6 +159,8 @@ def checks_markdown(rows: Sequence[dict[str, Any]], provenance: dict[str, Any], 
         f"Written by `meansparse models --check`: {summary(rows)}, {minutes:.1f} on the clock, {peak_rss_gib:.1f} GiB of memory at most "
         f"({made_with}; {provenance['platform']}).",
         "",
+        f"Command: `{provenance['command']}`.",
+        "",
         *EXPLANATION,
         "",
         "| " + " | ".join(name or "result" for name in COLUMNS) + " |",
