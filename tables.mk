@@ -32,9 +32,9 @@ SPEED     ?= $(if $(ON_GPU),--precision tf32)
 
 comma     := ,
 ABLATION  := $(or $(MODEL),resnet18-w16)
-SLUG      := $(subst :,_,$(if $(filter %/model.safetensors,$(ABLATION)),$(notdir $(patsubst %/,%,$(dir $(ABLATION)))),$(basename $(notdir $(ABLATION)))))
+SLUG      := $(subst :,_,$(if $(filter %/model.safetensors,$(ABLATION)),$(notdir $(patsubst %/,%,$(dir $(ABLATION)))),$(patsubst %.safetensors,%,$(notdir $(ABLATION)))))
 RUN       ?= $(RUNS)/$(SLUG)
-FOLDER    := $(if $(DATA),--data-dir $(DATA))
+FOLDER    := $(if $(DATA),--data-dir '$(DATA)')
 ATTACKED  := $(FOLDER) $(if $(N),--n-examples $(N)) --device $(DEVICE) --batch-size $(BATCH)
 MEASURED  := $(ATTACKED) --block-size $(BATCH) $(SPEED)
 PAGE      := -o $(OUT) $(if $(DATA_NOTE),--data-note "$(DATA_NOTE)")
@@ -107,13 +107,16 @@ table11: by-family ## sites on the main path against those after an addition
 	$(MEANSPARSE) table 11 $(RUN) $(PAGE)
 
 figure1: swept ## a channel before and after, with the band
-	$(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE)
-	mkdir -p $(OUT) && cp $(RUN)/plots/histogram-*-0.png $(OUT)/figure1.png
+	mkdir -p $(OUT) && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE))" $(OUT)/figure1.png
 
 # ---- several models: $(MODELS)/METHOD-ACTIVATION-wWIDTH, trained where they are not there
 
 OTHERS := relu elu silu psilu pssilu
-KINDS  := $(OTHERS:%=pgd-%) trades-gelu standard-gelu
+KINDS  := $(OTHERS:%=pgd-%) pgd-gelu trades-gelu standard-gelu
+# the embedded model has width 16; beside models of another width stands one of theirs
+SAME_WIDTH := $(or $(MODEL),$(filter 16,$(WIDTH)))
+GELU       := $(if $(SAME_WIDTH),$(RUN),$(RUNS)/pgd-gelu-w$(WIDTH))
+GELU_DONE  := $(if $(SAME_WIDTH),in-linf,in-linf-pgd-gelu)
 .PHONY: $(KINDS:%=calibrated-%) $(KINDS:%=in-linf-%) by-small-eps-standard-gelu
 
 $(KINDS:%=$(MODELS)/%-w$(WIDTH)/model.safetensors): $(MODELS)/%-w$(WIDTH)/model.safetensors: | $(INSTALLED)
@@ -128,11 +131,11 @@ $(KINDS:%=in-linf-%): in-linf-%: calibrated-%
 by-small-eps-standard-gelu: by-small-eps-%: calibrated-%
 	$(MEANSPARSE) measure --run $(RUNS)/$*-w$(WIDTH) --name eps --norm Linf --eps 1/255:8/255:1/255 --attack $(ATTACK) --alphas $(TWO) $(MEASURED)
 
-table2: in-linf $(OTHERS:%=in-linf-pgd-%) ## six activations
-	$(MEANSPARSE) table 2 gelu=$(RUN) $(foreach a,$(OTHERS),$(a)=$(RUNS)/pgd-$(a)-w$(WIDTH)) $(PAGE)
+table2: $(GELU_DONE) $(OTHERS:%=in-linf-pgd-%) ## six activations
+	$(MEANSPARSE) table 2 gelu=$(GELU) $(foreach a,$(OTHERS),$(a)=$(RUNS)/pgd-$(a)-w$(WIDTH)) $(PAGE)
 
-table6: in-linf in-linf-trades-gelu ## PGD-AT against TRADES
-	$(MEANSPARSE) table 6 pgd=$(RUN) trades=$(RUNS)/trades-gelu-w$(WIDTH) $(PAGE)
+table6: $(GELU_DONE) in-linf-trades-gelu ## PGD-AT against TRADES
+	$(MEANSPARSE) table 6 pgd=$(GELU) trades=$(RUNS)/trades-gelu-w$(WIDTH) $(PAGE)
 
 table7: by-small-eps-standard-gelu ## standard training, by eps
 	$(MEANSPARSE) table 7 $(RUNS)/standard-gelu-w$(WIDTH) $(PAGE)
@@ -157,7 +160,7 @@ IN_TABLE12 := $(filter %wrn-94-16 cifar10-linf-rawrn% cifar100% %swin-l %convnex
 IN_TABLE1 := $(filter cifar10-linf-rawrn% cifar10-linf-wrn-70% %convnext-l %rawrn-101-2,$(HEADLINE))
 # the alpha that the authors chose for each
 alpha = $(strip $(if $(filter %l2-wrn-70-16 %rawrn-70-16,$1),0.25,$(if $(filter %linf-wrn-94-16 cifar100%,$1),0.15,$(if $(filter %swin-l,$1),0.1,$(if $(filter %convnext-l,$1),0.3,0.2)))))
-folder = $(if $(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA)),--data-dir $(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA)))
+folder = $(if $(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA)),--data-dir '$(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA))')
 of_model = --config configs/$1.yaml --run $(RUNS)/$1 $(call folder,$1) --device $(DEVICE)
 of_attack = $(call of_model,$1) $(if $(N),--n-examples $(N))
 

@@ -56,6 +56,8 @@ finish() { # wait for all of them
   pids=() names=()
 }
 
+trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
+
 for step in ${*:-data embedded activations methods finish wide finish pack}; do
   case $step in
     data) $PYTHON "$here/images_to_npz.py" cifar10 "$DATA" "$OUT/data" "$WORKERS" || exit 1 ;;

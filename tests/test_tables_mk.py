@@ -71,13 +71,18 @@ def test_table_5_in_full() -> None:
 def test_headline_alphas_are_the_papers() -> None:
     from meansparse_cli.paper_tables import paper_table
 
-    found = {(w[w.index("--config") + 1], w[w.index("--alpha") + 1]) for w in chain("headline") if w[1] == "evaluate"}
-    expected = {column.cells[-1].where["alpha"] for column in paper_table("headline").columns}
-    assert len(found) == 8 and {alpha for _, alpha in found} == expected
-    assert ("configs/cifar10-l2-wrn-70-16.yaml", "0.25") in found and (
-        "configs/imagenet-linf-convnext-l.yaml",
-        "0.3",
-    ) in found
+    found = {w[w.index("--config") + 1]: w[w.index("--alpha") + 1] for w in chain("headline") if w[1] == "evaluate"}
+    columns = {
+        "WRN-94-16": "cifar10-linf-wrn-94-16", "RaWRN-70-16": "cifar10-linf-rawrn-70-16", "WRN-70-16": "cifar10-linf-wrn-70-16",
+        "L2 WRN-70-16": "cifar10-l2-wrn-70-16", "CIFAR-100 WRN-70-16": "cifar100-linf-wrn-70-16",
+        "ImageNet Swin-L": "imagenet-linf-swin-l", "ImageNet ConvNeXt-L": "imagenet-linf-convnext-l",
+        "ImageNet RaWRN-101-2": "imagenet-linf-rawrn-101-2",
+    }  # fmt: skip
+    table = paper_table("headline")
+    assert [column.name for column in table.columns] == list(columns)
+    assert found == {
+        f"configs/{columns[column.name]}.yaml": column.cells[-1].where["alpha"] for column in table.columns
+    }
 
 
 def test_a_model_that_is_there_is_not_trained(tmp_path: Path) -> None:
@@ -91,6 +96,14 @@ def test_a_model_that_is_there_is_not_trained(tmp_path: Path) -> None:
     assert [w[w.index("--method") + 1] for w in chain("table7", MODELS=str(tmp_path)) if w[1] == "train"] == [
         "standard"
     ]
+
+
+def test_models_of_another_width_stand_beside_one_of_theirs(tmp_path: Path) -> None:
+    narrow = chain("table2", MODELS=str(tmp_path), WIDTH="8")
+    assert sum(words[1] == "train" for words in narrow) == 6
+    assert "gelu=runs/tables/pgd-gelu-w8" in narrow[-1]
+    assert "pgd=runs/tables/pgd-gelu-w8" in chain("table6", MODELS=str(tmp_path), WIDTH="8")[-1]
+    assert "pgd=runs/tables/resnet18-w16" in chain("table6", MODELS=str(tmp_path))[-1]
 
 
 def test_a_model_of_ones_own_has_runs_of_its_own() -> None:

@@ -126,7 +126,14 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
 
 
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
-    cells = tuple(_fill_cell(cell, () if run is None else run.results) for cell in column.cells)
+    results = () if run is None else run.results
+    filled = {cell.row: _fill_cell(cell, results) for cell in column.cells if not _is_base(cell)}
+    # the base model from the report that the other rows are from: there it met the same pool of images
+    bases = [f.result.base for f in filled.values() if f.result is not None and f.result.base is not None]
+    for cell in column.cells:
+        if _is_base(cell):
+            filled[cell.row] = _fill_cell(cell, [b for b in bases if _serves(cell, b)][:1] or results)
+    cells = tuple(filled[cell.row] for cell in column.cells)
     is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
@@ -149,9 +156,13 @@ def _fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:
     )  # fmt: skip
 
 
+def _serves(cell: Cell, result: Result) -> bool:
+    return result.fits(cell.where) and result.robust(cell.where) is not None
+
+
 def find_result(cell: Cell, results: Sequence[Result]) -> Result | None:
     """The result of a cell's settings on most examples; of several, the youngest."""
-    fitting = [r for r in results if r.fits(cell.where) and r.robust(cell.where) is not None]
+    fitting = [r for r in results if _serves(cell, r)]
     return max(fitting, key=lambda r: (len(r.clean), r.finished), default=None)
 
 

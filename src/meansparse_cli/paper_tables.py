@@ -38,7 +38,7 @@ class Cell:
 class Column:
     """Cells of one model or setting. ``model`` and ``dataset`` of the zoo, where the paper's is there; ``clean``: of all rows.
 
-    ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack.
+    ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack. ``note``: what else to know.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Column:
     model: str | None = None
     dataset: str | None = None
     clean: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,14 @@ def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Colu
     clean = raw["clean"] / 100 if "clean" in raw else None
     n_examples = raw.get("n_examples", table.get("n_examples"))
     return Column(
-        name, tuple(cells), n_examples, raw.get("attack", table["attack"]), raw.get("model"), raw.get("dataset"), clean
+        name,
+        tuple(cells),
+        n_examples,
+        raw.get("attack", table["attack"]),
+        raw.get("model"),
+        raw.get("dataset"),
+        clean,
+        raw.get("note", ""),
     )
 
 

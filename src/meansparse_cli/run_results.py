@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .artifacts import sha256_of
 from .attacks import expand_attacks
-from .errors import ArtifactError
+from .console import note
 from .evaluation import CLEAN, TRANSFER, is_bpda
 from .report import RunPaths, read_report, verify_outputs
 
@@ -73,7 +73,7 @@ def attacks_of(name: str) -> frozenset[str]:
 class RunResults:
     """All results of a run folder. ``training``: what the weights say about how they were trained, {} if nothing.
 
-    ``commands``: what was typed to prepare it.
+    ``site_rule`` and ``n_sites``: of the statistics. ``commands``: what was typed to prepare it.
     """
 
     folder: Path
@@ -81,6 +81,8 @@ class RunResults:
     training: dict[str, Any]
     results: tuple[Result, ...]
     commands: tuple[str, ...]
+    site_rule: str
+    n_sites: int
 
     @property
     def model(self) -> str:
@@ -107,13 +109,17 @@ def read_results(folder: Path) -> RunResults:
         ("measurements/*/measure.yaml", "measure", _of_measurement),
     ):
         for file in sorted(folder.glob(pattern)):
-            report = _verified(file, stage, folder, paths)
-            found += read(file, report, calibrated)
+            if (report := _verified(file, stage, folder, paths)) is not None:
+                found += read(file, report, calibrated)
     typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in (fetched, calibrated)))
-    return RunResults(folder, source, training_of(source), tuple(found), typed)
+    chosen = calibrated["results"]
+    return RunResults(
+        folder, source, training_of(source), tuple(found), typed, chosen.get("rule", "all"), len(chosen["sites"])
+    )
 
 
-def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any]:
+def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any] | None:
+    """The report, with the settings of the sweep that it evaluates; None for one of other statistics than the folder's."""
     name = "" if file.parent == folder else f" --name {file.parent.name}"
     mend = f"meansparse {stage} --run {folder}{name}"
     report = read_report(file, stage, mend=mend)
@@ -121,9 +127,11 @@ def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str
     for upstream in ("calibrate", "sweep-alpha"):
         expected = report["inputs"].get(f"{upstream}.yaml")
         if expected is not None and expected != sha256_of(paths.report(upstream)):
-            raise ArtifactError(
-                f"{file} was made from another {upstream}.yaml than the one in {folder}", hint=f"run again: {mend}"
-            )
+            note(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
+            return None
+    if "sweep-alpha.yaml" in report["inputs"]:
+        swept = read_report(paths.report("sweep-alpha"), "sweep-alpha", mend=mend)["config"]["settings"]
+        report["config"]["settings"] |= {key: swept[key] for key in ("sites", "centre", "spread", "alpha_rule")}
     return report
 
 
@@ -157,7 +165,12 @@ def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any
 
     base = result("base", 0.0, None)
     alpha = float(report["results"]["alpha"])
-    return [base, result("sparsified", alpha, base)] if alpha else [base]
+    return [base, result("sparsified", alpha, base)] if alpha and _is_the_papers(settings) else [base]
+
+
+def _is_the_papers(settings: dict[str, Any]) -> bool:
+    """One alpha for all sites, in each channel's own standard deviations: what every table of the paper has."""
+    return settings.get("alpha_rule", "shared") == "shared" and settings.get("spread", "channel-std") == "channel-std"
 
 
 def _robust_to(table: NDArray[np.int8], names: Sequence[str], attacks: frozenset[str]) -> Outcomes | None:
@@ -176,6 +189,8 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
     found: list[Result] = []
     base: Result | None = None
     for i, row in enumerate(report["results"]["rows"]):
+        if row["alpha"] and not _is_the_papers(report["config"]["settings"]):
+            continue
         where = _settings(report, calibrated, row["sites"]) | {"eps": row["eps"], "alpha": f"{row['alpha']:g}"}
         plain = arrays["plain"][i]
         result = Result(

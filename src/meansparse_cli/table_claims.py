@@ -15,9 +15,9 @@ from .paper_tables import Claim
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
 RULE = (
-    f"confirmed: beyond {N_STANDARD_ERRORS:g} standard errors on the claimed side of its bound, with at least {MIN_FLIPS} examples "
-    "behind it; contradicted: beyond them on the other side; inconclusive: anything else. Sums and standard errors are paired, "
-    "example by example"
+    f"confirmed: beyond {N_STANDARD_ERRORS:g} standard errors on the claimed side of its bound; contradicted: beyond them on the "
+    f"other side; inconclusive: anything else. A difference from zero needs {MIN_FLIPS} examples behind it, and against any other "
+    "bound an error is at least one example. Sums and standard errors are paired, example by example"
 )
 
 
@@ -65,7 +65,7 @@ def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgeme
     n, value = len(each), float(each.mean())
     error = float(each.std() / math.sqrt(n))
     is_level = sum(claim.terms.values()) != 0  # an accuracy, not a difference: at 0 % its error is not 0
-    margin = N_STANDARD_ERRORS * max(error, 1 / n if is_level else 0.0)
+    margin = N_STANDARD_ERRORS * max(error, 1 / n if is_level or claim.bound else 0.0)
     above, below = value - margin > claim.bound, value + margin < claim.bound
     if claim.bound == 0 and not is_level and np.count_nonzero(each) < MIN_FLIPS:
         above = below = False

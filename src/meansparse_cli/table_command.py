@@ -49,11 +49,13 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
 
 
 def _named_run(text: str) -> tuple[str | None, RunResults]:
-    column, equals, path = text.rpartition("=")
+    column, equals, path = text.partition("=")
+    if not equals or Path(text).is_dir():  # a folder's name may hold a "=" too
+        column, path = "", text
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"no run folder {path}", hint="a run folder, or COLUMN=FOLDER")
-    return (column if equals else None), read_results(folder)
+    return column or None, read_results(folder)
 
 
 def _as_yaml(data: dict[str, Any]) -> bytes:

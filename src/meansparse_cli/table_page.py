@@ -110,7 +110,10 @@ def _of_column(table: PaperTable, column: FilledColumn) -> str:
         clean += f" Clean, ours: {percent(own.fraction, own.standard_error)} %."
     stands = f", in place of the paper's {column.column.model}" if column.stands_in and column.column.model else ""
     numbers = ", ".join(f"{n:,}" for n in column.n_examples)
-    return f"Model: `{column.run.model}`{stands}. " + (f"Images: {numbers}." if numbers else "Not run.") + clean
+    sites = f"{column.run.n_sites} sites (`--sites {column.run.site_rule}`)"
+    own_note = f" ({column.column.note}.)" if column.column.note and not column.stands_in else ""
+    images = f"Images: {numbers}." if numbers else "Not run."
+    return f"Model: `{column.run.model}`{stands}, {sites}.{own_note} {images}{clean}"
 
 
 def _rows(table: PaperTable, column: FilledColumn) -> list[str]:
