@@ -129,7 +129,7 @@ def test_an_attack_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_outcomes_depend_neither_on_the_batch_size_nor_on_luck() -> None:
+def test_outcomes_do_not_depend_on_luck() -> None:
     model = ResNet18(n_classes=3, width=2).eval()
     pixels, labels = colours(30)
     clean, robust = pgd_outcomes(model, pixels, labels, eps=0.1, n_steps=3, device="cpu")

@@ -45,6 +45,7 @@ def train_model(
     n_classes: int,
     folder: Path,
     device: str = "cpu",
+    images_id: str = "",
     deadline: float | None = None,
     on_batch: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[list[EpochResult]], None] | None = None,
@@ -52,7 +53,8 @@ def train_model(
     """Train to the end, or go on where ``folder`` stopped; the best epoch's network in eval mode, and the log.
 
     Both sets are uint8 images (n, height, width, channels) and labels (n,). The best epoch is the last one of highest PGD
-    accuracy on ``selection_set`` (clean accuracy for standard training). ``config.eps`` must be set. ``on_batch`` gets
+    accuracy on ``selection_set`` (clean accuracy for standard training). ``images_id``: what tells the training images
+    from others, which a folder begun with them refuses. ``config.eps`` must be set. ``on_batch`` gets
     epoch, batch and the number of images, ``on_epoch`` the log. No epoch is begun that would probably end after
     ``deadline`` (``time.monotonic``): the log is then shorter than ``config.epochs``.
     """
@@ -70,7 +72,7 @@ def train_model(
     optimizer = torch.optim.SGD(_parameter_groups(model, config.weight_decay), config.lr, config.momentum)
     average = WeightAverage(model.state_dict(), config.ema) if config.ema is not None else None
     measured = copy.deepcopy(model)
-    state = TrainState(folder / STATE_FILE, config, model, optimizer, average)
+    state = TrainState(folder / STATE_FILE, config, model, optimizer, average, images_id)
     state.resume()
     step = _BatchLoss(config, model, device, eps)
 

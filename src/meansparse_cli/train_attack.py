@@ -110,7 +110,8 @@ def pgd_outcomes(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Which images are classified correctly, clean and after PGD of step eps / 4; two (n,) bool tensors.
 
-    ``pixels`` uint8 (n, height, width, channels), ``labels`` (n,). Random starts depend on an image's position alone.
+    ``pixels`` uint8 (n, height, width, channels), ``labels`` (n,). Random starts depend on an image's position and on
+    ``batch_size``.
     """
     forward = in_precision(model, device, precision)
     ascent = LinfAscent(forward, cross_entropy, eps=eps, step_size=eps / 4, n_steps=n_steps)

@@ -60,26 +60,28 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     config = _with_eps(with_preset(config, sources))
     folder, device, started = train_folder(config), pick_device(config.device), time.monotonic()
     _check(config, device)
+    splits = {name: load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")}
+    train_split = splits["calibration"]
+    if config.n_examples is not None:
+        train_split = take_examples(train_split, config.n_examples)
+    images = content_id(train_split)
     if fresh:
-        (folder / STATE_FILE).unlink(missing_ok=True)
-    elif (done := _done_before(config, folder)) is not None:
+        for name in (STATE_FILE, "train.yaml"):
+            (folder / name).unlink(missing_ok=True)
+    elif (done := _done_before(config, folder, images)) is not None:
         note(f"train: done before, {done}")
         return done
-    splits = {name: load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")}
     selected_on = "test" if config.paper_selection else "held-out"
     if config.paper_selection:
         note("train: the best epoch is chosen on test images, as in the paper: its accuracy on them is too good")
     selection = take_examples(splits[selected_on], min(config.held_out_examples, len(splits[selected_on])))
-    train_split = splits["calibration"]
-    if config.n_examples is not None:
-        train_split = take_examples(train_split, config.n_examples)
     n_classes: int = train_split.dataset.n_classes  # type: ignore[attr-defined]
     with live("images") as view:
         view.begin("reading", len(train_split) + len(selection))
         train_set = read_pixels(train_split, config.workers, view.advance)
         selection_set = read_pixels(selection, config.workers, view.advance)
         model, log = train_model(
-            config, train_set, selection_set, n_classes=n_classes, folder=folder, device=device,
+            config, train_set, selection_set, n_classes=n_classes, folder=folder, device=device, images_id=images,
             deadline=None if config.time_limit is None else started + 60 * config.time_limit,
             on_batch=_bar(view, config, len(train_set[1])), on_epoch=_table(view, config, selected_on),
         )  # fmt: skip
@@ -120,7 +122,7 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     write_report(
         report, stage="train",
         config={key: {"value": value, "source": sources[key]} for key, value in config.model_dump(mode="json").items() if key != "run"},
-        inputs={"images": content_id(train_split)}, outputs={path.name: sha256_of(path) for path in (weights, *written, png, svg)},
+        inputs={"images": images}, outputs={path.name: sha256_of(path) for path in (weights, *written, png, svg)},
         results=results, device=device, seconds=time.monotonic() - started,
     )  # fmt: skip
     accuracies = ", ".join(f"{_LABELS[key]} {percent(a.fraction, a.standard_error)} %" for key, a in measured.items())
@@ -162,8 +164,8 @@ def _check(config: TrainConfig, device: str) -> None:
     ramp_epochs(config)
 
 
-def _done_before(config: TrainConfig, folder: Path) -> Path | None:
-    """The report of a finished run of the same settings. Raises ArtifactError for other settings or changed files."""
+def _done_before(config: TrainConfig, folder: Path, images: str) -> Path | None:
+    """The report of a finished run of the same settings on the same ``images``. Raises ArtifactError for other settings or changed files."""
     path = folder / "train.yaml"
     if not path.exists():
         return None
@@ -172,6 +174,8 @@ def _done_before(config: TrainConfig, folder: Path) -> Path | None:
     was = {key: entry["value"] for key, entry in report["config"].items()}
     now = result_settings(config) | {key: getattr(config, key) for key in ("test_examples", "save_dtype")}
     changed = ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v)
+    if not changed and report["inputs"]["images"] != images:
+        changed = "its training images"
     if changed:
         raise ArtifactError(f"{folder} is a run of other settings ({changed})", hint="use another --run, or --fresh")
     verify_outputs(report, folder, mend=mend)

@@ -53,9 +53,9 @@ class TrainState:
 
     def __init__(
         self, file: Path, config: TrainConfig, model: ResNet18, optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
+        average: WeightAverage | None, images_id: str,
     ) -> None:  # fmt: skip
-        self.file, self.config = file, config
+        self.file, self.config, self.settings = file, config, result_settings(config) | {"images": images_id}
         self.model, self.optimizer, self.average = model, optimizer, average
         self.log: list[EpochResult] = []
         self.best: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ class TrainState:
         if not self.file.exists():
             return
         state = load_torch(self.file)
-        was, now = state["settings"], result_settings(self.config)
+        was, now = state["settings"], self.settings
         if changed := ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v):
             raise ArtifactError(
                 f"{self.file} was begun with other settings ({changed})", hint="use another --run, or --fresh"
@@ -87,7 +87,7 @@ class TrainState:
         save_torch(
             self.file,
             {
-                "settings": result_settings(self.config),
+                "settings": self.settings,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state if self.average is not None else None,
