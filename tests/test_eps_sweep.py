@@ -23,6 +23,7 @@ from meansparse_cli.evaluate import EvaluateSettings, Evaluation, evaluate_robus
 from meansparse_cli.sparsify import MeanSparse, SparsifiedModel
 
 GRID = ("0.02", "0.05", "0.1")
+ALL = ("apgd-ce", "square", "transfer")
 
 
 def test_grids() -> None:
@@ -43,8 +44,24 @@ def test_the_headline_is_the_data_sets_own_eps_or_the_largest() -> None:
     assert headline_eps(("4/255", "8/255", "16/255"), "cifar10", "Linf") == "8/255"
     assert headline_eps(("4/255", "16/255"), "cifar10", "Linf") == "16/255"
     assert headline_eps(("0.1",), "my-images", "L2") == "0.1"
-    assert eps_state_folder(Path("s"), "8/255", "8/255") == Path("s")
-    assert eps_state_folder(Path("s"), "4/255", "8/255") == Path("s/eps-4_255")
+
+
+def test_a_grid_and_a_single_eps_go_on_with_each_others_state(
+    tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
+) -> None:
+    assert eps_state_folder(tmp_path, "0.05", ("0.05",)) == tmp_path
+    assert eps_state_folder(tmp_path, "0.05", GRID) == tmp_path / "eps-0.05"
+    sweep(tmp_path, ("0.05",))
+    assert eps_state_folder(tmp_path, "0.05", GRID) == tmp_path  # begun there
+    assert eps_state_folder(tmp_path, "0.1", GRID) == tmp_path / "eps-0.1"
+    calls.clear()
+    sweep(tmp_path, ("0.02", "0.05"))
+    sweep(tmp_path, ("0.05", "0.1"))  # the last of one grid, the first of another
+    assert 0.05 not in {eps for _, _, eps, _ in calls}
+    at_01 = {(name, alpha, i) for name, alpha, eps, indices in calls if eps == 0.1 for i in indices}
+    calls.clear()
+    sweep(tmp_path, ("0.1",))  # now also what both models had fallen to before
+    assert at_01 and calls and not at_01 & {(name, alpha, i) for name, alpha, _, indices in calls for i in indices}
 
 
 class Threshold(nn.Module):
@@ -71,7 +88,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        return AttackResult(moved, model(moved).argmax(1) != y, len(x), 0, 0.0, 0)
+        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0, 0)
 
     monkeypatch.setattr(evaluate, "run_attack", attack)
     return made
@@ -83,20 +100,22 @@ def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
 
     def one(eps: str, smaller: Evaluation | None) -> Evaluation:
         settings = EvaluateSettings(
-            attacks=("apgd-ce", "square"), norm="Linf", eps=float(eps), n_examples=60, chunk_size=16
+            attacks=("apgd-ce", "square"), norm="Linf", eps=float(eps), n_examples=60, batch_size=16
         )
         return evaluate_robustness(
             cast(SparsifiedModel, Threshold()), x, y, indices, alpha=0.25, settings=settings,
-            state_folder=eps_state_folder(folder, eps, grid[-1]), fingerprint={}, n_classes=2, smaller=smaller,
+            state_folder=eps_state_folder(folder, eps, grid), fingerprint={}, n_classes=2, smaller=smaller,
         )  # fmt: skip
 
     return evaluate_each_eps(one, grid)
 
 
-def test_what_is_broken_is_not_attacked_again_and_stays_broken(
+def test_what_both_models_fell_to_is_not_attacked_again_and_what_is_broken_stays_so(
     tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
 ) -> None:
     found = sweep(tmp_path)
+    left = {eps: found[eps].base.robust_to(ALL) | found[eps].sparsified.robust_to(ALL) for eps in GRID}  # type: ignore[operator]
+    one_alone = 0
     for model, alpha in (("base", 0.0), ("sparsified", 0.25)):
         outcomes = {eps: found[eps].outcomes(model) for eps in GRID}  # type: ignore[arg-type]
         broken = {eps: outcomes[eps].broken["apgd-ce"] for eps in GRID}
@@ -109,12 +128,15 @@ def test_what_is_broken_is_not_attacked_again_and_stays_broken(
                 if (name, at, eps) == ("apgd-ce", alpha, float(large))
                 for i in indices
             ]
-            assert not set(faced) & set(broken[small].nonzero()[0].tolist())
-            assert set(faced) == set((outcomes[large].correct & ~broken[small]).nonzero()[0].tolist())
+            # where one model stands, the other is attacked afresh: its images of this eps are to be tried on that one
+            spared = broken[small] & ~left[small]
+            assert set(faced) == set((outcomes[large].correct & ~spared).nonzero()[0].tolist())
+            one_alone += int((broken[small] & left[small]).sum())
         # the attack of eps 0.1 cannot do odd examples: those of eps 0.05 count all the same
         assert (broken["0.1"] & broken["0.05"] & (found["0.1"].indices % 2 == 1)).any()
     worst = [found[eps].comparison("worst case").sparsified.fraction for eps in GRID]
     assert worst == sorted(worst, reverse=True) and worst[-1] < worst[0]
+    assert one_alone > 0
 
 
 def test_a_second_run_attacks_nothing_and_a_finer_grid_only_what_is_new(

@@ -1,6 +1,7 @@
 """A whole sweep on stored outcomes whose answer is known, and the search for more than one alpha."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from meansparse_cli.alpha_rules import with_site_alphas
-from meansparse_cli.alpha_search import candidates_of, depth_groups, search_alphas, site_groups
+from meansparse_cli.alpha_rules import alphas_by_rule, with_site_alphas
+from meansparse_cli.alpha_search import candidates_of, check_blocks, depth_groups, search_alphas, site_groups
 from meansparse_cli.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
 from meansparse_cli.choice import ChoiceRule
 from meansparse_cli.errors import ConfigError
+from meansparse_cli.journal import Journal
 from meansparse_cli.pairs import Column, PairStore
 from meansparse_cli.sites import Site, find_sites
 from meansparse_cli.statistics import ChannelStatistics
@@ -29,7 +31,7 @@ class KnownPairs(PairStore):
         self.folder, self.robust_at, self.n_sites = folder, robust, n_sites
         self.model: Any = SimpleNamespace(sites=[None] * n_sites)
         self.attacks = {"plain": ("apgd-ce",), "bpda": ("bpda-apgd-ce",)}
-        self.x = torch.zeros(N, 1)
+        self.x, self.ids = torch.zeros(N, 1), torch.arange(N)
         self.blocks = list(torch.arange(N).split(BLOCK))
         self.asked: set[tuple[int, Column, str]] = set()
 
@@ -51,11 +53,12 @@ class KnownPairs(PairStore):
     def measure(self, column: Column, name: Any, blocks: Any = None) -> Tensor:
         parts = [torch.zeros(0, dtype=torch.bool)]
         for b in range(len(self.blocks)) if blocks is None else blocks:
-            if not all(self.is_scored(b, column, f) for f in (("plain", "bpda") if name == "worst" else (name,))):
+            families = {"worst": ("plain", "bpda"), "bpda": ("bpda",)}.get(name, ("plain",))
+            if not all(self.is_scored(b, column, family) for family in families):
                 break
             positions = self.blocks[b]
             plain, bpda = self.robust_at(column, "plain")[positions], self.robust_at(column, "bpda")[positions]
-            parts.append({"plain": plain, "bpda": bpda, "worst": plain & bpda}[name])
+            parts.append({"plain": plain, "apgd-ce": plain, "bpda": bpda, "worst": plain & bpda}[name])
         return torch.cat(parts)
 
     def n_pairs(self) -> int:
@@ -150,10 +153,18 @@ def test_the_search_finds_the_sites_that_help_and_leaves_the_others_off(tmp_path
     )
 
 
-def test_a_gain_on_one_half_alone_is_not_accepted(tmp_path: Path) -> None:
-    def lucky(column: Column, family: str) -> Tensor:
-        even = (torch.arange(N) // BLOCK) % 2 == 0
-        return ((torch.arange(N) * 37) % 100 < 40) | (even & (column[0] > 0) & (torch.arange(N) % 5 == 0))
+def lucky_on(*parts: int) -> Callable[[Column, str], Tensor]:
+    """A gain on every third block alone, beginning with those of ``parts``."""
+
+    def robust(column: Column, family: str) -> Tensor:
+        there = sum((torch.arange(N) // BLOCK) % 3 == part for part in parts) > 0
+        return ((torch.arange(N) * 37) % 100 < 40) | (there & (column[0] > 0) & (torch.arange(N) % 5 == 0))
+
+    return robust
+
+
+def test_a_gain_on_one_part_alone_is_not_accepted(tmp_path: Path) -> None:
+    lucky = lucky_on(0)
 
     found = search_alphas(
         KnownPairs(tmp_path, 1, lucky), {"a": [0]}, start=(0.0,), candidates=[0.0, 0.3], rule=ChoiceRule("worst", 0.05)
@@ -162,11 +173,96 @@ def test_a_gain_on_one_half_alone_is_not_accepted(tmp_path: Path) -> None:
     assert found.steps[0].gain > 0.1 and found.steps[0].confirmed_gain == 0
 
 
-def test_a_search_needs_two_halves(tmp_path: Path) -> None:
-    store = KnownPairs(tmp_path, 1, masking)
-    store.blocks = store.blocks[:1]
-    with pytest.raises(ConfigError, match="two halves"):
-        search_alphas(store, {"a": [0]}, start=(0.0,), candidates=[0.3], rule=ChoiceRule("worst", 0.05))
+def test_a_search_needs_three_blocks() -> None:
+    check_blocks(3, 64)
+    with pytest.raises(ConfigError, match="3 blocks of held-out images, there are 2 of 64") as refusal:
+        check_blocks(2, 64)
+    assert "--n-examples to 192" in str(refusal.value.hint)
+
+
+@pytest.mark.parametrize(("parts", "is_carried"), [((0, 1), False), ((0, 1, 2), True), ((2,), False)])
+def test_what_a_search_found_is_judged_on_images_that_it_did_not_look_at(
+    tmp_path: Path, parts: tuple[int, ...], is_carried: bool
+) -> None:
+    store = KnownPairs(tmp_path, 1, lucky_on(*parts))
+    store.model.sites = [site(0, (8, 4, 4))]
+    view = SimpleNamespace(begin=lambda *_: None, advance=lambda n: None)
+    rule = ChoiceRule("worst", 0.05)
+    grid = settings("worst", alphas=(0.0, 0.3), rule=rule, racing=False)
+    # the search starts at alpha = 0, as if the sweep had not found 0.3
+    Journal(store.folder, "start", (grid, site_groups(store.model.sites), [BLOCK] * 8, store.ids.tolist())).once(
+        "alpha", lambda: 0.0
+    )
+    sweep = sweep_alphas(store, grid)
+    _, carried, report = alphas_by_rule("per-site", store, grid, sweep, FakeCheckpoint(), view)  # type: ignore[arg-type]
+    found = report["search"]
+    assert found["steps"][0]["is_accepted"] == (parts != (2,))
+    assert found["unseen"]["n_examples"] == 100
+    assert found["unseen"]["minus_base"] == pytest.approx(0.12 if 2 in parts and parts != (2,) else 0.0)
+    # where the sweep itself had chosen 0.3, nothing was moved: the shared alpha stays
+    assert found["is_carried"] == (is_carried and sweep.chosen.alpha == 0)
+
+
+@dataclass(frozen=True)
+class FakeCheckpoint:
+    alpha: float = 0.0
+    site_weights: tuple[float, ...] | None = None
+    sites: tuple[Site, ...] = ()
+    active: tuple[Site, ...] = ()
+
+
+class FillingPools(KnownPairs):
+    """Every pair that is scored adds an image to a pool which breaks another example everywhere: masks shrink."""
+
+    stop_after: int | None = None
+
+    def score(self, b: int, wanted: Any, on_progress: Any = None) -> None:
+        new = {(b, c, family) for family, columns in wanted.items() for c in columns} - self.asked
+        if new and self.stop_after is not None:
+            self.stop_after -= 1
+            if self.stop_after < 0:
+                raise KeyboardInterrupt
+        super().score(b, wanted)
+
+    def measure(self, column: Column, name: Any, blocks: Any = None) -> Tensor:
+        mask = super().measure(column, name, blocks)
+        if name in ("plain", "apgd-ce") or not len(mask):
+            return mask
+        positions = torch.cat([self.blocks[b] for b in (range(len(self.blocks)) if blocks is None else blocks)])[
+            : len(mask)
+        ]
+        n_pool = sum(a != (0.0,) * self.n_sites for _, a, family in self.asked if family == "bpda")
+        return mask & ((positions * 7919 + round(10 * sum(column))) % 251 >= n_pool % 60)
+
+
+def test_a_search_that_is_killed_decides_the_same(tmp_path: Path) -> None:
+    groups, rule = {f"s{i}": [i] for i in range(4)}, ChoiceRule("worst", 0.5)
+
+    def late(column: Column, family: str) -> Tensor:
+        return (torch.arange(N) * 37) % 100 < 40 + round(8 * column[3] + 6 * column[2] - 5 * column[0])
+
+    def search(store: FillingPools) -> Any:
+        found = search_alphas(store, groups, start=(0.0,) * 4, candidates=[0.0, 0.2, 0.4], rule=rule)
+        return found.column, [vars(step) for step in found.steps]
+
+    whole = search(FillingPools(tmp_path / "whole", 4, late))
+    n_kills = n_differ = 0
+    for stop_after in range(100):
+        killed = FillingPools(tmp_path / f"killed-{stop_after}", 4, late)
+        killed.stop_after = stop_after
+        try:
+            assert search(killed) == whole
+            break
+        except KeyboardInterrupt:
+            killed.stop_after, n_kills = None, n_kills + 1
+        asked = set(killed.asked)
+        assert search(killed) == whole
+        killed.asked = asked
+        for file in killed.folder.glob("search-*.json"):
+            file.unlink()
+        n_differ += search(killed) != whole
+    assert n_kills > 10
+    assert n_differ > 0, "without its journal a resumed search decides on fuller pools"
 
 
 def site(index: int, shape: tuple[int, ...], axis: int = 1) -> Site:

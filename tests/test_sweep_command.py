@@ -112,10 +112,12 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
         return Found((0.0, 0.8, 0.4))
 
     monkeypatch.setattr("meansparse_cli.alpha_rules.search_alphas", found)
+    monkeypatch.setattr("meansparse_cli.choice.ChoiceRule.is_enough", lambda *_: True)
     monkeypatch.setattr("meansparse_cli.alpha_rules.paired_difference", _always_better)
     swept, said = done(
-        "sweep-alpha", "--run", run, *COMMON, "--alpha-rule", "per-site", "--objective", "worst", "--min-gain", "0"
-    )
+        "sweep-alpha", "--run", run, *COMMON, "--alpha-rule", "per-site", "--objective", "worst", "--min-gain", "0",
+        "--block-size", "10",
+    )  # fmt: skip
     report = results(swept)
     assert report["alpha"] == 0.8
     assert list(report["search"]["site_alphas"].values()) == [0.0, 0.8, 0.4]
@@ -155,13 +157,15 @@ def test_bad_settings_are_refused_with_a_way_out(run: str) -> None:
     assert (empty.exit_code, "empty range" in empty.stderr) == (3, True)
     only_zero = meansparse("sweep-alpha", "--run", run, "--alphas", "0", "--eps", "2/255")
     assert (only_zero.exit_code, "no alpha above 0" in only_zero.stderr) == (3, True)
-    lacking = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "apgd-ce")
+    lacking = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "apgd")
     assert lacking.exit_code == 3
     assert "add --attack apgd-ce" in words(lacking)
+    few = meansparse("sweep-alpha", "--run", run, *COMMON, "--n-examples", "20", "--alpha-rule", "per-site")
+    assert (few.exit_code, "3 blocks of held-out images" in words(few)) == (3, True)
     unknown = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "fab")
     assert (unknown.exit_code, "objective" in unknown.stderr) == (3, True)
     alone = meansparse("evaluate", "--run", run, "--centre", "zero", "--eps", "2/255")
-    assert alone.exit_code in (3, 10)
+    assert (alone.exit_code, "sweep-alpha" in words(alone)) == (10, True)
 
 
 def test_a_model_without_gradients_is_refused_before_anything_is_scored(run: str) -> None:
@@ -192,7 +196,7 @@ def test_centre_reaches_the_checkpoint_and_evaluate_takes_it_with_an_alpha(run: 
 
     done("sweep-alpha", "--run", run, *COMMON, "--centre", "zero")
     assert load_checkpoint(Path(run, "meansparse.safetensors")).centre == "zero"
-    refused = meansparse("evaluate", "--run", run, "--centre", "zero", "--eps", "2/255")
+    refused = meansparse("evaluate", "--run", run, "--centre", "global-mean", "--eps", "2/255")
     assert (refused.exit_code, "go with --alpha" in words(refused)) == (3, True)
     few = ["--attack", "pgd-8", "--eps", "2/255", "--n-examples", "20", "--alpha", "0.8"]
     zero = results(done("evaluate", "--run", run, *few, "--centre", "zero")[0])

@@ -2,24 +2,27 @@
 
 The paper finds that depth matters (Table 10: the early sites help most, under attacks that the operator masks). Starting
 from the best shared alpha, one group of sites after the other, the late ones first, is tried at a few alphas with all other
-groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall into two halves that
-change places at every step: a candidate must be ahead on one half and be confirmed, ahead again, on the other, which took
-no part in choosing it. The clean constraint holds on all of them at every step. What the result is worth is for the test
-split to say.
+groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall into three parts. Two
+of them change places at every step: a candidate must be ahead on one and be confirmed, ahead again, on the other, which took
+no part in choosing it. The third no step looks at: on it the result is judged. The clean constraint holds on all of them at
+every step. What the result is worth is for the test split to say.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .accuracy import paired_difference
 from .choice import ChoiceRule
 from .errors import ConfigError
+from .journal import Journal
 from .pairs import Column, Family, PairStore, column_of
 from .sites import Site
 
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at
 N_PARTS = 4  # depths of a network without stages
+N_ROTATED = 3  # parts of the held-out blocks
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,15 @@ def search_alphas(
     on_block: Callable[[str, int], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Found:
-    """Coordinate search over ``groups`` from ``start``, one pass. Resumes from what ``store`` has on disk."""
-    halves = [range(0, len(store.blocks), 2), range(1, len(store.blocks), 2)]
-    if len(store.blocks) < 2:
-        raise ConfigError(
-            f"a search needs two halves, {len(store.x)} held-out images are one block",
-            hint="raise --n-examples, or lower --block-size",
-        )
-    families: tuple[Family, ...] = {"plain": ("plain",), "bpda": ("bpda",)}.get(rule.curve, ("plain", "bpda"))  # type: ignore[assignment]
+    """Coordinate search over ``groups`` from ``start``, one pass. Resumes from what ``store`` has on disk.
+
+    Call ``check_blocks`` before the work that leads here.
+    """
+    parts = [range(part, len(store.blocks), N_ROTATED) for part in range(N_ROTATED - 1)]
+    families: tuple[Family, ...] = ("plain",) if rule.curve in ("plain", "apgd-ce") else ("plain", "bpda")
+    families = ("bpda",) if rule.curve == "bpda" else families
+    blocks = [len(block) for block in store.blocks]
+    journal = Journal(store.folder, "search", (groups, start, list(candidates), rule, blocks, store.ids.tolist()))
     store.classify([store.base])
     lowest = float(store.clean(store.base).double().mean()) - rule.max_clean_drop - 1e-12
 
@@ -111,25 +115,53 @@ def search_alphas(
                 on_block(f"{what}, images {int(store.blocks[b][-1]) + 1} of {len(store.x)}", n)
             store.score(b, wanted, on_progress)
 
-    current, steps = column_of(start), []
-    for t, (name, group) in enumerate(reversed(groups.items())):
-        searched, confirming = halves[t % 2], halves[(t + 1) % 2]
-        others = {column_of([a if i in group else old for i, old in enumerate(current)]): a for a in candidates}
+    def propose(current: Column, group: list[int], searched: Sequence[int], what: str) -> dict[str, float] | None:
+        """The best other alpha and its gain; None where every other alpha costs too much clean accuracy."""
+        others = {_moved(current, group, alpha): alpha for alpha in candidates}
         others.pop(current, None)
         store.classify(list(others))
         others = {c: a for c, a in others.items() if float(store.clean(c).double().mean()) >= lowest}
         if not others:
+            return None
+        score([current, *others], searched, what)
+        right = {column: store.measure(column, rule.curve, searched) for column in (current, *others)}
+        best = max(others, key=lambda column: (int(right[column].sum()), -others[column]))
+        return {"alpha": others[best], "gain": paired_difference(right[best], right[current]).difference}
+
+    def confirm(current: Column, best: Column, confirming: Sequence[int], what: str) -> float:
+        score([current, best], confirming, what)
+        mine, theirs = (store.measure(column, rule.curve, confirming) for column in (best, current))
+        return paired_difference(mine, theirs).difference
+
+    current, steps = column_of(start), []
+    for t, (name, group) in enumerate(reversed(groups.items())):
+        what = f"step {t + 1} of {len(groups)}: {name}"
+        proposal = journal.once(what, partial(propose, current, group, parts[t % 2], what))
+        if proposal is None:
             continue
-        score([current, *others], searched, f"step {t + 1} of {len(groups)}: {name}")
-        before = store.measure(current, rule.curve, searched)
-        best = max(others, key=lambda column: (int(store.measure(column, rule.curve, searched).sum()), -others[column]))
-        gain = paired_difference(store.measure(best, rule.curve, searched), before).difference
-        confirmed = None
-        if gain > 0:
-            score([current, best], confirming, f"step {t + 1} of {len(groups)}: {name}, confirming")
-            theirs = store.measure(current, rule.curve, confirming)
-            confirmed = paired_difference(store.measure(best, rule.curve, confirming), theirs).difference
+        best, confirmed = _moved(current, group, proposal["alpha"]), None
+        if proposal["gain"] > 0:
+            what += ", confirming"
+            confirmed = journal.once(what, partial(confirm, current, best, parts[(t + 1) % 2], what))
         accepted = confirmed is not None and confirmed > 0
-        steps.append(Step(name, current[group[0]], others[best], gain, confirmed, accepted))
+        steps.append(Step(name, current[group[0]], proposal["alpha"], proposal["gain"], confirmed, accepted))
         current = best if accepted else current
     return Found(current, steps)
+
+
+def check_blocks(n_blocks: int, block_size: int) -> None:
+    """Refuse a search over fewer blocks of held-out images than it has parts."""
+    if n_blocks < N_ROTATED:
+        raise ConfigError(
+            f"a search needs {N_ROTATED} blocks of held-out images, there are {n_blocks} of {block_size}",
+            hint=f"raise --n-examples to {N_ROTATED * block_size} or more, or lower --block-size with --fresh",
+        )
+
+
+def unseen_blocks(n_blocks: int) -> range:
+    """The blocks that no step of a search looks at."""
+    return range(N_ROTATED - 1, n_blocks, N_ROTATED)
+
+
+def _moved(column: Column, group: Sequence[int], alpha: float) -> Column:
+    return column_of([alpha if i in group else old for i, old in enumerate(column)])

@@ -16,9 +16,9 @@ from .console import percent
 from .errors import ConfigError
 from .simultaneous import adjusted_p, critical_value, examples_to_tell, is_clear
 
-Curve = Literal["plain", "bpda", "worst"]
+Curve = Literal["plain", "bpda", "worst", "apgd-ce"]
 CURVES: tuple[Curve, ...] = ("plain", "bpda", "worst")
-OBJECTIVES: dict[str, Curve] = {"apgd-ce": "plain", "apgd": "plain", "bpda": "bpda", "worst": "worst"}
+OBJECTIVES: dict[str, Curve] = {"apgd-ce": "apgd-ce", "apgd": "plain", "bpda": "bpda", "worst": "worst"}
 """What ``--objective`` takes, and the curve that it means."""
 
 
@@ -26,7 +26,8 @@ OBJECTIVES: dict[str, Curve] = {"apgd-ce": "plain", "apgd": "plain", "bpda": "bp
 class SweepPoint:
     """One alpha: which held-out examples it classifies correctly. Masks are bool.
 
-    ``clean`` (n,); ``plain``, ``bpda`` and ``worst`` (k,), k <= n: shorter where racing dropped the alpha.
+    ``clean`` (n,); ``plain``, ``bpda`` and ``worst`` (k,), k <= n: shorter where racing dropped the alpha. ``apgd_ce``
+    (k,): APGD-CE alone, the paper's measure; None where ``plain`` is that.
     """
 
     alpha: float
@@ -34,10 +35,12 @@ class SweepPoint:
     plain: Tensor
     bpda: Tensor
     worst: Tensor
+    apgd_ce: Tensor | None = None
 
     def measure(self, curve: Curve) -> Tensor:
         """The outcomes of one curve, (k,) bool."""
-        return {"plain": self.plain, "bpda": self.bpda, "worst": self.worst}[curve]
+        own = self.plain if self.apgd_ce is None else self.apgd_ce
+        return {"plain": self.plain, "bpda": self.bpda, "worst": self.worst, "apgd-ce": own}[curve]
 
     def is_whole(self, curve: Curve) -> bool:
         """Scored on every example."""
@@ -84,12 +87,21 @@ class ChoiceRule:
     @property
     def needs_clear_gain(self) -> bool:
         """Whether the gain must be clear after looking at every alpha."""
-        return self.min_gain is None and self.curve != "plain"
+        return self.min_gain is None and self.curve in ("bpda", "worst")
+
+    def is_enough(self, mine: Tensor, base: Tensor, critical: float) -> bool:
+        """Whether outcomes ``mine`` (n,) gain what the rule asks over ``base`` (n,), at a critical value."""
+        gain = paired_difference(mine, base)
+        if gain.difference <= 0:
+            return False
+        if self.needs_clear_gain:
+            return is_clear(mine, base, critical)
+        return gain.difference >= (self.min_gain or 0.0) * gain.standard_error
 
     def in_words(self) -> str:
         """The rule in one sentence."""
         what = {
-            "plain": f"under {', '.join(self.attacks) or self.objective}", "bpda": "under BPDA",
+            "plain": f"under {', '.join(self.attacks) or self.objective}", "bpda": "under BPDA", "apgd-ce": "under apgd-ce",
             "worst": "in the worst case over all attacks and transferred images",
         }[self.curve]  # fmt: skip
         if self.needs_clear_gain:
@@ -151,11 +163,8 @@ def choose(points: Sequence[SweepPoint], rule: ChoiceRule) -> Choice:
     mine, theirs = best.measure(curve), base.measure(curve)
     gain, cost = paired_difference(mine, theirs), paired_difference(best.clean, base.clean)
     clear = best.alpha != 0 and gain.difference > 0 and is_clear(mine, theirs, critical)
-    if rule.needs_clear_gain:
-        enough = clear
-    else:
-        enough = gain.difference > 0 and gain.difference >= (rule.min_gain or 0.0) * gain.standard_error
-    rival = ranked[1] if len(ranked) > 1 else None
+    enough = best.alpha != 0 and rule.is_enough(mine, theirs, critical)
+    rival = _nearest_rival(best, allowed(points, rule.max_clean_drop), curve)
     numbers = (
         f"{percent(gain.difference, gain.standard_error, signed=True)} points against alpha = 0 on {curve}, clean "
         f"{percent(cost.difference, signed=True)}"
@@ -181,8 +190,19 @@ def choose(points: Sequence[SweepPoint], rule: ChoiceRule) -> Choice:
     return Choice(
         rule, best.alpha if enough else 0.0, reason, best.alpha, gain.difference, gain.standard_error, critical, clear,
         adjusted_p(mine, theirs, max(1, len(points) - 1)), rival.alpha if rival else None,
-        examples_to_tell(mine, rival.measure(curve)) if rival else None,
+        examples_to_tell(mine[: len(rival.measure(curve))], rival.measure(curve)) if rival else None,
     )  # fmt: skip
+
+
+def _nearest_rival(best: SweepPoint, points: Sequence[SweepPoint], curve: Curve) -> SweepPoint | None:
+    """The point least behind ``best`` on the examples that both were scored on, those that racing dropped included."""
+    mine = best.measure(curve)
+    rivals = [p for p in points if p is not best and 0 < len(p.measure(curve)) <= len(mine)]
+    return min(
+        rivals,
+        key=lambda p: paired_difference(mine[: len(m := p.measure(curve))], m).difference,
+        default=None,
+    )
 
 
 def simultaneous_value(points: Sequence[SweepPoint], curve: Curve) -> float:

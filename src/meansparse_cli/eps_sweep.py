@@ -4,6 +4,7 @@ An image that broke an example at one eps is inside every larger budget: from th
 again by what has already broken it.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -40,16 +41,24 @@ def headline_eps(grid: Sequence[str], dataset: str, norm: str) -> str:
     return same[0] if same else grid[-1]
 
 
-def eps_state_folder(folder: Path, eps: str, headline: str) -> Path:
-    """Where the evaluation at ``eps`` keeps its state; the headline's is the folder itself, as with a single eps."""
-    return folder if eps == headline else folder / f"eps-{eps.replace('/', '_')}"
+def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
+    """Where the evaluation at ``eps`` keeps its state: a folder for each eps of a grid, ``folder`` itself for a single one.
+
+    What either has begun, the other goes on with.
+    """
+    own, settings = folder / f"eps-{eps.replace('/', '_')}", folder / "settings.json"
+    if own.exists():
+        return own
+    is_begun = settings.exists() and f'"eps": {json.dumps(eps_value(eps))},' in settings.read_text()
+    return folder if is_begun or len(grid) == 1 else own
 
 
 def eps_rows(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
     """For the report: one row an eps, fractions."""
     return [
         {"eps": eps} | {key: value for key, value in row.comparison(WORST_CASE).to_report().items() if key != "attacks"}
-        | {f"{model}_{PLAIN.replace(' ', '_')}_accuracy": getattr(row.comparison(PLAIN), model).fraction for model in MODELS}
+        | {f"{model}_{PLAIN.replace(' ', '_')}_accuracy": getattr(plain, model).fraction
+           for plain in row.comparisons if plain.name == PLAIN for model in MODELS}
         | {"verdict": row.verdict.name}
         for eps, row in evaluations.items()
     ]  # fmt: skip

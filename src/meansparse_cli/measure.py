@@ -11,14 +11,13 @@ of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, `
 from __future__ import annotations
 
 import io
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import sha256_of, write_bytes
+from .artifacts import discard, sha256_of, write_bytes
 from .checkpoint import load_checkpoint, sparsify
 from .config import MeasureConfig, eps_grid, eps_value
 from .console import console, live, note, percent
@@ -72,7 +71,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     columns = columns_of(rules, alphas, model.sites)
     state_folder = place.paths.state
     if fresh:
-        shutil.rmtree(state_folder, ignore_errors=True)
+        discard(state_folder)
     n_classes = count_classes(base, x[:2].to(device))
     rows: list[dict[str, Any]] = []
     outcomes: dict[str, list[Any]] = {name: [] for name in MEASURES}
@@ -142,7 +141,7 @@ def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Si
 def _score(
     store: PairStore, columns: dict[tuple[str, float], Column], what: str
 ) -> dict[tuple[str, float], SweepPoint]:
-    from .choice import SweepPoint
+    from .sweep_alpha import point_of
 
     wanted = list(dict.fromkeys(columns.values()))
     with live("pairs") as view:
@@ -151,12 +150,7 @@ def _score(
             if n := store.count_missing(b, {"plain": wanted, "bpda": wanted}):
                 view.begin(f"{what}, images {int(block[-1]) + 1} of {len(store.x)}, {len(wanted)} columns", n)
             store.score(b, {"plain": wanted, "bpda": wanted}, view.advance)
-    return {
-        key: SweepPoint(
-            key[1], store.clean(c), store.measure(c, "plain"), store.measure(c, "bpda"), store.measure(c, "worst")
-        )
-        for key, c in columns.items()
-    }
+    return {key: point_of(store, c, key[1]) for key, c in columns.items()}
 
 
 def measure_table(points: dict[tuple[str, float], SweepPoint], title: str) -> Table:

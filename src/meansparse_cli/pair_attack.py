@@ -16,6 +16,7 @@ from torch import Tensor
 from .attacks import find_attack, run_attack
 from .attacks.budget import enforce_budget
 from .attacks.counting import CountedModel, device_of
+from .attacks.folding import N_PROBES, find_folds, folded
 from .attacks.judge import full_float32, under_attack
 from .attacks.precision import Precision, search_precision
 from .attacks.result import Budget
@@ -81,7 +82,8 @@ def attack_pairs(
     with under_attack(model):
         clean_logits = pair_logits(counted, model, x, alphas, settings.batch_size)
         # as in run_attack: a break that the judge does not confirm is searched once more, in full precision
-        for precision in (search_precision(device, settings.precision), full_float32(device)):
+        folds = find_folds(model, x[:N_PROBES].to(device).contiguous()) if len(x) else []
+        for precision, form in ((search_precision(device, settings.precision), folds), (full_float32(device), [])):
             if not len(rows):
                 break
             task = AttackTask(
@@ -90,7 +92,7 @@ def attack_pairs(
                 batch_size=settings.batch_size, advance=advance, per_row={"alphas": alphas[rows.to(alphas.device)]},
                 forward=forward,
             )  # fmt: skip
-            with precision, backward_rule(model, rule):
+            with precision, folded(form), backward_rule(model, rule):
                 outcome = SEARCHES[spec.search](task, **dict(spec.options))
             claimed = outcome.claimed.to(x.device)
             points = enforce_budget(outcome.points.to(x.device)[claimed], task.x[claimed], settings.budget)

@@ -3,9 +3,9 @@
 A *column* is an alpha for each site. The pairs of one block of images, at all columns asked for, go through each attack as
 one stream. Every adversarial image found at one column, the base included, joins the pool of its block and is tried on the
 same image at all columns, where it counts only if it breaks. In the end every pair has seen the complete pool of its image,
-whichever column was scored first. Three measures come out, each (n,) bool, "still classified correctly":
+whichever column was scored first. Measures come out, each (n,) bool, "still classified correctly":
 
-    plain   the column's own plain attacks alone: the paper's measure, which the pool never touches
+    plain   the column's own plain attacks alone, which the pool never touches; ``apgd-ce``: the first of them, the paper's
     bpda    its own BPDA attacks, and every image of the pool that a BPDA attack (or the same attack on the base) found
     worst   everything that was run, the whole pool included
 """
@@ -30,7 +30,7 @@ from .sparsify import SparsifiedModel
 __all__ = ["Column", "Family", "Measure", "PairStore", "column_of"]
 
 Family = Literal["plain", "bpda"]
-Measure = Literal["plain", "bpda", "worst"]
+Measure = Literal["plain", "bpda", "worst", "apgd-ce"]
 FAMILIES: tuple[Family, ...] = ("plain", "bpda")
 FORMAT = 1  # raise it when the files, or what a pair's outcome means, change
 
@@ -110,7 +110,7 @@ class PairStore:
                     if (self.attacks["bpda"] and c in wanted.get("bpda", ())) or self._has_bpda(block, c)
                 ],
             )
-        self._save(b, block)
+            self._save(b, block)  # a kill costs one family of attacks on one block
 
     def clean(self, column: Column) -> Tensor:
         """(n,) bool: right at the clean image."""
@@ -118,12 +118,17 @@ class PairStore:
 
     def measure(self, column: Column, name: Measure, blocks: Sequence[int] | None = None) -> Tensor:
         """(k,) bool: the measure on the images of ``blocks`` (all of them), up to the first that was not scored."""
-        needed: tuple[Family, ...] = FAMILIES if name == "worst" else (name,)
+        families: dict[Measure, tuple[Family, ...]] = {"worst": FAMILIES, "bpda": ("bpda",)}
+        needed = families.get(name, ("plain",))
         parts = [torch.zeros(0, dtype=torch.bool)]
         for b in range(len(self.blocks)) if blocks is None else blocks:
             if not all(self.is_scored(b, column, family) for family in needed):
                 break
-            parts.append(self._robust(self._columns[b][column], needed, with_pool=name != "plain"))
+            outcomes = self._columns[b][column]
+            if name == "apgd-ce":
+                parts.append(outcomes.clean & ~outcomes.broken["apgd-ce"])
+            else:
+                parts.append(self._robust(outcomes, needed, with_pool=name != "plain"))
         return torch.cat(parts)
 
     def _robust(self, outcomes: ColumnOutcomes, families: Sequence[Family], *, with_pool: bool = True) -> Tensor:
@@ -153,7 +158,10 @@ class PairStore:
         self, b: int, block: Block, family: Family, name: str, columns: list[Column], on_progress: Callable[[int], None]
     ) -> None:
         """One attack as one stream over the pairs of ``columns`` that its family has left."""
-        shared = f"bpda-{name}" in self.attacks["bpda"]  # on the base, the plain attack and its BPDA twin are one
+        # On the base, the plain attack and its BPDA twin are one, if all that narrowed what it faces has a twin as well.
+        names = self.attacks["plain"]
+        before = names[: names.index(name) + 1] if family == "plain" else (name,)
+        shared = family == "plain" and all(f"bpda-{other}" in self.attacks["bpda"] for other in before)
         if not columns:
             return
         # The paper's measure knows no pool; BPDA need not attack what an image of its own pool already breaks.

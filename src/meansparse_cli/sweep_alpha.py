@@ -5,6 +5,7 @@ that would not be chosen any more (``racing``); the choices are made by ``choice
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 from .accuracy import Verdict, verdict
 from .attacks import ATTACKS, expand_attacks, find_attack
-from .choice import OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
+from .choice import CURVES, OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
 from .errors import ConfigError
+from .journal import Journal
 from .pairs import Column, Family, PairStore, column_of
 from .racing import Drop, Race, load_history, save_history
+from .simultaneous import is_clear
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,15 @@ class Sweep:
         """The point of one alpha."""
         return next(point for point in self.points if point.alpha == alpha)
 
+    @property
+    def fate(self) -> Verdict | None:
+        """What BPDA makes of the chosen alpha; None for alpha = 0."""
+        critical = simultaneous_value(self.points, "worst")
+        return what_bpda_makes_of(self.at(self.chosen.alpha), self.points[0], critical)
+
     def to_report(self) -> dict[str, Any]:
         """The whole curve, both choices, and what racing did. Fractions."""
-        fate = what_bpda_makes_of(self.at(self.chosen.alpha), self.points[0])
+        fate = self.fate
         return {
             "alpha": self.chosen.alpha,
             "rule": self.chosen.rule.in_words(),
@@ -90,15 +99,19 @@ def grid_of(alphas: Sequence[float]) -> tuple[tuple[float, ...], str]:
 def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The plain and the BPDA attacks of a sweep: ``attacks`` as asked for (none: those of ``objective``), each with its twin.
 
+    With an ``objective`` APGD-CE is the first of them, on which the paper's choice is made.
+
     >>> families_of((), "apgd")
     (('apgd-ce', 'apgd-dlr'), ('bpda-apgd-ce', 'bpda-apgd-dlr'))
     """
     wanted = expand_attacks(attacks or (("apgd",) if objective == "apgd" else ("apgd-ce",)))
     plain = [name for name in wanted if find_attack(name).backward == "true"] or ["apgd-ce"]
+    if objective not in ("", "apgd"):
+        plain = list(dict.fromkeys(["apgd-ce", *plain]))
     twins = {f"bpda-{name}" for name in plain} & set(ATTACKS)
     others = {name for name in wanted if find_attack(name).backward != "true"}
     bpda = expand_attacks(twins | others) if twins | others else []
-    missing = {"apgd-ce": {"apgd-ce"}, "apgd": {"apgd-ce", "apgd-dlr"}}.get(objective, set()) - set(plain)
+    missing = {"apgd-ce", "apgd-dlr"} - set(plain) if objective == "apgd" else set()
     if attacks and missing:
         raise ConfigError(
             f"the objective {objective} needs {' and '.join(sorted(missing))}, which --attack leaves out",
@@ -123,10 +136,17 @@ def sweep_alphas(
     alphas = list(settings.alphas)
     sweep = run.score(alphas)
     for _ in range(settings.n_refine):
-        more = halfway(alphas, sweep.chosen.best)
-        alphas = sorted({*alphas, *more})
+        best = run.journal(alphas).once("refine around", lambda: sweep.chosen.best)  # noqa: B023
+        alphas = sorted({*alphas, *halfway(alphas, best)})
         sweep = run.score(alphas)
     return sweep
+
+
+def point_of(store: PairStore, column: Column, alpha: float) -> SweepPoint:
+    """What ``store`` knows of one column, under the name of an alpha."""
+    plain, bpda, worst = (store.measure(column, curve) for curve in CURVES)
+    apgd_ce = store.measure(column, "apgd-ce") if "apgd-ce" in store.attacks["plain"] else None
+    return SweepPoint(alpha, store.clean(column), plain, bpda, worst, apgd_ce)
 
 
 def halfway(alphas: Sequence[float], best: float) -> list[float]:
@@ -139,14 +159,21 @@ def halfway(alphas: Sequence[float], best: float) -> list[float]:
     return [float(f"{(best + alphas[j]) / 2:.6g}") for j in (i - 1, i + 1) if 0 <= j < len(alphas)]
 
 
-def what_bpda_makes_of(point: SweepPoint, base: SweepPoint) -> Verdict | None:
-    """The verdict on one alpha: its plain gain against what is left of it in the worst case. None at alpha = 0."""
+def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> Verdict | None:
+    """The verdict on one alpha: its plain gain against what is left of it in the worst case. None at alpha = 0.
+
+    ``critical``: the simultaneous value of the worst curve. A gain within it is none: it is the best of several.
+    """
     n = min(len(point.plain), len(point.worst))
     if point.alpha == 0 or not n:
         return None
-    return verdict(
+    found = verdict(
         base_plain=base.plain[:n], sparsified_plain=point.plain[:n], base_worst=base.worst[:n], sparsified_worst=point.worst[:n]
     )  # fmt: skip
+    if found.name == "real gain" and not is_clear(point.worst[:n], base.worst[:n], critical):
+        words = f"{found.reason.split(':')[0]}: not clear after looking at every alpha"
+        return Verdict("no difference", words)
+    return found
 
 
 class _Run:
@@ -173,16 +200,31 @@ class _Run:
             if self.on_points is not None:
                 self.on_points(self._points(columns))
         drops = {curve: [(columns[drop.column], drop) for drop in race.drops] for curve, race in races.items()}
-        while True:
+        journal = self.journal(alphas)
+        for turn in itertools.count():
             sweep = self._choose(self._points(columns), drops)
-            marked = {store.base} | {
-                self.settings.column(alpha) for c in (sweep.paper, sweep.worst, sweep.chosen) for alpha in (c.alpha, c.best)
-            }  # fmt: skip
-            wanted: dict[Family, Sequence[Column]] = {"plain": list(marked), "bpda": list(marked)}
-            if not any(store.count_missing(b, wanted) for b in range(len(store.blocks))):
+            marked = sorted({0.0} | {a for c in (sweep.paper, sweep.worst, sweep.chosen) for a in (c.alpha, c.best)})
+            decided = journal.once(f"score in full, {turn}", lambda: marked)  # noqa: B023
+            if not self._is_missing(marked) and not self._is_missing(decided):
                 return sweep
             for b in range(len(store.blocks)):  # whatever was chosen is scored on everything
-                self._score_block(b, wanted)
+                self._score_block(b, self._in_full(decided))
+        raise AssertionError("unreachable")
+
+    def journal(self, alphas: Sequence[float]) -> Journal:
+        """The decisions of this sweep at ``alphas``."""
+        rule, blocks = self.settings.rule, [len(block) for block in self.store.blocks]
+        columns = [self.settings.column(alpha) for alpha in alphas]
+        return Journal(
+            self.store.folder, "choice", (columns, self.settings.racing, rule, blocks, self.store.ids.tolist())
+        )
+
+    def _in_full(self, alphas: Sequence[float]) -> dict[Family, Sequence[Column]]:
+        columns = [self.settings.column(alpha) for alpha in alphas]
+        return {"plain": columns, "bpda": columns}
+
+    def _is_missing(self, alphas: Sequence[float]) -> bool:
+        return any(self.store.count_missing(b, self._in_full(alphas)) for b in range(len(self.store.blocks)))
 
     def _races(self, alphas: Sequence[float]) -> tuple[dict[Curve, Race], Path]:
         """A race for each curve that something is chosen on, among the alphas that keep the clean constraint; their file."""
@@ -192,11 +234,13 @@ class _Run:
             running = allowed(running, self.settings.rule.max_clean_drop)
         columns = [self.settings.column(point.alpha) for point in running]
         curves: list[Curve] = ["plain"]
+        if self.store.attacks["plain"] != ("apgd-ce",):  # the paper's choice is made on APGD-CE alone
+            curves = ["apgd-ce", "plain"] if self.settings.rule.curve == "plain" else ["apgd-ce"]
         if self.store.attacks["bpda"]:
             curves += ["worst", "bpda"] if self.settings.rule.curve == "bpda" else ["worst"]
 
         # the same race is one among the same columns on the same blocks
-        key = repr((columns, curves, [len(block) for block in self.store.blocks])).encode()
+        key = repr((columns, curves, [len(block) for block in self.store.blocks], self.store.ids.tolist())).encode()
         file = self.store.folder / f"race-{hashlib.sha256(key).hexdigest()[:16]}.json"
         history = load_history(file)
 
@@ -208,8 +252,8 @@ class _Run:
 
     def _wanted(self, races: dict[Curve, Race], always: list[Column]) -> dict[Family, Sequence[Column]]:
         """The worst case needs both families of attacks, each of the other curves its own."""
-        running = {curve: race.running for curve, race in races.items()}
-        plain = [*always, *running["plain"], *running.get("worst", [])]
+        running: dict[str, list[Column]] = {curve: race.running for curve, race in races.items()}
+        plain = [*always, *(c for curve in ("plain", "apgd-ce", "worst") for c in running.get(curve, []))]
         bpda = [*always, *running.get("worst", []), *running.get("bpda", [])]
         return {"plain": list(dict.fromkeys(plain)), "bpda": list(dict.fromkeys(bpda))}
 
@@ -221,17 +265,11 @@ class _Run:
         self.store.score(b, wanted, self.on_progress)
 
     def _points(self, columns: dict[Column, float]) -> list[SweepPoint]:
-        store = self.store
-        return [
-            SweepPoint(
-                a, store.clean(c), store.measure(c, "plain"), store.measure(c, "bpda"), store.measure(c, "worst")
-            )
-            for c, a in sorted(columns.items(), key=lambda item: item[1])
-        ]
+        return [point_of(self.store, c, a) for c, a in sorted(columns.items(), key=lambda item: item[1])]
 
     def _choose(self, points: list[SweepPoint], drops: dict[Curve, list[tuple[float, Drop]]]) -> Sweep:
         rule = self.settings.rule
         own_gain = rule.min_gain
-        paper = rule if rule.curve == "plain" else ChoiceRule("apgd-ce", rule.max_clean_drop, own_gain, rule.attacks)
+        paper = rule if rule.curve == "apgd-ce" else ChoiceRule("apgd-ce", rule.max_clean_drop, own_gain, rule.attacks)
         worst = rule if rule.curve == "worst" else ChoiceRule("worst", rule.max_clean_drop, own_gain, rule.attacks)
         return Sweep(points, choose(points, paper), choose(points, worst), choose(points, rule), drops)

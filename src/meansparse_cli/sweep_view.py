@@ -8,7 +8,7 @@ from torch import Tensor
 from .accuracy import accuracy_of, paired_difference
 from .choice import SweepPoint
 from .console import percent
-from .sweep_alpha import Sweep, what_bpda_makes_of
+from .sweep_alpha import Sweep
 
 
 def say_sweep(sweep: Sweep, say: Callable[[str], None]) -> None:
@@ -16,9 +16,9 @@ def say_sweep(sweep: Sweep, say: Callable[[str], None]) -> None:
     say(f"the paper's rule:   {sweep.paper.reason}")
     say(f"the worst case's:   {sweep.worst.reason}")
     chosen = sweep.chosen
-    if chosen.rule.curve == "bpda":
-        say(f"under BPDA:         {chosen.reason}")
-    fate = what_bpda_makes_of(sweep.at(chosen.alpha), sweep.points[0])
+    if chosen.rule.curve in ("bpda", "plain"):
+        say(f"{'under BPDA' if chosen.rule.curve == 'bpda' else 'under APGD'}:         {chosen.reason}")
+    fate = sweep.fate
     if fate is not None:
         say(f"what BPDA makes of alpha = {chosen.alpha:g}: {fate.name} ({fate.reason})")
     if chosen.runner_up is not None:
