@@ -59,6 +59,20 @@ def test_the_loss_is_equation_9(model: SparsifiedModel, p: int, q: int) -> None:
     torch.testing.assert_close(by_default, ce - penalty / (4 * 36 + 3 * 16), rtol=1e-4, atol=1e-5)
 
 
+def test_an_activation_that_works_in_place_changes_nothing() -> None:
+    losses = []
+    for in_place in (False, True):
+        torch.manual_seed(4)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=in_place), nn.Flatten(), nn.Linear(64, 4))
+        sites = find_sites(net, torch.rand(2, 1, 6, 6))
+        operators = [MeanSparse(torch.full((4,), 0.1), torch.full((4,), 0.3), 0.5, 1)]
+        sparse = insert(net, sites, operators).eval().requires_grad_(False)
+        x = torch.linspace(0, 1, 108).view(3, 1, 6, 6)
+        losses.append(evaluate(sparse, x, (x + 0.1).clamp(0, 1), weight=0.7)[1])
+    assert torch.equal(*losses)
+    assert not torch.equal(losses[0], evaluate(sparse, x, (x + 0.1).clamp(0, 1), weight=0.0)[1])
+
+
 def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel) -> None:
     x = torch.rand(6, 1, 6, 6)
     y = model(x).argmax(1)

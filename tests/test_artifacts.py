@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from meansparse_cli.artifacts import atomic_write, load_torch, save_torch, sha256_of, write_bytes
+from meansparse_cli.artifacts import atomic_write, discard, load_torch, save_torch, sha256_of, write_bytes
 from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from meansparse_cli.errors import ArtifactError, StorageError
 from meansparse_cli.networks import ResNet18
@@ -34,6 +34,16 @@ def test_torch_state_round_trip_and_damage(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_torch(file)
+
+
+def test_a_discarded_folder_is_gone_whole_whatever_was_left_by_a_kill(tmp_path: Path) -> None:
+    folder, leftover = tmp_path / "state", tmp_path / "state.discarded"
+    for one in (folder, leftover):
+        (one / "deep").mkdir(parents=True)
+        (one / "deep" / "file").write_text("x")
+    discard(folder)
+    assert not any(tmp_path.iterdir())
+    discard(folder)  # nothing there: nothing to do
 
 
 def report(path: Path, **changes: Any) -> dict[str, Any]:

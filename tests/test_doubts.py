@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from meansparse_cli import doubts
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.doubts import Doubt, find_doubts, search
 from meansparse_cli.doubts.doubt import Subject
@@ -95,7 +96,12 @@ def sparsified(base: nn.Module, alpha: float) -> SparsifiedModel:
 
 
 def doubts_of(
-    base: nn.Module, tmp_path: Path, *, alpha: float = 0.0, attacks: tuple[str, ...] = ("apgd-ce", "bpda-apgd-ce")
+    base: nn.Module,
+    tmp_path: Path,
+    *,
+    alpha: float = 0.0,
+    attacks: tuple[str, ...] = ("apgd-ce", "bpda-apgd-ce"),
+    **kept: Any,
 ) -> dict[tuple[str, str], Doubt]:
     x, y, indices = examples()
     model = sparsified(base, alpha)
@@ -104,7 +110,7 @@ def doubts_of(
         model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
     )
     found = find_doubts(
-        model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=256, n_classes=3
+        model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=256, n_classes=3, **kept
     )
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
@@ -238,6 +244,21 @@ def test_outcomes_that_square_and_transfer_and_float32_make_doubtful() -> None:
         found = doubt_outcomes(subject, evaluation)
         assert [doubt.status for doubt in found] == [status] * 3
         assert [doubt.value for doubt in found] == pytest.approx(values)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_kind_that_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"state_folder": tmp_path / "kept", "key": "one"}
+    first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **kept)
+    (tmp_path / "kept" / "sparsified-outputs.json").write_text('{"key": "one", "doub')  # not of ours: writes are atomic
+
+    asked: list[str] = []
+    monkeypatch.setattr(doubts, "doubt_search", lambda subject: asked.append("search") or [])
+    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **kept)
+    assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
+    assert asked == []
+    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **(kept | {"key": "two"}))
+    assert asked == ["search", "search"]
 
 
 @pytest.mark.usefixtures("few_steps")

@@ -25,7 +25,7 @@ from meansparse_cli.sparsify import MeanSparse, SparsifiedModel
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0
 SETTINGS = EvaluateSettings(
-    attacks=("apgd-ce", "square", "bpda-apgd-ce"), norm="Linf", eps=EPS, n_examples=40, batch_size=8, chunk_size=16
+    attacks=("apgd-ce", "square", "bpda-apgd-ce"), norm="Linf", eps=EPS, n_examples=40, batch_size=16
 )
 
 
@@ -61,7 +61,9 @@ class FakeAttacks:
             broken = torch.ones_like(broken)
         rest["on_progress"](len(x))
         adversarial = torch.where(broken.view(-1, 1, 1, 1), moved, x)
-        return AttackResult(adversarial, broken, 2 * len(x), len(x), 0.5, rest["seed"], rejected=len(x))
+        # an example's cost tells one from another, and claims are rejected where it is odd
+        passes = torch.stack([2 + indices % 7, indices % 5], dim=1)
+        return AttackResult(adversarial, broken, passes, indices % 2, 0.5, rest["seed"])
 
     def faced(self, name: str, alpha: float) -> list[int]:
         return [index for called, at, indices in self.calls if (called, at) == (name, alpha) for index in indices]
@@ -179,7 +181,9 @@ def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: 
             "outside [0, 1]": x - 10,
             "not a number": x * float("nan"),
         }[fault]
-        return AttackResult(images, torch.ones(len(x), dtype=torch.bool), 0, 0, 0.0, 0)
+        return AttackResult(
+            images, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x), 2).long(), 0 * indices, 0.0, 0
+        )
 
     monkeypatch.setattr(evaluate, "run_attack", lying)
     evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce", "square")))
@@ -202,7 +206,9 @@ def test_the_report_is_plain_fractions_and_the_outcomes_can_be_read_back(tmp_pat
         assert 0 <= row["sparsified_accuracy"] <= 1
     assert report["comparisons"][0]["name"] == "clean"
     assert report["comparisons"][-1]["name"] == "worst case"
-    assert report["attacks"]["sparsified"][0]["rejected"] == int(evaluation.sparsified.correct.sum())
+    assert report["attacks"]["sparsified"][0]["rejected"] == int(
+        (evaluation.indices[evaluation.sparsified.correct] % 2).sum()
+    )
     evaluation.save_outcomes(tmp_path / "outcomes.npz")
     with np.load(tmp_path / "outcomes.npz") as saved:
         names = saved["name"].tolist()
@@ -276,18 +282,15 @@ def test_more_examples_attack_only_the_new_ones(tmp_path: Path, attacks: FakeAtt
 def test_fewer_examples_are_the_first_ones(tmp_path: Path, attacks: FakeAttacks) -> None:
     run(tmp_path / "large", n=40)
     attacks.calls.clear()
-    run(tmp_path / "large", n=21).save_outcomes(tmp_path / "a.npz")
+    fewer = content(run(tmp_path / "large", n=21), tmp_path / "a.npz")  # their outcomes and what they cost
     assert attacks.calls == []
-    run(tmp_path / "small", n=21).save_outcomes(tmp_path / "b.npz")
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert fewer == content(run(tmp_path / "small", n=21), tmp_path / "b.npz")
 
 
 def test_a_further_attack_may_join_and_one_may_leave(tmp_path: Path, attacks: FakeAttacks) -> None:
     run(tmp_path / "grown", replace(SETTINGS, attacks=("square",)))
-    grown = run(tmp_path / "grown")
-    grown.save_outcomes(tmp_path / "a.npz")
-    run(tmp_path / "once").save_outcomes(tmp_path / "b.npz")
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    grown = content(run(tmp_path / "grown"), tmp_path / "a.npz")
+    assert grown == content(run(tmp_path / "once"), tmp_path / "b.npz")
     run(tmp_path / "once", replace(SETTINGS, attacks=("apgd-ce",)))
 
 
@@ -315,9 +318,9 @@ def test_other_settings_are_refused(
     assert attacks.calls == []
 
 
-def test_another_batch_or_chunk_size_is_not_another_evaluation(tmp_path: Path, attacks: FakeAttacks) -> None:
+def test_another_batch_size_is_not_another_evaluation(tmp_path: Path, attacks: FakeAttacks) -> None:
     first = run(tmp_path / "state", n=20)
-    again = run(tmp_path / "state", replace(SETTINGS, batch_size=3, chunk_size=7), n=20)
+    again = run(tmp_path / "state", replace(SETTINGS, batch_size=7), n=20)
     assert content(first, tmp_path / "a.npz") == content(again, tmp_path / "b.npz")
     run(tmp_path / "state", replace(SETTINGS, individual=True))
 
@@ -336,6 +339,26 @@ def test_an_attack_that_has_changed_is_refused(
     monkeypatch.setattr(evaluate, "attack_version", lambda attack: f"{attack}, twice as long")
     with pytest.raises(ArtifactError, match=r"attack apgd-ce: .* -> apgd-ce, twice as long"):
         run(tmp_path)
+
+
+def test_outcomes_without_their_settings_are_refused(tmp_path: Path, attacks: FakeAttacks) -> None:
+    run(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ArtifactError, match=r"outcomes and no settings\.json"):
+        run(tmp_path, replace(SETTINGS, eps=0.06))
+
+
+def test_without_a_plain_attack_there_is_no_plain_number(tmp_path: Path, attacks: FakeAttacks) -> None:
+    evaluation = run(tmp_path, replace(SETTINGS, attacks=("bpda-apgd-ce",)))
+    assert [found.name for found in evaluation.comparisons] == [
+        "clean",
+        "bpda-apgd-ce",
+        "bpda",
+        "transfer",
+        "worst case",
+    ]
+    # a clean gain that falls to BPDA is not masking of a plain attack that nobody ran
+    assert evaluation.verdict.name == "no difference" and "plain" not in evaluation.verdict.reason
 
 
 @pytest.mark.parametrize("change", ["pixels", "labels", "indices"])
@@ -439,7 +462,7 @@ def run(folder, hang_at=None):
     evaluate.run_attack = run_attack
     try:
         settings = evaluate.EvaluateSettings(
-            attacks=("apgd-ce", "bpda-apgd-ce"), norm="Linf", eps=0.05, n_examples=48, batch_size=5, chunk_size=16)
+            attacks=("apgd-ce", "bpda-apgd-ce"), norm="Linf", eps=0.05, n_examples=48, batch_size=16)
         return evaluate.evaluate_robustness(
             model, x, y, torch.arange(48), alpha=0.5, settings=settings, state_folder=Path(folder), fingerprint={},
             n_classes=4), n_calls

@@ -119,6 +119,20 @@ def test_stdout_is_the_path_or_json_and_nothing_else(tiny: list[str]) -> None:
     assert report["schema"] == "meansparse/calibrate/1"
 
 
+def test_a_factory_that_builds_another_network_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    done("calibrate", *tiny, *small("calibrate"))
+    source = tmp_path / "networks.py"
+    source.write_text(source.read_text().replace("manual_seed(11)", "manual_seed(12)"))
+    sys.modules.pop("networks", None)
+    refused = meansparse("sweep-alpha", *tiny, *small("sweep-alpha"))
+    assert refused.exit_code == 10
+    assert "builds another network than the one that was fetched" in refused.stderr
+    done("fetch", *tiny, "--fresh")
+    assert meansparse("sweep-alpha", *tiny, *small("sweep-alpha")).exit_code == 10  # its statistics are the old one's
+    done("calibrate", *tiny, *small("calibrate"))
+    done("sweep-alpha", *tiny, *small("sweep-alpha"))
+
+
 def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[str]) -> None:
     missing = meansparse("sweep-alpha", *tiny)
     assert missing.exit_code == 10

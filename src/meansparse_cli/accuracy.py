@@ -98,6 +98,7 @@ def verdict(
     base_worst: Outcomes,
     sparsified_worst: Outcomes,
     bpda_was_run: bool = True,
+    plain_was_run: bool = True,
 ) -> Verdict:
     """What sparsifying was worth, from outcomes (n,) of both models under the plain attacks and in the worst case.
 
@@ -137,7 +138,8 @@ def verdict(
         name, note = "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
     else:
         name, note = "no difference", "within 2 standard errors"
-    return Verdict(name, f"{_points(plain)} under the plain attacks, {_points(worst)} in the worst case: {note}")
+    under_plain = f"{_points(plain)} under the plain attacks, " if plain_was_run else ""
+    return Verdict(name, f"{under_plain}{_points(worst)} in the worst case: {note}")
 
 
 def as_outcomes(correct: Any) -> NDArray[np.bool_]:

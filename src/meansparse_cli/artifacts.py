@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,15 @@ def write_bytes(target: Path, data: bytes) -> None:
     """Replace ``target`` by ``data``, atomically."""
     with atomic_write(target) as temporary:
         temporary.write_bytes(data)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, whole at once for whoever looks: it is renamed before it is emptied. No error where there is none."""
+    gone = folder.with_name(folder.name + ".discarded")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def sha256_of(path: Path) -> str:

@@ -408,9 +408,9 @@ def export(
 def verify(
     file: Annotated[Path, typer.Argument(help="Adversarial images: .safetensors, .pt, .npz or .npy.", show_default=False)],
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, norm: Norm = None, eps: Eps = None,
-    alpha: Alpha = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None,
-    run: RunFolder = None, config: ConfigFile = None, device: Device = None, batch_size: BatchSize = None,
-    as_json: AsJson = False,
+    alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None, split: SplitName = None,
+    threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
+    config: ConfigFile = None, device: Device = None, batch_size: BatchSize = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Judge adversarial images afresh, whoever made them."""
     from .config import VerifyConfig, resolve

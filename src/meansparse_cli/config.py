@@ -233,6 +233,11 @@ class VerifyConfig(AttackConfig):
 
     alpha: float | None = Field(default=None, ge=0)
     """Another alpha than the one in use."""
+    sites: SiteRule = "all"
+    """With ``alpha``, as in ``evaluate``, and so ``centre`` and ``spread``."""
+    centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
+    spread: Literal["channel-std", "site-std"] = "channel-std"
+    split: Split = "test"
 
 
 class MeasureConfig(AttackConfig):

@@ -91,7 +91,7 @@ class FileImages(Dataset[tuple[Tensor, int]]):
             except (zipfile.BadZipFile, OSError) as error:
                 raise DataError(f"{source} is not a readable zip: {error}") from error
         self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
-        classes = sorted({n.split("/")[-2] for n in self.names})
+        self.classes = classes = sorted({n.split("/")[-2] for n in self.names})
         if not classes:
             raise DataError(
                 f"no images in {source}",
@@ -113,6 +113,14 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         with zipfile.ZipFile(self.source) as archive:
             return [archive.getinfo(self.names[i]).CRC for i in indices]
 
+    def read(self, index: int) -> bytes:
+        """The file of one image."""
+        if self.source.is_dir():
+            return (self.source / self.names[index]).read_bytes()
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(self.source)
+        return self._archive.read(self.names[index])
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
@@ -121,13 +129,7 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 
         name = self.names[index]
         try:
-            if self.source.is_dir():
-                data = (self.source / name).read_bytes()
-            else:
-                if self._archive is None:
-                    self._archive = zipfile.ZipFile(self.source)
-                data = self._archive.read(name)
-            image = Image.open(io.BytesIO(data)).convert("RGB")
+            image = Image.open(io.BytesIO(self.read(index))).convert("RGB")
         except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
         if self.preprocessing is not None:
@@ -217,13 +219,12 @@ def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
 
 
 def image_ids(images: "Subset[tuple[Tensor, int]]") -> set[bytes]:
-    """What tells each image from the others: its pixels in memory, its checksum (in a folder, its name) on disk."""
+    """What tells each image from the others: its pixels in memory, its file's content on disk."""
     source, indices = images.dataset, list(images.indices)
     if isinstance(source, ArrayImages):
         return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
     if isinstance(source, FileImages):
-        sums = source.checksums(indices)
-        return {f"{source.names[i].split('/')[-1]} {size}".encode() for i, size in zip(indices, sums, strict=True)}
+        return {hashlib.blake2b(source.read(i), digest_size=16).digest() for i in indices}
     return set()
 
 
@@ -321,7 +322,20 @@ def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
             raise DataError(
                 f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
             )
-        return _open_images(train), _open_images(test)
+        images, test_images = _open_images(train), _open_images(test)
+        if (
+            isinstance(images, FileImages)
+            and isinstance(test_images, FileImages)
+            and images.classes != test_images.classes
+        ):
+            differ = sorted(set(images.classes) ^ set(test_images.classes))
+            raise DataError(
+                f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
+                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, and classes are numbered by "
+                "their order",
+                hint="give both parts the same class folders",
+            )
+        return images, test_images
     return _open_images(path), None
 
 

@@ -43,9 +43,9 @@ __all__ = ["EvaluateSettings", "Evaluation", "EvaluationProgress", "evaluate_rob
 class EvaluateSettings:
     """``attacks``: names or presets. ``eps``: in pixel units of [0, 1] images. ``individual``: each attack faces every
     example that is right at its clean image, which gives each a number of its own and costs several times as much.
-    ``chunk_size``: examples between two writes to disk, what a kill can cost. ``batch_size``, ``chunk_size`` and
-    ``device`` may change from one session to the next, and so may ``compile`` and ``channels_last``, which make the search
-    faster. ``precision`` is that of the search: the judge is the model as it is, in float32.
+    ``batch_size`` examples at a time go through an attack and on to disk: what a kill can cost. It may change from one
+    session to the next, and so may ``device``, ``compile`` and ``channels_last``, which make the search faster.
+    ``precision`` is that of the search: the judge is the model as it is, in float32.
     """
 
     attacks: tuple[str, ...]
@@ -56,7 +56,6 @@ class EvaluateSettings:
     batch_size: int = 256
     device: str = "cpu"
     individual: bool = False
-    chunk_size: int = 256
     precision: Precision = "fp32"
     compile: bool = False
     channels_last: bool = False
@@ -100,12 +99,14 @@ def evaluate_robustness(
 
     Finished chunks are read back from ``state_folder``; killed at any moment and called again, the outcomes are the same.
     A larger ``n_examples`` or a further attack adds to what is there. ``smaller``: the same evaluation at a smaller eps;
-    what an attack broke there it has broken here, by the same image, and is not attacked again. Raises ``ArtifactError`` where the folder belongs
-    to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack`` does.
+    what an attack broke there it has broken here, by the same image. It is not attacked again once both models have
+    fallen: until then one model's images at this eps are still to be tried on the other. Raises ``ArtifactError`` where
+    the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack``
+    does.
     """
     n = settings.n_examples
-    if settings.chunk_size < 1 or n < 1:
-        raise ConfigError(f"n_examples = {n} and chunk_size = {settings.chunk_size} must be 1 or above")
+    if settings.batch_size < 1 or n < 1:
+        raise ConfigError(f"n_examples = {n} and batch_size = {settings.batch_size} must be 1 or above")
     if not len(x) == len(y) == len(indices) or len(x) < n:
         raise DataError(f"{n} examples are wanted; got {len(x)} images, {len(y)} labels and {len(indices)} indices")
     order = run_order(expand_attacks(settings.attacks))
@@ -165,6 +166,11 @@ class _Run:
         self.n_robust: dict[ModelName, dict[str, int]] = {name: {} for name in MODELS}
         self.upheld: dict[tuple[ModelName, str, int], Tensor] = {}
         self.carried = {name: self._carried(smaller, name) for name in MODELS}
+        self.both_fell = self._blank()
+        if smaller is not None:
+            base, sparse = (smaller.outcomes(name).robust_to((*smaller.attacks, TRANSFER)) for name in MODELS)
+            assert base is not None and sparse is not None  # both models ran to the end of the smaller eps
+            self.both_fell = torch.from_numpy(~(base | sparse))
         for name in MODELS:
             self.transferred[name] |= self.carried[name].get(TRANSFER, self._blank())
         self.search_model: nn.Module | None = None
@@ -181,7 +187,8 @@ class _Run:
         for positions in self._chunks_of(~attempted):
             x, y, _ = self._examples(positions)
             wrong[positions] = self._misclassified(name, x, y)
-            self.state.append(name, CLEAN, Chunk(positions, wrong[positions], forward_passes=len(positions)))
+            passes, none = torch.tensor([[1, 0]]).repeat(len(positions), 1), torch.zeros_like(positions)
+            self.state.append(name, CLEAN, Chunk(positions, wrong[positions], passes, none))
             n_done += len(positions)
             self._tell(name, CLEAN, n_done, len(self.y), n_resumed)
         self.correct[name], self.robust[name] = ~wrong, ~wrong
@@ -192,7 +199,7 @@ class _Run:
         """One attack on one model: the examples that it has not faced yet are attacked, every break is judged afresh."""
         wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
         carried = self.carried[name].get(attack, self._blank()) & wanted
-        attempted, broken, spent = carried.clone(), self._blank(), Spent()
+        attempted, broken, spent = carried & self.both_fell, self._blank(), Spent()
         for number, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions[chunk.positions < len(self.y)]] = True
             spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
@@ -265,16 +272,21 @@ class _Run:
         broken[upheld] = True
         broken &= wanted
         n_unconfirmed = int(claimed.sum()) - int(broken[chunk.positions[inside]].sum())
+        counts = inside.clone()  # examples that another session faced and this one does not have no part in its cost
+        counts[inside] &= wanted[chunk.positions[inside]]
+        fallen = counts & chunk.broken
+        forward, backward = chunk.passes[counts].sum(dim=0).tolist()
+        forward_broken, backward_broken = chunk.passes[fallen].sum(dim=0).tolist()
         return Spent(
-            spent.forward_passes + chunk.forward_passes,
-            spent.backward_passes + chunk.backward_passes,
+            spent.forward_passes + forward,
+            spent.backward_passes + backward,
             spent.seconds + chunk.seconds,
-            spent.rejected + chunk.rejected,
+            spent.rejected + int(chunk.rejected[counts].sum()),
             spent.unconfirmed + n_unconfirmed,
-            spent.n_attacked + len(chunk.positions),
-            spent.n_attacked_broken + int(chunk.broken.sum()),
-            spent.forward_passes_broken + chunk.forward_passes_broken,
-            spent.backward_passes_broken + chunk.backward_passes_broken,
+            spent.n_attacked + int(counts.sum()),
+            spent.n_attacked_broken + int(fallen.sum()),
+            spent.forward_passes_broken + forward_broken,
+            spent.backward_passes_broken + backward_broken,
         )
 
     def _carried(self, smaller: Evaluation | None, name: ModelName) -> dict[str, Tensor]:
@@ -314,10 +326,9 @@ class _Run:
         return torch.zeros(len(self.y), dtype=torch.bool)
 
     def _chunks_of(self, mask: Tensor) -> list[Tensor]:
-        """Positions where ``mask`` (n,) is true, in order, ``chunk_size`` at a time."""
+        """Positions where ``mask`` (n,) is true, in order, ``batch_size`` at a time."""
         positions = mask.nonzero().flatten()
-        size = self.settings.chunk_size
-        return [positions[start : start + size] for start in range(0, len(positions), size)]
+        return list(positions.split(self.settings.batch_size)) if len(positions) else []
 
     def _examples(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         device = self.settings.device

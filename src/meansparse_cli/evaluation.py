@@ -131,7 +131,7 @@ class Evaluation:
         return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
 
     def comparison(self, name: str) -> Comparison:
-        """The one called ``name``; ``clean``, ``plain attacks`` and ``worst case`` are always there."""
+        """The one called ``name``; ``clean`` and ``worst case`` are always there, ``plain attacks`` where one was run."""
         return next(found for found in self.comparisons if found.name == name)
 
     def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
@@ -149,9 +149,12 @@ class Evaluation:
         outcomes = {
             f"{model}_{key}": self.outcomes(model).robust_to(groups[group])
             for model in MODELS
-            for key, group in (("plain", PLAIN), ("worst", WORST_CASE))
+            # without a plain attack there is no plain gain that BPDA could remove
+            for key, group in (("plain", PLAIN if groups.get(PLAIN) else WORST_CASE), ("worst", WORST_CASE))
         }
-        return verdict(**outcomes, bpda_was_run=any(is_bpda(name) for name in self.attacks))  # type: ignore[arg-type]
+        return verdict(
+            **outcomes, bpda_was_run=any(is_bpda(name) for name in self.attacks), plain_was_run=PLAIN in groups  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def outcomes(self, model: ModelName) -> ModelOutcomes:
         """Those of one model."""
@@ -255,7 +258,7 @@ def attack_groups(attacks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     bpda = tuple(name for name in attacks if is_bpda(name))
     presets = {name: PRESETS[name] for name in ("apgd", "autoattack") if set(PRESETS[name]) <= set(attacks)}
     groups: dict[str, tuple[str, ...]] = {CLEAN: ()}
-    groups |= {name: (name,) for name in plain} | presets | {PLAIN: plain}
+    groups |= {name: (name,) for name in plain} | presets | ({PLAIN: plain} if plain else {})
     groups |= {name: (name,) for name in bpda} | ({"bpda": bpda} if bpda else {})
     return groups | {TRANSFER: (TRANSFER,), WORST_CASE: (*attacks, TRANSFER)}
 

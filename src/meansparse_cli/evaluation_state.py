@@ -23,7 +23,7 @@ from .artifacts import load_torch, save_torch, write_bytes
 from .attacks.result import AttackResult
 from .errors import ArtifactError
 
-FORMAT = 2  # raise it when what an attack does, or these files, change
+FORMAT = 3  # raise it when what an attack does, or these files, change
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,16 @@ class Chunk:
     """What one attack did to m examples on one model.
 
     ``positions`` (m,) int64, ascending; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
-    float32, the images of the broken examples in their order. Passes are counted in examples. ``rejected``: breaks that
-    the attack claimed and its judge did not confirm. ``*_passes_broken``: the part of the passes that went to broken ones.
+    float32, the images of the broken examples in their order. ``passes`` (m, 2): forward and backward passes of each.
+    ``rejected`` (m,): breaks that the attack claimed and its judge did not confirm.
     """
 
     positions: Tensor
     broken: Tensor
+    passes: Tensor
+    rejected: Tensor
     adversarial: Tensor | None = None
-    forward_passes: int = 0
-    backward_passes: int = 0
     seconds: float = 0.0
-    rejected: int = 0
-    forward_passes_broken: int = 0
-    backward_passes_broken: int = 0
 
 
 def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
@@ -52,13 +49,10 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
     return Chunk(
         positions,
         broken,
-        result.adversarial.detach()[result.broken].float().cpu(),
-        result.forward_passes,
-        result.backward_passes,
-        result.seconds,
+        result.passes,
         result.rejected,
-        result.forward_passes_broken,
-        result.backward_passes_broken,
+        result.adversarial.detach()[result.broken].float().cpu(),
+        result.seconds,
     )
 
 
@@ -68,7 +62,8 @@ def read_chunks(folder: Path, model: str, attack: str) -> Iterator[tuple[int, Ch
         try:
             chunk = Chunk(**load_torch(file))
             n_images = 0 if chunk.adversarial is None else len(chunk.adversarial)
-            whole = len(chunk.positions) == len(chunk.broken) and n_images in (0, int(chunk.broken.sum()))
+            lengths = {len(chunk.positions), len(chunk.broken), len(chunk.passes), len(chunk.rejected)}
+            whole = len(lengths) == 1 and n_images in (0, int(chunk.broken.sum()))
         except (TypeError, AttributeError):
             whole = False
         if not whole:
@@ -87,6 +82,10 @@ class EvaluationState:
         self.folder = folder
         now = {"format": FORMAT, **settings}
         file = folder / "settings.json"
+        if not file.exists() and any(folder.glob("*/*/*.pt")):
+            raise ArtifactError(
+                f"{folder} has outcomes and no settings.json", hint="add --fresh to start the evaluation anew"
+            )
         before = self._read(file) if file.exists() else {**now, "attacks": {}}
         known: dict[str, str] = before["attacks"]
         changed = [

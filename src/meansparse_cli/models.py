@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from . import zoo
@@ -288,9 +289,13 @@ def _load_torchvision(name: str, *, with_weights: bool) -> nn.Module:
 
 
 def _call_factory(name: str) -> nn.Module:
-    """Build the user's own network: ``module:attribute``, looked for in the current directory too."""
+    """Build the user's own network: ``module:attribute``, looked for in the current directory too.
+
+    Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile.
+    """
     module_name, _, attribute = name.rpartition(":")
-    with _current_directory_first():
+    with _current_directory_first(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         module = _import_module(module_name, name)
         try:
             factory = getattr(module, attribute)

@@ -11,13 +11,12 @@ writes its report last and atomically, and returns it at once if the same was al
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import sha256_of
+from .artifacts import discard, sha256_of
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from .config import (
     CalibrateConfig,
@@ -71,6 +70,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
     from .fetch import cache_folder, fetch_weights
     from .models import load_model
+    from .weights_file import network_id
 
     run, started = locate_run(config), time.monotonic()
     report_file = run.paths.report("fetch")
@@ -92,12 +92,14 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
             allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
+    sha256 = fetched.sha256 if fetched.files else None
     if run.source.kind == "factory" or config.weights is not None:
         # what nobody has checked yet: that the factory is there, and that the weights are this network's
-        load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
+        model = load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
+        sha256 = sha256 or network_id(model)
     results = {
         "model": asdict(run.source),
-        "sha256": fetched.sha256 if fetched.files else None,
+        "sha256": sha256,
         "size": fetched.size,
         "files": [plain(asdict(file)) for file in fetched.files],
     }
@@ -248,6 +250,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean and robust accuracy of each alpha on the held-out split, plain and BPDA; the chosen alpha's checkpoint."""
     from .alpha_rules import alphas_by_rule
+    from .alpha_search import check_blocks
     from .attacks.result import Budget
     from .choice import ChoiceRule
     from .curve import draw_alpha_curve
@@ -259,9 +262,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     run, started = located(config), time.monotonic()
     calibrated = verified(run, "calibrate")
     eps = eps_of(run, config)
-    plain, bpda = families_of(
-        config.attack, config.objective if sources.get("objective", "default") != "default" else ""
-    )
+    plain, bpda = families_of(config.attack, config.objective)
     alphas, changes = grid_of(config.alphas)
     if changes and sources.get("alphas") != "default":
         note(f"alphas: {changes}: {', '.join(f'{alpha:g}' for alpha in alphas)}")
@@ -281,7 +282,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     check_logits(base, run, config, x[:2].to(device))
     model = sparsify(base, checkpoint, alpha=0.0)
     if fresh:
-        shutil.rmtree(run.paths.state / "sweep-alpha", ignore_errors=True)
+        discard(run.paths.state / "sweep-alpha")
     n_classes, budget = count_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     store = PairStore(
         model, x.to(device), y.to(device), indices, PairSettings(budget, config.seed, config.batch_size, n_classes),
@@ -294,13 +295,16 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         alphas=alphas, site_weights=(1.0,) * len(model.sites), racing=config.racing, n_refine=config.refine,
         rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
     )  # fmt: skip
+    if config.alpha_rule != "shared":
+        check_blocks(len(store.blocks), config.block_size)
     with live("pairs") as view:
         sweep = sweep_alphas(
             store, settings, on_block=view.begin, on_progress=view.advance,
             on_points=lambda points: view.show(show_sweep(points, plain, None)),
         )  # fmt: skip
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
-        chosen, by_rule = alphas_by_rule(config.alpha_rule, store, settings, sweep, checkpoint, view)
+        sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, store, settings, sweep, checkpoint, view)
+        view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
     if not console.is_terminal:
         console.print(show_sweep(sweep.points, plain, sweep.chosen.alpha))
     say_sweep(sweep, note)
@@ -358,12 +362,12 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     )  # fmt: skip
     state_folder = place.paths.state / "evaluate"
     if fresh:
-        shutil.rmtree(state_folder, ignore_errors=True)
+        discard(state_folder)
     with live("examples") as view:
         evaluations = evaluate_each_eps(
             lambda one, smaller: evaluate_robustness(
                 model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
-                state_folder=eps_state_folder(state_folder, one, eps),
+                state_folder=eps_state_folder(state_folder, one, grid),
                 fingerprint={"weights": str(weights), "statistics": statistics},
                 n_classes=count_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
             ),
@@ -378,12 +382,15 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     evaluation.save_outcomes(place.paths.outcomes)
     outputs = [place.paths.outcomes]
     if config.save_witnesses:
-        folders = [eps_state_folder(state_folder, one, eps) for one in grid if eps_value(one) <= eps_value(eps)]
+        folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
         outputs += _save_witnesses(
             run, place.paths.folder, config, model, evaluation, folders, settings, (x, y, indices)
         )
     if config.doubts:
-        found["doubts"] = _doubts(model, x, y, indices, evaluation, settings, config.n_doubt_examples)
+        found["doubts"] = _doubts(
+            model, x, y, indices, evaluation, settings, config.n_doubt_examples, state_folder / "doubts",
+            key=f"{sha256_of(place.paths.outcomes)} {statistics} {weights}",
+        )  # fmt: skip
         console.print(doubts_view(found))
     results = (
         found
@@ -410,11 +417,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
 
 def _doubts(
     model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, evaluation: Evaluation, settings: EvaluateSettings,
-    n_examples: int,
+    n_examples: int, state_folder: Path, *, key: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``."""
     from .attacks.result import Budget
-    from .doubts import find_doubts
+    from .doubts import DOUBTS_VERSION, find_doubts
 
     n, device = min(n_examples, len(y)), settings.device
     with live("kinds of doubt") as view:
@@ -426,7 +433,8 @@ def _doubts(
         found = find_doubts(
             model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,
             budget=Budget(settings.norm, settings.eps), seed=settings.seed, batch_size=settings.batch_size,
-            n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind,
+            n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind, state_folder=state_folder,
+            key=f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}",
         )  # fmt: skip
     return [doubt.to_report() for doubt in found]
 

@@ -125,7 +125,7 @@ def weights_of(run: Run) -> list[Path]:
 
 
 def weights_id(run: Run) -> str | None:
-    """The sha256 of the weights that fetch recorded; None for a model without weights."""
+    """The sha256 of the weights that fetch recorded; None for those that timm and torchvision fetch themselves."""
     report = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))
     return report["results"]["sha256"]  # type: ignore[no-any-return]
 

@@ -91,7 +91,7 @@ def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
         raise DataError("the held-out split is empty", hint="a data set of 10 training images or more has one")
     same_source = (config.dataset or run.source.dataset, config.data_dir or data_dir) == (dataset, data_dir)
     if same_source:
-        return
+        return  # its splits are disjoint files; pictures that a data set holds twice are its authors' affair
     mine = image_ids(held_out)
     for split in ("calibration", "test"):
         n = len(mine & image_ids(load_split(dataset, data_dir, split)))  # type: ignore[arg-type]

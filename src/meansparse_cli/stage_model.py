@@ -6,9 +6,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint, load_checkpoint
-from .config import AttackConfig, CalibrateConfig, EvaluateConfig, ModelConfig, SweepAlphaConfig, check_eps, eps_grid
-from .errors import ConfigError
-from .run_folder import Run, verified, weights_of
+from .config import (
+    AttackConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ModelConfig,
+    SweepAlphaConfig,
+    VerifyConfig,
+    check_eps,
+    eps_grid,
+)
+from .errors import ArtifactError, ConfigError
+from .run_folder import Run, verified, weights_id, weights_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,14 +40,23 @@ def pick_device(name: str) -> str:
 
 
 def load_base(run: Run, config: ModelConfig, device: str, rule: str = "all") -> nn.Module:
-    """The base model; its architecture has places for the authors' operators where the site rule speaks of them."""
+    """The base model; its architecture has places for the authors' operators where the site rule speaks of them.
+
+    Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
+    """
     from .models import load_model
     from .site_rules import among_published
+    from .weights_file import network_id
 
+    paths = weights_of(run)
     model = load_model(
-        run.source, weights_of(run) or None, allow_pickle=config.allow_pickle,
-        published_sites=among_published(rule) is not None,
-    )  # fmt: skip
+        run.source, paths or None, allow_pickle=config.allow_pickle, published_sites=among_published(rule) is not None
+    )
+    if run.source.kind == "factory" and not paths and network_id(model) != weights_id(run):
+        raise ArtifactError(
+            f"{run.source.name} builds another network than the one that was fetched",
+            hint=f"--weights FILE fixes its weights, or torch.manual_seed; if it was meant to change: {run.command('fetch')} --fresh",
+        )
     return model.to(device).eval()
 
 
@@ -109,7 +127,7 @@ def checkpoint_in_use(run: Run, given: float | None) -> Checkpoint:
     return replace(load_checkpoint(file), alpha=alpha)
 
 
-def with_options(statistics: Checkpoint, config: SweepAlphaConfig | EvaluateConfig) -> Checkpoint:
+def with_options(statistics: Checkpoint, config: SweepAlphaConfig | EvaluateConfig | VerifyConfig) -> Checkpoint:
     """The statistics with the sites, the centre and the spread that the settings ask for."""
     weights = None
     if config.sites != "all":
@@ -122,11 +140,16 @@ def with_options(statistics: Checkpoint, config: SweepAlphaConfig | EvaluateConf
     return replace(statistics, site_weights=weights, centre=config.centre, spread=config.spread)
 
 
-def checkpoint_to_evaluate(run: Run, config: EvaluateConfig, upstream: str) -> Checkpoint:
+def checkpoint_to_evaluate(run: Run, config: EvaluateConfig | VerifyConfig, upstream: str) -> Checkpoint:
     """What the sweep chose, sites and options included; without a sweep, the statistics as the settings say."""
     if upstream == "calibrate":
         return with_options(load_checkpoint(run.paths.statistics), config)
-    if (config.sites, config.centre, config.spread) != ("all", "channel-mean", "channel-std"):
+    asked = (config.sites, config.centre, config.spread)
+    swept = verified(run, "sweep-alpha")["config"]["settings"]
+    if asked not in (
+        ("all", "channel-mean", "channel-std"),
+        tuple(swept[key] for key in ("sites", "centre", "spread")),
+    ):
         raise ConfigError(
             "--sites, --centre and --spread of evaluate go with --alpha: without it, the sweep's checkpoint decides",
             hint=f"give an alpha, or choose one with them: {run.command('sweep-alpha')} --centre {config.centre}",

@@ -30,7 +30,9 @@ def finished(stage: str, run: Run, config: ModelConfig, inputs: dict[str, str], 
         return None
     report = read_report(path, stage, mend=run.command(stage))
     before, now = report["config"]["settings"], plain(config.model_dump(mode="json"))
-    changed = [key for key in now if key not in _NOT_IN_RESULT and before.get(key) != now[key]]
+    is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
+    skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
+    changed = [key for key in now if key not in skip and before.get(key) != now[key]]
     if changed or report["inputs"] != inputs:
         what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or "its inputs"
         note(f"{stage}: was done before with other settings ({what}); doing it anew")

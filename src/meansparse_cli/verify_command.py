@@ -14,7 +14,7 @@ from .pipeline import ensure_fetched
 from .report import write_report
 from .run_folder import file_name
 from .stage_images import check_data, load_images
-from .stage_model import checkpoint_in_use, eps_of, has_alpha, load_base, pick_device
+from .stage_model import alpha_in_use, checkpoint_to_evaluate, eps_of, has_alpha, load_base, pick_device
 from .stage_report import config_block, plain
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     eps = eps_of(run, config)
     budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     image_sets = read_images(file)
-    test = load_images(run, config, "test")
+    test = load_images(run, config, config.split)
     device = pick_device(config.device)
     model: nn.Module
     if run.paths.report("calibrate").exists() and (config.alpha is not None or has_alpha(run)):
-        checkpoint = checkpoint_in_use(run, config.alpha)
-        alpha = float(checkpoint.alpha or 0)
-        model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint)
+        alpha, upstream = alpha_in_use(run, config.alpha)
+        checkpoint = checkpoint_to_evaluate(run, config, upstream)
+        model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=alpha)
     else:
         alpha, model = 0.0, load_base(run, config, device)
         note(f"verify: {run.paths.folder} has no alpha yet, so the base model alone is judged")

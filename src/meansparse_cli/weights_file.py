@@ -3,10 +3,12 @@
 read_checkpoint    a file         -> what it holds, on the CPU
 state_dict_of      what it holds  -> tensors by key
 fit_weights        tensors        -> copied into a module, or refused with what does not fit
+network_id         a module       -> the sha256 of what it holds
 """
 
 import argparse
 import contextlib
+import hashlib
 import pickle
 import sys
 import zipfile
@@ -186,3 +188,12 @@ def _harmless_types() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")]
     return [argparse.Namespace, np.dtype, *numbers, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def network_id(model: nn.Module) -> str:
+    """The sha256 of a network's parameters and buffers, names and shapes included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

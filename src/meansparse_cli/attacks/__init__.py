@@ -158,7 +158,14 @@ def expand_attacks(names: Iterable[str]) -> list[str]:
     Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
     """
     wanted: dict[str, AttackSpec] = {}
-    for name in names:
+    given = list(names)
+    if given and set(given) == {"transfer"}:
+        raise ConfigError(
+            "transfer tries the images that other attacks found", hint="name one of these too: --attack apgd-ce"
+        )
+    for name in given:
+        if name == "transfer":
+            continue  # always part of an evaluation
         for member in PRESETS.get(name) or (name,):
             wanted[member] = find_attack(member)
     if not wanted:

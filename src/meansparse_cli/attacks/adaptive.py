@@ -73,7 +73,7 @@ def _inputs(model: nn.Module, note: Callable[[MeanSparse, Tensor], Any]) -> Iter
 
     def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(operator, MeanSparse)
-        note(operator, args[0])
+        note(operator, args[0].clone())  # an activation behind it may work in place
 
     operators = [module for module in model.modules() if isinstance(module, MeanSparse)]
     handles = [operator.register_forward_pre_hook(hook) for operator in operators]

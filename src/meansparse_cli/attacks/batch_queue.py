@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .budget import finite
 from .starts import Start, example_generator
 from .task import AttackTask, SearchOutcome
 
@@ -87,11 +88,12 @@ def climb(
         leaving = batch["broken"] | (batch["step"] == rule.n_steps)
         left = leaving.tolist()  # waits for the device, once a step
         # A last point needs no gradient; where other rows go on, it comes with theirs.
-        grad = point if all(left) else torch.autograd.grad(loss.sum(), point)[0].detach()
+        grad = point if all(left) else finite(torch.autograd.grad(loss.sum(), point)[0].detach())
         loss = loss.detach()
         n_after = task.model.forward_passes, task.model.backward_passes
         spent = [(after - before) // len(slots) for before, after in zip(n_before, n_after, strict=True)]
-        batch["passes"] = batch["passes"] + torch.tensor(spent)
+        needed = torch.tensor([[spent[0], 0 if leaves else spent[1]] for leaves in left])
+        batch["passes"] = batch["passes"] + needed  # what the example would take alone
 
         if any(left):
             gone = {key: batch[key][leaving] for key in ("point", "best_point", "best_loss", "broken")}

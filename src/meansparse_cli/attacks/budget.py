@@ -16,9 +16,20 @@ def l2_norm(images: Tensor) -> Tensor:
     return images.flatten(1).square().sum(dim=1).sqrt()
 
 
+def finite(gradient: Tensor) -> Tensor:
+    """Zero where a gradient is NaN or infinite: such a pixel says nothing, and must not end the attack on the others."""
+    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def unit_l2(images: Tensor) -> Tensor:
-    """Each image divided by its L2 norm; an image of zeros stays one."""
-    return images / per_image(l2_norm(images) + 1e-12)
+    """Each image divided by its L2 norm; an image of zeros stays one. One whose squares underflow is scaled first."""
+    length = l2_norm(images)
+    faint = length < 1e-9
+    if faint.any():
+        largest = images.flatten(1).abs().amax(dim=1)
+        images = torch.where(per_image(faint & (largest > 0)), images / per_image(largest.clamp(min=1e-37)), images)
+        length = l2_norm(images)
+    return images / per_image(length + 1e-12)
 
 
 def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch_queue import Batch, Slot, smooth_progress
-from .budget import l2_norm, per_image
+from .budget import finite, l2_norm, per_image
 from .losses import likely_targets
 from .result import Norm
 from .task import AttackTask, SearchOutcome
@@ -94,7 +94,7 @@ def _step(task: AttackTask, batch: Batch) -> None:
     with torch.enable_grad():
         logits = task.model(point)
         gap = (logits.gather(1, batch["target"][:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    normal = torch.autograd.grad(gap.sum(), point)[0].detach().contiguous()
+    normal = finite(torch.autograd.grad(gap.sum(), point)[0].detach()).contiguous()
     with torch.no_grad():
         point, gap = point.detach(), gap.detach()
         gap_at_x = gap + (normal * (x - point)).flatten(1).sum(dim=1)  # of the linearised boundary

@@ -21,18 +21,25 @@ class AttackResult:
     """Outcome of one attack on n examples.
 
     ``adversarial`` (n, channels, height, width), float32, inside budget and [0, 1]; the clean image where the attack
-    failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned.
-    ``forward_passes`` and ``backward_passes`` count examples, summed over the n. ``rejected`` counts the breaks that
-    the attack claimed and the judge did not confirm; those examples are searched a second time, in full precision.
-    ``forward_passes_broken`` and ``backward_passes_broken``: the part of them that went to examples in ``broken``.
+    failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned. ``passes``
+    (n, 2) int64 on the CPU: forward and backward passes that each example took, or would have taken alone. ``rejected``
+    (n,) int64 on the CPU: breaks that the attack claimed and the judge did not confirm; such an example is searched a
+    second time, in full precision.
     """
 
     adversarial: Tensor
     broken: Tensor
-    forward_passes: int
-    backward_passes: int
+    passes: Tensor
+    rejected: Tensor
     seconds: float
     seed: int
-    rejected: int = 0
-    forward_passes_broken: int = 0
-    backward_passes_broken: int = 0
+
+    @property
+    def forward_passes(self) -> int:
+        """Summed over the n examples."""
+        return int(self.passes[:, 0].sum())
+
+    @property
+    def backward_passes(self) -> int:
+        """Summed over the n examples."""
+        return int(self.passes[:, 1].sum())

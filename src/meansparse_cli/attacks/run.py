@@ -16,6 +16,7 @@ from .apgd import apgd
 from .budget import enforce_budget
 from .counting import CountedModel, device_of
 from .fab import fab
+from .folding import N_PROBES, find_folds, folded
 from .judge import fresh_logits, full_float32, is_misclassified, under_attack
 from .pgd import pgd
 from .precision import Precision, search_precision
@@ -60,14 +61,15 @@ def run_attack(
     y, indices = y.to(x.device, torch.int64), indices.to("cpu", torch.int64)
     device = device_of(model, x.device)
     counted = CountedModel(model, n_classes=n_classes, device=device)
+    # penalised attacks put hooks on the operators, which a compiled form may not call
+    fast_model = model if search_model is None or spec.search == "adaptive" else search_model
     fast, exact = (
         CountedModel(searched, n_classes=n_classes, device=device, base_gradient=spec.backward == "base")
-        # penalised attacks put hooks on the operators, which a compiled form may not call
-        for searched in (model if search_model is None or spec.search == "adaptive" else search_model, model)
+        for searched in (fast_model, model)
     )
     adversarial = x.clone(memory_format=torch.contiguous_format)
     passes = torch.tensor([[1, 0]]).repeat(len(x), 1)  # forward and backward, an example; one for the clean image
-    rejected = 0
+    rejected = torch.zeros(len(x), dtype=torch.int64)
 
     with under_attack(model):
         clean_logits = fresh_logits(counted, x, batch_size=batch_size)
@@ -75,9 +77,15 @@ def run_attack(
         if broken.any():
             advance(int(broken.sum()))
         rows = (~broken).nonzero().squeeze(1)
+        is_compiled = hasattr(fast_model, "_orig_mod")  # and would be once more in its folded form
+        can_fold = len(rows) > 0 and not is_compiled
+        folds = find_folds(fast_model, x[rows[:N_PROBES]].to(device).contiguous()) if can_fold else []
         # An example leaves the search at its first break. Where that break was one of low precision alone (autocast,
         # TF32), stopping there would flatter the model: those examples are searched once more, in full precision.
-        for searched, computing in ((fast, search_precision(device, precision)), (exact, full_float32(device))):
+        for searched, computing, form in (
+            (fast, search_precision(device, precision), folds),
+            (exact, full_float32(device), []),
+        ):
             if len(rows) == 0:
                 break
             task = AttackTask(
@@ -92,7 +100,7 @@ def run_attack(
                 batch_size=batch_size,
                 advance=advance,
             )
-            with computing, backward_rule(model, "true" if spec.backward == "base" else spec.backward):
+            with computing, folded(form), backward_rule(model, "true" if spec.backward == "base" else spec.backward):
                 outcome = SEARCHES[spec.search](task, **dict(spec.options))
             if outcome.passes is not None:
                 passes[rows.cpu()] += outcome.passes
@@ -104,19 +112,16 @@ def run_attack(
             adversarial[rows[upheld]] = points[upheld]
             broken[rows[upheld]] = True
             rows = rows[~upheld]
-            rejected += len(rows)
+            rejected[rows.cpu()] += 1
             advance = _no_progress
 
     return AttackResult(
         adversarial=adversarial,
         broken=broken,
-        forward_passes=sum(model.forward_passes for model in (counted, fast, exact)),
-        backward_passes=sum(model.backward_passes for model in (fast, exact)),
+        passes=passes,
+        rejected=rejected,
         seconds=time.perf_counter() - started,
         seed=seed,
-        rejected=rejected,
-        forward_passes_broken=int(passes[broken.cpu(), 0].sum()),
-        backward_passes_broken=int(passes[broken.cpu(), 1].sum()),
     )
 
 

@@ -6,11 +6,15 @@ and where its gradient points. The limits stand beside the checks. A doubt that 
 which number not to build on.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..artifacts import write_bytes
 from ..attacks.judge import under_attack
 from ..attacks.result import Budget
 from ..evaluation import MODELS, WORST_CASE, Evaluation, ModelName, attack_groups, is_bpda
@@ -21,7 +25,10 @@ from .outcomes import doubt_outcomes
 from .outputs import doubt_outputs
 from .search import doubt_search
 
-__all__ = ["Doubt", "find_doubts"]
+__all__ = ["DOUBTS_VERSION", "Doubt", "find_doubts"]
+
+DOUBTS_VERSION = 1
+"""Raised when a check finds other numbers than before."""
 
 
 def find_doubts(
@@ -35,16 +42,18 @@ def find_doubts(
     seed: int,
     batch_size: int,
     n_classes: int,
+    state_folder: Path | None = None,
+    key: str = "",
     on_kind: Callable[[ModelName, str], None] | None = None,
 ) -> list[Doubt]:
     """Every doubt about both models (about the base alone at alpha = 0), in the order of the report.
 
     ``x`` (n, channels, height, width) float32 in [0, 1], ``y`` and ``indices`` (n,): the first n examples of
-    ``evaluation``, on the model's device. ``on_kind`` is called as each kind of check begins. Nothing is left changed on
-    the model. Costs about 2,000 forward passes an example that survives, a backward pass counted as two.
+    ``evaluation``, on the model's device. ``on_kind`` is called as each kind of check begins. Each kind is kept in
+    ``state_folder`` as it ends and read back under the same ``key``. Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a backward pass counted as two.
     """
     worst = attack_groups(evaluation.attacks)[WORST_CASE]
-    bpda, doubts = any(is_bpda(attack) for attack in evaluation.attacks), []
+    bpda, doubts = any(is_bpda(attack) for attack in evaluation.attacks), list[Doubt]()
     kinds: tuple[tuple[str, Callable[[Subject], list[Doubt]]], ...] = (
         ("outputs", doubt_outputs),
         ("gradients", doubt_gradients),
@@ -65,5 +74,21 @@ def find_doubts(
             for kind, find in kinds:
                 if on_kind is not None:
                     on_kind(name, kind)
-                doubts += find(subject)
+                file = None if state_folder is None else state_folder / f"{name}-{kind}.json"
+                found = None if file is None else _kept(file, key)
+                if found is None:
+                    found = find(subject)
+                    if file is not None:
+                        content = {"key": key, "doubts": [asdict(doubt) for doubt in found]}
+                        write_bytes(file, json.dumps(content).encode())
+                doubts += found
     return doubts
+
+
+def _kept(file: Path, key: str) -> list[Doubt] | None:
+    """What an earlier session found; None where that is not there, or of something else."""
+    try:
+        content = json.loads(file.read_text())
+        return [Doubt(**doubt) for doubt in content["doubts"]] if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -18,7 +18,7 @@ from ..sparsify import backward_rule
 from .doubt import CARLINI, PINTOR, Check, Doubt, Subject
 
 RISING = Check("loss still rising at the last step", 0.1, "share", f"{PINTOR}; the limit is ours")
-MORE = Check("more steps and another start", 0.01, "share", f"{CARLINI}; {PINTOR}")
+MORE = Check("more steps and another start", 0, "share", f"{CARLINI}; {PINTOR}")
 NOISE = Check("accuracy lost to random noise", 0.05, "points", f"{CARLINI}; the limit is ours")
 NOISE_BREAKS = Check("noise breaks what attacks left", 0, "count", CARLINI)
 LARGE_EPS = Check("robust accuracy at a large eps", 0.02, "share", f"{CARLINI}; {PINTOR}")
@@ -28,8 +28,8 @@ LAST_PART = 0.1
 N_DRAWS = 100
 N_STEPS_LARGE = 40
 TIMES_EPS = (2, 4, 8)
-LARGEST_LINF = 0.5
-"""From half the pixel range on, every image can be made the same grey."""
+LARGEST_CHANGE = 0.5
+"""With half the pixel range for every pixel, every image can be made the same grey."""
 
 
 class Recorded:
@@ -97,7 +97,7 @@ def _large_eps(subject: Subject) -> Doubt:
     """A budget in which every image can be made any other leaves nothing, unless the attack is blind."""
     rows = subject.correct.nonzero().flatten()
     accuracies, n = {}, len(subject.y)
-    for eps in _large_budgets(subject.budget):
+    for eps in _large_budgets(subject.budget, subject.x[0].numel()):
         if len(rows):
             budget = Budget(subject.budget.norm, eps)
             rows = rows[~_climb(subject, rows, budget, loss="ce", n_steps=N_STEPS_LARGE).to(rows.device)]
@@ -112,9 +112,9 @@ def _large_eps(subject: Subject) -> Doubt:
     )  # fmt: skip
 
 
-def _large_budgets(budget: Budget) -> list[float]:
-    most = LARGEST_LINF if budget.norm == "Linf" else torch.inf
-    return sorted({min(times * budget.eps, most) for times in TIMES_EPS} | {max(most, budget.eps)} - {torch.inf})
+def _large_budgets(budget: Budget, n_pixels: int) -> list[float]:
+    most = LARGEST_CHANGE * (1 if budget.norm == "Linf" else n_pixels**0.5)
+    return sorted({min(times * budget.eps, most) for times in TIMES_EPS} | {max(most, budget.eps)})
 
 
 def _noise(subject: Subject) -> list[Doubt]:
