@@ -57,7 +57,7 @@ def mean_sparsify(
     """
     mean = mean.to(x.dtype)
     with torch.no_grad():  # only the mask is kept for the backward pass
-        inside = (x - mean).abs() <= threshold
+        inside = (x - mean).abs_() <= threshold
         slope = None if soft_edge is None or straight_through else _soft_slope(x, mean, threshold, soft_edge)
     if straight_through or slope is not None:
         replaced: Tensor = _ReplacedGradient.apply(x, mean, inside, slope)
