@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow zoo-check check bench gpu-suite clean
+.PHONY: help setup demo test test-slow zoo-check check bench bench-sweep gpu-suite clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ check: $(STAMP) ## format, lint, types
 
 bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an hour on two cores; BENCH="--device cuda" on a GPU)
 	$(BIN)/python benchmarks/attack_speed.py $(if $(DATA),--data-dir $(DATA)) $(BENCH)
+
+bench-sweep: $(STAMP) ## our sweep beside one pyautoattack run an alpha: make bench-sweep DATA=DIR (half an hour on two cores)
+	$(BIN)/python benchmarks/sweep_speed.py $(if $(DATA),--data-dir $(DATA)) $(BENCH)
 
 gpu-suite: $(STAMP) ## train the ablation models on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite
 	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh

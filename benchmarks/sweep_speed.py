@@ -3,9 +3,10 @@
     python benchmarks/sweep_speed.py --data-dir DIR              wall time, passes and choices, side by side in one run
     python benchmarks/sweep_speed.py --data-dir DIR --seeds 5    does racing agree with the full sweep, over seeds
 
-Naive and ours face the same images at the same alphas with 100 steps of APGD-CE from one random start an image. "plain
-curve" is the naive loop's own work; "both curves" adds BPDA and the pool, which is what `meansparse sweep-alpha` does.
-pyautoattack draws its starts in its own way, so accuracies agree within noise, not to the image.
+The first appends its rows to ``benchmarks/SWEEP.md``.
+Naive and ours face the same images at the same alphas with 100 steps of APGD-CE from the same random start an image, which
+pyautoattack is given. "plain curve" is the naive loop's own work; "both curves" adds BPDA and the pool, which is what
+`meansparse sweep-alpha` does.
 """
 
 import argparse
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attack_speed import machine
 from meansparse_cli.accuracy import paired_difference
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.judge import is_misclassified, under_attack
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.starts import boundary_start, example_generator
 from meansparse_cli.calibrate import calibrate_channels
 from meansparse_cli.checkpoint import Checkpoint, sparsify
 from meansparse_cli.choice import ChoiceRule, SweepPoint, choose
@@ -33,6 +36,17 @@ from meansparse_cli.racing import TOLERANCE
 from meansparse_cli.sites import find_sites
 from meansparse_cli.sparsify import SparsifiedModel, alpha_set
 from meansparse_cli.sweep_alpha import Sweep, SweepSettings, grid_of, sweep_alphas
+
+RESULTS = Path(__file__).parent / "SWEEP.md"
+HEADER = """# Speed of the sweep
+
+Written by `make bench-sweep` (`benchmarks/sweep_speed.py`): embedded `resnet18-w16`, 5,000 images for the statistics, the
+same held-out images and alphas on every row, APGD-CE with 100 steps. Passes are examples through the network, a backward
+pass counted as two forward ones. In brackets: images seen where racing dropped an alpha.
+
+| method | n | machine | s | ratio | passes | alpha | robust % at each alpha |
+|---|---|---|---|---|---|---|---|
+"""
 
 
 def main() -> None:
@@ -78,7 +92,7 @@ class Measurement:
         seconds, points, passes = self.naive(0)
         rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
         alpha = choose(points, rule).alpha
-        show("naive loop (pyautoattack)", seconds, seconds, passes, alpha, points)
+        self.show("naive loop (pyautoattack)", seconds, seconds, passes, alpha, points)
         goals: list[tuple[str, bool]] = []
         for name, bpda, racing, least in (
             ("ours, plain curve, all", (), False, 1.5),
@@ -89,7 +103,7 @@ class Measurement:
             if bpda and self.options.plain_only:
                 continue
             mine, sweep, passes = self.ours(0, bpda=bpda, racing=racing)
-            show(name, mine, seconds, passes, sweep.paper.alpha, sweep.points)
+            self.show(name, mine, seconds, passes, sweep.paper.alpha, sweep.points)
             if least is not None:
                 goals.append((f"{name}: {least:g} times as fast", seconds / mine >= least))
                 goals.append((f"{name}: the same alpha", sweep.paper.alpha == alpha))
@@ -98,6 +112,37 @@ class Measurement:
                 goals.append((f"{name}: robust accuracy at most {max(higher):+.1f} points above", max(higher) <= 0))
         for goal, is_met in goals:
             print(f"{'met' if is_met else 'MISSED':>6}  {goal}")
+
+    def show(
+        self, name: str, seconds: float, naive_seconds: float, passes: int, alpha: float, points: list[SweepPoint]
+    ) -> None:
+        """One line on the screen, one row of the results."""
+        curve = " ".join(
+            f"{100 * float(p.plain.double().mean()):.1f}" + ("" if p.is_whole("plain") else f" ({len(p.plain)})")
+            for p in points
+        )
+        ratio = naive_seconds / seconds
+        print(
+            f"{name:26} {seconds:8.1f} s  {ratio:5.2f} x  {passes:>12,} passes (backward = 2)  alpha {alpha:g}  "
+            f"robust %: {curve}"
+        )
+        if self.options.dry:
+            return
+        if not RESULTS.exists():
+            RESULTS.write_text(HEADER)
+        device = machine(torch.device(self.options.device))
+        row = (
+            name,
+            self.options.n_examples,
+            device,
+            f"{seconds:.1f}",
+            f"{ratio:.2f}",
+            f"{passes:,}",
+            f"{alpha:g}",
+            curve,
+        )
+        with RESULTS.open("a") as file:
+            file.write("| " + " | ".join(map(str, row)) + " |\n")
 
     def agreement(self, n_seeds: int) -> None:
         """Both races, on the plain curve and on the worst one, against sweeps that score everything."""
@@ -127,7 +172,16 @@ class Measurement:
         """Alpha by alpha: clean accuracy, then pyautoattack's APGD-CE on everything that is right."""
         from pyautoattack.autopgd_base import APGDAttack
 
-        x, y, _ = self.examples(seed)
+        class FromOurStarts(APGDAttack):  # type: ignore[misc]
+            def attack_single_run(self, x: Tensor, y: Tensor, x_init: Tensor | None = None) -> Any:
+                assert len(x) == len(points_of_start), "pyautoattack left out an image that is classified correctly"
+                return super().attack_single_run(x, y, x_init=points_of_start)
+
+        x, y, indices = self.examples(seed)
+        generators = [example_generator(seed, "apgd-ce", 0, index) for index in indices.tolist()]
+        starts = torch.stack(
+            [boundary_start(image, g, self.budget) for image, g in zip(x.cpu(), generators, strict=True)]
+        ).to(x.device)
         counted = CountedModel(self.model, n_classes=self.n_classes, device=x.device)
         points, started = [], time.perf_counter()
         with under_attack(self.model):
@@ -136,7 +190,8 @@ class Measurement:
                     clean = ~is_misclassified(counted, x, y, batch_size=self.options.batch_size)
                     robust = clean.clone()
                     for rows in clean.nonzero().flatten().split(self.options.batch_size):
-                        attack: Any = APGDAttack(
+                        points_of_start = starts[rows]
+                        attack: Any = FromOurStarts(
                             counted, n_iter=100, norm="Linf", n_restarts=1, eps=self.budget.eps, seed=seed, loss="ce",
                             eot_iter=1, rho=0.75, device=x.device,
                         )  # fmt: skip
@@ -161,17 +216,6 @@ class Measurement:
         return seconds, sweep, passes["forward_passes"] + 2 * passes["backward_passes"]
 
 
-def show(name: str, seconds: float, naive_seconds: float, passes: int, alpha: float, points: list[SweepPoint]) -> None:
-    curve = " ".join(
-        f"{100 * float(p.plain.double().mean()):.1f}" + ("" if p.is_whole("plain") else f"({len(p.plain)})")
-        for p in points
-    )
-    print(
-        f"{name:26} {seconds:8.1f} s  {naive_seconds / seconds:5.2f} x  {passes:>12,} passes (backward = 2)  "
-        f"alpha {alpha:g}  robust %: {curve}"
-    )
-
-
 def arguments() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18-w16")
@@ -186,6 +230,7 @@ def arguments() -> Any:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain-only", action="store_true", help="leave out the sweeps with BPDA")
+    parser.add_argument("--dry", action="store_true", help="leave SWEEP.md alone")
     parser.add_argument("--seeds", type=int, default=0, help="compare racing with the full sweep over so many seeds")
     return parser.parse_args()
 
