@@ -101,6 +101,7 @@ def doubts_of(
     *,
     alpha: float = 0.0,
     attacks: tuple[str, ...] = ("apgd-ce", "bpda-apgd-ce"),
+    batch_size: int = 256,
     **kept: Any,
 ) -> dict[tuple[str, str], Doubt]:
     x, y, indices = examples()
@@ -110,7 +111,7 @@ def doubts_of(
         model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
     )
     found = find_doubts(
-        model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=256, n_classes=3, **kept
+        model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=batch_size, n_classes=3, **kept
     )
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
@@ -195,6 +196,27 @@ def test_its_own_doubt_and_no_other(network: Callable[[], nn.Module], expected: 
         "outputs that are probabilities", "better with other inputs", "zero or NaN gradients",
     }  # fmt: skip
     assert warned(doubts) & about_outputs == expected, doubts
+
+
+class Strict(Colours):
+    """Refuses what is no image, as a careful author's model may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.min() >= 0 and x.max() <= 1
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_model_that_checks_its_inputs_is_doubted_like_any_other(tmp_path: Path) -> None:
+    doubts = doubts_of(Strict(), tmp_path)
+    assert doubts["base", "better with other inputs"].status == "not run"
+    assert "refuses" in doubts["base", "better with other inputs"].sentence
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_batch_size_of_one_hides_no_batch_statistics(tmp_path: Path) -> None:
+    doubts = doubts_of(BatchStatistics(), tmp_path, batch_size=1)
+    assert "depends on the rest of the batch" in warned(doubts)
 
 
 # ---- the numbers, where they are known

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
@@ -107,7 +107,8 @@ def test_a_witness_for_every_break_and_none_for_others(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["witnesses.safetensors", "witnesses-base.pt", "witnesses-sparsified.pt"])
 def test_verify_confirms_them_and_arrives_at_the_same_number(name: str, run: Path) -> None:
-    result = done("verify", run / name, "--run", run, "--eps", "8/255", "--alpha", "0.4")
+    told = [] if name.endswith(".safetensors") else ["--eps", "8/255", "--alpha", "0.4"]  # the others do not say
+    result = done("verify", run / name, "--run", run, *told)
     report = yaml.safe_load(Path(result.stdout.strip()).read_text())
     worst = results(run)["comparisons"][-1]
     for found in report["results"]["sets"]:
@@ -116,6 +117,18 @@ def test_verify_confirms_them_and_arrives_at_the_same_number(name: str, run: Pat
         if name.endswith(".safetensors"):
             assert found[model]["n_misclassified"] == found["n_images"]
     assert max(map(len, result.stderr.splitlines())) <= 120
+
+
+def test_verify_says_where_it_judges_otherwise_than_a_file_was_found(run: Path, tmp_path: Path) -> None:
+    file = run / "witnesses.safetensors"
+    result = done("verify", file, "--run", run, "--eps", "16/255", "--alpha", "0.2")
+    said = " ".join(result.stderr.split())
+    assert "was found at eps 8/255, it is judged at 16/255" in said
+    assert "was found at alpha 0.4, it is judged at 0.2" in said
+    other = tmp_path / "l2.safetensors"
+    save_file(load_file(file), other, metadata={"norm": "L2", "eps": "0.5", "alpha": "0.4"})
+    refused = meansparse("verify", other, "--run", run)
+    assert (refused.exit_code, "was found under L2" in " ".join(refused.stderr.split())) == (7, True)
 
 
 def test_verify_says_no_by_its_exit_code(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from meansparse_cli.alpha_search import candidates_of, check_blocks, depth_group
 from meansparse_cli.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
 from meansparse_cli.choice import ChoiceRule
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.journal import Journal
 from meansparse_cli.pairs import Column, PairStore
 from meansparse_cli.sites import Site, find_sites
 from meansparse_cli.statistics import ChannelStatistics
@@ -47,8 +46,9 @@ class KnownPairs(PairStore):
     def score(self, b: int, wanted: Any, on_progress: Any = None) -> None:
         self.asked |= {(b, c, family) for family, columns in wanted.items() for c in columns}
 
-    def clean(self, column: Column) -> Tensor:
-        return torch.arange(N) % 100 >= 20 + 10 * max(column)  # two points lost for every 0.2
+    def clean(self, column: Column, blocks: Any = None) -> Tensor:
+        positions = torch.cat([self.blocks[b] for b in (range(len(self.blocks)) if blocks is None else blocks)])
+        return positions % 100 >= 20 + 10 * max(column)  # two points lost for every 0.2
 
     def measure(self, column: Column, name: Any, blocks: Any = None) -> Tensor:
         parts = [torch.zeros(0, dtype=torch.bool)]
@@ -173,34 +173,42 @@ def test_a_gain_on_one_part_alone_is_not_accepted(tmp_path: Path) -> None:
     assert found.steps[0].gain > 0.1 and found.steps[0].confirmed_gain == 0
 
 
-def test_a_search_needs_three_blocks() -> None:
-    check_blocks(3, 64)
-    with pytest.raises(ConfigError, match="3 blocks of held-out images, there are 2 of 64") as refusal:
-        check_blocks(2, 64)
-    assert "--n-examples to 192" in str(refusal.value.hint)
+def test_a_search_needs_images_to_be_judged_on() -> None:
+    check_blocks([64, 64, 64])
+    for sizes in ([64, 64], [64, 64, 15]):
+        with pytest.raises(ConfigError, match=f"{sum(sizes[2:])} images of {sum(sizes)} in blocks of 64") as refusal:
+            check_blocks(sizes)
+        assert "--n-examples to 192" in str(refusal.value.hint)
+
+
+def one_helps_one_hurts(*parts: int) -> Callable[[Column, str], Tensor]:
+    """The first of two sites gains as in ``lucky_on``; the second costs half of what is robust, so no shared alpha pays."""
+    lucky = lucky_on(*parts)
+
+    def robust(column: Column, family: str) -> Tensor:
+        return lucky(column, family) & ((column[1] == 0) | (torch.arange(N) % 2 == 0))
+
+    return robust
 
 
 @pytest.mark.parametrize(("parts", "is_carried"), [((0, 1), False), ((0, 1, 2), True), ((2,), False)])
 def test_what_a_search_found_is_judged_on_images_that_it_did_not_look_at(
     tmp_path: Path, parts: tuple[int, ...], is_carried: bool
 ) -> None:
-    store = KnownPairs(tmp_path, 1, lucky_on(*parts))
-    store.model.sites = [site(0, (8, 4, 4))]
+    store = KnownPairs(tmp_path, 2, one_helps_one_hurts(*parts))
+    store.model.sites = [site(i, (8, 4, 4)) for i in range(2)]
     view = SimpleNamespace(begin=lambda *_: None, advance=lambda n: None)
-    rule = ChoiceRule("worst", 0.05)
-    grid = settings("worst", alphas=(0.0, 0.3), rule=rule, racing=False)
-    # the search starts at alpha = 0, as if the sweep had not found 0.3
-    Journal(store.folder, "start", (grid, site_groups(store.model.sites), [BLOCK] * 8, store.ids.tolist())).once(
-        "alpha", lambda: 0.0
-    )
+    grid = settings("worst", alphas=(0.0, 0.3), rule=ChoiceRule("worst", 0.05), racing=False, site_weights=(1.0, 1.0))
     sweep = sweep_alphas(store, grid)
-    _, carried, report = alphas_by_rule("per-site", store, grid, sweep, FakeCheckpoint(), view)  # type: ignore[arg-type]
+    assert sweep.chosen.alpha == 0
+    checkpoint = FakeCheckpoint(sites=tuple(store.model.sites), active=tuple(store.model.sites))
+    _, carried, report = alphas_by_rule("per-site", store, grid, sweep, checkpoint, view)  # type: ignore[arg-type]
     found = report["search"]
-    assert found["steps"][0]["is_accepted"] == (parts != (2,))
-    assert found["unseen"]["n_examples"] == 100
-    assert found["unseen"]["minus_base"] == pytest.approx(0.12 if 2 in parts and parts != (2,) else 0.0)
-    # where the sweep itself had chosen 0.3, nothing was moved: the shared alpha stays
-    assert found["is_carried"] == (is_carried and sweep.chosen.alpha == 0)
+    assert [step["is_accepted"] for step in found["steps"]] == [False, parts != (2,)]
+    assert found["unseen"]["n_examples"] == found["unseen"]["point"]["worst"]["n_examples"] == 100
+    assert found["unseen"]["minus_base"] == pytest.approx(0.12 if is_carried else 0.0)
+    assert found["is_carried"] == is_carried
+    assert (carried.alpha, carried.site_weights) == ((0.3, (1.0, 0.0)) if is_carried else (0.0, None))
 
 
 @dataclass(frozen=True)

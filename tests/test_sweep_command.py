@@ -105,12 +105,13 @@ def test_images_may_be_added_and_only_they_are_attacked(run: str) -> None:
 
 
 def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meansparse_cli.alpha_search import Found
+    from meansparse_cli.alpha_search import Found, Step
 
     def found(store: Any, groups: Any, **_: Any) -> Found:
         assert len(groups) == 3
-        return Found((0.0, 0.8, 0.4))
+        return Found((0.0, 0.8, 0.4), [Step("3", 0.4, 0.8, 0.1, 0.1, True)])
 
+    monkeypatch.setattr("meansparse_cli.alpha_search.MIN_UNSEEN", 10)
     monkeypatch.setattr("meansparse_cli.alpha_rules.search_alphas", found)
     monkeypatch.setattr("meansparse_cli.choice.ChoiceRule.is_enough", lambda *_: True)
     monkeypatch.setattr("meansparse_cli.alpha_rules.paired_difference", _always_better)
@@ -141,7 +142,8 @@ def _always_better(*_: Any) -> Any:
     return PairedDifference(0.1, 0.01, 3, 0, 30)
 
 
-def test_the_search_itself_runs_and_resumes(run: str) -> None:
+def test_the_search_itself_runs_and_resumes(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meansparse_cli.alpha_search.MIN_UNSEEN", 10)
     options = ["--alpha-rule", "per-depth", "--block-size", "10", "--max-clean-drop", "100", "--min-gain", "0"]
     report = results(done("sweep-alpha", "--run", run, *COMMON, *options)[0])
     assert report["alpha_rule"] == "per-depth"
@@ -161,7 +163,7 @@ def test_bad_settings_are_refused_with_a_way_out(run: str) -> None:
     assert lacking.exit_code == 3
     assert "add --attack apgd-ce" in words(lacking)
     few = meansparse("sweep-alpha", "--run", run, *COMMON, "--n-examples", "20", "--alpha-rule", "per-site")
-    assert (few.exit_code, "3 blocks of held-out images" in words(few)) == (3, True)
+    assert (few.exit_code, "every third block of held-out images" in words(few)) == (3, True)
     unknown = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "fab")
     assert (unknown.exit_code, "objective" in unknown.stderr) == (3, True)
     alone = meansparse("evaluate", "--run", run, "--centre", "zero", "--eps", "2/255")

@@ -22,13 +22,15 @@ from .sweep_alpha import Sweep, SweepSettings, point_of, sweep_alphas, what_bpda
 class SearchResult:
     """An alpha for each site, judged on held-out images that no step of the search looked at.
 
-    ``gain`` over alpha = 0 and ``over_shared`` over the shared choice on those images. ``is_carried``: it is not behind
-    the shared choice there and gains what the rule asks. ``point``: on all held-out images, ``fate``: what BPDA makes of it.
+    All of it on those images alone: ``gain`` over alpha = 0, ``over_shared`` over the shared choice; ``is_carried``: it
+    is not behind the shared choice and gains what the rule asks; ``point`` and ``base``: all measures of it and of
+    alpha = 0; ``fate``: what BPDA makes of it.
     """
 
     rule: str
     found: Found
     point: SweepPoint
+    base: SweepPoint
     gain: PairedDifference
     over_shared: PairedDifference
     critical: float
@@ -41,7 +43,8 @@ class SearchResult:
         gains = [percent(d.difference, d.standard_error, signed=True) for d in (self.gain, self.over_shared)]
         words = [
             f"{self.rule}: {n_accepted} of {len(self.found.steps)} steps were confirmed; on {curve}, on {self.gain.n:,} images "
-            f"that no step looked at: {gains[0]} points against alpha = 0, {gains[1]} against the shared alpha"
+            f"that no step looked at (the sweep before it did): {gains[0]} points against alpha = 0, {gains[1]} against the "
+            "shared alpha"
         ]
         alphas = ", ".join(f"{alpha:g}" for alpha in self.found.column)
         if not self.is_carried:
@@ -56,12 +59,11 @@ class SearchResult:
             words.append(f"what BPDA makes of them: {self.fate.name} ({self.fate.reason})")
         return words
 
-    def to_report(self, base: SweepPoint, sites: Sequence[Site]) -> dict[str, Any]:
+    def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Plain values, fractions."""
         return self.found.to_report(sites) | {
-            "point": self.point.to_report(base),
             "unseen": {
-                "n_examples": self.gain.n, "minus_base": self.gain.difference,
+                "n_examples": self.gain.n, "point": self.point.to_report(self.base), "minus_base": self.gain.difference,
                 "minus_base_standard_error": self.gain.standard_error, "minus_shared": self.over_shared.difference,
                 "minus_shared_standard_error": self.over_shared.standard_error,
             },
@@ -97,7 +99,7 @@ def alphas_by_rule(
     result = _judge(rule, found, store, settings, sweep)
     shared = sweep.chosen.alpha
     report = {
-        "search": result.to_report(sweep.points[0], sites),
+        "search": result.to_report(sites),
         "in_words": result.in_words(settings.rule.curve, shared),
     }
     if not result.is_carried:
@@ -115,12 +117,13 @@ def _judge(rule: str, found: Found, store: PairStore, settings: SweepSettings, s
     shared = on_unseen(settings.column(sweep.chosen.alpha))
     critical = critical_value([(mine, other) for other in (base, shared)])
     gain, over_shared = paired_difference(mine, base), paired_difference(mine, shared)
-    is_moved = found.column != settings.column(sweep.chosen.alpha)
-    point = point_of(store, found.column, max(found.column))
+    is_moved = any(step.is_accepted for step in found.steps)
+    alone = point_of(store, found.column, max(found.column), unseen)
+    without = point_of(store, store.base, 0.0, unseen)
     return SearchResult(
-        rule, found, point, gain, over_shared, critical,
+        rule, found, alone, without, gain, over_shared, critical,
         is_moved and over_shared.difference >= 0 and settings.rule.is_enough(mine, base, critical),
-        what_bpda_makes_of(point, sweep.points[0], critical),
+        what_bpda_makes_of(alone, without, critical_value([(alone.worst, without.worst)])),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from .sites import Site
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at
 N_PARTS = 4  # depths of a network without stages
 N_ROTATED = 3  # parts of the held-out blocks
+MIN_UNSEEN = 40  # images to judge on; fewer cannot tell a gain from luck
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,14 @@ def search_alphas(
     return Found(current, steps)
 
 
-def check_blocks(n_blocks: int, block_size: int) -> None:
-    """Refuse a search over fewer blocks of held-out images than it has parts."""
-    if n_blocks < N_ROTATED:
+def check_blocks(sizes: Sequence[int]) -> None:
+    """Refuse a search that would judge on too few images; ``sizes``: images in each block."""
+    n_unseen = sum(sizes[b] for b in unseen_blocks(len(sizes)))
+    if n_unseen < MIN_UNSEEN:
         raise ConfigError(
-            f"a search needs {N_ROTATED} blocks of held-out images, there are {n_blocks} of {block_size}",
-            hint=f"raise --n-examples to {N_ROTATED * block_size} or more, or lower --block-size with --fresh",
+            f"a search judges on every third block of held-out images: {n_unseen} images of {sum(sizes)} in blocks of "
+            f"{max(sizes)}, {MIN_UNSEEN} are needed",
+            hint=f"raise --n-examples to {max(N_ROTATED * max(sizes), 4 * MIN_UNSEEN)} or more, or give --block-size 16 --fresh",
         )
 
 

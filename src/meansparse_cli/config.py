@@ -37,6 +37,16 @@ def eps_value(text: str) -> float:
     return float(Fraction(text))
 
 
+def eps_text(value: float) -> str:
+    """A budget as people write it: ``8/255`` where it is a multiple of 1/255.
+
+    >>> eps_text(8 / 255), eps_text(0.5)
+    ('8/255', '0.5')
+    """
+    levels = round(255 * value)
+    return f"{levels}/255" if levels / 255 == value else f"{value:.12g}"
+
+
 def parse_eps_grid(value: object) -> str:
     """One eps, ``2/255,8/255``, ``1/255:16/255:1/255`` (from, to, step; ends included) or a list -> the text itself."""
     text = ",".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value).strip()

@@ -84,7 +84,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
             block_size=config.block_size,
             key={
                 "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
-                "precision": config.precision,
+                "precision": config.precision, "images": f"{config.dataset or run.source.dataset} {config.split}",
             },
         )  # fmt: skip
         points = _score(store, columns, f"eps {one}")

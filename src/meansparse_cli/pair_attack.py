@@ -1,8 +1,9 @@
 """One attack on (image, alphas) pairs: every row of a batch has alphas of its own, so all alphas share full batches.
 
 A pair that is broken leaves at once and the next one, of whatever image and alphas, takes its place. The random start of
-a pair depends on the seed, the search and the image alone: all alphas of one image, plain and BPDA, start at the same
-point, and the trajectory of a pair is the one it would have by itself.
+a pair depends on the seed, the attack and the image alone: all alphas of one image start at the same point, and the
+trajectory of a pair is the one it would have by itself. A BPDA attack starts elsewhere than its plain twin: on the base
+model the two are one attack, and from one start the base would face half of what the others face.
 """
 
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def attack_pairs(
             if not len(rows):
                 break
             task = AttackTask(
-                attack=spec.name if spec.backward == "true" else spec.search, model=counted, x=x[rows].contiguous(), y=y[rows], indices=indices[rows.cpu()],
+                attack=spec.name, model=counted, x=x[rows].contiguous(), y=y[rows], indices=indices[rows.cpu()],
                 clean_logits=clean_logits[rows], budget=settings.budget, seed=settings.seed,
                 batch_size=settings.batch_size, advance=advance, per_row={"alphas": alphas[rows.to(alphas.device)]},
                 forward=forward,

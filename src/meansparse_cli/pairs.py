@@ -6,7 +6,7 @@ same image at all columns, where it counts only if it breaks. In the end every p
 whichever column was scored first. Measures come out, each (n,) bool, "still classified correctly":
 
     plain   the column's own plain attacks alone, which the pool never touches; ``apgd-ce``: the first of them, the paper's
-    bpda    its own BPDA attacks, and every image of the pool that a BPDA attack (or the same attack on the base) found
+    bpda    its own BPDA attacks, and every image of the pool that a BPDA attack found
     worst   everything that was run, the whole pool included
 """
 
@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .attacks import find_attack
 from .attacks.counting import CountedModel, device_of
 from .attacks.judge import under_attack
+from .evaluation import attack_version
 from .evaluation_state import example_ids
 from .pair_attack import PairSettings, attack_pairs, pair_logits
 from .pair_blocks import Block, Column, ColumnOutcomes, block_file, column_of, cut_blocks, load_block, save_block
@@ -32,7 +32,7 @@ __all__ = ["Column", "Family", "Measure", "PairStore", "column_of"]
 Family = Literal["plain", "bpda"]
 Measure = Literal["plain", "bpda", "worst", "apgd-ce"]
 FAMILIES: tuple[Family, ...] = ("plain", "bpda")
-FORMAT = 1  # raise it when the files, or what a pair's outcome means, change
+FORMAT = 2  # raise it when the files, or what a pair's outcome means, change
 
 
 class PairStore:
@@ -53,7 +53,7 @@ class PairStore:
         self.attacks: dict[Family, tuple[str, ...]] = {"plain": tuple(plain), "bpda": tuple(bpda)}
         whole_key = key | {
             "format": FORMAT, "seed": settings.seed, "norm": settings.budget.norm, "eps": settings.budget.eps,
-            "attacks": {name: find_attack(name).description for name in (*plain, *bpda)},
+            "attacks": {name: attack_version(name) for name in (*plain, *bpda)},
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(whole_key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder = folder / digest
@@ -114,9 +114,11 @@ class PairStore:
             )
             self._save(b, block)  # a kill costs one family of attacks on one block
 
-    def clean(self, column: Column) -> Tensor:
-        """(n,) bool: right at the clean image."""
-        return torch.cat([self._columns[b][column].clean for b in range(len(self.blocks))])
+    def clean(self, column: Column, blocks: Sequence[int] | None = None) -> Tensor:
+        """(k,) bool: right at the clean image, on the images of ``blocks`` (all of them)."""
+        return torch.cat(
+            [self._columns[b][column].clean for b in (range(len(self.blocks)) if blocks is None else blocks)]
+        )
 
     def measure(self, column: Column, name: Measure, blocks: Sequence[int] | None = None) -> Tensor:
         """(k,) bool: the measure on the images of ``blocks`` (all of them), up to the first that was not scored."""
@@ -160,10 +162,6 @@ class PairStore:
         self, b: int, block: Block, family: Family, name: str, columns: list[Column], on_progress: Callable[[int], None]
     ) -> None:
         """One attack as one stream over the pairs of ``columns`` that its family has left."""
-        # On the base, the plain attack and its BPDA twin are one, if all that narrowed what it faces has a twin as well.
-        names = self.attacks["plain"]
-        before = names[: names.index(name) + 1] if family == "plain" else (name,)
-        shared = family == "plain" and all(f"bpda-{other}" in self.attacks["bpda"] for other in before)
         if not columns:
             return
         # The paper's measure knows no pool; BPDA need not attack what an image of its own pool already breaks.
@@ -180,12 +178,9 @@ class PairStore:
         broken[which, rows] = result.broken
         for column, mask in zip(columns, broken, strict=True):
             block.columns[column].broken[name] = mask
-            if shared and column == self.base and f"bpda-{name}" not in block.columns[column].broken:
-                block.columns[column].broken[f"bpda-{name}"] = mask.clone()
-                on_progress(len(mask))
-        of_base = torch.tensor([column == self.base for column in columns])[which][result.broken]
-        block.pool_rows = torch.cat([block.pool_rows, rows[result.broken]])
-        block.pool_bpda = torch.cat([block.pool_bpda, (of_base & shared) | (family == "bpda")])
+        found = rows[result.broken]
+        block.pool_rows = torch.cat([block.pool_rows, found])
+        block.pool_bpda = torch.cat([block.pool_bpda, torch.full((len(found),), family == "bpda")])
         block.pool_images = torch.cat([block.pool_images, result.images])
         block.forward_passes += result.forward_passes
         block.backward_passes += result.backward_passes

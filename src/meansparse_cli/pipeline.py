@@ -289,6 +289,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
         key={
             "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
+            "images": f"{config.dataset or run.source.dataset} held-out",
         },
     )  # fmt: skip
     settings = SweepSettings(
@@ -296,7 +297,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
     )  # fmt: skip
     if config.alpha_rule != "shared":
-        check_blocks(len(store.blocks), config.block_size)
+        check_blocks([len(block) for block in store.blocks])
     with live("pairs") as view:
         sweep = sweep_alphas(
             store, settings, on_block=view.begin, on_progress=view.advance,

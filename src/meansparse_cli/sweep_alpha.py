@@ -142,11 +142,11 @@ def sweep_alphas(
     return sweep
 
 
-def point_of(store: PairStore, column: Column, alpha: float) -> SweepPoint:
-    """What ``store`` knows of one column, under the name of an alpha."""
-    plain, bpda, worst = (store.measure(column, curve) for curve in CURVES)
-    apgd_ce = store.measure(column, "apgd-ce") if "apgd-ce" in store.attacks["plain"] else None
-    return SweepPoint(alpha, store.clean(column), plain, bpda, worst, apgd_ce)
+def point_of(store: PairStore, column: Column, alpha: float, blocks: Sequence[int] | None = None) -> SweepPoint:
+    """What ``store`` knows of one column, on the images of ``blocks`` (all of them), under the name of an alpha."""
+    plain, bpda, worst = (store.measure(column, curve, blocks) for curve in CURVES)
+    apgd_ce = store.measure(column, "apgd-ce", blocks) if "apgd-ce" in store.attacks["plain"] else None
+    return SweepPoint(alpha, store.clean(column, blocks), plain, bpda, worst, apgd_ce)
 
 
 def halfway(alphas: Sequence[float], best: float) -> list[float]:

@@ -115,6 +115,20 @@ def read_images(path: Path) -> list[ImageSet]:
     return sets
 
 
+def said_by(path: Path) -> dict[str, str]:
+    """``norm``, ``eps`` and ``alpha`` that a ``witnesses.safetensors`` was found under; empty for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}  # ``read_images`` says what is wrong with it
+    return {key: about[key] for key in ("norm", "eps", "alpha") if key in about}
+
+
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     """Name -> tensor; a bare tensor has the name ''. Nothing is unpickled but tensors."""
     try:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from .artifacts import sha256_of
 from .checkpoint import sparsify
-from .config import VerifyConfig, eps_value
+from .config import VerifyConfig, eps_text, eps_value
 from .console import console, note
+from .errors import DataError
 from .pipeline import ensure_fetched
 from .report import write_report
-from .run_folder import file_name
+from .run_folder import Run, file_name
 from .stage_images import check_data, load_images
 from .stage_model import alpha_in_use, checkpoint_to_evaluate, eps_of, has_alpha, load_base, pick_device
 from .stage_report import config_block, plain
@@ -25,10 +26,11 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
     from .attacks.result import Budget
     from .data import content_id
-    from .verify import Judgement, judge_images, match_examples, read_images, show_judgements
+    from .verify import Judgement, judge_images, match_examples, read_images, said_by, show_judgements
     from .witnesses import examples_at
 
     run, started = ensure_fetched(config, sources), time.monotonic()
+    config = _as_found(run, config, file, said_by(file))
     eps = eps_of(run, config)
     budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     image_sets = read_images(file)
@@ -62,3 +64,30 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         device=device, seconds=time.monotonic() - started,
     )  # fmt: skip
     return path, bool(report["results"]["admissible"])
+
+
+def _as_found(run: Run, config: VerifyConfig, file: Path, about: dict[str, str]) -> VerifyConfig:
+    """The settings, with the eps and alpha that the file was found under where they were not given.
+
+    Raises ``DataError`` for a file of another norm: no eps of one says anything about the other.
+    """
+    if about.get("norm", run.norm) != run.norm:
+        raise DataError(
+            f"{file} was found under {about['norm']}, {run.paths.folder} is of {run.norm}",
+            hint="name a run folder of that norm: --run DIR",
+        )
+    if "eps" in about:
+        theirs = eps_text(float(about["eps"]))
+        if config.eps is None:
+            config = config.model_copy(update={"eps": theirs})
+        elif eps_value(config.eps) != float(about["eps"]):
+            note(f"verify: {file.name} was found at eps {theirs}, it is judged at {config.eps}")
+    alpha = float(about.get("alpha", 0))
+    if alpha and run.paths.report("calibrate").exists():
+        judged = alpha_in_use(run, config.alpha)[0] if config.alpha is not None or has_alpha(run) else None
+        if config.alpha is None and judged != alpha:
+            config = config.model_copy(update={"alpha": alpha})
+            note(f"verify: {file.name} was found at alpha {alpha:g}, at which it is judged")
+        elif judged != alpha:
+            note(f"verify: {file.name} was found at alpha {alpha:g}, it is judged at {judged:g}")
+    return config

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..sparsify import operators_off
+from .judge import full_float32
 
 N_PROBES = 2
 TOLERANCE = 1e-4
@@ -37,7 +38,8 @@ def find_folds(model: nn.Module, x: Tensor) -> list[Fold]:
     ``x`` (n, channels, height, width) on the model's device. Costs two forward passes of two examples, which no count has.
     """
     probes = x[:N_PROBES]
-    with torch.no_grad(), operators_off(model):  # an operator's step would turn rounding into a jump
+    # not in TF32, and without the operators, whose step would turn rounding into a jump
+    with torch.no_grad(), full_float32(x.device), operators_off(model):
         before, pairs = _pairs(model, probes)
         folds = [Fold(conv, norm, *_folded_weights(conv, norm)) for conv, norm in pairs]
         if not folds:

@@ -108,10 +108,12 @@ class Subject:
         """The model with its outputs checked."""
         return CountedModel(self.model, n_classes=self.n_classes, device=device_of(self.model, self.x.device))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, batch_size: int | None = None) -> Tensor:
         """(m, channels, height, width) -> (m, n_classes), as the judge sees them; without a check of their values."""
         with torch.no_grad(), full_float32(device_of(self.model, images.device)):
-            return torch.cat([self.model(part.contiguous()).float() for part in images.split(self.batch_size)])
+            return torch.cat(
+                [self.model(part.contiguous()).float() for part in images.split(batch_size or self.batch_size)]
+            )
 
     def gradients(self, loss: Loss, rule: str, rows: Tensor) -> Tensor:
         """Gradient of ``loss`` in the clean image, under a backward rule: (m, channels, height, width)."""

@@ -49,11 +49,11 @@ def _randomised(subject: Subject) -> Doubt:
 
 def _batch_dependent(subject: Subject) -> Doubt:
     """Each image in two batches: with its neighbours, and with others, in reverse, beside noise."""
-    x = subject.x[: subject.batch_size]
-    together = subject.logits(x)
+    x = subject.x[: max(2, subject.batch_size)]
+    together = subject.logits(x, batch_size=len(x))
     half = x[: max(1, len(x) // 2)]
     noise = torch.rand(half.shape, generator=torch.Generator().manual_seed(subject.seed)).to(x)
-    apart = subject.logits(torch.cat([noise, half.flip(0)]))[len(half) :].flip(0)
+    apart = subject.logits(torch.cat([noise, half.flip(0)]), batch_size=2 * len(half))[len(half) :].flip(0)
     scale = max(float(together.std()), 1e-12)
     difference = (together[: len(half)] - apart).abs().amax(dim=1) / scale
     n_changed = int((together[: len(half)].argmax(1) != apart.argmax(1)).sum())
@@ -90,10 +90,15 @@ def _normalisation(subject: Subject) -> Doubt:
     clean = subject.logits(subject.x).argmax(1) == subject.y
     gains, errors = {}, {}
     for words, change in INPUTS.items():
-        right = subject.logits(change(subject.x)).argmax(1) == subject.y
+        try:
+            right = subject.logits(change(subject.x)).argmax(1) == subject.y
+        except Exception:  # a model may refuse what is not in [0, 1], in whatever way: this scale is not its own
+            continue
         difference = right.double() - clean.double()
         gains[words] = float(difference.mean())
         errors[words] = float(difference.std(correction=0)) / n**0.5
+    if not gains:
+        return NORMALISATION.not_run(subject, "the model refuses inputs of every other scale")
     best = max(gains, key=lambda words: gains[words])
     value = gains[best]
     if value <= N_STANDARD_ERRORS * errors[best]:
