@@ -251,14 +251,33 @@ def test_other_images_or_settings_are_not_mistaken_for_these(
     assert store_in(tmp_path, model, examples, bpda=("bpda-apgd-dlr",)).count_missing(0, {"plain": [other.base]}) == 8
 
 
-def test_an_attack_that_is_no_climb_runs_alpha_by_alpha(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["square", "fab-t"])
+def test_other_attacks_break_a_pair_as_they_would_alone(
+    name: str, model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meansparse_cli.attacks.square.N_QUERIES", 30)
+    """Square carries the alphas of each row along; FAB-T runs alpha by alpha."""
+    monkeypatch.setattr("meansparse_cli.attacks.square.N_QUERIES", 60)
+    wide = replace(SETTINGS, budget=Budget("Linf", 6 * SETTINGS.budget.eps))
     x, y, indices = examples
-    right = (model(x).argmax(1) == y).nonzero().flatten()[:6]
-    alphas = torch.tensor([[0.0, 0.0], [0.1, 0.1]] * 3)
-    result = attack_pairs("square", model, x[right], y[right], indices[right], alphas, SETTINGS)
-    assert result.broken.shape == (6,)
-    assert len(result.images) == int(result.broken.sum())
+    alphas = torch.tensor([[0.0, 0.0], [0.1, 0.4]] * 10)
+    right = (model(x).argmax(1) == y).nonzero().flatten()[:20]
+    keep = torch.tensor(
+        [
+            bool(_alone(model, x[i : i + 1], a).argmax(1) == y[i])
+            for i, a in zip(right, alphas[: len(right)], strict=True)
+        ]
+    )
+    alphas = alphas[: len(right)]
+    right, alphas = right[keep], alphas[keep]
+    result = attack_pairs(name, model, x[right], y[right], indices[right], alphas, wide)
+    images = iter(result.images)
+    for k, i in enumerate(right.tolist()):
+        with site_alphas_set(model, alphas[k]):
+            alone = run_attack(
+                name, model, x[[i]], y[[i]], indices[[i]], budget=wide.budget, seed=1, batch_size=1, n_classes=4
+            )
+        assert bool(alone.broken) == bool(result.broken[k])
+        if alone.broken:
+            assert torch.allclose(next(images), alone.adversarial[0], atol=1e-5)
+    assert int(result.broken.sum()) > 0
     assert all(float(operator.alpha) == 0 for operator in model.modules() if isinstance(operator, MeanSparse))

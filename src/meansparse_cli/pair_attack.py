@@ -25,8 +25,8 @@ from .attacks.run import SEARCHES
 from .attacks.task import AttackTask
 from .sparsify import MeanSparse, SparsifiedModel, backward_rule, example_alphas_set
 
-STREAMED = ("pgd", "apgd-ce", "apgd-dlr", "apgd-t")
-"""Searches that run on the batch queue with nothing but the model; the others run alpha by alpha."""
+STREAMED = ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square")
+"""Searches whose batches carry the alphas of each row along; the others run alpha by alpha."""
 
 
 @dataclass(frozen=True)

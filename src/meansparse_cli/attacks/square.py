@@ -100,6 +100,7 @@ def _admit(task: AttackTask, examples: list[int], n_queries: int) -> Rows:
         "query": zeros,
         "n_asked": zeros,
         "draws": torch.stack(draws).to(device),
+        **{name: values[there.to(values.device)].to(device) for name, values in task.per_row.items()},
     }
 
 
@@ -118,7 +119,8 @@ def _answer(task: AttackTask, rows: Rows, proposal: Tensor, asked: Tensor) -> No
     if not len(which):
         return
     y, images = rows["y"][which], proposal[which]
-    logits = task.model(images.contiguous())
+    own = {name: rows[name][which] for name in task.per_row}
+    logits = task.model(images.contiguous()) if task.forward is None else task.forward(images.contiguous(), own)
     loss, broken = margin(logits, y, y), logits.argmax(dim=1) != y
     better = broken | (loss > rows["loss"][which])
     rows["best"] = rows["best"].index_copy(

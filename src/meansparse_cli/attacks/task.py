@@ -17,8 +17,8 @@ class AttackTask:
     ``indices`` (n,) int64 on the CPU, each example's position in its data set, from which its random starts are drawn;
     ``clean_logits`` (n, n_classes). ``advance`` is called with the number of examples finished since its last call.
 
-    ``per_row`` holds whatever else belongs to each example, tensors of length n: attacks on the batch queue carry them in
-    their batches, where ``forward(images, batch)`` finds them; it stands in for ``model(images)`` there.
+    ``per_row`` holds whatever else belongs to each example, tensors of length n: attacks on the batch queue, and Square,
+    carry them in their batches, where ``forward(images, batch)`` finds them; it stands in for ``model(images)`` there.
     """
 
     attack: str
