@@ -214,13 +214,10 @@ def test_two_commands_on_one_run_folder(tiny: list[str], tmp_path: Path) -> None
     done("fetch", *tiny)
     process = start(["calibrate", *tiny, *small("calibrate")], 2.0, tmp_path)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            result = meansparse("calibrate", *tiny, "--fraction", "0.1")
-            if "another command is at work" in result.stderr:
-                break
-            time.sleep(0.05)
+        wait_until(process, lambda: (tmp_path / "run" / "state" / "calibrate.pt").exists())
+        result = meansparse("calibrate", *tiny, "--fraction", "0.1")
         assert result.exit_code == 10, result.output
+        assert "another command is at work" in result.stderr
     finally:
         process.kill()
         process.wait()
