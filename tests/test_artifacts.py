@@ -1,6 +1,7 @@
 """Files and reports: whole or not there, and refused once they were changed."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,10 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     for a, b in zip(saved.statistics, loaded.statistics, strict=True):
         assert torch.equal(a.mean, b.mean)
         assert torch.equal(a.std, b.std)
+    assert saved.in_words(0.15) == "alpha 0.15"
+    n = len(sites)
+    some = replace(saved, site_weights=(0.0, 0.5) + (1.0,) * (n - 2), centre="zero", spread="site-std")
+    assert some.in_words(0.2) == f"alphas 0.1 to 0.2 at {n - 1} of {n} sites, centre zero, spread site-std"
     (tmp_path / "m.safetensors").write_bytes(b"no")
     with pytest.raises(ArtifactError, match="not a MeanSparse checkpoint"):
         load_checkpoint(tmp_path / "m.safetensors")

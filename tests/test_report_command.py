@@ -124,7 +124,7 @@ def test_verify_says_where_it_judges_otherwise_than_a_file_was_found(run: Path, 
     result = done("verify", file, "--run", run, "--eps", "16/255", "--alpha", "0.2")
     said = " ".join(result.stderr.split())
     assert "was found at eps 8/255, it is judged at 16/255" in said
-    assert "was found at alpha 0.4, it is judged at 0.2" in said
+    assert "was found with alpha 0.4, it is judged with alpha 0.2" in said
     other = tmp_path / "l2.safetensors"
     save_file(load_file(file), other, metadata={"norm": "L2", "eps": "0.5", "alpha": "0.4"})
     refused = meansparse("verify", other, "--run", run)

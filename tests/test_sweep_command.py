@@ -134,6 +134,10 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
         right = model(torch.from_numpy(x[test]).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy() == y[test]
     clean = next(row for row in evaluated["comparisons"] if row["name"] == "clean")
     assert clean["sparsified_accuracy"] == pytest.approx(right.mean())
+    # a reader of the report sees that it is not one alpha everywhere
+    assert evaluated["operator"] == "alphas 0.4 to 0.8 at 2 of 3 sites"
+    assert list(evaluated["site_alphas"].values()) == [0.0, 0.8, 0.4]
+    assert "alphas 0.4 to 0.8 at 2 of 3 sites" in " ".join(meansparse("report", run).output.split())
 
 
 def _always_better(*_: Any) -> Any:

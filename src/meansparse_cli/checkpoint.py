@@ -65,6 +65,21 @@ class Checkpoint:
         weights = self.site_weights or (1.0,) * len(self.sites)
         return tuple(site for site, weight in zip(self.sites, weights, strict=True) if weight > 0)
 
+    def site_alphas(self, alpha: float) -> dict[str, float]:
+        """The alpha of each site, by name, where the shared one is ``alpha``."""
+        weights = self.site_weights or (1.0,) * len(self.sites)
+        return {site.name: alpha * weight for site, weight in zip(self.sites, weights, strict=True)}
+
+    def in_words(self, alpha: float) -> str:
+        """``alpha 0.3``, and what is not as in the paper: the sites left out, an alpha for each, the centre, the spread."""
+        values = {value for value in self.site_alphas(alpha).values() if value > 0}
+        words = f"alphas {min(values):g} to {max(values):g}" if len(values) > 1 else f"alpha {alpha:g}"
+        if len(self.active) < len(self.sites):
+            words += f" at {len(self.active)} of {len(self.sites)} sites"
+        if self.centre != "channel-mean":
+            words += f", centre {self.centre}"
+        return words if self.spread == "channel-std" else f"{words}, spread {self.spread}"
+
     def options_id(self) -> str:
         """What distinguishes this checkpoint from one with the same statistics; empty where nothing does."""
         options = (self.site_weights, self.centre, self.spread)

@@ -339,6 +339,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     indices, x, y = examples(run, config, config.split, config.n_examples)
     checkpoint = checkpoint_to_evaluate(run, config, upstream)
     statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), weights_id(run)
+    operator = checkpoint.in_words(alpha)
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
         "images": images_id(run, config, config.split, len(y)),
@@ -376,7 +377,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         )  # fmt: skip
     evaluation = evaluations[eps]
     found = evaluation.to_report()
-    console.print(evaluation_table(found, f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, {run.norm} {eps}", width=console.width))  # fmt: skip
+    console.print(evaluation_table(found, f"{run.source.name}, {operator}, {len(y):,} {config.split} images, {run.norm} {eps}", width=console.width))  # fmt: skip
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
@@ -385,7 +386,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if config.save_witnesses:
         folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
         outputs += _save_witnesses(
-            run, place.paths.folder, config, model, evaluation, folders, settings, (x, y, indices)
+            run, place.paths.folder, config, model, operator, evaluation, folders, settings, (x, y, indices)
         )
     if config.doubts:
         found["doubts"] = _doubts(
@@ -398,6 +399,8 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         | published
         | {
             "eps": eps,
+            "operator": operator,
+            "site_alphas": checkpoint.site_alphas(alpha),
             "search": {
                 "precision": settings.precision,
                 "compile": settings.compile,
@@ -409,7 +412,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
         draw_eps_curve(
-            evaluations, norm=run.norm, title=f"{run.source.name}, alpha {alpha:g}, {len(y):,} {config.split} images, worst case",
+            evaluations, norm=run.norm, title=f"{run.source.name}, {operator}, {len(y):,} {config.split} images, worst case",
             png=place.paths.folder / "eps-curve.png", svg=place.paths.folder / "eps-curve.svg",
         )  # fmt: skip
         note(f"curve: {place.paths.folder / 'eps-curve.png'}")
@@ -441,8 +444,8 @@ def _doubts(
 
 
 def _save_witnesses(
-    run: Run, folder: Path, config: EvaluateConfig, model: SparsifiedModel, evaluation: Evaluation, folders: list[Path],
-    settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
+    run: Run, folder: Path, config: EvaluateConfig, model: SparsifiedModel, operator: str, evaluation: Evaluation,
+    folders: list[Path], settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
 ) -> list[Path]:  # fmt: skip
     """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
     from .witnesses import collect_witnesses, save_external, save_witnesses
@@ -450,7 +453,9 @@ def _save_witnesses(
     x, y, indices = examples
     witnesses = collect_witnesses(model, x, y, evaluation, folders, settings)
     files = [folder / "witnesses.safetensors"]
-    save_witnesses(files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha)
+    save_witnesses(
+        files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha, operator=operator
+    )
     test = load_images(run, config, config.split)
     for name, found in witnesses.items():
         file = folder / f"witnesses-{name}.pt"

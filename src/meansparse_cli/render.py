@@ -62,8 +62,9 @@ def headline(reports: Reports) -> str:
     report = reports["evaluate"]
     settings, results = report["config"]["settings"], report["results"]
     eps = results.get("eps", settings["eps"])
+    operator = results.get("operator", f"alpha {results['alpha']:g}")
     return (
-        f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, alpha {results['alpha']:g}, "
+        f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, {operator}, "
         f"{results['n_examples']:,} test images"
     )
 

@@ -126,7 +126,7 @@ def said_by(path: Path) -> dict[str, str]:
             about = file.metadata() or {}
     except (OSError, SafetensorError):
         return {}  # ``read_images`` says what is wrong with it
-    return {key: about[key] for key in ("norm", "eps", "alpha") if key in about}
+    return {key: about[key] for key in ("norm", "eps", "alpha", "operator") if key in about}
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:

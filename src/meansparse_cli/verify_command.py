@@ -30,7 +30,8 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     from .witnesses import examples_at
 
     run, started = ensure_fetched(config, sources), time.monotonic()
-    config = _as_found(run, config, file, said_by(file))
+    about = said_by(file)
+    config = _as_found(run, config, file, about)
     eps = eps_of(run, config)
     budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     image_sets = read_images(file)
@@ -41,7 +42,11 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         alpha, upstream = alpha_in_use(run, config.alpha)
         checkpoint = checkpoint_to_evaluate(run, config, upstream)
         model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=alpha)
+        operator = checkpoint.in_words(alpha)
+        if about.get("operator", operator) != operator:
+            note(f"verify: {file.name} was found with {about['operator']}, it is judged with {operator}")
     else:
+        operator = ""
         alpha, model = 0.0, load_base(run, config, device)
         note(f"verify: {run.paths.folder} has no alpha yet, so the base model alone is judged")
     judgements: list[Judgement] = []
@@ -53,7 +58,7 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         judgements.append(
             judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
         )
-    title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", alpha {alpha:g}" if alpha else "")
+    title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
     console.print(show_judgements(judgements, title))
     path = run.paths.folder / f"verify-{file_name(file.stem)}.yaml"
     inputs = {file.name: sha256_of(file), "images": content_id(test)}
@@ -88,6 +93,4 @@ def _as_found(run: Run, config: VerifyConfig, file: Path, about: dict[str, str])
         if config.alpha is None and judged != alpha:
             config = config.model_copy(update={"alpha": alpha})
             note(f"verify: {file.name} was found at alpha {alpha:g}, at which it is judged")
-        elif judged != alpha:
-            note(f"verify: {file.name} was found at alpha {alpha:g}, it is judged at {judged:g}")
     return config

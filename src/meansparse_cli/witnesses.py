@@ -123,9 +123,16 @@ def _chunks(name: ModelName, evaluation: Evaluation, folders: list[Path]) -> Ite
 
 
 def save_witnesses(
-    path: Path, witnesses: Mapping[ModelName, Witnesses], evaluated: Tensor, *, norm: str, eps: float, alpha: float
+    path: Path,
+    witnesses: Mapping[ModelName, Witnesses],
+    evaluated: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    alpha: float,
+    operator: str,
 ) -> None:
-    """Write ``witnesses.safetensors``; equal witnesses give equal bytes."""
+    """Write ``witnesses.safetensors``; equal witnesses give equal bytes. ``operator``: ``Checkpoint.in_words``."""
     from safetensors.torch import save
 
     names = sorted({name for found in witnesses.values() for name in found.found_by})
@@ -137,7 +144,10 @@ def save_witnesses(
             f"{model}.labels": found.labels.long().contiguous(),
             f"{model}.found_by": torch.tensor([names.index(name) for name in found.found_by], dtype=torch.int64),
         }
-    about = {"schema": SCHEMA, "norm": norm, "eps": repr(eps), "alpha": repr(alpha), "found_by": json.dumps(names)}
+    about = {
+        "schema": SCHEMA, "norm": norm, "eps": repr(eps), "alpha": repr(alpha), "operator": operator,
+        "found_by": json.dumps(names),
+    }  # fmt: skip
     write_bytes(path, save(tensors, metadata=about))
 
 
