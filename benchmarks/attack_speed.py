@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from meansparse_cli.allocator import keep_freed_memory
 from meansparse_cli.attacks import PRESETS, run_attack
 from meansparse_cli.attacks.budget import enforce_budget
 from meansparse_cli.attacks.counting import CountedModel
@@ -32,13 +33,13 @@ from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.config import eps_value
 from meansparse_cli.data import load_split, stack_examples, take_examples
 from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.stage_model import pick_device
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Speed of the attacks
 
 Written by `make bench` (`benchmarks/attack_speed.py`): embedded `resnet18-w16`, Linf 8/255, the same images, seed and
-budgets on both sides, every break judged in float32. Passes are examples through the network, means over the examples
+budgets on both sides, every break judged in float32; on a CPU pyautoattack runs first, with the allocator as its users
+have it, and then ours, with freed memory kept as `meansparse` keeps it. Passes are examples through the network, means over the examples
 that an attack faced; pyautoattack's are not known by fate. The last column lists the examples (positions among the n) that
 are robust on one side only.
 
@@ -93,21 +94,38 @@ def main() -> None:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
     options = parser.parse_args()
-    device = torch.device(pick_device(options.device))
+    on_gpu = options.device == "auto" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else options.device.replace("auto", "cpu"))
+    budget = Budget(options.norm, eps_value(options.eps))
+    model = load_model(resolve_model("resnet18-w16"), None).to(device).eval()
+    theirs = {}
     for what, n in (("apgd-ce", options.n_apgd), ("standard", options.n_standard)):
         if n:
-            compare(what, n, device, options)
+            x, y = images_and_labels(n, device, options)
+            theirs[what] = run_theirs(attacks_of(what), copy.deepcopy(model), x, y, budget, options)
+    if device.type == "cpu":
+        keep_freed_memory()  # as every stage does, and no user of pyautoattack
+    for what, side in theirs.items():
+        compare(what, model, side, budget, device, options)
 
 
-def compare(what: str, n: int, device: torch.device, options: argparse.Namespace) -> None:
-    """Both sides on ``n`` images; prints, and appends a row to the results."""
-    model = load_model(resolve_model("resnet18-w16"), None).to(device).eval()
+def attacks_of(what: str) -> tuple[str, ...]:
+    return PRESETS["standard"] if what == "standard" else (what,)
+
+
+def images_and_labels(n: int, device: torch.device, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """(n, c, h, w) images in [0, 1] and (n,) labels: the first of the seeded order."""
     x, y = stack_examples(take_examples(load_split("cifar10", options.data_dir, "test"), n, seed=options.seed))
-    x, y = x.to(device), y.to(device)
-    budget = Budget(options.norm, eps_value(options.eps))
-    attacks = PRESETS["standard"] if what == "standard" else (what,)
+    return x.to(device), y.to(device)
+
+
+def compare(
+    what: str, model: nn.Module, theirs: Side, budget: Budget, device: torch.device, options: argparse.Namespace
+) -> None:
+    """Our side on the images that ``theirs`` had; prints, and appends a row to the results."""
+    n, attacks = len(theirs.robust), attacks_of(what)
+    x, y = images_and_labels(n, device, options)
     ours = run_ours(attacks, model, x, y, budget, options)
-    theirs = run_theirs(attacks, copy.deepcopy(model), x, y, budget, options)
     n_fallen = int((~ours.robust & ~wrong(model, x, y)).sum())
     n_robust = int(ours.robust.sum())
     setting = ", ".join(

@@ -27,15 +27,19 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` is the first GPU, else the CPU."""
+    """``auto`` is the first GPU, else the CPU, on which freed memory stays with the process."""
     import torch
 
+    from .allocator import keep_freed_memory
+
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {error}", hint="--device auto, cpu or cuda:0") from error
+    if name == "cpu":
+        keep_freed_memory()
     return name
 
 
