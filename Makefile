@@ -38,10 +38,10 @@ check: $(STAMP) ## format, lint, types
 	$(BIN)/mypy
 
 bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an hour on two cores; BENCH="--device cuda" on a GPU)
-	$(BIN)/python benchmarks/attack_speed.py $(if $(DATA),--data-dir $(DATA)) $(BENCH)
+	$(BIN)/python benchmarks/attack_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
 
 bench-sweep: $(STAMP) ## our sweep beside one pyautoattack run an alpha: make bench-sweep DATA=DIR (half an hour on two cores)
-	$(BIN)/python benchmarks/sweep_speed.py $(if $(DATA),--data-dir $(DATA)) $(BENCH)
+	$(BIN)/python benchmarks/sweep_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
 
 gpu-suite: $(STAMP) ## train the ablation models on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite
 	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh

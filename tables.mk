@@ -2,10 +2,13 @@
 #
 #   make table3 DATA=DIR N=200                              on the embedded CIFAR-10 model, 200 test images
 #   make tables DATA=DIR N=1000 DEVICE=cuda MODEL=FILE      Tables 3, 5, 8, 9, 10, 11 on a model of `meansparse train`
-#   make table2 DATA=DIR MODELS=DIR                         on the models in DIR/METHOD-ACTIVATION-wWIDTH; trained if not there
+#   make table2 DATA=DIR MODELS=DIR WIDTH=64                on the models in DIR/METHOD-ACTIVATION-wWIDTH; trained if not there
+#   make table2 DATA=DIR WIDTH=8 TRAIN="--epochs 3 --n-examples 10000"    what N= and QUICK= leave alone: the training
 #   make headline DATA=DIR DATA_imagenet=DIR                the eight zoo models; with MODEL=, that one in their place
 #
 # QUICK=1 leaves out what no claim of the paper's text needs: fewer alphas and eps. Cells that were not run stay empty.
+# FRESH=1 begins evaluations anew (Tables 5, 12, headline): needed once after DATA or DEVICE changed. MODEL, MODELS and RUNS are
+# paths without spaces; two makes at once need RUNS of their own.
 DATA      ?= $(MEANSPARSE_DATA)
 DATA_NOTE ?=
 N         ?=
@@ -17,6 +20,7 @@ TRAIN     ?=
 RUNS      ?= runs/tables
 OUT       ?= docs/tables
 QUICK     ?=
+FRESH     ?=
 INSTALLED ?= $(STAMP)
 MEANSPARSE ?= $(BIN)/meansparse
 
@@ -31,14 +35,16 @@ BATCH     ?= $(if $(ON_GPU),1000,250)
 SPEED     ?= $(if $(ON_GPU),--precision tf32)
 
 comma     := ,
+$(foreach path,MODEL MODELS RUNS,$(if $(word 2,$($(path))),$(error $(path)=$($(path)): a path without spaces, please)))
 ABLATION  := $(or $(MODEL),resnet18-w16)
 SLUG      := $(subst :,_,$(if $(filter %/model.safetensors,$(ABLATION)),$(notdir $(patsubst %/,%,$(dir $(ABLATION)))),$(patsubst %.safetensors,%,$(notdir $(ABLATION)))))
 RUN       ?= $(RUNS)/$(SLUG)
 FOLDER    := $(if $(DATA),--data-dir '$(DATA)')
 ATTACKED  := $(FOLDER) $(if $(N),--n-examples $(N)) --device $(DEVICE) --batch-size $(BATCH)
 MEASURED  := $(ATTACKED) --block-size $(BATCH) $(SPEED)
-PAGE      := -o $(OUT) $(if $(DATA_NOTE),--data-note "$(DATA_NOTE)")
+PAGE      := -o '$(OUT)' $(if $(DATA_NOTE),--data-note "$(DATA_NOTE)")
 LINF      := --norm Linf --eps $(EPS)
+ANEW      := $(if $(FRESH),--fresh)
 BPDA      := --attack bpda-apgd-ce --attack bpda-apgd-dlr
 
 .PHONY: tables table1 table2 table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 headline \
@@ -62,7 +68,7 @@ by-square: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name square $(LINF) --attack square --alphas $(ALPHAS) $(MEASURED)
 
 by-adaptive-0.2 by-adaptive-0.35: by-adaptive-%: calibrated
-	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack pgd-50 --attack adaptive $(BPDA) --individual --no-doubts $(ATTACKED) $(SPEED)
+	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack pgd-50 --attack adaptive $(BPDA) --individual --no-doubts $(ATTACKED) $(SPEED) $(ANEW)
 
 around-zero around-global-mean: around-%: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name $@ $(LINF) --centre $* --attack $(ATTACK) --alphas $(ALPHAS) $(MEASURED)
@@ -107,16 +113,15 @@ table11: by-family ## sites on the main path against those after an addition
 	$(MEANSPARSE) table 11 $(RUN) $(PAGE)
 
 figure1: swept ## a channel before and after, with the band
-	mkdir -p $(OUT) && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE))" $(OUT)/figure1.png
+	mkdir -p '$(OUT)' && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE))" '$(OUT)/figure1.png'
 
 # ---- several models: $(MODELS)/METHOD-ACTIVATION-wWIDTH, trained where they are not there
 
 OTHERS := relu elu silu psilu pssilu
 KINDS  := $(OTHERS:%=pgd-%) pgd-gelu trades-gelu standard-gelu
-# the embedded model has width 16; beside models of another width stands one of theirs
-SAME_WIDTH := $(or $(MODEL),$(filter 16,$(WIDTH)))
-GELU       := $(if $(SAME_WIDTH),$(RUN),$(RUNS)/pgd-gelu-w$(WIDTH))
-GELU_DONE  := $(if $(SAME_WIDTH),in-linf,in-linf-pgd-gelu)
+# beside the others stands a GELU model of the same recipe, not the embedded one; MODEL= may name it
+GELU      := $(if $(MODEL),$(RUN),$(RUNS)/pgd-gelu-w$(WIDTH))
+GELU_DONE := $(if $(MODEL),in-linf,in-linf-pgd-gelu)
 .PHONY: $(KINDS:%=calibrated-%) $(KINDS:%=in-linf-%) by-small-eps-standard-gelu
 
 $(KINDS:%=$(MODELS)/%-w$(WIDTH)/model.safetensors): $(MODELS)/%-w$(WIDTH)/model.safetensors: | $(INSTALLED)
@@ -154,10 +159,15 @@ table-subset: $(PARTS:%=part-%) ## statistics from 10, 25, 50, 75 % of the train
 
 # ---- the headline models of the zoo: configs/NAME.yaml; with MODEL=, that model in the place of one of them
 
-HEADLINE ?= cifar10-linf-wrn-94-16 cifar10-linf-rawrn-70-16 cifar10-linf-wrn-70-16 cifar10-l2-wrn-70-16 \
+ALL_HEADLINE := cifar10-linf-wrn-94-16 cifar10-linf-rawrn-70-16 cifar10-linf-wrn-70-16 cifar10-l2-wrn-70-16 \
   cifar100-linf-wrn-70-16 imagenet-linf-swin-l imagenet-linf-convnext-l imagenet-linf-rawrn-101-2
-IN_TABLE12 := $(filter %wrn-94-16 cifar10-linf-rawrn% cifar100% %swin-l %convnext-l,$(HEADLINE))
-IN_TABLE1 := $(filter cifar10-linf-rawrn% cifar10-linf-wrn-70% %convnext-l %rawrn-101-2,$(HEADLINE))
+HEADLINE ?= $(ALL_HEADLINE)
+in_table1  = $(filter cifar10-linf-rawrn% cifar10-linf-wrn-70% %convnext-l %rawrn-101-2,$1)
+in_table12 = $(filter %wrn-94-16 cifar10-linf-rawrn% cifar100% %swin-l %convnext-l,$1)
+IN_TABLE1  := $(call in_table1,$(HEADLINE))
+IN_TABLE12 := $(call in_table12,$(HEADLINE))
+# one job a model: a page has what was run in any of them
+so_far = $$(ls $(1:%=$(RUNS)/%/calibrate.yaml) 2>/dev/null | sed 's,/calibrate.yaml,,')
 # the alpha that the authors chose for each
 alpha = $(strip $(if $(filter %l2-wrn-70-16 %rawrn-70-16,$1),0.25,$(if $(filter %linf-wrn-94-16 cifar100%,$1),0.15,$(if $(filter %swin-l,$1),0.1,$(if $(filter %convnext-l,$1),0.3,0.2)))))
 folder = $(if $(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA)),--data-dir '$(or $(DATA_$(firstword $(subst -, ,$1))),$(DATA))')
@@ -170,10 +180,10 @@ $(HEADLINE:%=calibrated-%): calibrated-%: configs/%.yaml $(INSTALLED)
 	$(MEANSPARSE) calibrate $(call of_model,$*)
 
 $(HEADLINE:%=by-autoattack-%): by-autoattack-%: calibrated-%
-	$(MEANSPARSE) evaluate $(call of_attack,$*) --name autoattack --alpha $(call alpha,$*) --attack standard --attack bpda $(SPEED)
+	$(MEANSPARSE) evaluate $(call of_attack,$*) --name autoattack --alpha $(call alpha,$*) --attack standard --attack bpda $(SPEED) $(ANEW)
 
 $(HEADLINE:%=by-pgd-50-%): by-pgd-50-%: calibrated-%
-	$(MEANSPARSE) evaluate $(call of_attack,$*) --name pgd-50 --alpha $(call alpha,$*) --attack pgd-50 $(BPDA) --no-doubts $(SPEED)
+	$(MEANSPARSE) evaluate $(call of_attack,$*) --name pgd-50 --alpha $(call alpha,$*) --attack pgd-50 $(BPDA) --no-doubts $(SPEED) $(ANEW)
 
 $(HEADLINE:%=on-test-%): on-test-%: calibrated-%
 	$(MEANSPARSE) measure $(call of_attack,$*) --name test --attack apgd-ce --alphas 0.15:0.5:0.05 $(SPEED)
@@ -183,16 +193,16 @@ $(HEADLINE:%=on-train-%): on-train-%: calibrated-%
 
 ifeq ($(MODEL),)
 table1: $(IN_TABLE1:%=on-test-%) $(patsubst %,on-train-%,$(filter cifar10-%,$(IN_TABLE1))) ## APGD-CE by alpha, training and test images
-	$(MEANSPARSE) table 1 $(IN_TABLE1:%=$(RUNS)/%) $(PAGE)
+	$(if $(IN_TABLE1),,$(error no model of table 1 in HEADLINE=$(HEADLINE)))$(MEANSPARSE) table 1 $(call so_far,$(call in_table1,$(ALL_HEADLINE))) $(PAGE)
 
 table12: $(IN_TABLE12:%=by-pgd-50-%) ## PGD-50 on the headline models
-	$(MEANSPARSE) table 12 $(IN_TABLE12:%=$(RUNS)/%) $(PAGE)
+	$(if $(IN_TABLE12),,$(error no model of table 12 in HEADLINE=$(HEADLINE)))$(MEANSPARSE) table 12 $(call so_far,$(call in_table12,$(ALL_HEADLINE))) $(PAGE)
 
 headline: $(HEADLINE:%=by-autoattack-%) ## clean accuracy and AutoAttack of the headline models
-	$(MEANSPARSE) table headline $(HEADLINE:%=$(RUNS)/%) $(PAGE)
+	$(MEANSPARSE) table headline $(call so_far,$(ALL_HEADLINE)) $(PAGE)
 else
 by-pgd-50 by-autoattack: calibrated
-	$(MEANSPARSE) evaluate --run $(RUN) --name $@ $(LINF) $(if $(filter by-pgd-50,$@),--alpha 0.25 --attack pgd-50 $(BPDA) --no-doubts,--alpha 0.2 --attack standard --attack bpda) $(ATTACKED) $(SPEED)
+	$(MEANSPARSE) evaluate --run $(RUN) --name $@ $(LINF) $(if $(filter by-pgd-50,$@),--alpha 0.25 --attack pgd-50 $(BPDA) --no-doubts,--alpha 0.2 --attack standard --attack bpda) $(ATTACKED) $(SPEED) $(ANEW)
 
 table1: on-train on-test
 	$(MEANSPARSE) table 1 'WRN-70-16 train=$(RUN)' 'WRN-70-16 test=$(RUN)' $(PAGE)

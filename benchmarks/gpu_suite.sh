@@ -8,12 +8,14 @@
 #        embedded     width 16, GELU, PGD                      (the embedded model; Tables 3 to 11 at reduced size)
 #        activations  width 16, the five other activations     (Table 2)
 #        methods      width 16, TRADES and standard training   (Tables 6 and 7)
-#        wide         width 64, GELU, PGD                      (the paper's network)
+#        wide         width 64, GELU, PGD                      (the paper's network; make tables MODEL=OUT/pgd-gelu-w64/model.safetensors)
 #        pack         OUT/weights.tar.aa, .ab, ... of at most 15 MiB: cat OUT/weights.tar.* | tar x
+#
+# The models lie where `make table2 MODELS=OUT` and its like look for them.
 #
 # Every step can be killed and typed again: what is done is skipped, what was begun goes on from its last epoch.
 # MINUTES= bounds all of it: no epoch is begun that would end later. Exit code: how many trainings are not finished.
-# Everything at a toy size: DEVICE=cpu EPOCHS=1 N=512 WIDTH=4 WIDE=4 SPEED= EVAL=64 STEPS=1
+# Everything at a toy size: DEVICE=cpu EPOCHS=1 N=512 WIDTH=4 WIDE=8 SPEED= EVAL=64 STEPS=1
 set -u
 DATA=${DATA:?DATA=DIR: a folder with torchvision\'s CIFAR-10 files, or train and test as zips, folders or .npz files}
 OUT=${OUT:-runs/gpu-suite}
@@ -71,7 +73,7 @@ for step in ${*:-data embedded activations methods finish wide finish pack}; do
       train "trades-gelu-w$WIDTH" --width "$WIDTH" --method trades
       train "standard-gelu-w$WIDTH" --width "$WIDTH" --method standard
       ;;
-    wide) train "pgd-gelu-w$WIDE-wide" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ;;
+    wide) train "pgd-gelu-w$WIDE" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ;;
     finish) finish ;;
     pack)
       finish

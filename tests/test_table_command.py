@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.artifacts import sha256_of
 from meansparse_cli.cli import app
 from meansparse_cli.report import RunPaths, write_report
+from meansparse_cli.run_results import without_machine_paths
 
 N = 100
 BASE_WHERE = {"norm": "Linf", "split": "test", "centre": "channel-mean"}
@@ -141,7 +142,9 @@ def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
 
 def test_claims_are_judged_under_the_papers_attack_and_at_worst(run: Path) -> None:
     text, data = page_of("3", str(run))
-    linf, l2 = data["claims"]
+    linf, l2, clean, *_ = data["claims"]
+    assert clean["measure"] == "clean" and clean["under_its_attack"]["answer"] == "inconclusive", "2 of 100 lost"
+    assert clean["under_its_attack"]["paper"] == pytest.approx(-0.0027) and "worst_case" not in clean
     assert linf["under_its_attack"]["answer"] == "confirmed"
     assert linf["worst_case"]["answer"] == "contradicted" and linf["worst_case"]["ours"] == pytest.approx(-0.10)
     assert linf["under_its_attack"]["paper"] == pytest.approx(0.0125)
@@ -160,13 +163,14 @@ def test_too_few_examples_are_inconclusive(tmp_path: Path, monkeypatch: pytest.M
     assert data["claims"][0]["under_its_attack"]["answer"] == "inconclusive"
 
 
-def test_heading_says_model_size_and_data(run: Path) -> None:
+def test_heading_says_model_size_and_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["meansparse", "table", "3", str(run)])
     text, data = page_of("3", str(run), "--data-note", "CIFAR-10, JPEG copies", "-o", "pages")
     assert "**Another model than the paper's**: `digits`" in text
     assert "**Reduced size**: 100 images, where the paper has 10,000" in text
     assert "Ours: CIFAR-10, JPEG copies." in text
     assert data["data"] == "CIFAR-10, JPEG copies" and data["columns"]["Linf"]["is_the_papers_model"] is False
-    assert "meansparse table 3" in text or "## Commands" in text
+    assert text.rstrip().endswith("meansparse table 3 runs/one\n```")
 
 
 def test_the_papers_model_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +259,36 @@ def test_the_measurement_with_more_examples_counts(run: Path) -> None:
     assert cells(data, "Linf")["0.2"]["n_examples"] == 100
 
 
+def test_rows_of_a_column_come_from_one_report(run: Path) -> None:
+    # on as many images, younger, but of two of the rows only
+    measured(run, "eps", [({"alpha": 0.0}, 90, 41, 41), ({"alpha": 0.2}, 88, 99, 98)], APGD)
+    _, data = page_of("3", str(run))
+    assert [cells(data, "Linf")[row]["robust"] for row in ("0", "0.2", "0.35")] == [0.40, 0.55, 0.43]
+    claim = data["claims"][0]["under_its_attack"]
+    assert claim["ours"] == pytest.approx(0.15), "the claim is judged on the cells that are shown"
+
+
+def test_a_trained_model_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = meansparse(
+        "train", "--dataset", "digits", "--method", "trades", "--beta", "0.6", "--width", "4", "--epochs", "1",
+        "--n-examples", "64", "--n-steps", "1", "--batch-size", "32", "--test-examples", "16", "--held-out-examples", "16",
+        "--run", "runs/small",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    folder = a_run(Path("runs/one"), model="runs/small/model.safetensors")
+    measured(folder, "linf", [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 88, 55, 30)], APGD)
+    text, data = page_of("6", str(folder))
+    assert cells(data, "trades")["0.2"]["robust"] == 0.55, "the weights say TRADES"
+    assert (
+        "Training: trades with beta 0.6, width 4, 1 epochs of 64 images, 1 steps of 0.0078 within 0.1, batch 32, "
+        "steps from 0.1, seed 0." in text
+    )
+    assert "**Left open**: the paper prints beta = 0.6" in text
+    report = yaml.safe_load(Path("runs/small/train.yaml").read_text())
+    assert report["provenance"]["command"].split()[0] in text.split("```console")[1]
+
+
 def test_edited_reports_are_refused_and_other_statistics_left_out(run: Path) -> None:
     file = run / "measurements" / "linf" / "measure.yaml"
     whole = file.read_text()
@@ -276,4 +310,8 @@ def test_no_machine_path_gets_into_a_page(tmp_path: Path, run: Path, monkeypatch
     )
     text, _ = page_of("3", str(tmp_path / "runs" / "one"))
     assert "meansparse table 3 runs/one --data-dir DIR" in text
+    shown = without_machine_paths(
+        "meansparse table 3 'Linf=/tmp/my runs/one' --data-dir='/data/my images' -o '/root/a b/c'"
+    )
+    assert shown == "meansparse table 3 'Linf=my runs/one' --data-dir=DIR -o 'a b/c'"
     assert not re.search(r"(?<![\w.])/(?:tmp|home|data|root)\b", text)

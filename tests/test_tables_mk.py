@@ -86,24 +86,51 @@ def test_headline_alphas_are_the_papers() -> None:
 
 
 def test_a_model_that_is_there_is_not_trained(tmp_path: Path) -> None:
-    assert sum(words[1] == "train" for words in chain("table2", MODELS=str(tmp_path))) == 5
+    assert sum(words[1] == "train" for words in chain("table2", MODELS=str(tmp_path))) == 6
     (tmp_path / "pgd-elu-w16").mkdir()
     (tmp_path / "pgd-elu-w16" / "model.safetensors").touch()
     trained = [
         words[words.index("--activation") + 1] for words in chain("table2", MODELS=str(tmp_path)) if words[1] == "train"
     ]
-    assert trained == ["relu", "silu", "psilu", "pssilu"]
+    assert sorted(trained) == ["gelu", "psilu", "pssilu", "relu", "silu"]
     assert [w[w.index("--method") + 1] for w in chain("table7", MODELS=str(tmp_path)) if w[1] == "train"] == [
         "standard"
     ]
 
 
-def test_models_of_another_width_stand_beside_one_of_theirs(tmp_path: Path) -> None:
+def test_models_stand_beside_one_of_the_same_recipe(tmp_path: Path) -> None:
     narrow = chain("table2", MODELS=str(tmp_path), WIDTH="8")
     assert sum(words[1] == "train" for words in narrow) == 6
     assert "gelu=runs/tables/pgd-gelu-w8" in narrow[-1]
-    assert "pgd=runs/tables/pgd-gelu-w8" in chain("table6", MODELS=str(tmp_path), WIDTH="8")[-1]
-    assert "pgd=runs/tables/resnet18-w16" in chain("table6", MODELS=str(tmp_path))[-1]
+    assert "pgd=runs/tables/pgd-gelu-w16" in chain("table6", MODELS=str(tmp_path))[-1], "not the embedded model"
+    own = chain("table6", MODELS=str(tmp_path), MODEL="runs/mine/model.safetensors")
+    assert "pgd=runs/tables/mine" in own[-1]
+    assert [w[w.index("--method") + 1] for w in own if w[1] == "train"] == ["trades"]
+
+
+def test_one_job_a_headline_model_fills_one_page(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("cifar10-linf-wrn-94-16", "cifar10-l2-wrn-70-16"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "calibrate.yaml").touch()
+    more = {"RUNS": str(runs), "HEADLINE": "cifar10-linf-wrn-94-16"}
+    for target, found in (("headline", ["l2-wrn-70-16", "wrn-94-16"]), ("table12", ["wrn-94-16"])):
+        printed = make("-n", target, MEANSPARSE="echo", **more).stdout.splitlines()[-1]
+        said = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, check=True).stdout
+        assert re.findall(r"runs/cifar10-(?:linf-)?(\S+)", said) == found
+    refused = make("-n", "table12", HEADLINE="cifar10-l2-wrn-70-16", RUNS=str(runs))
+    assert refused.returncode and "no model of table 12 in HEADLINE=cifar10-l2-wrn-70-16" in refused.stderr
+
+
+def test_paths_with_spaces() -> None:
+    assert chain("table3", DATA="my data", OUT="my pages")[-1][-2:] == ["-o", "my pages"]
+    refused = make("-n", "table3", MODEL="my models/model.safetensors")
+    assert refused.returncode and "a path without spaces" in refused.stderr
+
+
+def test_evaluations_begin_anew_on_demand() -> None:
+    assert all(("--fresh" in words) == (words[1] == "evaluate") for words in chain("table5", FRESH="1"))
+    assert not any("--fresh" in words for words in chain("table5"))
 
 
 def test_a_model_of_ones_own_has_runs_of_its_own() -> None:

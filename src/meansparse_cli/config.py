@@ -291,7 +291,7 @@ COMMANDS: dict[str, type[ModelConfig]] = {
 
 
 class TrainConfig(BaseModel):
-    """``meansparse train``. The defaults are the paper's (section A.1), and so ``--preset paper``."""
+    """``meansparse train``. The defaults are the paper's (section A.1), and so ``--preset paper``; but for ``beta``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -309,7 +309,7 @@ class TrainConfig(BaseModel):
 
     method: Literal["pgd", "trades", "standard"] = "pgd"
     beta: float = Field(default=6.0, ge=0)
-    """Weight of the TRADES term: 6 as usual; the paper prints 0.6."""
+    """Weight of the TRADES term: 6 as usual; the paper (section A.5) prints 0.6."""
     width: int = Field(default=64, ge=1)
     activation: Literal["relu", "elu", "gelu", "silu", "psilu", "pssilu"] = "gelu"
     eps: Eps | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,20 +127,21 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
 
 
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
-    results = () if run is None else run.results
+    results = () if run is None else in_order_of_use(column, run.results)
     filled = {cell.row: _fill_cell(cell, results) for cell in column.cells if not _is_base(cell)}
-    # the base model from the report that the other rows are from: there it met the same pool of images
-    bases = [f.result.base for f in filled.values() if f.result is not None and f.result.base is not None]
+    # the base model from a report that other rows are from: there it met the same pool of images
+    used = [r for r in results if any(f.result is r for f in filled.values())]
+    bases = [r.base for r in used if r.base is not None]
     for cell in column.cells:
         if _is_base(cell):
-            filled[cell.row] = _fill_cell(cell, [b for b in bases if _serves(cell, b)][:1] or results)
+            filled[cell.row] = _fill_cell(cell, [*bases, *results])
     cells = tuple(filled[cell.row] for cell in column.cells)
     is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
 
 def _fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:
-    result = find_result(cell, results)
+    result = next((r for r in results if _serves(cell, r)), None)
     if result is None:
         return FilledCell(cell, None)
     robust = result.robust(cell.where)
@@ -160,10 +162,22 @@ def _serves(cell: Cell, result: Result) -> bool:
     return result.fits(cell.where) and result.robust(cell.where) is not None
 
 
-def find_result(cell: Cell, results: Sequence[Result]) -> Result | None:
-    """The result of a cell's settings on most examples; of several, the youngest."""
-    fitting = [r for r in results if _serves(cell, r)]
-    return max(fitting, key=lambda r: (len(r.clean), r.finished), default=None)
+def in_order_of_use(column: Column, results: Sequence[Result]) -> list[Result]:
+    """The results that can stand in ``column``, those of the report first that fills most of its cells.
+
+    Rows are compared with each other, so they come from one report where one has them all: on the same images, with the same
+    pool. Among reports that fill as many, the one on most examples, then the youngest.
+    """
+    by_report: dict[Path, list[Result]] = {}
+    for result in results:
+        if any(_serves(cell, result) for cell in column.cells):
+            by_report.setdefault(result.report, []).append(result)
+
+    def worth(found: list[Result]) -> tuple[int, int, str]:
+        n_filled = sum(any(_serves(cell, result) for result in found) for cell in column.cells)
+        return n_filled, len(found[0].clean), found[0].finished
+
+    return [result for found in sorted(by_report.values(), key=worth, reverse=True) for result in found]
 
 
 def _paper_value(table: PaperTable, place: tuple[str, str], measure: str) -> float:
@@ -177,17 +191,17 @@ class _Outcomes:
     """Looks cells up for ``judge``; a base model is taken from the report that another cell of the claim is from."""
 
     def __init__(
-        self, table: PaperTable, filled: dict[str, FilledColumn], places: Sequence[tuple[str, str]] | dict[Any, Any],
-        measure: str,
-    ) -> None:  # fmt: skip
-        self.table, self.filled, self.measure = table, filled, measure
+        self, table: PaperTable, filled: dict[str, FilledColumn], places: Iterable[tuple[str, str]], measure: str
+    ) -> None:
+        self.table, self.measure = table, measure
+        in_table = {(name, cell.cell.row): cell.result for name, column in filled.items() for cell in column.cells}
         cells = {place: table.cell(*place) for place in places}
-        self.found = {place: self._find(cell) for place, cell in cells.items() if not _is_base(cell)}
+        self.found = {place: in_table[cell.column, cell.row] for place, cell in cells.items() if not _is_base(cell)}
         for place, cell in cells.items():
             if _is_base(cell):
                 bases = [r.base for r in self.found.values() if r is not None and r.base is not None]
                 fitting = [base for base in bases if base.fits(cell.where)]
-                self.found[place] = fitting[0] if fitting else self._find(cell)
+                self.found[place] = fitting[0] if fitting else in_table.get((cell.column, cell.row))
 
     def __call__(self, place: tuple[str, str]) -> tuple[NDArray[np.int64], Outcomes] | None:
         result = self.found[place]
@@ -197,11 +211,6 @@ class _Outcomes:
         if self.measure == "robust":
             outcomes = result.robust(self.table.cell(*place).where)
         return None if outcomes is None else (result.example, outcomes)
-
-    def _find(self, cell: Cell) -> Result | None:
-        columns = [self.filled[cell.column]] if cell.column in self.filled else list(self.filled.values())
-        results = [result for column in columns if column.run is not None for result in column.run.results]
-        return find_result(cell, results)
 
 
 def _is_base(cell: Cell) -> bool:

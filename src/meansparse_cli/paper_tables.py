@@ -69,7 +69,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything."""
+    """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
+
+    ``note``: what the paper leaves open, and what is done here.
+    """
 
     number: str
     title: str
@@ -80,6 +83,7 @@ class PaperTable:
     source: str
     column_is: str | None = None
     extra: dict[str, Cell] = field(default_factory=dict)
+    note: str = ""
 
     def column(self, name: str) -> Column:
         """The column called ``name``. Raises ConfigError, with the names there are."""
@@ -114,7 +118,8 @@ def paper_table(number: str) -> PaperTable:
         extra[BASE_COLUMN] = Cell(BASE_COLUMN, "0", _where({**raw["where"], "alpha": 0}), clean, robust)
     claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
     return PaperTable(
-        number, raw["title"], raw["attack"], raw["by"], columns, claims, _content()["source"], raw.get("column_is"), extra
+        number, raw["title"], raw["attack"], raw["by"], columns, claims, _content()["source"], raw.get("column_is"), extra,
+        raw.get("note", ""),
     )  # fmt: skip
 
 

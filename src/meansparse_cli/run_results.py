@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,9 +29,10 @@ class Result:
     """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
 
     ``clean`` (n,) bool; ``robust_to(attacks)`` (n,) bool or None where that is not known; ``worst`` (n,) bool, None unless
-    BPDA was run. ``base`` is the same at alpha = 0 from the same report (None: this is it).
+    BPDA was run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
     """
 
+    report: Path
     where: dict[str, str]
     example: NDArray[np.int64]
     clean: Outcomes
@@ -111,11 +112,22 @@ def read_results(folder: Path) -> RunResults:
         for file in sorted(folder.glob(pattern)):
             if (report := _verified(file, stage, folder, paths)) is not None:
                 found += read(file, report, calibrated)
-    typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in (fetched, calibrated)))
+    made_by = [fetched, calibrated] if (trained := _trained(source)) is None else [trained, fetched, calibrated]
+    typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
     chosen = calibrated["results"]
     return RunResults(
         folder, source, training_of(source), tuple(found), typed, chosen.get("rule", "all"), len(chosen["sites"])
     )
+
+
+def _trained(source: ModelSource) -> dict[str, Any] | None:
+    """The report of `meansparse train` beside the weights, if they are still the ones it is about."""
+    weights = Path(source.name)
+    file = weights.with_name("train.yaml")
+    if source.kind != "embedded" or not (weights.is_file() and file.is_file()):
+        return None
+    report = read_report(file, "train", mend=f"meansparse train --run {file.parent}")
+    return report if report["outputs"].get(weights.name) == sha256_of(weights) else None
 
 
 def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any] | None:
@@ -159,7 +171,7 @@ def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any
     def result(model: str, alpha: float, base: Result | None) -> Result:
         table = tables[model]
         return Result(
-            where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
+            file, where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
             lambda attacks: _robust_to(table, names, attacks), *_when(report), base,
         )  # fmt: skip
 
@@ -194,7 +206,7 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
         where = _settings(report, calibrated, row["sites"]) | {"eps": row["eps"], "alpha": f"{row['alpha']:g}"}
         plain = arrays["plain"][i]
         result = Result(
-            where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
+            file, where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
             lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
             *_when(report), None if row["alpha"] == 0 else base,
         )  # fmt: skip
@@ -208,6 +220,19 @@ def _when(report: dict[str, Any]) -> tuple[str, str]:
 
 
 def without_machine_paths(command: str) -> str:
-    """A command as others can type it: the data folder is DIR, and no other path is absolute."""
-    command = re.sub(r"(--data-dir[ =])\S+", r"\1DIR", command)
-    return re.sub(r"(?<=[\s=])/(?:\S*/)?([^/\s]+/[^/\s]+)/?", r"\1", command)
+    """A command as others can type it: the data folder is DIR, and no other path is absolute.
+
+    >>> without_machine_paths("meansparse fetch --model '/home/me/my models/w16.safetensors' --data-dir=/data/cifar")
+    "meansparse fetch --model 'my models/w16.safetensors' --data-dir=DIR"
+    """
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if (option == "--data-dir" and equals) or (i and words[i - 1] == "--data-dir"):
+            words[i] = f"{option}{equals}DIR"
+        elif value.startswith("/"):
+            words[i] = option + equals + "/".join(Path(value).parts[1:][-2:])
+        elif not option and "=/" in word:  # COLUMN=FOLDER
+            column, _, folder = word.partition("=")
+            words[i] = f"{column}={'/'.join(Path(folder).parts[1:][-2:])}"
+    return shlex.join(words)

@@ -19,7 +19,7 @@ from .console import percent
 from .errors import ConfigError
 from .paper_tables import Claim, PaperTable
 from .report import RunPaths, read_report
-from .run_results import Outcomes, Result, RunResults
+from .run_results import Outcomes, Result, RunResults, without_machine_paths
 from .table_claims import RULE, judge, sentence
 from .table_page import commands_section
 
@@ -81,6 +81,11 @@ def fill_subset_table(
     used = [result for run in by_fraction.values() if (result := _result(run)) is not None]
     data = {
         "table": table.number, "title": table.title, "paper": table.source, "data": data_note, "model": whole.model,
+        "command": without_machine_paths(command), "rule": RULE,
+        "paper_errors": {
+            column.name: [{"fraction": float(c.row), "mean_error": c.clean, "std_error": c.robust} for c in column.cells]
+            for column in table.columns
+        },
         "rows": [_data(row) for row in rows],
         "claims": [{"text": pair[0][1].claim.text, "apgd": pair[0][1].to_report(), "worst_case": pair[1][1].to_report()} for pair in judged],
     }  # fmt: skip
@@ -188,10 +193,13 @@ def _gain(gain: PairedDifference | None) -> str:
 def _data(row: SubsetRow) -> dict[str, Any]:
     names = ("clean", "robust", "worst")
     accuracies: dict[str, Accuracy | None] = {name: getattr(row, name) for name in names}
+    differences = {"robust_minus_all": row.robust_minus_all, "worst_minus_all": row.worst_minus_all}
     return {
         "fraction": row.fraction, "n_images": row.n_images, "mean_error": row.mean[0], "std_error": row.std[0],
         "mean_error_of_sums": row.mean[1], "std_error_of_sums": row.std[1],
         **{name: a.fraction for name, a in accuracies.items() if a is not None},
         **{f"{name}_standard_error": a.standard_error for name, a in accuracies.items() if a is not None},
         **({} if row.robust is None else {"n_examples": row.robust.n}),
+        **{name: d.difference for name, d in differences.items() if d is not None},
+        **{f"{name}_standard_error": d.standard_error for name, d in differences.items() if d is not None},
     }  # fmt: skip

@@ -96,6 +96,8 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
         )
     if any(cell.cell.where.get("split") == "calibration" for column in used for cell in column.cells):
         notes.append("**Train columns**: training images, those that the statistics were computed from.")
+    if filled.table.note:
+        notes.append(f"**Left open**: {filled.table.note}.")
     return [line for note in [*notes, COLUMN_NOTES] for line in (note, "")][:-1]
 
 
@@ -110,10 +112,37 @@ def _of_column(table: PaperTable, column: FilledColumn) -> str:
         clean += f" Clean, ours: {percent(own.fraction, own.standard_error)} %."
     stands = f", in place of the paper's {column.column.model}" if column.stands_in and column.column.model else ""
     numbers = ", ".join(f"{n:,}" for n in column.n_examples)
-    sites = f"{column.run.n_sites} sites (`--sites {column.run.site_rule}`)"
+    sites = _sites(column, column.run)
     own_note = f" ({column.column.note}.)" if column.column.note and not column.stands_in else ""
     images = f"Images: {numbers}." if numbers else "Not run."
-    return f"Model: `{column.run.model}`{stands}, {sites}.{own_note} {images}{clean}"
+    return f"Model: `{column.run.model}`{stands}, {sites}.{own_note} {images}{clean}{_training(column.run.training)}"
+
+
+def _sites(column: FilledColumn, run: RunResults) -> str:
+    """Which of the calibrated sites the cells of a column are about."""
+    rules = list(
+        dict.fromkeys(cell.cell.where.get("sites", "all") for cell in column.cells if float(cell.cell.where["alpha"]))
+    )
+    if rules in ([], ["all"]):
+        return f"{run.n_sites} sites (`--sites {run.site_rule}`)"
+    return f"operators at {' to '.join(f'`--sites {rule}`' for rule in dict.fromkeys((rules[0], rules[-1])))} of {run.n_sites} sites"
+
+
+def _training(training: dict[str, Any]) -> str:
+    """How `meansparse train` made the model, in a sentence; nothing where its weights do not say."""
+    if "epochs" not in training:
+        return ""
+    n = training["n_examples"]
+    words = [training["method"] + (f" with beta {training['beta']:g}" if training["method"] == "trades" else "")]
+    words += [f"width {training['width']}", f"{training['epochs']} epochs of {f'{n:,}' if n else 'all'} images"]
+    if training["method"] != "standard":
+        words.append(f"{training['n_steps']} steps of {training['step_size']} within {training['eps']}")
+    words += [
+        f"batch {training['batch_size']}",
+        f"{training['schedule']} from {training['lr']:g}",
+        f"seed {training['seed']}",
+    ]
+    return f" Training: {', '.join(words)}."
 
 
 def _rows(table: PaperTable, column: FilledColumn) -> list[str]:

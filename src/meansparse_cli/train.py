@@ -7,8 +7,10 @@ finished epoch and, on a CPU, ends in the same weights bit for bit. The device i
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,23 @@ from .train_state import EpochResult, TrainState
 
 STATE_FILE = "train-state.pt"
 SELECTION_STEPS = 10
+
+
+@contextmanager
+def _sound_weight_gradients(width: int, device: str) -> Iterator[None]:
+    """Without oneDNN where its weight gradient writes out of bounds (torch 2.11 to 2.15).
+
+    Seen on one thread, for channels-last 1x1 convolutions of stride 2 and fewer than 8 input channels.
+    """
+    if torch.device(device).type != "cpu" or width >= 8:
+        yield
+        return
+    onednn: Any = torch.backends.mkldnn
+    was, onednn.enabled = onednn.enabled, False
+    try:
+        yield
+    finally:
+        onednn.enabled = was
 
 
 def train_model(
@@ -96,7 +115,8 @@ def train_model(
             x, y = images.batch(order[batch * batch_size : (batch + 1) * batch_size], generator)
             loss = step(x, y, generator)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            with _sound_weight_gradients(config.width, device):
+                loss.backward()
             optimizer.step()
             if average is not None:
                 average.update(model.state_dict())

@@ -33,7 +33,7 @@ _LABELS = {
     f"test_pgd{TEST_STEPS}_straight_through_accuracy": f"PGD-{TEST_STEPS} straight through the operator",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},  # the defaults are the paper's
+    "paper": {},  # the defaults are the paper's, but for beta
     "short": {"epochs": 30, "schedule": "one-cycle", "lr": 0.2},
 }
 
