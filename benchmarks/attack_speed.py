@@ -94,8 +94,9 @@ def main() -> None:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
     options = parser.parse_args()
-    on_gpu = options.device == "auto" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else options.device.replace("auto", "cpu"))
+    # not by pick_device, which sets the allocator: pyautoattack runs first, without that
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(default if options.device == "auto" else options.device)
     budget = Budget(options.norm, eps_value(options.eps))
     model = load_model(resolve_model("resnet18-w16"), None).to(device).eval()
     theirs = {}

@@ -11,7 +11,8 @@ PROGRAM = """
 import resource, sys, torch
 from meansparse_cli.allocator import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
-torch.ones(16 * 2**20)
+for _ in range(20):  # the first few are laid side by side, until the heap has room for one between the small blocks
+    torch.ones(16 * 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(40):
     torch.ones(16 * 2**20)

@@ -128,14 +128,7 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
 
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
     results = () if run is None else in_order_of_use(column, run.results)
-    filled = {cell.row: _fill_cell(cell, results) for cell in column.cells if not _is_base(cell)}
-    # the base model from a report that other rows are from: there it met the same pool of images
-    used = [r for r in results if any(f.result is r for f in filled.values())]
-    bases = [r.base for r in used if r.base is not None]
-    for cell in column.cells:
-        if _is_base(cell):
-            filled[cell.row] = _fill_cell(cell, [*bases, *results])
-    cells = tuple(filled[cell.row] for cell in column.cells)
+    cells = tuple(_fill_cell(cell, results) for cell in column.cells)
     is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
@@ -165,8 +158,8 @@ def _serves(cell: Cell, result: Result) -> bool:
 def in_order_of_use(column: Column, results: Sequence[Result]) -> list[Result]:
     """The results that can stand in ``column``, those of the report first that fills most of its cells.
 
-    Rows are compared with each other, so they come from one report where one has them all: on the same images, with the same
-    pool. Among reports that fill as many, the one on most examples, then the youngest.
+    Rows are compared with each other and the base model, so they come from one report where one has them all: on the same
+    images, with the same pool. Among reports that fill as many, the one on most examples, then the youngest.
     """
     by_report: dict[Path, list[Result]] = {}
     for result in results:

@@ -222,7 +222,7 @@ def _when(report: dict[str, Any]) -> tuple[str, str]:
 def without_machine_paths(command: str) -> str:
     """A command as others can type it: the data folder is DIR, and no other path is absolute.
 
-    >>> without_machine_paths("meansparse fetch --model '/home/me/my models/w16.safetensors' --data-dir=/data/cifar")
+    >>> without_machine_paths("meansparse fetch --model '/data/my models/w16.safetensors' --data-dir=/data/cifar")
     "meansparse fetch --model 'my models/w16.safetensors' --data-dir=DIR"
     """
     words = shlex.split(command)
