@@ -4,12 +4,14 @@
 
 The model is the embedded ``resnet18-w16``; the images are the first N test images of its seeded order. Both sides attack
 what is classified correctly, APGD-CE alone and then the standard preset, and every claimed break is judged in one way, in
-float32. A row of each is appended to ``benchmarks/RESULTS.md``.
+float32. The sides take turns of a few seconds, each in a process of its own, so that a machine that slows down on the way
+slows down both. A row of each is appended to ``benchmarks/RESULTS.md``.
 """
 
 import argparse
 import copy
 import logging
+import multiprocessing
 import os
 import platform
 import re
@@ -18,9 +20,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meansparse_cli.allocator import keep_freed_memory
@@ -38,10 +43,10 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Speed of the attacks
 
 Written by `make bench` (`benchmarks/attack_speed.py`): embedded `resnet18-w16`, Linf 8/255, the same images, seed and
-budgets on both sides, every break judged in float32; on a CPU pyautoattack runs first, with the allocator as its users
-have it, and then ours, with freed memory kept as `meansparse` keeps it. Passes are examples through the network, means over the examples
-that an attack faced; pyautoattack's are not known by fate. The last column lists the examples (positions among the n) that
-are robust on one side only.
+budgets on both sides, every break judged in float32. The sides take turns of five seconds, each in a process of its own: on
+a CPU pyautoattack has the allocator as its users have it, ours keeps freed memory as `meansparse` does. Passes are examples
+through the network, means over the examples that an attack faced; pyautoattack's are not known by fate. The last column
+lists the examples (positions among the n) that are robust on one side only.
 
 | what | n | machine | setting | ours, s | pyautoattack, s | ratio | robust, ours | robust, pyautoattack | passes (forward / backward) ours, robust | ours, fallen | pyautoattack, all | robust on one side only |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
@@ -50,15 +55,53 @@ are robust on one side only.
 
 @dataclass
 class Side:
-    """What one side took and left standing."""
+    """What one side took and left standing; ``robust`` (n,) is no tensor, which would not outlive its process."""
 
     seconds: float = 0.0
-    robust: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    robust: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     forward: int = 0
     backward: int = 0
     forward_fallen: int = 0
     backward_fallen: int = 0
     by_attack: dict[str, float] = field(default_factory=dict)
+
+
+class Turns:
+    """The clock of one side, which runs while it is its turn.
+
+    Before each forward pass of its model a side that has had ``SLICE`` seconds hands over and waits.
+    """
+
+    SLICE = 5.0
+
+    def __init__(self, other: Connection, device: torch.device) -> None:
+        self.other, self.device, self.is_alone = other, device, False
+        self._before, self._since = 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + now(self.device) - self._since
+
+    def begin(self) -> None:
+        self._wait()
+
+    def hand_over(self, *_: object) -> None:
+        """A forward pre-hook."""
+        if self.is_alone or time.perf_counter() - self._since < self.SLICE:
+            return
+        self._before = self.seconds
+        self.other.send("your turn")
+        self._wait()
+
+    def end(self) -> float:
+        """The seconds taken; the other side goes on alone."""
+        seconds = self.seconds
+        self.other.send("alone")
+        return seconds
+
+    def _wait(self) -> None:
+        self.is_alone = self.other.recv() == "alone"
+        self._since = now(self.device)
 
 
 class Counting(nn.Module):
@@ -94,46 +137,47 @@ def main() -> None:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
     options = parser.parse_args()
-    # not by pick_device, which sets the allocator: pyautoattack runs first, without that
+    # not by pick_device, which sets the allocator: the process of pyautoattack starts without that
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(default if options.device == "auto" else options.device)
-    budget = Budget(options.norm, eps_value(options.eps))
-    model = load_model(resolve_model("resnet18-w16"), None).to(device).eval()
-    theirs = {}
+    options.device = torch.device(default if options.device == "auto" else options.device)
     for what, n in (("apgd-ce", options.n_apgd), ("standard", options.n_standard)):
         if n:
-            x, y = images_and_labels(n, device, options)
-            theirs[what] = run_theirs(attacks_of(what), copy.deepcopy(model), x, y, budget, options)
-    if device.type == "cpu":
-        keep_freed_memory()  # as every stage does, and no user of pyautoattack
-    for what, side in theirs.items():
-        compare(what, model, side, budget, device, options)
+            compare(what, n, options)
 
 
 def attacks_of(what: str) -> tuple[str, ...]:
     return PRESETS["standard"] if what == "standard" else (what,)
 
 
-def images_and_labels(n: int, device: torch.device, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """(n, c, h, w) images in [0, 1] and (n,) labels: the first of the seeded order."""
+def model_and_images(n: int, options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model, (n, c, h, w) images in [0, 1] and (n,) labels: the first of the seeded order."""
+    model = load_model(resolve_model("resnet18-w16"), None).to(options.device).eval()
     x, y = stack_examples(take_examples(load_split("cifar10", options.data_dir, "test"), n, seed=options.seed))
-    return x.to(device), y.to(device)
+    return model, x.to(options.device), y.to(options.device)
 
 
-def compare(
-    what: str, model: nn.Module, theirs: Side, budget: Budget, device: torch.device, options: argparse.Namespace
-) -> None:
-    """Our side on the images that ``theirs`` had; prints, and appends a row to the results."""
-    n, attacks = len(theirs.robust), attacks_of(what)
-    x, y = images_and_labels(n, device, options)
-    ours = run_ours(attacks, model, x, y, budget, options)
-    n_fallen = int((~ours.robust & ~wrong(model, x, y)).sum())
+def compare(what: str, n: int, options: argparse.Namespace) -> None:
+    """Both sides on the same images; prints, and appends a row to the results."""
+    attacks, device = attacks_of(what), options.device
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=run_theirs, args=(there, attacks, n, options, torch.get_num_threads()), daemon=True)
+    child.start()
+    there.close()
+    if device.type == "cpu":
+        keep_freed_memory()  # as every stage does, and no user of pyautoattack
+    model, x, y = model_and_images(n, options)
+    ours = run_ours(attacks, model, x, y, Turns(here, device), options)
+    while not isinstance(theirs := here.recv(), Side):
+        pass  # what it said to a side that was over
+    child.join()
+    n_fallen = int((~ours.robust & ~wrong(model, x, y).numpy()).sum())
     n_robust = int(ours.robust.sum())
     setting = ", ".join(
         [options.precision, *(["compile"] if options.compile else []), *([] if options.no_channels_last else ["channels-last"])]
     )  # fmt: skip
     differ = "; ".join(
-        f"{side}: {', '.join(map(str, rows.nonzero().flatten().tolist()))}"
+        f"{side}: {', '.join(map(str, rows.nonzero()[0]))}"
         for side, rows in (("ours", ours.robust & ~theirs.robust), ("pyautoattack", theirs.robust & ~ours.robust))
         if rows.any()
     )
@@ -145,8 +189,8 @@ def compare(
     cells = [f"{f / max(k, 1):,.0f} / {b / max(k, 1):,.0f}" for f, b, k in passes]
     row = [
         what, str(n), machine(device), setting, f"{ours.seconds:.1f}", f"{theirs.seconds:.1f}",
-        f"{theirs.seconds / ours.seconds:.2f}", f"{100 * ours.robust.float().mean():.1f} %",
-        f"{100 * theirs.robust.float().mean():.1f} %", *cells, differ or "none",
+        f"{theirs.seconds / ours.seconds:.2f}", f"{100 * ours.robust.mean():.1f} %",
+        f"{100 * theirs.robust.mean():.1f} %", *cells, differ or "none",
     ]  # fmt: skip
     for name, value in zip([c.strip() for c in HEADER.splitlines()[-2].strip("|").split("|")], row, strict=True):
         print(f"{name:>55}  {value}", file=sys.stderr)
@@ -161,7 +205,7 @@ def compare(
 
 
 def run_ours(
-    attacks: tuple[str, ...], model: nn.Module, x: Tensor, y: Tensor, budget: Budget, options: argparse.Namespace
+    attacks: tuple[str, ...], model: nn.Module, x: Tensor, y: Tensor, turns: Turns, options: argparse.Namespace
 ) -> Side:
     """Each attack on what the ones before have left."""
     searched = copy.deepcopy(model)
@@ -169,13 +213,14 @@ def run_ours(
         searched = searched.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         searched = torch.compile(searched)  # type: ignore[assignment]
-    side, n = Side(), len(x)
+    side, n, budget = Side(), len(x), budget_of(options)
     indices = torch.arange(n)
-    warm_up(searched, x, y, options, budget)
-    started = now(x.device)
+    warm_up(searched, x, y, options)
+    turns.begin()
     robust = torch.ones(n, dtype=torch.bool, device=x.device)
+    hook = searched.register_forward_pre_hook(turns.hand_over)
     for attack in attacks:
-        before = now(x.device)
+        before = turns.seconds
         for rows in robust.nonzero().flatten().split(options.batch_size):  # as `meansparse evaluate` does
             result: AttackResult = run_attack(
                 attack, model, x[rows], y[rows], indices[rows.cpu()], budget=budget, seed=options.seed,
@@ -189,41 +234,50 @@ def run_ours(
                 side.forward_fallen + fallen[0],
                 side.backward_fallen + fallen[1],
             )
-        side.by_attack[attack] = now(x.device) - before
-    side.seconds, side.robust = now(x.device) - started, robust.cpu()
+        side.by_attack[attack] = turns.seconds - before
+    side.seconds, side.robust = turns.end(), robust.cpu().numpy()
+    hook.remove()
     return side
 
 
 def run_theirs(
-    attacks: tuple[str, ...], model: nn.Module, x: Tensor, y: Tensor, budget: Budget, options: argparse.Namespace
-) -> Side:
-    """AutoAttack as its users call it."""
+    other: Connection, attacks: tuple[str, ...], n: int, options: argparse.Namespace, n_threads: int
+) -> None:
+    """AutoAttack as its users call it, in a process of its own; sends its ``Side`` when it is over."""
     from pyautoattack import AutoAttack
 
-    counting = Counting(model)
-    settings = {"norm": budget.norm, "eps": budget.eps, "seed": options.seed, "device": str(x.device)}
+    torch.set_num_threads(n_threads)
+    model, x, y = model_and_images(n, options)
+    counting, budget = Counting(model), budget_of(options)
+    settings = {"norm": budget.norm, "eps": budget.eps, "seed": options.seed, "device": str(options.device)}
     if len(attacks) == 1:
         attack = AutoAttack(counting, version="custom", attacks=list(attacks), **settings)
         attack.apgd.n_restarts = 1  # as in the standard version
     else:
         attack = AutoAttack(counting, version="standard", **settings)
-    side = Side()
-    warm_up(model, x, y, options, budget)
-    with timed_log(side):
-        started = now(x.device)
+    side, turns = Side(), Turns(other, options.device)
+    warm_up(model, x, y, options)
+    counting.register_forward_pre_hook(turns.hand_over)
+    other.send("your turn")
+    turns.begin()
+    with timed_log(side, turns):
         adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=options.batch_size)
-        side.seconds = now(x.device) - started
+    side.seconds = turns.end()
     side.forward, side.backward = counting.forward_passes, counting.backward_passes
-    side.robust = ~wrong(model, enforce_budget(adversarial.detach(), x, budget), y)
-    return side
+    side.robust = ~wrong(model, enforce_budget(adversarial.detach(), x, budget), y).numpy()
+    other.send(side)
+
+
+def budget_of(options: argparse.Namespace) -> Budget:
+    return Budget(options.norm, eps_value(options.eps))
 
 
 class timed_log(logging.Handler):  # noqa: N801
-    """Reads the time of each attack from what AutoAttack logs."""
+    """Takes the time of each attack when AutoAttack logs that it is over."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, turns: Turns) -> None:
         super().__init__(logging.DEBUG)
-        self.side, self.total, self.logger = side, 0.0, logging.getLogger("auto-attack")
+        self.side, self.turns, self.logger = side, turns, logging.getLogger("auto-attack")
 
     def __enter__(self) -> None:
         self.logger.addHandler(self)
@@ -234,10 +288,9 @@ class timed_log(logging.Handler):  # noqa: N801
         self.logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = re.match(r"robust accuracy after ([\w-]+): .*total time ([\d.]+) s", record.getMessage())
+        found = re.match(r"robust accuracy after ([\w-]+): ", record.getMessage())
         if found:
-            self.side.by_attack[found[1].lower()] = float(found[2]) - self.total
-            self.total = float(found[2])
+            self.side.by_attack[found[1].lower()] = self.turns.seconds - sum(self.side.by_attack.values())
 
 
 def wrong(model: nn.Module, images: Tensor, y: Tensor) -> Tensor:
@@ -247,12 +300,12 @@ def wrong(model: nn.Module, images: Tensor, y: Tensor) -> Tensor:
         return is_misclassified(counted, images, y, batch_size=250).cpu()
 
 
-def warm_up(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace, budget: Budget) -> None:
+def warm_up(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
     """Kernels are chosen and compiled before the clock runs."""
     few = slice(0, options.batch_size)
     for _ in range(2):
         run_attack(
-            "pgd-3", model, x[few], y[few], torch.arange(len(x[few])), budget=Budget(budget.norm, 1e-6), seed=0,
+            "pgd-3", model, x[few], y[few], torch.arange(len(x[few])), budget=Budget(options.norm, 1e-6), seed=0,
             batch_size=options.batch_size, n_classes=10, precision=options.precision,
         )  # fmt: skip
 
