@@ -214,6 +214,14 @@ SaveWitnesses = Annotated[
     bool | None,
     typer.Option("--save-witnesses", help="Keep the images that broke an example.", rich_help_panel=_ATTACK),
 ]
+Pool = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Adversarial images from elsewhere, in a form that verify reads, tried on both models too; may be repeated.",
+        rich_help_panel=_ATTACK,
+    ),
+]
 SplitName = Annotated[
     str | None,
     typer.Option("--split", help="test; or calibration or held-out, which are training images.", rich_help_panel=_DATA),
@@ -320,8 +328,8 @@ def evaluate(
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
     channels_last: ChannelsLast = None, doubts: Doubts = None, n_doubt_examples: NDoubtExamples = None,
-    save_witnesses: SaveWitnesses = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
-    fresh: Fresh = False, as_json: AsJson = False,
+    pool: Pool = None, save_witnesses: SaveWitnesses = None, seed: Seed = None, batch_size: BatchSize = None,
+    workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
     _stage("evaluate", locals())

@@ -125,6 +125,7 @@ EpsGrid = Annotated[str, BeforeValidator(parse_eps_grid)]
 Alphas = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
 SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Split = Literal["test", "held-out", "calibration"]
 
@@ -231,6 +232,8 @@ class EvaluateConfig(AttackConfig):
     doubts: bool = True
     """Check what a sceptical reader would, on ``n_doubt_examples``; see ``doubts/``."""
     n_doubt_examples: int = Field(default=100, ge=1)
+    pool: Paths = ()
+    """Adversarial images from elsewhere, tried on both models as well; see ``pool.py``."""
     save_witnesses: bool = False
     """Keep the adversarial images that broke an example; see ``witnesses.py``."""
     split: Split = "test"

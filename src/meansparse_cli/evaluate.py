@@ -3,10 +3,11 @@
 The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before it
 have left of the same model, or, with ``individual``, every example that is right at its clean image. Each break is
 judged afresh at once, before the next attack is told what is left. Every image that an attack found on one model is
-tried on the other as well (``transfer``), so that neither faces a weaker adversary.
+tried on the other as well, and a pool of images from elsewhere on both (``transfer``), so that neither faces a weaker
+adversary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from .evaluation import (
     run_order,
 )
 from .evaluation_state import Chunk, EvaluationState, chunk_of
+from .pool import admissible
 from .sparsify import SparsifiedModel, alpha_set
 
 __all__ = ["EvaluateSettings", "Evaluation", "EvaluationProgress", "evaluate_robustness"]
@@ -91,6 +93,7 @@ def evaluate_robustness(
     n_classes: int,
     on_update: Callable[[EvaluationProgress], None] | None = None,
     smaller: Evaluation | None = None,
+    pool: Mapping[str, Chunk] | None = None,
 ) -> Evaluation:
     """Attack the first ``n_examples`` of ``x`` (n, channels, height, width) float32 in [0, 1] on both models.
 
@@ -100,7 +103,8 @@ def evaluate_robustness(
     Finished chunks are read back from ``state_folder``; killed at any moment and called again, the outcomes are the same.
     A larger ``n_examples`` or a further attack adds to what is there. ``smaller``: the same evaluation at a smaller eps;
     what an attack broke there it has broken here, by the same image. It is not attacked again once both models have
-    fallen: until then one model's images at this eps are still to be tried on the other. Raises ``ArtifactError`` where
+    fallen: until then one model's images at this eps are still to be tried on the other. ``pool``: images from elsewhere,
+    see ``read_pool``; they are tried last, so that no attack's own number depends on them. Raises ``ArtifactError`` where
     the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack``
     does.
     """
@@ -131,6 +135,9 @@ def evaluate_robustness(
         for attack in order:
             for name in names:
                 run.attack(name, attack)
+        for images in (pool or {}).values():
+            for name in names:
+                run.try_pool(name, images)
     base = run.outcomes("base")
     sparsified = run.outcomes("sparsified") if alpha else replace(base, spent=dict.fromkeys(base.spent, Spent()))
     return Evaluation(alpha, order, run.indices.numpy(), run.y.numpy(), base, sparsified)
@@ -224,6 +231,15 @@ class _Run:
         self.robust[name] &= ~broken
         self.n_robust[name][attack] = int(self.robust[name].sum())
         self._tell(name, attack, n_done, n_total, n_resumed)
+
+    def try_pool(self, name: ModelName, pool: Chunk) -> None:
+        """Try images from elsewhere on one model."""
+        allowed = admissible(pool, self.x, self.budget)
+        assert allowed.adversarial is not None
+        y = self.y[allowed.positions].to(self.settings.device)
+        broken = self._misclassified(name, allowed.adversarial.to(self.settings.device), y)
+        self.transferred[name][allowed.positions[broken]] = True
+        self.n_transfer_passes[name] += len(y)
 
     def outcomes(self, name: ModelName) -> ModelOutcomes:
         """Everything about one model, with ``transfer`` as the last attack."""

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
     from .evaluate import EvaluateSettings
     from .evaluation import Evaluation
+    from .evaluation_state import Chunk
     from .sites import Site
     from .sparsify import SparsifiedModel
 
@@ -326,9 +327,11 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     from .attacks import expand_attacks
+    from .attacks.result import Budget
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
     from .evaluation_table import doubts_view, evaluation_table, progress_table
+    from .pool import admissible, read_pool
     from .published import published_note, published_results
 
     run, started = located(config), time.monotonic()
@@ -340,10 +343,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     checkpoint = checkpoint_to_evaluate(run, config, upstream)
     statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), weights_id(run)
     operator = checkpoint.in_words(alpha)
+    pool = read_pool(config.pool, load_images(run, config, config.split), indices) if config.pool else {}
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
         "images": images_id(run, config, config.split, len(y)),
-    }
+    } | {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, start=1)}
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha, "n_examples": len(y)})
     if done := finished("evaluate", place, resolved, inputs, fresh):
         return done
@@ -356,6 +360,12 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     model = sparsify(base, checkpoint, alpha=alpha)
     grid = eps_grid(eps)
     eps = headline_eps(grid, run.source.dataset, run.norm)
+    allowed = {name: admissible(chunk, x, Budget(run.norm, eps_value(eps))) for name, chunk in pool.items()}  # type: ignore[arg-type]
+    for name, chunk in allowed.items():
+        note(
+            f"pool: {len(pool[name].positions):,} images of {name} are of these {len(y):,} examples, "
+            f"{len(chunk.positions):,} inside the budget"
+        )
     settings = EvaluateSettings(
         attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
         batch_size=config.batch_size, device=device, individual=config.individual, precision=config.precision,
@@ -372,6 +382,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
                 state_folder=eps_state_folder(state_folder, one, grid),
                 fingerprint={"weights": str(weights), "statistics": statistics},
                 n_classes=count_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
+                pool=pool,
             ),
             grid,
         )  # fmt: skip
@@ -386,7 +397,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if config.save_witnesses:
         folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
         outputs += _save_witnesses(
-            run, place.paths.folder, config, model, operator, evaluation, folders, settings, (x, y, indices)
+            run, place.paths.folder, config, model, operator, evaluation, folders, pool, settings, (x, y, indices)
         )
     if config.doubts:
         found["doubts"] = _doubts(
@@ -400,6 +411,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         | {
             "eps": eps,
             "operator": operator,
+            "pool": {name: len(chunk.positions) for name, chunk in allowed.items()},
             "site_alphas": checkpoint.site_alphas(alpha),
             "search": {
                 "precision": settings.precision,
@@ -445,13 +457,13 @@ def _doubts(
 
 def _save_witnesses(
     run: Run, folder: Path, config: EvaluateConfig, model: SparsifiedModel, operator: str, evaluation: Evaluation,
-    folders: list[Path], settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
+    folders: list[Path], pool: dict[str, Chunk], settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
 ) -> list[Path]:  # fmt: skip
     """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
     from .witnesses import collect_witnesses, save_external, save_witnesses
 
     x, y, indices = examples
-    witnesses = collect_witnesses(model, x, y, evaluation, folders, settings)
+    witnesses = collect_witnesses(model, x, y, evaluation, folders, settings, pool)
     files = [folder / "witnesses.safetensors"]
     save_witnesses(
         files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha, operator=operator

@@ -20,6 +20,7 @@ _NOT_IN_REPORT = {"run", "allow_pickle"}
 # Settings that change how fast or where a result is computed, not which result it is.
 _NOT_IN_RESULT = {
     "run", "allow_pickle", "device", "workers", "data_dir", "model", "from_file", "compile", "channels_last",
+    "pool",  # its content is among the inputs
 }  # fmt: skip
 
 

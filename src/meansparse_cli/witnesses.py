@@ -28,6 +28,7 @@ from .errors import ArtifactError
 from .evaluate import EvaluateSettings
 from .evaluation import MODELS, WORST_CASE, Evaluation, ModelName, attack_groups
 from .evaluation_state import Chunk, read_chunks
+from .pool import admissible
 from .sparsify import SparsifiedModel, alpha_set
 
 SCHEMA = "meansparse/witnesses/1"
@@ -52,20 +53,24 @@ def collect_witnesses(
     evaluation: Evaluation,
     folders: list[Path],
     settings: EvaluateSettings,
+    pool: Mapping[str, Chunk],
 ) -> dict[ModelName, Witnesses]:
     """Every broken example's first image that holds, from the state folders of an evaluation, by model.
 
     ``x`` (n, channels, height, width), ``y`` (n,): the evaluated examples. ``folders``: that of the evaluation, and those
-    of smaller eps, whose breaks it took over. An image found on the other model counts where this one fails on it too.
+    of smaller eps, whose breaks it took over. An image found on the other model, or of the ``pool`` that was tried too,
+    counts where this one fails on it.
     Raises ``ArtifactError`` where a break has no image.
     """
     names = MODELS if evaluation.alpha else MODELS[:1]
-    return {name: _collect(name, model, x, y, evaluation, folders, settings) for name in names}
+    budget = Budget(settings.norm, settings.eps)
+    allowed = {source: admissible(chunk, x, budget) for source, chunk in pool.items()}
+    return {name: _collect(name, model, x, y, evaluation, folders, settings, allowed) for name in names}
 
 
 def _collect(
     name: ModelName, model: SparsifiedModel, x: Tensor, y: Tensor, evaluation: Evaluation, folders: list[Path],
-    settings: EvaluateSettings,
+    settings: EvaluateSettings, pool: Mapping[str, Chunk],
 ) -> Witnesses:  # fmt: skip
     outcomes = evaluation.outcomes(name)
     robust = outcomes.robust_to(attack_groups(evaluation.attacks)[WORST_CASE])
@@ -77,7 +82,7 @@ def _collect(
     found_by: dict[int, str] = {}
     inside_only: dict[int, tuple[Tensor, str]] = {}  # row -> the first image inside the budget, judged or not
     with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
-        for source, attack, chunk in _chunks(name, evaluation, folders):
+        for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
             inside = positions < len(y)
             useful = inside.clone()
@@ -86,7 +91,6 @@ def _collect(
                 continue
             rows, candidates = positions[useful], chunk.adversarial[useful]
             holds = within_budget(candidates, x[rows].cpu(), budget)
-            by = attack if source == name else f"{attack} on {source}"
             for row, image in zip(rows[holds].tolist(), candidates[holds], strict=True):
                 inside_only.setdefault(row, (image, by))
             candidates = torch.where(holds.view(-1, 1, 1, 1), candidates, x[rows].cpu())
@@ -113,13 +117,16 @@ def _collect(
     return Witnesses(stacked.float(), indices, y.cpu()[rows], tuple(found_by[row] for row in rows.tolist()))
 
 
-def _chunks(name: ModelName, evaluation: Evaluation, folders: list[Path]) -> Iterator[tuple[str, str, Chunk]]:
-    """What was found on the model itself, in the order of the attacks; then on the other one."""
+def _chunks(
+    name: ModelName, evaluation: Evaluation, folders: list[Path], pool: Mapping[str, Chunk]
+) -> Iterator[tuple[str, Chunk]]:
+    """What was found on the model itself, in the order of the attacks; then on the other one; then elsewhere. By whom."""
     for source in (name, *(other for other in MODELS if other != name)):
         for attack in evaluation.attacks:
             for folder in folders:
                 for _, chunk in read_chunks(folder, source, attack):
-                    yield source, attack, chunk
+                    yield attack if source == name else f"{attack} on {source}", chunk
+    yield from pool.items()
 
 
 def save_witnesses(

@@ -37,7 +37,7 @@ def _black_box(subject: Subject, evaluation: Evaluation) -> Doubt:
 
 
 def _transfer(subject: Subject, evaluation: Evaluation) -> Doubt:
-    """An image found on the other model should break nothing that attacks on this one have left."""
+    """An image found on another model should break nothing that attacks on this one have left."""
     if evaluation.alpha == 0:
         return TRANSFERRED.not_run(subject, "at alpha = 0 the two models are one")
     outcomes = evaluation.outcomes(subject.name)
@@ -45,7 +45,7 @@ def _transfer(subject: Subject, evaluation: Evaluation) -> Doubt:
     alone = outcomes.broken[TRANSFER] & ~own
     return TRANSFERRED.judged(
         subject, float(alone.mean()),
-        f"images found on the other model broke {int(alone.sum())} of {len(alone)} examples that its own attacks left",
+        f"images found on another model broke {int(alone.sum())} of {len(alone)} examples that its own attacks left",
     )  # fmt: skip
 
 
