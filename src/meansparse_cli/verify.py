@@ -99,7 +99,9 @@ class Judgement:
 def read_images(path: Path) -> list[ImageSet]:
     """Every set of images in a file. Raises ``DataError`` for a file that is not one of the known forms."""
     if not path.is_file():
-        raise DataError(f"no file {path}")
+        raise DataError(
+            f"no file {path}", hint="evaluate --save-witnesses writes one: witnesses.safetensors in its folder"
+        )
     arrays = _read_arrays(path)
     sets = []
     for model in ("base", "sparsified"):
