@@ -116,3 +116,12 @@ def test_without_bpda_no_gain_is_called_real() -> None:
     )
     assert found.name == "unproven gain"
     assert "masking is not ruled out" in found.reason
+
+
+@pytest.mark.parametrize(("n_right", "name"), [(500, "no difference"), (450, "worse")])
+def test_any_other_verdict_says_so_too(n_right: int, name: str) -> None:
+    same = {"base_plain": outcomes(500), "base_worst": outcomes(500)}
+    mine = {"sparsified_plain": outcomes(n_right), "sparsified_worst": outcomes(n_right)}
+    without, beside = (verdict(**same, **mine, bpda_was_run=ran) for ran in (False, True))
+    assert without.name == beside.name == name
+    assert without.reason == f"{beside.reason}; no BPDA attack was run"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -120,3 +121,12 @@ def test_sites_shows_gates_and_layout(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 0, result.output
     assert "17 of 17 sites chosen" in result.stderr
     assert "layer4.1.act2" in result.stderr
+
+
+def test_a_folder_of_one_image_is_no_calibration_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 8, 8, 1), dtype=np.uint8), y=np.zeros(1, dtype=np.int64))
+    refused = meansparse(
+        "calibrate", "--model", "digits", "--dataset", str(tmp_path / "one.npz"), "--run", str(tmp_path / "run")
+    )
+    assert refused.exit_code == 7
+    assert "the calibration split is empty" in said(refused)

@@ -112,6 +112,8 @@ def verdict(
                              also when the worst case is clearly below the base model; the reason then says so.
     3. ``worse``             the worst case is clearly below the base model.
     4. ``no difference``     anything else, too few examples included.
+
+    Where no BPDA attack was run, the reason says so.
     """
     plain = paired_difference(sparsified_plain, base_plain)
     worst = paired_difference(sparsified_worst, base_worst)
@@ -138,6 +140,8 @@ def verdict(
         name, note = "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
     else:
         name, note = "no difference", "within 2 standard errors"
+    if not bpda_was_run and name != "unproven gain":
+        note += "; no BPDA attack was run"
     under_plain = f"{_points(plain)} under the plain attacks, " if plain_was_run else ""
     return Verdict(name, f"{under_plain}{_points(worst)} in the worst case: {note}")
 

@@ -29,7 +29,7 @@ from .config import (
     eps_value,
 )
 from .console import bar, console, live, note, sites_table
-from .errors import ArtifactError, ConfigError
+from .errors import ArtifactError, ConfigError, DataError
 from .report import read_report, write_report
 from .run_folder import Run, locate_run, located, verified, weights_id
 from .stage_images import (
@@ -154,6 +154,8 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
         raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
     images = load_images(run, config, "calibration")
     n = config.n_examples if config.fraction is None else max(1, round(config.fraction * len(images)))
+    if not len(images):
+        raise DataError("the calibration split is empty", hint="is this the folder of a data set? --data-dir DIR")
     images = take_examples(images, n, seed=config.seed)
     inputs = {"fetch.yaml": sha256_of(run.paths.report("fetch")), "images": content_id(images)}
     if done := finished("calibrate", run, config, inputs, fresh):
