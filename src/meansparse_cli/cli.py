@@ -222,6 +222,14 @@ Pool = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]
+ShardText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Attack only every Nth example, as job I of N; the command without it gathers them all.",
+        rich_help_panel=_RUN,
+    ),
+]
 SplitName = Annotated[
     str | None,
     typer.Option("--split", help="test; or calibration or held-out, which are training images.", rich_help_panel=_DATA),
@@ -328,7 +336,7 @@ def evaluate(
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
     channels_last: ChannelsLast = None, doubts: Doubts = None, n_doubt_examples: NDoubtExamples = None,
-    pool: Pool = None, save_witnesses: SaveWitnesses = None, seed: Seed = None, batch_size: BatchSize = None,
+    pool: Pool = None, save_witnesses: SaveWitnesses = None, shard: ShardText = None, seed: Seed = None, batch_size: BatchSize = None,
     workers: Workers = None, fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure base and sparsified model under attack, BPDA included."""
@@ -543,7 +551,7 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     from . import pipeline
     from .config import COMMANDS, resolve
     from .report import read_report
-    from .run_folder import locate_run, run_folder_lock
+    from .run_folder import lock_for
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
     function: Any
@@ -551,6 +559,6 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
         from .measure import measure as function
     else:
         function = getattr(pipeline, stage.replace("-", "_"))
-    with run_folder_lock(locate_run(settings).place_of(settings).paths.folder):
+    with lock_for(settings):
         path = function(settings, sources, fresh=flags["fresh"])
     typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))

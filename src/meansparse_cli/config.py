@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
+from .shard import parse_shard
 from .site_rules import parse_rule
 
 
@@ -127,6 +128,7 @@ SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Shard = Annotated[str, BeforeValidator(parse_shard)]
 Split = Literal["test", "held-out", "calibration"]
 
 
@@ -237,6 +239,8 @@ class EvaluateConfig(AttackConfig):
     save_witnesses: bool = False
     """Keep the adversarial images that broke an example; see ``witnesses.py``."""
     split: Split = "test"
+    shard: Shard | None = None
+    """``3/8``: attack only every eighth example, the third first; see ``shard.py``."""
     name: Name | None = None
     """Keep this evaluation beside the others, in ``evaluations/<name>`` of the run folder."""
 

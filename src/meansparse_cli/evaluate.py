@@ -36,6 +36,7 @@ from .evaluation import (
 )
 from .evaluation_state import Chunk, EvaluationState, chunk_of
 from .pool import admissible
+from .shard import Shard
 from .sparsify import SparsifiedModel, alpha_set
 
 __all__ = ["EvaluateSettings", "Evaluation", "EvaluationProgress", "evaluate_robustness"]
@@ -94,6 +95,7 @@ def evaluate_robustness(
     on_update: Callable[[EvaluationProgress], None] | None = None,
     smaller: Evaluation | None = None,
     pool: Mapping[str, Chunk] | None = None,
+    shard: Shard | None = None,
 ) -> Evaluation:
     """Attack the first ``n_examples`` of ``x`` (n, channels, height, width) float32 in [0, 1] on both models.
 
@@ -104,7 +106,8 @@ def evaluate_robustness(
     A larger ``n_examples`` or a further attack adds to what is there. ``smaller``: the same evaluation at a smaller eps;
     what an attack broke there it has broken here, by the same image. It is not attacked again once both models have
     fallen: until then one model's images at this eps are still to be tried on the other. ``pool``: images from elsewhere,
-    see ``read_pool``; they are tried last, so that no attack's own number depends on them. Raises ``ArtifactError`` where
+    see ``read_pool``; they are tried last, so that no attack's own number depends on them. ``shard``: the examples given
+    are those of this shard; without it, what shards have done in ``state_folder`` is taken over. Raises ``ArtifactError`` where
     the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack``
     does.
     """
@@ -125,6 +128,8 @@ def evaluate_robustness(
             **fingerprint,
         },
         {attack: attack_version(attack) for attack in sorted(order)},
+        torch.arange(n) if shard is None else torch.tensor(shard.positions(n * shard.count)),
+        None if shard is None else shard.name,
     )
     state.check_examples(indices[:n], x[:n], y[:n])
     run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update, smaller)
@@ -171,7 +176,7 @@ class _Run:
         self.broken: dict[ModelName, dict[str, Tensor]] = {name: {} for name in MODELS}
         self.spent: dict[ModelName, dict[str, Spent]] = {name: {} for name in MODELS}
         self.n_robust: dict[ModelName, dict[str, int]] = {name: {} for name in MODELS}
-        self.upheld: dict[tuple[ModelName, str, int], Tensor] = {}
+        self.upheld: dict[tuple[ModelName, str, str], Tensor] = {}
         self.carried = {name: self._carried(smaller, name) for name in MODELS}
         self.both_fell = self._blank()
         if smaller is not None:
@@ -188,8 +193,7 @@ class _Run:
         """One forward pass for each example that has not had one."""
         attempted, wrong = self._blank(), self._blank()
         for _, chunk in self.state.chunks(name, CLEAN):
-            inside = chunk.positions < len(self.y)
-            attempted[chunk.positions[inside]], wrong[chunk.positions[inside]] = True, chunk.broken[inside]
+            attempted[chunk.positions], wrong[chunk.positions] = True, chunk.broken
         n_done = n_resumed = int(attempted.sum())
         for positions in self._chunks_of(~attempted):
             x, y, _ = self._examples(positions)
@@ -207,9 +211,9 @@ class _Run:
         wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
         carried = self.carried[name].get(attack, self._blank()) & wanted
         attempted, broken, spent = carried & self.both_fell, self._blank(), Spent()
-        for number, chunk in self.state.chunks(name, attack):
-            attempted[chunk.positions[chunk.positions < len(self.y)]] = True
-            spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
+        for file, chunk in self.state.chunks(name, attack):
+            attempted[chunk.positions] = True
+            spent = self._judge(name, attack, file, chunk, wanted, broken, spent)
         n_total, n_resumed = int(wanted.sum()), int((wanted & attempted).sum())
         n_done = n_resumed
         self._tell(name, attack, n_done, n_total, n_resumed)
@@ -222,8 +226,8 @@ class _Run:
         for positions in self._chunks_of(wanted & ~attempted):
             n_before = n_done
             chunk = self._run_attack(name, attack, positions, on_progress)
-            number = self.state.append(name, attack, chunk)
-            spent = self._judge(name, attack, number, chunk, wanted, broken, spent)
+            file = self.state.append(name, attack, chunk)
+            spent = self._judge(name, attack, file, chunk, wanted, broken, spent)
             n_done = n_before + len(positions)
         self.spent[name][attack] = spent
         broken |= carried
@@ -272,27 +276,23 @@ class _Run:
         return chunk_of(positions, result)
 
     def _judge(
-        self, name: ModelName, attack: str, number: int, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
+        self, name: ModelName, attack: str, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
     ) -> Spent:
         """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well.
 
         Returns ``spent`` with the cost of this chunk added.
         """
-        inside = chunk.positions < len(self.y)
-        claimed = chunk.broken & inside
-        claimed[inside] &= wanted[chunk.positions[inside]]
-        key = (name, attack, number)
+        counts = wanted[chunk.positions]  # examples that this session does not ask about have no part in its cost
+        claimed = chunk.broken & counts
+        key = (name, attack, file)
         if key not in self.upheld:
             self.upheld[key] = self._judge_afresh(name, chunk, claimed)
         upheld = self.upheld[key]
         broken[upheld] = True
         broken &= wanted
-        n_unconfirmed = int(claimed.sum()) - int(broken[chunk.positions[inside]].sum())
-        counts = inside.clone()  # examples that another session faced and this one does not have no part in its cost
-        counts[inside] &= wanted[chunk.positions[inside]]
-        fallen = counts & chunk.broken
+        n_unconfirmed = int(claimed.sum()) - int(broken[chunk.positions].sum())
         forward, backward = chunk.passes[counts].sum(dim=0).tolist()
-        forward_broken, backward_broken = chunk.passes[fallen].sum(dim=0).tolist()
+        forward_broken, backward_broken = chunk.passes[claimed].sum(dim=0).tolist()
         return Spent(
             spent.forward_passes + forward,
             spent.backward_passes + backward,
@@ -300,7 +300,7 @@ class _Run:
             spent.rejected + int(chunk.rejected[counts].sum()),
             spent.unconfirmed + n_unconfirmed,
             spent.n_attacked + int(counts.sum()),
-            spent.n_attacked_broken + int(fallen.sum()),
+            spent.n_attacked_broken + int(claimed.sum()),
             spent.forward_passes_broken + forward_broken,
             spent.backward_passes_broken + backward_broken,
         )

@@ -6,13 +6,14 @@
 
 A chunk is written whole or not at all, once its attack is over, and never again: a kill costs the chunk in flight. Chunks
 are cut in order from the examples that an attack has not faced yet, so that one that is done again holds the same
-examples as before; a larger ``n_examples`` only appends.
+examples as before; a larger ``n_examples`` only appends. Shards put ``shard-I-of-N`` into the names of their files, so
+that several may write at once; everybody reads what anybody wrote.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from .artifacts import load_torch, save_torch, write_bytes
 from .attacks.result import AttackResult
 from .errors import ArtifactError
 
-FORMAT = 3  # raise it when what an attack does, or these files, change
+FORMAT = 4  # raise it when what an attack does, or these files, change
 
 
 @dataclass(frozen=True)
 class Chunk:
     """What one attack did to m examples on one model.
 
-    ``positions`` (m,) int64, ascending; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
+    ``positions`` (m,) int64, ascending, in the whole evaluation; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
     float32, the images of the broken examples in their order. ``passes`` (m, 2): forward and backward passes of each.
     ``rejected`` (m,): breaks that the attack claimed and its judge did not confirm.
     """
@@ -56,8 +57,8 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
     )
 
 
-def read_chunks(folder: Path, model: str, attack: str) -> Iterator[tuple[int, Chunk]]:
-    """The finished chunks in a state folder, with their numbers; none where the attack never ran."""
+def read_chunks(folder: Path, model: str, attack: str) -> Iterator[tuple[str, Chunk]]:
+    """The finished chunks in a state folder, with the names of their files; none where the attack never ran."""
     for file in sorted((folder / model / attack).glob("*.pt")):
         try:
             chunk = Chunk(**load_torch(file))
@@ -68,18 +69,40 @@ def read_chunks(folder: Path, model: str, attack: str) -> Iterator[tuple[int, Ch
             whole = False
         if not whole:
             raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=f"delete it and run again: {file}")
-        yield int(file.stem), chunk
+        yield file.stem, chunk
+
+
+def part_of(chunk: Chunk, rows: Tensor) -> Chunk:
+    """The examples of a chunk whose row is 0 or above, at these rows (m,) in the place of their positions."""
+    kept = rows >= 0
+    return replace(
+        chunk,
+        positions=rows[kept],
+        broken=chunk.broken[kept],
+        passes=chunk.passes[kept],
+        rejected=chunk.rejected[kept],
+        adversarial=None if chunk.adversarial is None else chunk.adversarial[kept[chunk.broken]],
+    )
 
 
 class EvaluationState:
-    """The state folder of one evaluation.
+    """The state folder of one evaluation, as the examples at ``positions`` (n,), ascending, see it.
 
-    ``settings`` must be what they were when the folder was begun. ``attack_versions`` (attack -> what it does) must
+    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``shard``: the name of
+    the shard that these examples are. ``settings`` must be what they were when the folder was begun. ``attack_versions`` (attack -> what it does) must
     agree for the attacks both know; further attacks may join later. Raises ``ArtifactError`` with the differences.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], attack_versions: dict[str, str]) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        attack_versions: dict[str, str],
+        positions: Tensor,
+        shard: str | None = None,
+    ) -> None:
+        self.folder, self.positions = folder, positions
+        self.prefix = "" if shard is None else f"{shard}-"
         now = {"format": FORMAT, **settings}
         file = folder / "settings.json"
         if not file.exists() and any(folder.glob("*/*/*.pt")):
@@ -107,34 +130,43 @@ class EvaluationState:
             content = now | {"attacks": known | attack_versions}
             write_bytes(file, json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def chunks(self, model: str, attack: str) -> Iterator[tuple[int, Chunk]]:
-        """The finished chunks of one attack on one model with their numbers, one in memory at a time."""
-        return read_chunks(self.folder, model, attack)
+    def chunks(self, model: str, attack: str) -> Iterator[tuple[str, Chunk]]:
+        """The finished chunks of one attack on one model with their names, one in memory at a time; no example twice."""
+        row_of = torch.full((int(self.positions.max()) + 1,), -1, dtype=torch.int64)
+        row_of[self.positions] = torch.arange(len(self.positions))
+        for name, chunk in read_chunks(self.folder, model, attack):
+            rows = torch.full_like(chunk.positions, -1)
+            known = chunk.positions < len(row_of)
+            rows[known] = row_of[chunk.positions[known]]
+            if (rows >= 0).any():
+                yield name, part_of(chunk, rows)
+            row_of[chunk.positions[known]] = -1  # two shardings may have attacked the same example at the same time
 
-    def append(self, model: str, attack: str, chunk: Chunk) -> int:
-        """Put a finished chunk on disk, atomically; returns its number."""
+    def append(self, model: str, attack: str, chunk: Chunk) -> str:
+        """Put a finished chunk on disk, atomically; returns its name."""
         folder = self.folder / model / attack
-        number = max((int(file.stem) for file in folder.glob("*.pt")), default=-1) + 1
-        save_torch(folder / f"{number:06d}.pt", vars(chunk))
-        return number
+        own = [file.stem.removeprefix(self.prefix) for file in folder.glob(f"{self.prefix}*.pt")]
+        name = f"{self.prefix}{max((int(stem) for stem in own if stem.isdecimal()), default=-1) + 1:06d}"
+        save_torch(folder / f"{name}.pt", vars(replace(chunk, positions=self.positions[chunk.positions])))
+        return name
 
     def check_examples(self, indices: Tensor, x: Tensor, y: Tensor) -> None:
         """Refuse other examples than those this evaluation began with: more may follow, none may change.
 
         ``indices`` (n,), ``x`` (n, channels, height, width), ``y`` (n,).
         """
-        file = self.folder / "examples.pt"
-        now = example_ids(indices, x, y)
-        before: Tensor = load_torch(file)["ids"] if file.exists() else now[:0]
-        n = min(len(before), len(now))
-        if not torch.equal(before[:n], now[:n]):
-            raise ArtifactError(
-                f"{self.folder} holds an evaluation of other examples: {int((before[:n] != now[:n]).sum())} of the first "
-                f"{n} are not the same",
-                hint="another data set, order or preprocessing: add --fresh to start anew, or --name NAME to keep both",
-            )
-        if len(now) > len(before):
-            save_torch(file, {"ids": now})
+        now = dict(zip(self.positions.tolist(), example_ids(indices, x, y).tolist(), strict=True))
+        for file in sorted(self.folder.glob("*examples.pt")):
+            before = _ids_in(file)
+            both = now.keys() & before.keys()
+            if differ := sum(now[position] != before[position] for position in both):
+                raise ArtifactError(
+                    f"{self.folder} holds an evaluation of other examples: {differ} of {len(both)} are not the same",
+                    hint="another data set, order or preprocessing: add --fresh to start anew, or --name NAME to keep both",
+                )
+        own = self.folder / f"{self.prefix}examples.pt"
+        if not own.exists() or len(_ids_in(own)) < len(now):
+            save_torch(own, {"positions": self.positions, "ids": torch.tensor(list(now.values()))})
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:
@@ -146,6 +178,11 @@ class EvaluationState:
                 f"{file} cannot be read: {error}", hint="add --fresh to start the evaluation anew"
             ) from error
         return content
+
+
+def _ids_in(file: Path) -> dict[int, int]:
+    content = load_torch(file)
+    return dict(zip(content["positions"].tolist(), content["ids"].tolist(), strict=True))
 
 
 def example_ids(indices: Tensor, x: Tensor, y: Tensor) -> Tensor:

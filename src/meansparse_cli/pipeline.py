@@ -32,6 +32,7 @@ from .console import bar, console, live, note, sites_table
 from .errors import ArtifactError, ConfigError, DataError
 from .report import read_report, write_report
 from .run_folder import Run, locate_run, located, verified, weights_id
+from .shard import read_shard
 from .stage_images import (
     check_data,
     check_disjoint,
@@ -337,20 +338,25 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .published import published_note, published_results
 
     run, started = located(config), time.monotonic()
-    place = run.place_of(config)
+    whole = run.place_of(config)
+    place, shard = whole.shard_of(config), None if config.shard is None else read_shard(config.shard)
+    if shard is not None:
+        config = config.model_copy(update={"doubts": False, "save_witnesses": False, "pool": ()})
     alpha, upstream = alpha_in_use(run, config.alpha)
     eps = eps_of(run, config)
     attacks = tuple(expand_attacks(config.attack))
-    indices, x, y = examples(run, config, config.split, config.n_examples)
+    indices, x, y = examples(run, config, config.split, config.n_examples, shard=shard)
     checkpoint = checkpoint_to_evaluate(run, config, upstream)
     statistics, weights = sha256_of(run.paths.statistics) + checkpoint.options_id(), weights_id(run)
     operator = checkpoint.in_words(alpha)
     pool = read_pool(config.pool, load_images(run, config, config.split), indices) if config.pool else {}
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
-        "images": images_id(run, config, config.split, len(y)),
+        "images": images_id(run, config, config.split, config.n_examples, shard),
     } | {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, start=1)}
-    resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha, "n_examples": len(y)})
+    resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
+    if shard is None:
+        resolved = resolved.model_copy(update={"n_examples": len(y)})
     if done := finished("evaluate", place, resolved, inputs, fresh):
         return done
 
@@ -374,8 +380,12 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         compile=config.compile,
         channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
-    state_folder = place.paths.state / "evaluate"
+    state_folder = whole.paths.state / "evaluate"
     if fresh:
+        if shard is not None:
+            raise ConfigError(
+                "--fresh would throw away what the other shards have done", hint=f"delete it by hand: {state_folder}"
+            )
         discard(state_folder)
     with live("examples") as view:
         evaluations = evaluate_each_eps(
@@ -384,13 +394,16 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
                 state_folder=eps_state_folder(state_folder, one, grid),
                 fingerprint={"weights": str(weights), "statistics": statistics},
                 n_classes=count_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
-                pool=pool,
+                pool=pool, shard=shard,
             ),
             grid,
         )  # fmt: skip
     evaluation = evaluations[eps]
     found = evaluation.to_report()
-    console.print(evaluation_table(found, f"{run.source.name}, {operator}, {len(y):,} {config.split} images, {run.norm} {eps}", width=console.width))  # fmt: skip
+    part = "" if shard is None else f" (shard {config.shard})"
+    console.print(evaluation_table(found, f"{run.source.name}, {operator}, {len(y):,} {config.split} images{part}, {run.norm} {eps}", width=console.width))  # fmt: skip
+    if shard is not None:
+        note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     published = published_results(run.source)
     if line := published_note(published):
         note(line)

@@ -12,6 +12,7 @@ from .artifacts import sha256_of
 from .config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .errors import ArtifactError, ConfigError
 from .report import RunPaths, read_report, verify_outputs
+from .shard import read_shard
 
 if TYPE_CHECKING:
     from .models import ModelSource
@@ -26,13 +27,20 @@ class Run:
     norm: str
     name: str | None = None
     """Of an evaluation or a measurement that has a folder of its own inside the run's."""
+    shard: str | None = None
+    """``I/N``, of a shard, which has a folder of its own inside that of the evaluation."""
 
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
         model = f" --model {self.source.name}" if stage in ("fetch", "calibrate") else ""
-        if self.name is None:
-            return f"meansparse {stage}{model} --run {self.paths.folder}"
-        return f"meansparse {stage} --run {self.paths.folder.parent.parent} --name {self.name}"
+        folder = self.paths.folder
+        if self.shard is not None:
+            folder = folder.parent.parent
+        if self.name is not None:
+            folder, model = folder.parent.parent, ""
+        name = "" if self.name is None else f" --name {self.name}"
+        shard = "" if self.shard is None else f" --shard {self.shard}"
+        return f"meansparse {stage}{model} --run {folder}{name}{shard}"
 
     def place_of(self, config: ModelConfig) -> Run:
         """Where these settings write: the run folder, or the named evaluation or measurement inside it."""
@@ -41,6 +49,13 @@ class Run:
         if kind is None or name is None:
             return self
         return replace(self, paths=RunPaths(self.paths.folder / kind / name), name=name)
+
+    def shard_of(self, config: ModelConfig) -> Run:
+        """Where a shard of this evaluation writes its report; this place itself where the settings are no shard's."""
+        shard = getattr(config, "shard", None)
+        if shard is None:
+            return self
+        return replace(self, paths=RunPaths(self.paths.folder / "shards" / read_shard(shard).name), shard=shard)
 
 
 def locate_run(config: ModelConfig) -> Run:
@@ -139,14 +154,33 @@ def file_name(text: str) -> str:
 
 
 @contextmanager
-def run_folder_lock(folder: Path) -> Iterator[None]:
-    """One writer a run folder: a second command on the same folder is refused while the first one runs."""
+def lock_for(config: ModelConfig) -> Iterator[None]:
+    """The folder that these settings write into, for as long as a command is at work.
+
+    The shards of an evaluation may be at work together, each once; anything else in their run has to wait.
+    """
+    whole = locate_run(config).place_of(config)
+    place = whole.shard_of(config)
+    with run_folder_lock(whole.paths.folder, shared=place is not whole):
+        if place is whole:
+            yield
+        else:
+            with run_folder_lock(place.paths.folder):
+                yield
+
+
+@contextmanager
+def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """One writer a run folder: a second command on the same folder is refused while the first one runs.
+
+    ``shared``: several may hold it together, as long as nobody has it alone.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ArtifactError(
                 f"another command is at work in {folder}", hint="wait for it, or use another --run"

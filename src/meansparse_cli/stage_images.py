@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import AttackConfig, StageConfig, SweepAlphaConfig
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .report import read_report
 from .run_folder import Run
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
 
     from .data import SplitName
+    from .shard import Shard
 
 
 def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:
@@ -49,28 +50,43 @@ def image_shape(run: Run) -> tuple[int, int, int] | None:
 
 
 def examples(
-    run: Run, config: StageConfig, split: SplitName, n: int | None, *, clamp: bool = False
+    run: Run, config: StageConfig, split: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions in the data set, images and labels of the first n of a split's seeded order."""
+    """Positions in the data set, images and labels of the first n of a split's seeded order, or of a shard of these."""
     import torch
 
-    from .data import stack_examples, take_examples
+    from .data import stack_examples
 
     images = load_images(run, config, split)
     if clamp and n is not None and n > len(images):
         n = len(images)
-    chosen = take_examples(images, n, seed=config.seed)
-    if not len(chosen):
-        raise DataError(f"the {split} split is empty")
+    chosen = _take(images, config, split, n, shard)
     x, y = stack_examples(chosen)
     return torch.tensor(list(chosen.indices)), x, y
 
 
-def images_id(run: Run, config: StageConfig, split: SplitName, n: int) -> str:
-    """A digest of the first ``n`` images that ``examples`` takes, and their labels."""
-    from .data import content_id, take_examples
+def images_id(run: Run, config: StageConfig, split: SplitName, n: int | None, shard: Shard | None = None) -> str:
+    """A digest of the images that ``examples`` takes, and their labels."""
+    from .data import content_id
 
-    return content_id(take_examples(load_images(run, config, split), n, seed=config.seed))
+    return content_id(_take(load_images(run, config, split), config, split, n, shard))
+
+
+def _take(
+    images: Subset[tuple[Tensor, int]], config: StageConfig, split: SplitName, n: int | None, shard: Shard | None
+) -> Subset[tuple[Tensor, int]]:
+    from torch.utils.data import Subset
+
+    from .data import take_examples
+
+    chosen = take_examples(images, n, seed=config.seed)
+    if not len(chosen):
+        raise DataError(f"the {split} split is empty")
+    if shard is None:
+        return chosen
+    if len(chosen) < shard.count:
+        raise ConfigError(f"{len(chosen)} examples cannot be shared by {shard.count} shards")
+    return Subset(chosen.dataset, [chosen.indices[i] for i in shard.positions(len(chosen))])
 
 
 def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:

@@ -1,0 +1,199 @@
+"""``evaluate --shard I/N``: jobs that share an evaluation's examples end in the report of one job."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from meansparse_cli.cli import app
+from meansparse_cli.run_folder import run_folder_lock
+from meansparse_cli.shard import Shard, parse_shard, read_shard
+
+N = 23
+ATTACKS = ["--attack", "pgd-3", "--attack", "pgd-60"]
+OPTIONS = [*ATTACKS, "--alpha", "0.3", "--n-examples", str(N), "--no-doubts", "--eps", "0.06"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "calibrated"
+    assert CliRunner().invoke(app, ["calibrate", "--model", "digits", "--run", str(folder)]).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def run(calibrated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(calibrated, tmp_path / "run"))
+
+
+def evaluate(run: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, ["evaluate", "--run", str(run), *OPTIONS, *more])
+
+
+def results(run: Path) -> dict[str, Any]:
+    """Of the report, without the clock."""
+    content = dict(yaml.safe_load((run / "evaluate.yaml").read_text())["results"])
+    content.pop("seconds")
+    return content
+
+
+# ---- which examples
+
+
+def test_shards_part_the_examples_and_more_examples_leave_each_where_it_was() -> None:
+    for n in (8, 20):
+        parts = [list(Shard(i, 8).positions(n)) for i in range(1, 9)]
+        assert sorted(sum(parts, [])) == list(range(n))
+        for i, part in enumerate(parts):
+            assert part[: len(range(i, 8, 8))] == list(range(i, 8, 8))
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "3", "a/4", "-1/4", "1/0", "1/2/3", "", "/", "1.0/2"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected I/N"):
+        read_shard(text)
+
+
+def test_a_shard_has_one_spelling() -> None:
+    assert parse_shard("03/08") == "3/8"
+
+
+# ---- the same report
+
+
+@pytest.fixture(scope="module")
+def alone(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(calibrated, tmp_path_factory.mktemp("alone") / "run"))
+    assert evaluate(folder).exit_code == 0
+    return folder
+
+
+def test_shards_and_then_the_whole_give_the_report_of_one_job(run: Path, alone: Path) -> None:
+    for i in (3, 1):  # in any order, and one of them left to the command that gathers
+        done = evaluate(run, "--shard", f"{i}/3")
+        assert done.exit_code == 0, done.stderr
+        assert Path(done.stdout.strip()) == run / "shards" / f"shard-{i}-of-3" / "evaluate.yaml"
+        assert "without --shard" in done.stderr
+    n_before = len(list((run / "state").rglob("*.pt")))
+    done = evaluate(run)
+    assert done.exit_code == 0, done.stderr
+    assert results(run) == results(alone)
+    assert results(run)["n_examples"] == N
+    assert (run / "outcomes.npz").read_bytes() == (alone / "outcomes.npz").read_bytes()
+    files = sorted((run / "state").rglob("*.pt"))
+    of_whole = [
+        file
+        for file in files
+        if not file.name.startswith("shard-") and file.parent.parent.name in ("base", "sparsified")
+    ]
+    assert len(files) > n_before
+    for file in of_whole:  # what shards had done was not done again
+        import torch
+
+        assert all(position % 3 == 1 for position in torch.load(file)["positions"].tolist()), file
+
+
+def test_a_shard_s_own_report_is_of_its_own_examples(run: Path, alone: Path) -> None:
+    assert evaluate(run, "--shard", "2/3").exit_code == 0
+    with np.load(run / "shards" / "shard-2-of-3" / "outcomes.npz") as part, np.load(alone / "outcomes.npz") as whole:
+        for key in (
+            "index",
+            "base_outcome",
+            "sparsified_outcome",
+            "base_first_broken_by",
+            "sparsified_first_broken_by",
+        ):
+            assert (part[key] == whole[key][1::3]).all(), key
+
+
+def test_shards_of_more_examples_attack_only_the_new_ones(run: Path) -> None:
+    assert evaluate(run, "--shard", "1/4", "--n-examples", "8").exit_code == 0
+    before = {file: file.read_bytes() for file in (run / "state").rglob("[0-9s]*-0*.pt")}
+    done = evaluate(run, "--shard", "1/4", "--n-examples", "20")
+    assert done.exit_code == 0, done.stderr
+    assert before and all(file.read_bytes() == content for file, content in before.items())
+    assert results(run / "shards" / "shard-1-of-4")["n_examples"] == 5
+
+
+def test_shards_at_work_together_one_of_them_killed(run: Path, alone: Path) -> None:
+    def start(i: int) -> "subprocess.Popen[bytes]":
+        command = [
+            sys.executable,
+            "-m",
+            "meansparse_cli",
+            "evaluate",
+            "--run",
+            str(run),
+            *OPTIONS,
+            "--shard",
+            f"{i}/2",
+            "--batch-size",
+            "4",
+        ]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    first, second = start(1), start(2)
+    until = time.monotonic() + 120
+    while not list((run / "state" / "evaluate" / "base" / "pgd-60").glob("shard-2-of-2-*.pt")):
+        assert time.monotonic() < until and second.poll() is None
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    assert second.wait() == -signal.SIGKILL
+    assert first.wait() == 0
+    assert start(2).wait() == 0
+    done = evaluate(run)
+    assert done.exit_code == 0, done.stderr
+    assert results(run) == results(alone)
+
+
+# ---- what is refused
+
+
+def test_the_whole_waits_for_its_shards_and_each_shard_is_at_work_once(run: Path) -> None:
+    with run_folder_lock(run, shared=True), run_folder_lock(run / "shards" / "shard-1-of-2"):
+        for more in ([], ["--shard", "1/2"]):
+            refused = evaluate(run, *more)
+            assert refused.exit_code == 10 and "another command is at work" in refused.stderr
+        assert evaluate(run, "--shard", "2/2").exit_code == 0
+    with run_folder_lock(run):
+        assert evaluate(run, "--shard", "2/2").exit_code == 10
+
+
+def test_other_settings_than_those_of_the_other_shards_are_refused(run: Path) -> None:
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    refused = evaluate(run, "--shard", "2/2", "--seed", "7")
+    assert refused.exit_code == 10 and "seed: 0 -> 7" in refused.stderr
+
+
+def test_more_shards_than_examples_and_a_fresh_shard_are_refused(run: Path) -> None:
+    refused = evaluate(run, "--shard", "1/99")
+    assert refused.exit_code == 3 and "23 examples cannot be shared by 99 shards" in refused.stderr
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    before = sorted((run / "state").rglob("*"))
+    refused = evaluate(run, "--shard", "2/2", "--fresh")
+    assert refused.exit_code == 3 and "what the other shards have done" in refused.stderr
+    assert sorted((run / "state").rglob("*")) == before
+    refused = evaluate(run, "--shard", "3/2")
+    assert refused.exit_code == 3 and "expected I/N" in refused.stderr
+
+
+def test_a_named_evaluation_has_shards_of_its_own(run: Path) -> None:
+    done = evaluate(run, "--name", "other", "--shard", "1/2", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["config"]["settings"]["shard"] == "1/2"
+    assert (run / "evaluations" / "other" / "shards" / "shard-1-of-2" / "evaluate.yaml").exists()
+    edited = run / "evaluations" / "other" / "shards" / "shard-1-of-2" / "evaluate.yaml"
+    edited.write_text(edited.read_text().replace("n_examples: 23", "n_examples: 24"))
+    refused = evaluate(run, "--name", "other", "--shard", "1/2")
+    assert refused.exit_code == 10 and "--name other --shard 1/2" in " ".join(refused.stderr.split())
