@@ -368,7 +368,7 @@ def test_other_examples_are_refused(tmp_path: Path, attacks: FakeAttacks, change
     part = {"pixels": x, "labels": y, "indices": indices}[change]
     part[17] = 0
     assert (part != dict(zip(("pixels", "labels", "indices"), examples(), strict=True))[change]).any()
-    with pytest.raises(ArtifactError, match="1 of the first 40 are not the same"):
+    with pytest.raises(ArtifactError, match="1 of 40 are not the same"):
         run(tmp_path, examples=(x, y, indices))
 
 
