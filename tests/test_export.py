@@ -201,7 +201,7 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     done("evaluate", *data, "--eps", "2/255", "--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4", *some)
     other = meansparse("export", "run", "--card", "--alpha", "0.25")
     assert other.exit_code == 10
-    assert "operators at other sites" in other.stderr
+    assert "operators at other sites" in other.stderr and "--fresh" in other.stderr
 
 
 def test_a_card_says_what_bpda_left() -> None:

@@ -9,8 +9,11 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+from meansparse_cli import measure
+from meansparse_cli.choice import SweepPoint
 from meansparse_cli.cli import app
 from meansparse_cli.run_folder import run_folder_lock
+from meansparse_cli.sweep_view import show_sweep
 
 FACTORY = '''
 import torch
@@ -159,6 +162,28 @@ def test_measurements_may_run_at_the_same_time_but_not_the_same_one_twice(run: s
         done("measure", "--run", run, *COMMON, "--alphas", "0.4")
         refused = meansparse("measure", "--run", run, *COMMON, "--alphas", "0.4", "--name", "other")
     assert refused.exit_code == 10 and "another command is at work" in refused.stderr
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_its_table_and_the_sweeps_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure.console, "width", width)
+    generator = torch.Generator().manual_seed(0)
+    right = torch.ones(1000, dtype=torch.bool)
+    weaker = torch.rand(1000, generator=generator) < 0.99
+    base, point = SweepPoint(0.0, right, right, right, right), SweepPoint(0.35, weaker, weaker, weaker, weaker)
+    name = "first:14 of a long name"
+    tables = [
+        measure.measure_table({measure.BASE: base, (name, 0.35): point}, "digits, 1,000 test images, Linf 8/255"),
+        show_sweep([base, point], ["apgd-ce", "apgd-dlr"], 0.35),
+    ]
+    for table in tables:
+        with measure.console.capture() as capture:
+            measure.console.print(table)
+        text = capture.get()
+        assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= width
+        lost = 100 * (1 - weaker.double().mean().item())
+        assert f"-{lost:.2f} ± " in text and "100.00" in text
+        assert text.count("\n") <= 8  # no cell is folded
 
 
 @pytest.mark.parametrize(

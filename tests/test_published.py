@@ -1,5 +1,6 @@
 """The figures of RobustBench's cards: complete, as published, and shown beside our own."""
 
+import io
 import json
 import tomllib
 from fnmatch import fnmatch
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from meansparse_cli import published
 from meansparse_cli.cli import app
 from meansparse_cli.models import EMBEDDED, load_model, resolve_model
+from meansparse_cli.models_command import models_tables, select_models
 from meansparse_cli.published import published_models, published_note, published_results
 from meansparse_cli.zoo import zoo_entries
 
@@ -78,11 +81,28 @@ def test_names_for_a_loop_and_a_table_for_people() -> None:
     result = meansparse("models", "--dataset", "CIFAR10", "--threat", "linf", "--model", "BARTOLDSON")
     assert result.exit_code == 0, result.output
     assert result.stdout.split() == ["Bartoldson2024Adversarial_WRN-94-16", "Bartoldson2024Adversarial_WRN-82-8"]
-    assert "WideResNet-94-16" in result.stderr and "93.68" in result.stderr and "73.71" in result.stderr
+    assert "cifar10, Linf: 2 models" in result.stderr and "93.68" in result.stderr and "73.71" in result.stderr
     assert "2025-03" in result.stderr
     assert len(meansparse("models").stdout.split()) == 208
     assert meansparse("models", "--dataset", "digits").stdout == "digits\n"
     assert len(meansparse("models", "--model", "*_wrn-70-16*").stdout.split()) >= 3
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_the_tables_fit_the_terminal(width: int) -> None:
+    models = select_models()
+    console = Console(width=width, file=io.StringIO())
+    for table in models_tables(models, width=width):
+        console.print(table)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in {m.name for m in models}] == [
+        m.name for m in models
+    ]  # in one piece, each on its line
+    n_linf = sum((m.dataset, m.threat) == ("cifar10", "Linf") for m in models)
+    assert f"cifar10, Linf: {n_linf} models" in lines
+    header = next(line for line in lines if "clean %" in line)
+    assert ("architecture" in header) == (width == 130)
 
 
 def test_json() -> None:
@@ -98,6 +118,7 @@ def test_json() -> None:
         ("--dataset", "mnist", 3, "digits, cifar10, cifar100, imagenet"),
         ("--threat", "L1", 3, "Linf, L2, corruptions"),
         ("--model", "nobody", 4, "meansparse models"),
+        ("--model", "Wang2023Beter_WRN-70-16", 4, "did you mean Wang2023Better_WRN-70-16"),
     ],
 )
 def test_a_filter_that_fits_nothing(option: str, value: str, code: int, expected: str) -> None:

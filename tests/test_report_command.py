@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,6 +104,31 @@ def test_a_witness_for_every_break_and_none_for_others(run: Path) -> None:
         )
         total += len(broken)
     assert total > 0
+
+
+def test_verify_says_that_a_bare_tensor_hides_what_was_not_attacked(run: Path, tmp_path: Path) -> None:
+    told = ["--run", run, "--eps", "8/255", "--alpha", "0.4"]
+    images = torch.load(run / "witnesses-base.pt", weights_only=True)
+    sets = json.loads(done("verify", run / "witnesses-base.pt", *told, "--json").stdout)["results"]["sets"]
+    assert sets[0]["n_unchanged"] > 0
+    said = " ".join(done("verify", run / "witnesses-base.pt", *told).stderr.split())
+    assert f"{sets[0]['n_unchanged']} of the {len(images)} images are the clean ones" in said
+    assert "upper bound" in said
+    said = " ".join(done("verify", run / "witnesses.safetensors", *told).stderr.split())
+    assert "upper bound" not in said  # this file says which examples were attacked
+    torch.save(images * 0.99, tmp_path / "moved.pt")
+    assert "upper bound" not in meansparse("verify", tmp_path / "moved.pt", *told).stderr
+
+
+def test_a_tensor_of_a_part_of_the_test_set_says_so(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    options = ["--alpha", "0.4", "--eps", "8/255", "--attack", "apgd-ce", "--no-doubts", "--save-witnesses", "--fresh"]
+    part = done("evaluate", "--run", copy, *options, "--n-examples", "5")
+    said = " ".join(part.stderr.split())
+    assert "witnesses-base.pt holds the clean image of 7 examples that were not attacked" in said
+    assert len(torch.load(copy / "witnesses-base.pt", weights_only=True)) == 12
+    whole = done("evaluate", "--run", copy, *options)
+    assert "that were not attacked" not in " ".join(whole.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["witnesses.safetensors", "witnesses-base.pt", "witnesses-sparsified.pt"])
@@ -223,3 +249,48 @@ def test_a_report_from_before_doubts_were_a_list(run: Path) -> None:
     for text in (terminal_text(reports, 80), markdown(reports), html_page(reports, run)):
         assert "worst case" in text
         assert "Doubts" not in text
+
+
+def test_a_report_made_from_an_older_one_is_called_outdated(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    for form in ("table", "markdown", "html"):
+        result = done("report", copy, "--format", form)
+        assert "outdated" not in (result.stdout + result.stderr).lower()
+    done("calibrate", "--run", copy, "--n-examples", "50", "--fresh")
+    sentence = "evaluate.yaml was made from another calibrate.yaml than the one that is here now"
+    for form, word in (("table", "OUTDATED: "), ("markdown", "**Outdated: "), ("html", "<b>Outdated:</b> ")):
+        result = done("report", copy, "--format", form, width=200)
+        assert word + sentence in result.stdout
+        assert f"report: {sentence}" in " ".join(result.stderr.split())
+
+
+def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    options = ["--run", copy, "--eps", "8/255", "--attack", "pgd-3"]
+    evaluate = ["evaluate", *options, "--alpha", "0.2", "--no-doubts"]
+    done(*evaluate, "--split", "held-out", "--n-examples", "4", "--name", "other")
+    done("measure", *options, "--alphas", "0.2", "--name", "grid", "--n-examples", "4")
+    shutil.rmtree(copy / "state" / "evaluate")  # shards of another evaluation
+    done(*evaluate, "--n-examples", "6", "--shard", "2/3")
+
+    named = copy / "evaluations" / "other"
+    text = done("report", named).stdout
+    assert text.startswith("networks.py:Brightest, ") or "networks.py:Brightest, " in text.splitlines()[0]
+    assert "alpha 0.2, 4 held-out images" in " ".join(text.split())
+    assert "alpha 0.4" not in text  # the sweep and the evaluation of the run itself are not this one's
+
+    measurement = copy / "measurements" / "grid"
+    for form in ("table", "markdown", "html"):
+        text = " ".join(done("report", measurement, "--format", form).stdout.split())
+        assert "Measurement on 4 test images, plain = pgd-3" in text
+        assert "not evaluated" not in text and "verdict:" not in text.lower()
+    rows = yaml.safe_load((measurement / "measure.yaml").read_text())["results"]["rows"]
+    assert (
+        f"| 0.2 | {100 * rows[1]['clean']['accuracy']:.2f} |"
+        in done("report", measurement, "--format", "markdown").stdout
+    )
+
+    shard = " ".join(done("report", copy / "shards" / "shard-2-of-3").stdout.split())
+    assert "2 test images (shard 2/3)" in shard
+    said = " ".join(done("report", copy).stderr.split())
+    assert f"beside it: meansparse report {named} beside it: meansparse report {measurement}" in said

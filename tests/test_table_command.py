@@ -136,8 +136,17 @@ def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
         "",
         "",
     ]
-    text, data = page_of("3")
+    text, data = page_of("3", "--output", "of-nothing")
     assert "Nothing of it was run." in text and not any(cells(data, "Linf").values())
+
+
+def test_a_filled_page_is_not_emptied_by_leaving_out_the_runs(run: Path, tmp_path: Path) -> None:
+    text, _ = page_of("3", str(run))
+    refused = meansparse("table", "3")
+    assert refused.exit_code == 3 and "would lose its cells" in " ".join(refused.stderr.split())
+    assert Path("docs/tables/table3.md").read_text() == text
+    empty, _ = page_of("3", "--output", str(tmp_path / "elsewhere"))
+    assert empty != text
 
 
 def test_claims_are_judged_under_the_papers_attack_and_at_worst(run: Path) -> None:

@@ -32,6 +32,8 @@ if not console.is_terminal:
     console.width = max(console.width, 120)  # a log file has no edge
 
 SECONDS_BETWEEN_LINES = 30.0
+WIDE = 100
+"""Columns from which on a table has room for what it leaves out on a terminal of 80."""
 
 
 def note(message: str) -> None:
@@ -61,7 +63,7 @@ class LiveView:
     def __init__(self, unit: str) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=40 if console.width >= WIDE else None),  # None: what the words leave
             MofNCompleteColumn(),
             TextColumn(unit),
             TextColumn("{task.fields[speed]}"),
@@ -95,7 +97,7 @@ class LiveView:
         """``n`` more are done."""
         self.done += n
         seconds = time.monotonic() - self._started
-        speed = f"{(self.done - self._resumed) / seconds:,.0f} {self.unit}/s" if seconds > 0.5 else ""
+        speed = f"{_two_digits((self.done - self._resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
         if self._task is not None:
             self.progress.update(self._task, completed=self.done, speed=speed)
         if self.display is None and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
@@ -109,6 +111,11 @@ class LiveView:
 
     def _render(self) -> RenderableType:
         return Group(*[part for part in (self.table, self.progress) if part is not None])
+
+
+def _two_digits(number: float) -> str:
+    """``1,234``, ``12``, ``3.4``, ``0.12``."""
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}"
 
 
 @contextmanager

@@ -8,14 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .console import LiveView
+from .console import WIDE, LiveView
 from .evaluate import EvaluationProgress
 from .evaluation import MODELS
 from .report_tables import TextTable, comparisons_table, doubt_sentences, doubts_table
 
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
-WIDE = 100
-"""Columns of a terminal from which on the 95 % intervals have room."""
 
 
 def evaluation_table(results: dict[str, Any], title: str, *, width: int) -> Group:

@@ -69,7 +69,7 @@ def _evaluation_of(run: Run, checkpoint: Checkpoint) -> dict[str, Any] | None:
     if report["inputs"][f"{upstream}.yaml"] != sha256_of(run.paths.report(upstream)):
         raise ArtifactError(
             f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
-            hint=f"run: {run.command('evaluate')}",
+            hint=f"evaluate anew: {run.command('evaluate')} --fresh",
         )
     if report["results"]["alpha"] != checkpoint.alpha:
         raise ArtifactError(
@@ -81,6 +81,6 @@ def _evaluation_of(run: Run, checkpoint: Checkpoint) -> dict[str, Any] | None:
     if checkpoint_to_evaluate(run, settings, upstream).options_id() != checkpoint.options_id():
         raise ArtifactError(
             "evaluate.yaml is of operators at other sites, or with another centre or spread, than this card",
-            hint=f"choose them with sweep-alpha, then evaluate without --alpha: {run.command('evaluate')}",
+            hint=f"choose them with sweep-alpha, then evaluate without --alpha: {run.command('evaluate')} --fresh",
         )
     return report

@@ -1,6 +1,7 @@
 """One HTML page for a run, with everything inside: no script, no font, no picture from elsewhere; light and dark."""
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ svg text.tick { fill: var(--soft); font-size: 12px; }
 CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps, test images"}
 
 
-def html_page(reports: dict[str, dict[str, Any]], folder: Path) -> str:
+def html_page(reports: dict[str, dict[str, Any]], folder: Path, warnings: Sequence[str] = ()) -> str:
     """The run as one page. ``folder`` holds the curves, which become part of it."""
     from .render import headline, provenance, tables, verdict
 
@@ -44,8 +45,10 @@ def html_page(reports: dict[str, dict[str, Any]], folder: Path) -> str:
     parts = [
         f"<h1>{escape(headline(reports))}</h1>",
         '<p class="about">MeanSparse, base and sparsified model under the same attacks on the same images</p>',
-        f'<p class="verdict {mood}"><b>Verdict:</b> {escape(verdict(reports))}</p>',
+        *(f'<p class="verdict bad"><b>Outdated:</b> {escape(sentence)}</p>' for sentence in warnings),
     ]
+    if verdict(reports):
+        parts.append(f'<p class="verdict {mood}"><b>Verdict:</b> {escape(verdict(reports))}</p>')
     if results:
         parts.append(accuracy_chart(results))
     for table in tables(reports):

@@ -155,19 +155,25 @@ def _score(
 
 def measure_table(points: dict[tuple[str, float], SweepPoint], title: str) -> Table:
     """As people read it: a row a column of the measurement."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from .accuracy import accuracy_of, paired_difference
+    from .console import WIDE
 
-    table = Table(title=f"{title} (± standard error; differences are paired)", title_justify="left")
-    for name in ("sites", "alpha", "clean %", "plain %", "worst %", "plain - base", "worst - base"):
-        table.add_column(name, justify="right")
-    base = points[BASE]
+    table = Table(
+        title=f"{title} (± standard error; differences are paired)", title_justify="left", box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    table.add_column("sites", overflow="fold")
+    for name in ("alpha", "clean %", "plain %", "worst %", "plain - base", "worst - base"):
+        table.add_column(name, justify="right", no_wrap=True)
+    wide, base = console.width >= WIDE, points[BASE]
     for (rule, alpha), point in points.items():
         shown = [accuracy_of(getattr(point, name)) for name in ("clean", "plain", "worst")]
         gains = [paired_difference(getattr(point, name), getattr(base, name)) for name in ("plain", "worst")]
         table.add_row(
-            rule if alpha else "", f"{alpha:g}", *(percent(a.fraction, a.standard_error) for a in shown),
+            rule if alpha else "", f"{alpha:g}", *(percent(a.fraction, a.standard_error if wide else None) for a in shown),
             *(percent(g.difference, g.standard_error, signed=True) if alpha else "" for g in gains),
         )  # fmt: skip
     return table

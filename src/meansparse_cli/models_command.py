@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .console import console, note
@@ -40,7 +42,10 @@ def select_models(
         and fnmatchcase(m.name.lower(), wanted)
     ]
     if not found:
-        raise ModelNotFound("no model fits these filters", hint="every name: meansparse models")
+        names = {m.name.lower(): m.name for m in models}
+        near = difflib.get_close_matches((pattern or "").lower(), names, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
+        raise ModelNotFound("no model fits these filters", hint=f"{meant}every name: meansparse models")
     return found
 
 
@@ -48,33 +53,40 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
     """Show the table and return what stdout gets: JSON; or the names, a line each, for a pipe or a loop to read."""
     if as_json:
         return to_json(models)
-    console.print(models_table(models))
+    for table in models_tables(models, width=console.width):
+        console.print(table)
     note(
-        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). External: an "
-        "attack stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
+        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). AA: AutoAttack. "
+        "ext.: an external attack, stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
     )
     return "" if to_terminal else "\n".join(m.name for m in models)
 
 
-def models_table(models: Sequence[PublishedModel]) -> Table:
-    """A row a model; accuracies as percentages, a column for each kind that any of them has."""
-    figures = {
-        "clean %": [_percent(m.clean_accuracy) for m in models],
-        "AutoAttack %": [_percent(m.autoattack_accuracy) + ("?" if m.unreliable else "") for m in models],
-        "external %": [_percent(m.external_accuracy) for m in models],
-        "corruptions %": [_percent(m.corruptions_accuracy) for m in models],
-    }
-    shown = {name: column for name, column in figures.items() if any(column)}
-    table = Table(title=f"{len(models)} models", title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for name in ("data set", "threat", "architecture"):
-        table.add_column(name)
-    for name in ("M par.", *shown):
-        table.add_column(name, justify="right")
-    for m, *cells in zip(models, *shown.values(), strict=True):
-        size = "" if m.parameters is None else f"{m.parameters / 1e6:.1f}"
-        table.add_row(m.name, m.dataset, m.threat, m.architecture, size, *cells)
-    return table
+def models_tables(models: Sequence[PublishedModel], *, width: int) -> Iterator[Table]:
+    """A table a data set and threat, a row a model; accuracies as percentages, a column for each kind that any of them has.
+
+    On less than 130 columns the architecture, which most names hold, is left out.
+    """
+    for dataset, threat in dict.fromkeys((m.dataset, m.threat) for m in models):
+        group = [m for m in models if (m.dataset, m.threat) == (dataset, threat)]
+        figures = {
+            "clean %": [_percent(m.clean_accuracy) for m in group],
+            "AA %": [_percent(m.autoattack_accuracy) + ("?" if m.unreliable else "") for m in group],
+            "ext. %": [_percent(m.external_accuracy) for m in group],
+            "corr. %": [_percent(m.corruptions_accuracy) for m in group],
+        }
+        shown = {name: column for name, column in figures.items() if any(column)}
+        title = f"{dataset}, {threat}: {len(group)} model{'s' * (len(group) != 1)}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("model", overflow="fold")
+        if width >= 130:
+            table.add_column("architecture")
+        for name in ("M par.", *shown):
+            table.add_column(name, justify="right", no_wrap=True)
+        for m, *cells in zip(group, *shown.values(), strict=True):
+            size = "" if m.parameters is None else f"{m.parameters / 1e6:.1f}"
+            table.add_row(m.name, *([m.architecture] if width >= 130 else []), size, *cells)
+        yield table
 
 
 def _percent(accuracy: float | None) -> str:

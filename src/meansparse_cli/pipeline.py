@@ -486,7 +486,7 @@ def _save_witnesses(
     test = load_images(run, config, config.split)
     for name, found in witnesses.items():
         file = folder / f"witnesses-{name}.pt"
-        if save_external(file, test, found):
+        if save_external(file, test, found, len(y)):
             files.append(file)
     note(
         f"witnesses: {', '.join(f'{len(found.images):,} on {name}' for name, found in witnesses.items())} ({files[0]})"

@@ -4,10 +4,12 @@ Nothing is computed: every number is in a YAML file of the run folder, whose has
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .artifacts import sha256_of
+from .console import note
 from .errors import ArtifactError, ConfigError
 from .report import STAGES, RunPaths, read_report
 from .report_tables import (
@@ -18,6 +20,7 @@ from .report_tables import (
     doubts_of,
     doubts_table,
     eps_curve_table,
+    measurement_table,
     sweep_table,
 )
 
@@ -25,47 +28,86 @@ Reports = dict[str, dict[str, Any]]
 
 
 def read_run(folder: Path) -> Reports:
-    """Stage -> its report, for every stage of the run that is there. Raises ``ArtifactError`` for none, or an edited one."""
-    paths = RunPaths(folder)
+    """Stage -> its report, for every stage of the run that is there; for a named evaluation, a measurement or a shard,
+    its own report and fetch's and calibrate's of its run.
+
+    Raises ``ArtifactError`` for none, or an edited one.
+    """
     if not folder.is_dir():
         raise ArtifactError(f"no run folder {folder}", hint="meansparse run --model digits makes one")
+    root = run_of(folder)
+    places = {stage: folder if folder == root or stage in ("evaluate", "measure") else root for stage in STAGES}
+    if folder != root:
+        del places["sweep-alpha"]
     reports = {
-        stage: read_report(paths.report(stage), stage, mend=f"meansparse {stage} --run {folder}")
-        for stage in STAGES
-        if paths.report(stage).exists()
+        stage: read_report(RunPaths(place).report(stage), stage, mend=f"meansparse {stage} --run {root}")
+        for stage, place in places.items()
+        if RunPaths(place).report(stage).exists()
     }
     if not reports:
         raise ArtifactError(f"{folder} holds no report", hint="expected fetch.yaml, calibrate.yaml, ... evaluate.yaml")
     return reports
 
 
+def run_of(folder: Path) -> Path:
+    """The run folder that a named evaluation, a measurement or a shard belongs to; a run's own is its own."""
+    parts = ("evaluations", "measurements", "shards")
+    while folder.parent.name in parts and not RunPaths(folder).report("fetch").exists():
+        folder = folder.parent.parent
+    return folder
+
+
+def outdated(reports: Reports, folder: Path) -> list[str]:
+    """A sentence for each report that was made from another one than the one which is there now."""
+    root = run_of(folder)
+    return [
+        f"{stage}.yaml was made from another {name} than the one that is here now: its numbers are of that one"
+        for stage, report in reports.items()
+        for name, sha256 in report["inputs"].items()
+        if name.removesuffix(".yaml") in STAGES and (root / name).exists() and sha256_of(root / name) != sha256
+    ]
+
+
+def beside(folder: Path) -> list[Path]:
+    """The named evaluations and the measurements of a run."""
+    reports = [*folder.glob("evaluations/*/evaluate.yaml"), *folder.glob("measurements/*/measure.yaml")]
+    return sorted(report.parent for report in reports)
+
+
 def render(folder: Path, format: str, *, width: int) -> str:
     """The run as ``table`` (for a terminal of ``width`` columns), ``markdown``, ``json`` or ``html``."""
     from .html_report import html_page
 
-    forms: dict[str, Callable[[Reports], str]] = {
-        "table": lambda reports: terminal_text(reports, width),
+    forms: dict[str, Callable[[Reports, list[str]], str]] = {
+        "table": lambda reports, warnings: terminal_text(reports, width, warnings),
         "markdown": markdown,
-        "json": lambda reports: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
-        "html": lambda reports: html_page(reports, folder),
+        "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
+        "html": lambda reports, warnings: html_page(reports, folder, warnings),
     }
     if format not in forms:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(forms)}")
-    return forms[format](read_run(folder))
+    reports = read_run(folder)
+    warnings = outdated(reports, folder)
+    for sentence in warnings:
+        note(f"report: {sentence}")
+    for other in beside(folder):
+        note(f"beside it: meansparse report {other}")
+    return forms[format](reports, warnings)
 
 
 def headline(reports: Reports) -> str:
     """What the numbers are about, in one line."""
     model = _model(reports)
     if "evaluate" not in reports:
-        return f"{model['name']}, {model['dataset']}: not evaluated yet"
+        return f"{model['name']}, {model['dataset']}: {'measured' if 'measure' in reports else 'not evaluated yet'}"
     report = reports["evaluate"]
     settings, results = report["config"]["settings"], report["results"]
     eps = results.get("eps", settings["eps"])
     operator = results.get("operator", f"alpha {results['alpha']:g}")
     return (
         f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, {operator}, "
-        f"{results['n_examples']:,} test images"
+        f"{results['n_examples']:,} {settings.get('split', 'test')} images"
+        + (f" (shard {settings['shard']})" if settings.get("shard") else "")
     )
 
 
@@ -77,12 +119,16 @@ def tables(reports: Reports, *, interval: bool = True) -> Iterator[TextTable]:
         if results.get("eps_curve"):
             yield eps_curve_table(results)
         yield attacks_table(results)
+    if "measure" in reports:
+        yield measurement_table(reports["measure"]["results"])
     if "sweep-alpha" in reports and reports["sweep-alpha"]["results"].get("curve"):
         yield sweep_table(reports["sweep-alpha"]["results"])
 
 
 def verdict(reports: Reports) -> str:
-    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet."""
+    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet; empty for a measurement, which has none."""
+    if "measure" in reports and "evaluate" not in reports:
+        return ""
     if "evaluate" not in reports:
         return "none: the run was not evaluated"
     results = reports["evaluate"]["results"]
@@ -107,18 +153,22 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
 
 
-def terminal_text(reports: Reports, width: int) -> str:
+def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = ()) -> str:
     """Plain text no wider than ``width`` columns, 80 at least."""
     from rich.console import Console, Group
     from rich.text import Text
 
-    from .evaluation_table import WIDE, doubts_view, rich_table
+    from .console import WIDE
+    from .evaluation_table import doubts_view, rich_table
 
     width = max(width, 80)
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
         console.print(Text(headline(reports), style="bold"))
-        console.print(Text(f"verdict: {verdict(reports)}\n"))
+        for sentence in warnings:
+            console.print(Text(f"OUTDATED: {sentence}", style="bold red"))
+        if verdict(reports):
+            console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, interval=width >= WIDE):
             console.print(Group(Text(table.title, style="bold"), rich_table(table)))
         if doubts_of(reports.get("evaluate", {}).get("results", {})):
@@ -126,17 +176,18 @@ def terminal_text(reports: Reports, width: int) -> str:
     return capture.get()
 
 
-def markdown(reports: Reports) -> str:
+def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
     """For a README or an appendix: the tables, the verdict, the doubts, and what made them."""
-    parts = [f"### {headline(reports)}", f"**Verdict: {verdict(reports)}.**"]
+    parts = [f"### {headline(reports)}", *(f"**Outdated: {sentence}.**" for sentence in warnings)]
+    parts += [f"**Verdict: {verdict(reports)}.**"] if verdict(reports) else []
     for table in tables(reports):
         parts += [f"{table.title}.", markdown_table(table)]
     results = reports.get("evaluate", {}).get("results", {})
     if doubts_of(results):
         doubts = doubts_table(results)
         parts += [f"{doubts.title}.", markdown_table(doubts)]
-        warnings = doubt_sentences(results, "warn")
-        parts += ["\n".join(f"- {name}: {text}" for name, text in warnings)] if warnings else []
+        sentences = doubt_sentences(results, "warn")
+        parts += ["\n".join(f"- {name}: {text}" for name, text in sentences)] if sentences else []
     parts.append("\n".join(f"- {name}: `{value}`" for name, value in provenance(reports)))
     return "\n\n".join(parts) + "\n"
 

@@ -119,6 +119,31 @@ def sweep_table(results: dict[str, Any]) -> TextTable:
     return TextTable(title, ("alpha", *(names[kind] for kind in kinds)), rows, frozenset(strong))
 
 
+def measurement_table(results: dict[str, Any]) -> TextTable:
+    """A row an alpha, or a site rule, of a measurement; the columns that say nothing are left out."""
+    base_first = sorted(results["rows"], key=lambda row: row["alpha"] != 0)
+    rows = [row for eps in dict.fromkeys(row["eps"] for row in base_first) for row in base_first if row["eps"] == eps]
+    names = {"eps": [row["eps"] for row in rows], "sites": [row["sites"] if row["alpha"] else "" for row in rows]}
+    shown = {name: cells for name, cells in names.items() if len(set(cells) - {""}) > 1}
+    cells = {
+        **shown,
+        "alpha": [f"{row['alpha']:g}" for row in rows],
+        "clean %": [f"{100 * row['clean']['accuracy']:.2f}" for row in rows],
+        "plain %": [f"{100 * row['plain']['accuracy']:.2f}" for row in rows],
+        "worst %": [f"{100 * row['worst']['accuracy']:.2f}" for row in rows],
+        "plain - base": [_minus_base(row, "plain") for row in rows],
+        "worst - base": [_minus_base(row, "worst") for row in rows],
+    }
+    title = (
+        f"Measurement on {results['n_examples']:,} {results['split']} images, plain = {', '.join(results['attacks'])}"
+    )
+    return TextTable(title, tuple(cells), list(zip(*cells.values(), strict=True)))
+
+
+def _minus_base(row: dict[str, Any], curve: str) -> str:
+    return points(row[curve]["minus_base"], row[curve]["minus_base_standard_error"]) if row["alpha"] else ""
+
+
 def accuracy(fraction: float, standard_error: float) -> str:
     """``67.33 ± 2.71``, in percent."""
     return f"{100 * fraction:.2f} ± {100 * standard_error:.2f}"

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
 from .accuracy import accuracy_of, paired_difference
 from .choice import SweepPoint
-from .console import percent
+from .console import WIDE, console, percent
 from .sweep_alpha import Sweep
 
 
@@ -33,20 +34,13 @@ def say_sweep(sweep: Sweep, say: Callable[[str], None]) -> None:
 
 
 def show_sweep(points: Sequence[SweepPoint], attacks: Sequence[str], chosen: float | None) -> Table:
-    """The sweep so far, as people read it."""
+    """The sweep so far, as people read it; what a terminal of 80 columns has no room for is left out there."""
     title = f"held-out split, plain = {', '.join(attacks)} (differences are paired, ± standard error)"
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "alpha",
-        "clean %",
-        "plain %",
-        "BPDA %",
-        "worst %",
-        "clean - base",
-        "plain - base",
-        "worst - base",
-        "images",
-    ):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    differences = {"clean - base": 0, "plain - base": 1, "worst - base": 3}
+    if console.width < WIDE:
+        del differences["clean - base"]
+    for column in ("alpha", "clean %", "plain %", "BPDA %", "worst %", *differences, "images"):
         table.add_column(column, justify="right", no_wrap=True)
     for point in points:
         masks = (point.clean, point.plain, point.bpda, point.worst)
@@ -55,7 +49,7 @@ def show_sweep(points: Sequence[SweepPoint], attacks: Sequence[str], chosen: flo
         table.add_row(
             f"{point.alpha:g}",
             *[_accuracy(mask) for mask in masks],
-            *["" if point.alpha == 0 else _difference(masks[i], base[i]) for i in (0, 1, 3)],
+            *["" if point.alpha == 0 else _difference(masks[i], base[i]) for i in differences.values()],
             f"{n_plain}" if n_plain == n_worst else f"{n_plain}, {n_worst}",
             style="bold green" if point.alpha == chosen else None,
         )

@@ -27,9 +27,15 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
     from .table_page import table_data, table_page
 
     table = paper_table(number)
+    name = f"table{number}" if number.isdecimal() else number
+    page = folder / f"{name}.md"
+    if not runs and page.exists():
+        raise ConfigError(
+            f"no run was named, and {page} would lose its cells",
+            hint=f"name run folders: meansparse table {number} RUN...; or write elsewhere: --output DIR",
+        )
     named = [_named_run(text) for text in runs]
     command = shlex.join(["meansparse", *sys.argv[1:]])
-    name = f"table{number}" if number.isdecimal() else number
     if table.by == "fraction":
         text, data = fill_subset_table(table, [run for _, run in named], command=command, data_note=data_note)
     else:
@@ -42,7 +48,6 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
         for own, worst in filled.judgements:
             answers = own.answer if worst is None else f"{own.answer}; in the worst case {worst.answer}"
             note(f"  {own.claim.text}: {answers}")
-    page = folder / f"{name}.md"
     write_bytes(page, text.encode())
     write_bytes(page.with_suffix(".yaml"), _as_yaml(data))
     return page

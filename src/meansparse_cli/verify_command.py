@@ -55,9 +55,13 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         x, y = examples_at(test, matched.evaluated)
         if not judgements:
             check_data(model, run, config, test, x[:2].to(device))
-        judgements.append(
-            judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
-        )
+        judged = judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
+        judgements.append(judged)
+        if images.indices is None and judged.n_unchanged:
+            note(
+                f"verify: {judged.n_unchanged:,} of the {judged.n_images:,} images are the clean ones, and nothing in the file says "
+                "whether their examples were attacked: they count as withstood, so that each robust accuracy is an upper bound"
+            )
     title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
     console.print(show_judgements(judgements, title))
     path = run.paths.folder / f"verify-{file_name(file.stem)}.yaml"
