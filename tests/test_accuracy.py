@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from meansparse_cli.accuracy import accuracy_of, paired_difference, verdict
+from meansparse_cli.accuracy import PairedDifference, accuracy_of, paired_difference, verdict
 from meansparse_cli.errors import DataError
 
 
@@ -49,8 +49,35 @@ def test_paired_standard_error_is_numpys_over_the_differences() -> None:
     discordant = (paired.gained + paired.lost) / 503
     assert paired.standard_error == pytest.approx(math.sqrt((discordant - paired.difference**2) / 503))
     low, high = paired.interval_95
-    assert (low + high) / 2 == pytest.approx(paired.difference)
-    assert high - low == pytest.approx(2 * 1.96 * paired.standard_error, rel=1e-4)
+    assert (low + high) / 2 == pytest.approx(paired.difference * 503 / 505)
+    assert high - low == pytest.approx(2 * 1.96 * paired.standard_error, rel=0.01)
+
+
+def test_the_interval_covers_even_where_few_examples_change_sides() -> None:
+    """Over every outcome of n examples, weighted with its probability; the plain normal interval is the control."""
+    for n, win, lose in ((20, 0.05, 0.05), (50, 0.02, 0.0), (100, 0.01, 0.03), (100, 0.1, 0.05)):
+        truth, covered, by_normal = win - lose, 0.0, 0.0
+        for gained in range(n + 1):
+            for lost in range(n + 1 - gained):
+                same = n - gained - lost
+                ways = math.comb(n, gained) * math.comb(n - gained, lost)
+                weight = ways * win**gained * lose**lost * (1 - win - lose) ** same
+                difference = (gained - lost) / n
+                error = math.sqrt(((gained + lost) / n - difference**2) / n)
+                low, high = PairedDifference(difference, error, gained, lost, n).interval_95
+                covered += weight * (low <= truth <= high)
+                by_normal += weight * (abs(difference - truth) <= 1.96 * error)
+        assert covered > 0.94, (n, win, lose, covered)
+        assert by_normal < covered
+
+
+def test_two_examples_without_a_flip_show_next_to_nothing() -> None:
+    low, high = paired_difference(outcomes(2, 2), outcomes(2, 2)).interval_95
+    assert (low, high) == (pytest.approx(-0.49, abs=0.001), pytest.approx(0.49, abs=0.001))
+    same = outcomes(2, 2)
+    found = verdict(base_plain=same, sparsified_plain=same, base_worst=same, sparsified_worst=same)
+    assert found.name == "no difference" and "95 % interval -49.00 to +49.00" in found.reason
+    assert paired_difference(outcomes(1, 1), outcomes(0, 1)).interval_95[1] <= 1
 
 
 def test_pairing_is_what_makes_a_small_difference_visible() -> None:

@@ -50,9 +50,13 @@ class PairedDifference:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """The 95 % interval, by the normal approximation."""
-        half = Z_95 * self.standard_error
-        return self.difference - half, self.difference + half
+        """The 95 % interval of Agresti and Min (2005): the normal one after half an example is added to each of the four
+        cells. It keeps its promise where few examples changed sides, and is not of width 0 where none did.
+        """
+        n, won_more = self.n + 2, self.gained - self.lost
+        middle = won_more / n
+        half = Z_95 * math.sqrt(self.gained + self.lost + 1 - won_more**2 / n) / n
+        return max(middle - half, -1.0), min(middle + half, 1.0)
 
     @property
     def is_clear(self) -> bool:
@@ -139,7 +143,8 @@ def verdict(
     elif any(not d.is_clear and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error for d in (plain, worst)):
         name, note = "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
     else:
-        name, note = "no difference", "within 2 standard errors"
+        low, high = worst.interval_95
+        name, note = "no difference", f"within 2 standard errors, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
     if not bpda_was_run and name != "unproven gain":
         note += "; no BPDA attack was run"
     under_plain = f"{_points(plain)} under the plain attacks, " if plain_was_run else ""
