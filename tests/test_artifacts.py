@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
-from meansparse_cli.artifacts import atomic_write, discard, load_torch, save_torch, sha256_of, write_bytes
+from meansparse_cli.artifacts import atomic_write, discard, load_torch, save_tensors, save_torch, sha256_of, write_bytes
 from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from meansparse_cli.errors import ArtifactError, StorageError
 from meansparse_cli.networks import ResNet18
@@ -35,6 +37,21 @@ def test_torch_state_round_trip_and_damage(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_torch(file)
+
+
+def test_equal_tensors_give_equal_bytes_though_the_library_shuffles_metadata(tmp_path: Path) -> None:
+    tensors = {"a": torch.rand(3, 5), "b": torch.arange(7), "c": torch.rand(1).bfloat16()}
+    metadata = {f"key {i}": "näme, \U0001f600" * i for i in range(8)}
+    assert len({save(tensors, metadata) for _ in range(20)}) > 1
+    written = set()
+    for _ in range(20):
+        save_tensors(tmp_path / "f.safetensors", tensors, metadata)
+        written.add((tmp_path / "f.safetensors").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "f.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor) and file.get_tensor(name).dtype == tensor.dtype
 
 
 def test_a_discarded_folder_is_gone_whole_whatever_was_left_by_a_kill(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ def meansparse(*arguments: str) -> Result:
 
 
 def said(result: Result) -> str:
-    return re.sub(r"[\s│]+", " ", result.stderr)
+    return said_of(result.stderr)
+
+
+def said_of(text: str) -> str:
+    return re.sub(r"[\s│]+", " ", text)
 
 
 def test_help_lists_the_pipeline_in_order_without_torch() -> None:
@@ -31,6 +36,38 @@ def test_help_lists_the_pipeline_in_order_without_torch() -> None:
     assert result.returncode == 0, result.stderr
     listed = re.findall(r"^│ ([a-z-]+) ", result.stdout, re.MULTILINE)
     assert [name for name in listed if name in PIPELINE] == PIPELINE
+
+
+def test_help_shows_what_an_option_is_when_not_given() -> None:
+    def shown(command: str) -> str:
+        return said_of(meansparse(command, "--help").stdout)
+
+    assert re.search(r"--n-examples <int> .{,80}\[default: \(1000\)\]", shown("sweep-alpha"))
+    assert re.search(r"--n-examples <int> .{,80}\[default: \(all\)\]", shown("calibrate"))
+    for command in ("evaluate", "run"):
+        text = shown(command)
+        assert "[default: (standard, bpda)]" in text and "[default: (doubts)]" in text
+        assert re.search(r"--n-examples <int> .{,80}\[default: \(all\)\]", text)
+    assert "[default: (0.0005)]" in shown("train")
+    assert "default" not in re.findall(r"--json <bool> .{,80}", shown("evaluate"))[0]
+
+
+def test_sigterm_ends_like_ctrl_c_with_its_own_code(tmp_path: Path) -> None:
+    """As a batch system ends a job; ``begun`` says that the command is in the middle of something."""
+    code = "import pathlib, time\n\ndef make():\n    pathlib.Path('begun').touch()\n    time.sleep(120)\n"
+    (tmp_path / "slow.py").write_text(code)
+    command = [sys.executable, "-m", "meansparse_cli", "fetch", "--model", "slow.py:make"]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        job.terminate()
+        out, err = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert (job.returncode, out) == (143, "")
+    assert "terminated: nothing finished was lost" in err and "Traceback" not in err
 
 
 def test_module_and_version() -> None:
@@ -44,6 +81,7 @@ def test_module_and_version() -> None:
         (["fetch", "--model", "Bartoldson2025"], 4, "did you mean"),
         (["fetch", "--model", "Wang2023Better"], 4, "can mean"),
         (["fetch"], 3, "no model and no run folder"),
+        (["fetch", "--from-file", "nowhere.pt"], 6, "no weights at nowhere.pt"),
         (["calibrate", "--model", "digits", "--fraction", "2"], 3, "--fraction"),
         (
             ["calibrate", "--model", "digits", "--n-examples", "5000"],

@@ -303,6 +303,11 @@ def test_a_further_attack_may_join_and_one_may_leave(tmp_path: Path, attacks: Fa
         ({}, {"alpha": 0.6}, "alpha: 0.5 -> 0.6"),
         ({}, {"fingerprint": {"weights": "w2", "statistics": "s1"}}, "weights: w1 -> w2"),
         ({}, {"fingerprint": {"weights": "w1"}}, "statistics: s1 -> None"),
+        (
+            {},
+            {"fingerprint": {"weights": "w1", "statistics": "a" * 400}},
+            f"statistics: s1 -> {'a' * 12}... (abd5e54b)",
+        ),
     ],
 )
 def test_other_settings_are_refused(

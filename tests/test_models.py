@@ -11,6 +11,7 @@ from torch import nn
 
 from meansparse_cli import zoo
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
+from meansparse_cli.fetch import fetch_weights
 from meansparse_cli.models import ModelSource, load_model, resolve_model, weight_paths
 from meansparse_cli.networks import ResNet18
 
@@ -102,6 +103,7 @@ def test_a_trained_file_is_a_model_by_its_own_name(tmp_path: Path) -> None:
     for again in (load_model(source), load_model(resolve_model("digits"), path)):
         assert torch.equal(again(images), model(images))
         assert not again.training
+    assert fetch_weights(source).origin == str(path)
     with pytest.raises(CheckpointError, match="no file"):
         resolve_model(str(tmp_path / "absent.safetensors"))
 

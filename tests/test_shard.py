@@ -121,6 +121,7 @@ def test_shards_of_more_examples_attack_only_the_new_ones(run: Path) -> None:
     before = {file: file.read_bytes() for file in (run / "state").rglob("[0-9s]*-0*.pt")}
     done = evaluate(run, "--shard", "1/4", "--n-examples", "20")
     assert done.exit_code == 0, done.stderr
+    assert "(n_examples: 8 -> 20); what is done of it is kept" in " ".join(done.stderr.split())
     assert before and all(file.read_bytes() == content for file, content in before.items())
     assert results(run / "shards" / "shard-1-of-4")["n_examples"] == 5
 

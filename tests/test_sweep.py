@@ -174,11 +174,18 @@ def test_a_gain_on_one_part_alone_is_not_accepted(tmp_path: Path) -> None:
 
 
 def test_a_search_needs_images_to_be_judged_on() -> None:
-    check_blocks([64, 64, 64])
-    for sizes in ([64, 64], [64, 64, 15]):
-        with pytest.raises(ConfigError, match=f"{sum(sizes[2:])} images of {sum(sizes)} in blocks of 64") as refusal:
-            check_blocks(sizes)
-        assert "--n-examples to 192" in str(refusal.value.hint)
+    check_blocks(192, 64)
+    for n, unseen, smaller in ((30, 0, None), (128, 0, 8), (143, 15, 16)):
+        with pytest.raises(ConfigError, match=f"{unseen} images of {n} in blocks of 64") as refusal:
+            check_blocks(n, 64)
+        assert "--n-examples to 168" in str(refusal.value.hint)
+        assert ("--block-size" in str(refusal.value.hint)) == (smaller is not None)
+        if smaller is not None:
+            assert f"--block-size {smaller} " in str(refusal.value.hint)
+            check_blocks(n, smaller)
+    check_blocks(168, 64)  # what the hint says is enough, and no more than that
+    with pytest.raises(ConfigError):
+        check_blocks(167, 64)
 
 
 def one_helps_one_hurts(*parts: int) -> Callable[[Column, str], Tensor]:

@@ -11,6 +11,7 @@ every step. What the result is worth is for the test split to say.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 from .accuracy import paired_difference
@@ -150,15 +151,21 @@ def search_alphas(
     return Found(current, steps)
 
 
-def check_blocks(sizes: Sequence[int]) -> None:
-    """Refuse a search that would judge on too few images; ``sizes``: images in each block."""
-    n_unseen = sum(sizes[b] for b in unseen_blocks(len(sizes)))
-    if n_unseen < MIN_UNSEEN:
+def check_blocks(n: int, block_size: int) -> None:
+    """Refuse a search that would judge on too few of ``n`` images in blocks of ``block_size``."""
+    if (found := n_unseen(n, block_size)) < MIN_UNSEEN:
+        enough = next(more for more in count(n) if n_unseen(more, block_size) >= MIN_UNSEEN)
+        smaller = next((size for size in (32, 16, 8) if size < block_size and n_unseen(n, size) >= MIN_UNSEEN), None)
         raise ConfigError(
-            f"a search judges on every third block of held-out images: {n_unseen} images of {sum(sizes)} in blocks of "
-            f"{max(sizes)}, {MIN_UNSEEN} are needed",
-            hint=f"raise --n-examples to {max(N_ROTATED * max(sizes), 4 * MIN_UNSEEN)} or more, or give --block-size 16 --fresh",
+            f"a search judges on every third block of held-out images: {found} images of {n} in blocks of "
+            f"{block_size}, {MIN_UNSEEN} are needed",
+            hint=f"raise --n-examples to {enough}" + (f", or give --block-size {smaller} --fresh" if smaller else ""),
         )
+
+
+def n_unseen(n: int, block_size: int) -> int:
+    """How many of ``n`` images lie in the blocks that no step of a search looks at."""
+    return sum(min(block_size, n - b * block_size) for b in unseen_blocks(-(-n // block_size)))
 
 
 def unseen_blocks(n_blocks: int) -> range:

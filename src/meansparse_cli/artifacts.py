@@ -1,14 +1,18 @@
 """Files: every name in a run folder, atomic writes, checked reads, sha256."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -35,6 +39,19 @@ def write_bytes(target: Path, data: bytes) -> None:
     """Replace ``target`` by ``data``, atomically."""
     with atomic_write(target) as temporary:
         temporary.write_bytes(data)
+
+
+def save_tensors(target: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Atomically write a safetensors file, equal bytes for equal content: the library keeps metadata in no fixed order."""
+    from safetensors.torch import save
+
+    data = save(tensors, metadata)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin on a multiple of 8 bytes
+    write_bytes(target, len(text).to_bytes(8, "little") + text + data[start:])
 
 
 def discard(folder: Path) -> None:

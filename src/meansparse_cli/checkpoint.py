@@ -111,7 +111,7 @@ def save_checkpoint(
     write_bytes(path, save(tensors, {"meansparse": json.dumps(header)}))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again") -> Checkpoint:
     """Read what ``save_checkpoint`` wrote; ArtifactError if it is anything else."""
     from safetensors import SafetensorError, safe_open
 
@@ -135,9 +135,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 header.get("spread", "channel-std"),
             )  # fmt: skip
     except (ConfigError, SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is not a MeanSparse checkpoint: {error}", hint="run `meansparse calibrate` again"
-        ) from error
+        raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint=mend) from error
 
 
 def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":

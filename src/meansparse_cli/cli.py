@@ -2,6 +2,10 @@
 
 import errno
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +17,27 @@ from .console import console, note, show_error
 from .errors import MeanSparseError, StorageError
 
 INTERRUPTED = 130
+TERMINATED = 143
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, with which a batch system announces that it is about to kill."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Group(TyperGroup):
@@ -21,14 +45,16 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _sigterm_raises():
+                return super().invoke(ctx)
         except MeanSparseError as error:
             failure = error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if ctx.params.get("debug"):
                 raise
-            note("interrupted: nothing finished was lost; the same command goes on from here")
-            raise typer.Exit(INTERRUPTED) from None
+            word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
+            note(f"{word}: nothing finished was lost; the same command goes on from here")
+            raise typer.Exit(code) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
@@ -40,6 +66,33 @@ class _Group(TyperGroup):
             raise failure
         show_error(failure)
         raise typer.Exit(failure.exit_code)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command with the defaults of its settings in its help: an option that is not given is None here, so that
+        the YAML file is asked before the default.
+        """
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and ctx.resilient_parsing is False:
+            _show_defaults(command, cmd_name)
+        return command
+
+
+_WHEN_NOT_GIVEN = {"n_examples": "all", "eps": "the data set's own", "dataset": "the model's own"}
+
+
+def _show_defaults(command: Any, name: str) -> None:
+    from .config import SETTINGS, STAGES
+
+    classes = list(STAGES.values()) if name == "run" else [SETTINGS[name]] if name in SETTINGS else []
+    fields = {key: field for settings in classes for key, field in settings.model_fields.items()}
+    for option in command.params:
+        default = fields[option.name].default if option.name in fields else None
+        if default is None and option.name in fields:
+            option.show_default = _WHEN_NOT_GIVEN.get(option.name, option.show_default)
+        elif default is not None and default != () and not option.is_flag:
+            option.show_default = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        elif option.secondary_opts and isinstance(default, bool):
+            option.show_default = (option.opts if default else option.secondary_opts)[0].removeprefix("--")
 
 
 app = typer.Typer(
@@ -378,14 +431,17 @@ def plot(
 @app.command("run")
 def run_all(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    sites: Sites = None, include_gates: IncludeGates = None, alphas: Alphas = None, attack: Attack = None,
-    objective: Objective = None, max_clean_drop: MaxCleanDrop = None, norm: Norm = None,
-    eps: Eps = None, threat: Threat = None, weights: Weights = None, from_file: FromFile = None,
-    allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None, device: Device = None,
-    seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None, fresh: Fresh = False,
-    as_json: AsJson = False,
+    fraction: Fraction = None, estimator: Estimator = None, sites: Sites = None, include_gates: IncludeGates = None,
+    alphas: Alphas = None, objective: Objective = None, max_clean_drop: MaxCleanDrop = None, min_gain: MinGain = None,
+    alpha_rule: AlphaRule = None, racing: Racing = None, refine: Refine = None, centre: Centre = None, spread: Spread = None,
+    attack: Attack = None, individual: Individual = None, doubts: Doubts = None, n_doubt_examples: NDoubtExamples = None,
+    save_witnesses: SaveWitnesses = None, norm: Norm = None, eps: Eps = None, threat: Threat = None,
+    weights: Weights = None, from_file: FromFile = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
+    config: ConfigFile = None, device: Device = None, precision: Precision = None, compile: Compile = None,
+    channels_last: ChannelsLast = None, seed: Seed = None, batch_size: BatchSize = None, workers: Workers = None,
+    fresh: Fresh = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """All four stages. --n-examples and --attack are those of evaluate."""
+    """All four stages. --n-examples and --attack are those of evaluate; a YAML file has a section for each stage."""
     flags = locals()
     of_evaluate = {"n_examples", "attack"}
     for stage in ("fetch", "calibrate", "sweep-alpha", "evaluate"):

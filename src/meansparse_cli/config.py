@@ -288,13 +288,13 @@ class PlotConfig(AttackConfig):
     n_examples: int | None = Field(default=256, ge=1)
 
 
-COMMANDS: dict[str, type[ModelConfig]] = {
+STAGES: dict[str, type[ModelConfig]] = {
     "fetch": FetchConfig,
     "calibrate": CalibrateConfig,
     "sweep-alpha": SweepAlphaConfig,
     "evaluate": EvaluateConfig,
-    "measure": MeasureConfig,
 }
+COMMANDS: dict[str, type[ModelConfig]] = {**STAGES, "measure": MeasureConfig}
 
 
 class TrainConfig(BaseModel):
@@ -355,6 +355,13 @@ class TrainConfig(BaseModel):
 
 SECTIONS: dict[str, type[BaseModel]] = {**COMMANDS, "train": TrainConfig}
 """The sections a YAML file may have."""
+SETTINGS: dict[str, type[BaseModel]] = {
+    **SECTIONS,
+    "sites": CalibrateConfig,
+    "verify": VerifyConfig,
+    "plot": PlotConfig,
+}
+"""Command -> its settings, for those that have some."""
 Config = TypeVar("Config", bound=BaseModel)
 
 

@@ -85,6 +85,12 @@ def part_of(chunk: Chunk, rows: Tensor) -> Chunk:
     )
 
 
+def _shown(value: object) -> str:
+    """A setting as a person compares it: a long one by its beginning and a short hash of the whole."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
 class EvaluationState:
     """The state folder of one evaluation, as the examples at ``positions`` (n,), ascending, see it.
 
@@ -112,7 +118,7 @@ class EvaluationState:
         before = self._read(file) if file.exists() else {**now, "attacks": {}}
         known: dict[str, str] = before["attacks"]
         changed = [
-            f"  {key}: {before.get(key)} -> {now.get(key)}"
+            f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
             for key in sorted(({*before} | {*now}) - {"attacks"})
             if before.get(key) != now.get(key)
         ]

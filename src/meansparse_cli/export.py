@@ -46,7 +46,8 @@ def load_exported(path: Path, *, alpha: float | None = None, device: str = "cpu"
 
     from .models import ModelSource, build_network
 
-    checkpoint, header = load_checkpoint(path), _header(path)
+    checkpoint = load_checkpoint(path, mend="expected a run folder, or a file that `meansparse export RUN` wrote")
+    header = _header(path)
     if header.get("schema") != "meansparse/model/1":
         raise ArtifactError(f"{path} holds operators but no network", hint="write one that does: meansparse export RUN")
     network = build_network(ModelSource(**header["model"]), **header["network"])

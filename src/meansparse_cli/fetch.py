@@ -104,7 +104,9 @@ def fetch_weights(
             )
         if source.kind == "factory":
             return _fetched((), origin=source.name)
-        return _fetched([_identify(embedded_weights(source), origin=f"embedded:{source.name}")])
+        trained = source.name.endswith(".safetensors")
+        origin = source.name if trained else f"embedded:{source.name}"
+        return _fetched([_identify(embedded_weights(source), origin=origin)])
     folder = (cache_folder() if cache is None else cache) / _subfolder(source)
     stem = _plain(source.name)
     wanted = zoo.zoo_source(source.entry) if source.kind == "zoo" else (zoo.WeightFile(f"{stem}.pt"),)

@@ -119,8 +119,9 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         report_file, stage="fetch", config=config_block(config, sources), inputs={}, outputs={}, results=results,
         device="cpu", seconds=time.monotonic() - started,
     )  # fmt: skip
-    origin = ", ".join(file.origin for file in fetched.files) or "no weights of its own"
-    note(f"fetch: {run.source.name}, {fetched.size:,} bytes from {origin}")
+    origin = ", ".join(file.origin for file in fetched.files)
+    came = f"{fetched.size:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    note(f"fetch: {run.source.name}, {came}")
     return report_file
 
 
@@ -301,7 +302,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
     )  # fmt: skip
     if config.alpha_rule != "shared":
-        check_blocks([len(block) for block in store.blocks])
+        check_blocks(len(y), config.block_size)
     with live("pairs") as view:
         sweep = sweep_alphas(
             store, settings, on_block=view.begin, on_progress=view.advance,

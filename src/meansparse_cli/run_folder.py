@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import sha256_of
 from .config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
-from .errors import ArtifactError, ConfigError
+from .errors import ArtifactError, CheckpointError, ConfigError
 from .report import RunPaths, read_report, verify_outputs
 from .shard import read_shard
 
@@ -84,6 +84,8 @@ def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
     """A file of the authors says by its keys which model it is, so that no --model is needed."""
     from .published_checkpoint import read_published
 
+    if not path.exists():
+        raise CheckpointError(f"no weights at {path}", hint="name the file that you got: --from-file FILE")
     held = read_published(path, allow_pickle=config.allow_pickle) if path.is_file() else None
     if held is None or held.file is None:
         raise ConfigError(

@@ -36,7 +36,9 @@ def finished(stage: str, run: Run, config: ModelConfig, inputs: dict[str, str], 
     changed = [key for key in now if key not in skip and before.get(key) != now[key]]
     if changed or report["inputs"] != inputs:
         what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or "its inputs"
-        note(f"{stage}: was done before with other settings ({what}); doing it anew")
+        more = changed == ["n_examples"] and stage != "calibrate"  # whose state goes with the pass that it belongs to
+        kept = "what is done of it is kept" if more else "the report is replaced once this is done"
+        note(f"{stage}: was done before with other settings ({what}); {kept}")
         return None
     verify_outputs(report, run.paths.folder, mend=run.command(stage))
     note(f"{stage}: already done, nothing to do ({path}); --fresh does it again")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .accuracy import Accuracy, accuracy_of
-from .artifacts import sha256_of, write_bytes
+from .artifacts import save_tensors, sha256_of
 from .checkpoint import save_checkpoint
 from .config import TrainConfig, check_eps, eps_value
 from .console import LiveView, console, live, note, percent
@@ -72,6 +72,10 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
         note(f"train: done before, {done}")
         return done
     selected_on = "test" if config.paper_selection else "held-out"
+    note(
+        f"train: {_title(config)}, {len(train_split):,} images, {config.epochs} epochs on {device}; "
+        f"saved in {folder} after each, and taken up there by the same command"
+    )
     if config.paper_selection:
         note("train: the best epoch is chosen on test images, as in the paper: its accuracy on them is too good")
     selection = take_examples(splits[selected_on], min(config.held_out_examples, len(splits[selected_on])))
@@ -206,8 +210,6 @@ def _title(config: TrainConfig) -> str:
 
 
 def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, results: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
     dtype = getattr(torch, config.save_dtype)
     state: dict[str, Tensor] = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
@@ -219,4 +221,4 @@ def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, resu
         "dataset": config.dataset,
         "training": json.dumps(result_settings(config) | measured),
     }
-    write_bytes(path, save(state, header))
+    save_tensors(path, state, header)

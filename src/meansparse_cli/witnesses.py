@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from .artifacts import write_bytes
+from .artifacts import save_tensors, write_bytes
 from .attacks.budget import within_budget
 from .attacks.counting import CountedModel, device_of
 from .attacks.judge import is_misclassified, under_attack
@@ -140,8 +140,6 @@ def save_witnesses(
     operator: str,
 ) -> None:
     """Write ``witnesses.safetensors``; equal witnesses give equal bytes. ``operator``: ``Checkpoint.in_words``."""
-    from safetensors.torch import save
-
     names = sorted({name for found in witnesses.values() for name in found.found_by})
     tensors: dict[str, Tensor] = {"evaluated": evaluated.cpu().long().contiguous()}
     for model, found in witnesses.items():
@@ -155,7 +153,7 @@ def save_witnesses(
         "schema": SCHEMA, "norm": norm, "eps": repr(eps), "alpha": repr(alpha), "operator": operator,
         "found_by": json.dumps(names),
     }  # fmt: skip
-    write_bytes(path, save(tensors, metadata=about))
+    save_tensors(path, tensors, about)
 
 
 def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", witnesses: Witnesses, n_evaluated: int) -> bool:
