@@ -185,7 +185,9 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     assert empty["architecture"] == "MeanSparse WideResNet-94-16"
     assert (empty["dataset"], empty["threat"]) == ("cifar10", "Linf")
 
-    done("evaluate", *data, "--eps", "2/255", "--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4")
+    done(
+        "evaluate", *data, "--eps", "2/255", "--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4", "--no-doubts"
+    )
     plain = json.loads(done("export", "run", "--alpha", "0.25", "--card", "card.json").read_text())
     report = yaml.safe_load(Path("run/evaluate.yaml").read_text())["results"]
     rows: dict[str, Any] = {row["name"]: row for row in report["comparisons"]}
@@ -198,7 +200,20 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     assert other.exit_code == 10
     assert "evaluate.yaml is of alpha 0.25" in other.stderr
     some = ("--sites", "published:0-3", "--centre", "zero", "--fresh")
-    done("evaluate", *data, "--eps", "2/255", "--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4", *some)
+    done(
+        "evaluate",
+        *data,
+        "--eps",
+        "2/255",
+        "--alpha",
+        "0.25",
+        "--attack",
+        "pgd-2",
+        "--n-examples",
+        "4",
+        "--no-doubts",
+        *some,
+    )
     other = meansparse("export", "run", "--card", "--alpha", "0.25")
     assert other.exit_code == 10
     assert "operators at other sites" in other.stderr and "--fresh" in other.stderr

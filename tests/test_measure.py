@@ -92,7 +92,9 @@ def test_rows_are_the_base_then_every_rule_and_alpha(run: str) -> None:
 
 def test_it_agrees_with_evaluate(run: str) -> None:
     measured, _ = done("measure", "--run", run, *COMMON, "--alphas", "0.6")
-    evaluated, _ = done("evaluate", "--run", run, *COMMON, "--alpha", "0.6", "--individual", "--name", "six")
+    evaluated, _ = done(
+        "evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.6", "--individual", "--name", "six"
+    )
     assert evaluated == Path("run/evaluations/six/evaluate.yaml")
     theirs, ours = arrays(evaluated), arrays(measured)
     column = list(theirs["name"]).index("pgd-8")
@@ -140,20 +142,35 @@ def test_every_eps_has_its_base(run: str) -> None:
 def test_other_splits_are_said_loudly(run: str) -> None:
     path, said = done("measure", "--run", run, *COMMON, "--alphas", "0.4", "--split", "calibration", "--name", "train")
     assert "NOT TEST IMAGES" in said and "20 calibration images" in said and results(path)["split"] == "calibration"
-    _, said = done("evaluate", "--run", run, *COMMON, "--alpha", "0.4", "--split", "held-out", "--name", "h")
+    _, said = done(
+        "evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.4", "--split", "held-out", "--name", "h"
+    )
     assert "NOT TEST IMAGES" in said and "20 held-out images" in said
-    _, said = done("evaluate", "--run", run, *COMMON, "--alpha", "0.4")
+    _, said = done("evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.4")
     assert "NOT TEST IMAGES" not in said
 
 
 def test_named_evaluations_stand_side_by_side(run: str) -> None:
-    paths = [done("evaluate", "--run", run, *COMMON, "--alpha", a, "--name", f"alpha-{a}")[0] for a in ("0.2", "0.4")]
-    unnamed, _ = done("evaluate", "--run", run, *COMMON, "--alpha", "0.6")
+    paths = [
+        done("evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", a, "--name", f"alpha-{a}")[0]
+        for a in ("0.2", "0.4")
+    ]
+    unnamed, _ = done("evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.6")
     assert [results(path)["alpha"] for path in (*paths, unnamed)] == [0.2, 0.4, 0.6]
     for path in paths:
         assert (
             "already done"
-            in done("evaluate", "--run", run, *COMMON, "--alpha", path.parent.name[6:], "--name", path.parent.name)[1]
+            in done(
+                "evaluate",
+                "--run",
+                run,
+                *COMMON,
+                "--no-doubts",
+                "--alpha",
+                path.parent.name[6:],
+                "--name",
+                path.parent.name,
+            )[1]
         )
 
 

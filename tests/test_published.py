@@ -155,7 +155,9 @@ def test_evaluate_keeps_and_shows_them(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(published, "published_results", lambda source: {"published": figures})
     run = str(tmp_path / "r")
     assert meansparse("calibrate", "--model", "digits", "--run", run, "--n-examples", "40").exit_code == 0
-    result = meansparse("evaluate", "--run", run, "--alpha", "0.2", "--attack", "pgd-50", "--n-examples", "4")
+    result = meansparse(
+        "evaluate", "--run", run, "--alpha", "0.2", "--attack", "pgd-3", "--n-examples", "4", "--no-doubts"
+    )
     assert result.exit_code == 0, result.output
     assert "clean 50.00 %" in result.stderr
     report = yaml.safe_load((tmp_path / "r" / "evaluate.yaml").read_text())
