@@ -456,11 +456,11 @@ def _doubts(
     from .doubts import DOUBTS_VERSION, find_doubts
 
     n, device = min(n_examples, len(y)), settings.device
-    with live("kinds of doubt") as view:
-        view.begin(f"doubts, on {n} examples", None)
+    with live("kinds") as view:
+        view.begin("doubts", None)
 
-        def on_kind(name: str, kind: str) -> None:
-            view.begin(f"doubts about {kind} of {name}, on {n} examples", None)
+        def on_kind(what: str, done: int, total: int) -> None:
+            view.begin(f"doubts: {what}", total, done)
 
         found = find_doubts(
             model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..artifacts import write_bytes
 from ..attacks.judge import under_attack
 from ..attacks.result import Budget
-from ..evaluation import MODELS, WORST_CASE, Evaluation, ModelName, attack_groups, is_bpda
+from ..evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, is_bpda
 from ..sparsify import SparsifiedModel, alpha_set
 from .doubt import Doubt, Subject
 from .gradients import doubt_gradients
@@ -44,13 +44,15 @@ def find_doubts(
     n_classes: int,
     state_folder: Path | None = None,
     key: str = "",
-    on_kind: Callable[[ModelName, str], None] | None = None,
+    on_kind: Callable[[str, int, int], None] | None = None,
 ) -> list[Doubt]:
     """Every doubt about both models (about the base alone at alpha = 0), in the order of the report.
 
     ``x`` (n, channels, height, width) float32 in [0, 1], ``y`` and ``indices`` (n,): the first n examples of
-    ``evaluation``, on the model's device. ``on_kind`` is called as each kind of check begins. Each kind is kept in
-    ``state_folder`` as it ends and read back under the same ``key``. Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a backward pass counted as two.
+    ``evaluation``, on the model's device. ``on_kind`` is called as each kind of check begins, with what it is of, how many
+    are done and how many there are. Each kind is kept in ``state_folder`` as it ends and read back under the same ``key``.
+    Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a backward pass
+    counted as two.
     """
     worst = attack_groups(evaluation.attacks)[WORST_CASE]
     bpda, doubts = any(is_bpda(attack) for attack in evaluation.attacks), list[Doubt]()
@@ -60,7 +62,8 @@ def find_doubts(
         ("outcomes", lambda subject: doubt_outcomes(subject, evaluation)),
         ("search", doubt_search),
     )
-    for name in MODELS if evaluation.alpha else MODELS[:1]:
+    names = MODELS if evaluation.alpha else MODELS[:1]
+    for m, name in enumerate(names):
         outcomes = evaluation.outcomes(name)
         robust = outcomes.robust_to(worst)
         assert robust is not None  # what every attack has been given is known
@@ -71,9 +74,9 @@ def find_doubts(
                 torch.from_numpy(robust[: len(y)].copy()).to(x.device),
                 bpda, budget, seed, batch_size, n_classes,
             )  # fmt: skip
-            for kind, find in kinds:
+            for k, (kind, find) in enumerate(kinds):
                 if on_kind is not None:
-                    on_kind(name, kind)
+                    on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))
                 file = None if state_folder is None else state_folder / f"{name}-{kind}.json"
                 found = None if file is None else _kept(file, key)
                 if found is None:
