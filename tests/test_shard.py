@@ -178,16 +178,70 @@ def test_other_settings_than_those_of_the_other_shards_are_refused(run: Path) ->
     assert refused.exit_code == 10 and "seed: 0 -> 7" in refused.stderr
 
 
-def test_more_shards_than_examples_and_a_fresh_shard_are_refused(run: Path) -> None:
+def test_more_shards_than_examples_are_refused(run: Path) -> None:
     refused = evaluate(run, "--shard", "1/99")
     assert refused.exit_code == 3 and "23 examples cannot be shared by 99 shards" in refused.stderr
-    assert evaluate(run, "--shard", "1/2").exit_code == 0
-    before = sorted((run / "state").rglob("*"))
-    refused = evaluate(run, "--shard", "2/2", "--fresh")
-    assert refused.exit_code == 3 and "what the other shards have done" in refused.stderr
-    assert sorted((run / "state").rglob("*")) == before
     refused = evaluate(run, "--shard", "3/2")
     assert refused.exit_code == 3 and "expected I/N" in refused.stderr
+
+
+def test_shards_of_other_settings_put_together_are_refused_by_the_command_that_gathers(
+    run: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(run, elsewhere)
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    assert evaluate(elsewhere, "--shard", "2/2", "--eps", "0.03").exit_code == 0
+    shutil.copytree(elsewhere, run, dirs_exist_ok=True)
+    refused = evaluate(run)
+    words = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 10 and "shard-2-of-2 in" in words and "eps: 0.03 -> 0.06" in words
+    assert "--shard 2/2 --fresh" in words
+    assert not (run / "evaluate.yaml").exists()
+    assert evaluate(run, "--shard", "2/2", "--fresh").exit_code == 0
+    assert evaluate(run).exit_code == 0
+
+
+def test_outcomes_without_the_settings_of_their_shard_are_refused(run: Path) -> None:
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    (run / "state" / "evaluate" / "shard-1-of-2-settings.json").unlink()
+    refused = evaluate(run)
+    assert refused.exit_code == 10 and "no shard-1-of-2-settings.json" in " ".join(refused.stderr.split())
+
+
+def test_a_shard_of_another_split_is_refused_at_once(run: Path) -> None:
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    refused = evaluate(run, "--shard", "2/2", "--split", "held-out")
+    assert refused.exit_code == 10 and "split: test -> held-out" in refused.stderr
+
+
+def test_fresh_does_one_shard_again_and_leaves_the_others(run: Path, alone: Path) -> None:
+    for i in (1, 2):
+        assert evaluate(run, "--shard", f"{i}/2").exit_code == 0
+    state = run / "state" / "evaluate"
+    of_first, of_second = (
+        {file: (file.stat().st_ino, file.read_bytes()) for file in state.rglob(f"shard-{i}-of-2-0*.pt")} for i in (1, 2)
+    )
+    assert evaluate(run, "--shard", "2/2", "--fresh").exit_code == 0
+    assert of_first and all((file.stat().st_ino, file.read_bytes()) == before for file, before in of_first.items())
+    assert of_second and all(file.stat().st_mtime >= max(f.stat().st_mtime for f in of_first) for file in of_second)
+    assert evaluate(run).exit_code == 0
+    assert results(run) == results(alone)
+    done = evaluate(run, "--fresh")
+    assert done.exit_code == 0 and not (run / "shards").exists() and not list(state.rglob("shard-*"))
+
+
+def test_a_shard_whose_state_is_gone_is_done_again(run: Path) -> None:
+    assert evaluate(run, "--shard", "1/2").exit_code == 0
+    assert "already done" in evaluate(run, "--shard", "1/2").stderr
+    state = run / "state" / "evaluate"
+    chunk = next(iter((state / "base" / "pgd-60").glob("*.pt")))
+    chunk.unlink()
+    done = evaluate(run, "--shard", "1/2")
+    assert done.exit_code == 0 and "1 of the files that shard 1/2 wrote" in " ".join(done.stderr.split())
+    assert chunk.exists()
+    shutil.rmtree(state)
+    assert evaluate(run, "--shard", "1/2").exit_code == 0 and chunk.exists()
 
 
 def test_a_named_evaluation_has_shards_of_its_own(run: Path) -> None:

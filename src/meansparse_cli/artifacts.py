@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # not the process alone: two machines on one network folder, or two containers, may have the same number
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -16,6 +16,7 @@ from .artifacts import atomic_write
 from .config import eps_value
 from .console import percent
 from .evaluation import CLEAN, MODELS, PLAIN, WORST_CASE, Evaluation
+from .evaluation_state import SETTINGS
 
 COLOURS = {"base": "#0072B2", "sparsified": "#D55E00"}  # Okabe and Ito's, as in the curve over alpha
 
@@ -46,10 +47,11 @@ def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
 
     What either has begun, the other goes on with.
     """
-    own, settings = folder / f"eps-{eps.replace('/', '_')}", folder / "settings.json"
+    own = folder / f"eps-{eps.replace('/', '_')}"
     if own.exists():
         return own
-    is_begun = settings.exists() and f'"eps": {json.dumps(eps_value(eps))},' in settings.read_text()
+    setting = f'"eps": {json.dumps(eps_value(eps))},'
+    is_begun = any(setting in file.read_text() for file in folder.glob(f"*{SETTINGS}"))
     return folder if is_begun or len(grid) == 1 else own
 
 

@@ -3,14 +3,12 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .accuracy import Accuracy, PairedDifference, Verdict, accuracy_of, paired_difference, verdict
-from .artifacts import write_bytes
 from .attacks import PRESETS, find_attack
 
 ModelName = Literal["base", "sparsified"]
@@ -211,8 +209,8 @@ class Evaluation:
             }
         return {name: {model: counts[model][name] for model in MODELS} for name in counts["base"]}
 
-    def save_outcomes(self, path: Path) -> None:
-        """Every per-example outcome as a compressed ``.npz``, atomically; equal outcomes give equal bytes.
+    def outcomes_npz(self) -> bytes:
+        """Every per-example outcome as a compressed ``.npz``; equal outcomes give equal bytes.
 
         ``index``, ``label`` (n,); ``name``: clean, the attacks in order, transfer; per model ``<model>_first_broken_by``
         (n,), a position in ``name`` or -1 = robust; ``<model>_outcome`` (n, names) int8: 0 withstood, 1 broken, -1 not
@@ -232,7 +230,7 @@ class Evaluation:
             arrays[f"{model}_outcome"] = np.stack(columns, axis=1)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
 
 def is_bpda(attack: str) -> bool:

@@ -6,8 +6,9 @@
 
 A chunk is written whole or not at all, once its attack is over, and never again: a kill costs the chunk in flight. Chunks
 are cut in order from the examples that an attack has not faced yet, so that one that is done again holds the same
-examples as before; a larger ``n_examples`` only appends. Shards put ``shard-I-of-N`` into the names of their files, so
-that several may write at once; everybody reads what anybody wrote.
+examples as before; a larger ``n_examples`` only appends. Shards put ``shard-I-of-N`` into the names of all their files, so
+that several may write at once, or into folders that are put together later; everybody reads what anybody wrote, once its
+settings are found to be the same.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ from .artifacts import load_torch, save_torch, write_bytes
 from .attacks.result import AttackResult
 from .errors import ArtifactError
 
-FORMAT = 4  # raise it when what an attack does, or these files, change
+SETTINGS = "settings.json"
+FORMAT = 5  # raise it when what an attack does, or these files, change
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class EvaluationState:
     """The state folder of one evaluation, as the examples at ``positions`` (n,), ascending, see it.
 
     To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``shard``: the name of
-    the shard that these examples are. ``settings`` must be what they were when the folder was begun. ``attack_versions`` (attack -> what it does) must
-    agree for the attacks both know; further attacks may join later. Raises ``ArtifactError`` with the differences.
+    the shard that these examples are. ``settings`` must be those of everybody who wrote here. ``attack_versions``
+    (attack -> what it does) must agree for the attacks both know; further attacks may join later. Raises
+    ``ArtifactError`` with the differences.
     """
 
     def __init__(
@@ -110,31 +113,23 @@ class EvaluationState:
         self.folder, self.positions = folder, positions
         self.prefix = "" if shard is None else f"{shard}-"
         now = {"format": FORMAT, **settings}
-        file = folder / "settings.json"
-        if not file.exists() and any(folder.glob("*/*/*.pt")):
-            raise ArtifactError(
-                f"{folder} has outcomes and no settings.json", hint="add --fresh to start the evaluation anew"
-            )
-        before = self._read(file) if file.exists() else {**now, "attacks": {}}
-        known: dict[str, str] = before["attacks"]
-        changed = [
-            f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
-            for key in sorted(({*before} | {*now}) - {"attacks"})
-            if before.get(key) != now.get(key)
-        ]
-        changed += [
-            f"  attack {name}: {known[name]} -> {version}"
-            for name, version in attack_versions.items()
-            if known.get(name, version) != version
-        ]
-        if changed:
-            raise ArtifactError(
-                f"{folder} holds an evaluation with other settings (then -> now):\n" + "\n".join(changed),
-                hint="add --fresh to throw it away and start anew, or --name NAME to keep both",
-            )
-        if not attack_versions.items() <= known.items() or not file.exists():
+        own = folder / f"{self.prefix}{SETTINGS}"
+        known: dict[str, str] = {}
+        for file in sorted(folder.glob(f"*{SETTINGS}")):
+            before = _read_settings(file)
+            _check_settings(file, before, now, attack_versions, shard)
+            if file == own:
+                known = before["attacks"]
+        for chunk in folder.glob("*/*/*.pt"):
+            file = folder / f"{_prefix_of(chunk.stem)}{SETTINGS}"
+            if not file.exists():
+                raise ArtifactError(
+                    f"{folder} has outcomes such as {chunk.name}, and no {file.name}",
+                    hint=_anew(folder, _shard_of(chunk.stem), shard),
+                )
+        if not attack_versions.items() <= known.items() or not own.exists():
             content = now | {"attacks": known | attack_versions}
-            write_bytes(file, json.dumps(content, indent=1, sort_keys=True).encode())
+            write_bytes(own, json.dumps(content, indent=1, sort_keys=True).encode())
 
     def chunks(self, model: str, attack: str) -> Iterator[tuple[str, Chunk]]:
         """The finished chunks of one attack on one model with their names, one in memory at a time; no example twice."""
@@ -166,24 +161,69 @@ class EvaluationState:
             before = _ids_in(file)
             both = now.keys() & before.keys()
             if differ := sum(now[position] != before[position] for position in both):
+                mine = _shard_of(self.prefix)
                 raise ArtifactError(
-                    f"{self.folder} holds an evaluation of other examples: {differ} of {len(both)} are not the same",
-                    hint="another data set, order or preprocessing: add --fresh to start anew, or --name NAME to keep both",
+                    f"{file} is of other examples: {differ} of {len(both)} are not the same",
+                    hint=f"other images, order or preprocessing? {_anew(self.folder, _shard_of(file.stem), mine)}",
                 )
         own = self.folder / f"{self.prefix}examples.pt"
         if not own.exists() or len(_ids_in(own)) < len(now):
             save_torch(own, {"positions": self.positions, "ids": torch.tensor(list(now.values()))})
 
-    @staticmethod
-    def _read(file: Path) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads(file.read_text())
-            content["attacks"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"{file} cannot be read: {error}", hint="add --fresh to start the evaluation anew"
-            ) from error
-        return content
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        content["attacks"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{file} cannot be read: {error}", hint="add --fresh to start the evaluation anew"
+        ) from error
+    return content
+
+
+def _check_settings(
+    file: Path, before: dict[str, Any], now: dict[str, Any], attack_versions: dict[str, str], shard: str | None
+) -> None:
+    """Refuse the settings in ``file`` where they are not the ones of ``now``, or its attacks not those we know."""
+    known = before["attacks"]
+    changed = [
+        f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
+        for key in sorted(({*before} | {*now}) - {"attacks"})
+        if before.get(key) != now.get(key)
+    ]
+    changed += [
+        f"  attack {name}: {known[name]} -> {version}"
+        for name, version in attack_versions.items()
+        if known.get(name, version) != version
+    ]
+    if changed:
+        theirs = _shard_of(file.stem)
+        what = f"{theirs} in {file.parent} has" if theirs else f"{file.parent} holds an evaluation with"
+        raise ArtifactError(
+            f"{what} other settings (then -> now):\n" + "\n".join(changed),
+            hint=_anew(file.parent, theirs, shard),
+        )
+
+
+def _prefix_of(stem: str) -> str:
+    """What the names of its writer's files begin with: ``shard-1-of-8-000003`` -> ``shard-1-of-8-``, ``000003`` -> nothing."""
+    name, dash, _ = stem.rpartition("-")
+    return name + dash
+
+
+def _shard_of(stem: str) -> str | None:
+    return _prefix_of(stem).removesuffix("-") or None
+
+
+def _anew(folder: Path, theirs: str | None, mine: str | None) -> str:
+    """How a user throws away what the shard ``theirs`` wrote, typing a command for ``mine``; None: the whole evaluation."""
+    if theirs == mine:
+        return "add --fresh to throw it away and start anew, or --name NAME to keep both"
+    if theirs is None:
+        return f"throw it away (rm -r {folder}), or --name NAME to keep both"
+    number, _, count = theirs.removeprefix("shard-").partition("-of-")
+    return f"do that shard anew with the settings of this one (--shard {number}/{count} --fresh), or --name NAME to keep both"
 
 
 def _ids_in(file: Path) -> dict[int, int]:

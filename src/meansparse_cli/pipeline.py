@@ -11,12 +11,13 @@ writes its report last and atomically, and returns it at once if the same was al
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import discard, sha256_of
+from .artifacts import discard, sha256_of, write_bytes
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from .config import (
     CalibrateConfig,
@@ -358,7 +359,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     if shard is None:
         resolved = resolved.model_copy(update={"n_examples": len(y)})
-    if done := finished("evaluate", place, resolved, inputs, fresh):
+    state_folder = whole.paths.state / "evaluate"
+    gone = 0 if shard is None else _n_gone(place, shard.files_in(state_folder))
+    if gone and not fresh:
+        note(f"evaluate: {gone} of the files that shard {config.shard} wrote into {state_folder} are gone: done again")
+    elif done := finished("evaluate", place, resolved, inputs, fresh):
         return done
 
     if line := split_note(config.split):
@@ -381,19 +386,21 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         compile=config.compile,
         channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
-    state_folder = whole.paths.state / "evaluate"
-    if fresh:
-        if shard is not None:
-            raise ConfigError(
-                "--fresh would throw away what the other shards have done", hint=f"delete it by hand: {state_folder}"
-            )
+    if fresh and shard is not None:
+        for file in shard.files_in(state_folder):  # what the others wrote stays
+            file.unlink()
+    elif fresh:
         discard(state_folder)
+        discard(whole.paths.folder / "shards")  # reports about what is gone now
     with live("examples") as view:
         evaluations = evaluate_each_eps(
             lambda one, smaller: evaluate_robustness(
                 model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
                 state_folder=eps_state_folder(state_folder, one, grid),
-                fingerprint={"weights": str(weights), "statistics": statistics},
+                fingerprint={
+                    "weights": str(weights), "statistics": statistics, "split": config.split,
+                    "dataset": config.dataset or run.source.dataset,
+                },
                 n_classes=count_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
                 pool=pool, shard=shard,
             ),
@@ -408,19 +415,18 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
-    evaluation.save_outcomes(place.paths.outcomes)
+    if config.doubts:
+        found["doubts"] = _doubts(
+            model, x, y, indices, evaluation, settings, config.n_doubt_examples, state_folder / "doubts",
+            key=f"{hashlib.sha256(evaluation.outcomes_npz()).hexdigest()} {statistics} {weights}",
+        )  # fmt: skip
+        console.print(doubts_view(found))
     outputs = [place.paths.outcomes]
     if config.save_witnesses:
         folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
         outputs += _save_witnesses(
             run, place.paths.folder, config, model, operator, evaluation, folders, pool, settings, (x, y, indices)
         )
-    if config.doubts:
-        found["doubts"] = _doubts(
-            model, x, y, indices, evaluation, settings, config.n_doubt_examples, state_folder / "doubts",
-            key=f"{sha256_of(place.paths.outcomes)} {statistics} {weights}",
-        )  # fmt: skip
-        console.print(doubts_view(found))
     results = (
         found
         | published
@@ -444,7 +450,19 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             png=place.paths.folder / "eps-curve.png", svg=place.paths.folder / "eps-curve.svg",
         )  # fmt: skip
         note(f"curve: {place.paths.folder / 'eps-curve.png'}")
+    if shard is not None:
+        results["n_state_files"] = len(shard.files_in(state_folder))
+    write_bytes(place.paths.outcomes, evaluation.outcomes_npz())  # late: until here the report before still has its own
     return write_stage(place, "evaluate", resolved, sources, inputs, outputs, device, started, results)
+
+
+def _n_gone(place: Run, files: list[Path]) -> int:
+    """How many fewer files of its state a shard has than when its report was written: the report alone is of no use."""
+    path = place.paths.report("evaluate")
+    if not path.exists():
+        return 0
+    before = read_report(path, "evaluate", mend=place.command("evaluate"))["results"]
+    return max(before.get("n_state_files", 0) - len(files), 0)
 
 
 def _doubts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import sha256_of
 from .config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from .console import note
 from .errors import ArtifactError, CheckpointError, ConfigError
 from .report import RunPaths, read_report, verify_outputs
 from .shard import read_shard
@@ -180,11 +182,15 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
+    # "a+", because a network folder gives a shared lock only on a file open for reading, and an exclusive one for writing
+    with open(folder / ".lock", "a+") as handle:
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"another command is at work in {folder}", hint="wait for it, or use another --run"
-            ) from error
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise ArtifactError(
+                    f"another command is at work in {folder}", hint="wait for it, or use another --run"
+                ) from error
+            # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
+            note(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
         yield

@@ -6,6 +6,7 @@ folder of the whole evaluation, under names of their own; the command without ``
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Shard:
     def name(self) -> str:
         """For files and folders."""
         return f"shard-{self.number}-of-{self.count}"
+
+    def files_in(self, state_folder: Path) -> list[Path]:
+        """All that this shard wrote into the state of the evaluation, at every eps."""
+        return sorted(state_folder.rglob(f"{self.name}-*"))
 
 
 def read_shard(text: str) -> Shard:
