@@ -76,7 +76,7 @@ def test_two_examples_without_a_flip_show_next_to_nothing() -> None:
     assert (low, high) == (pytest.approx(-0.49, abs=0.001), pytest.approx(0.49, abs=0.001))
     same = outcomes(2, 2)
     found = verdict(base_plain=same, sparsified_plain=same, base_worst=same, sparsified_worst=same)
-    assert found.name == "no difference" and "95 % interval -49.00 to +49.00" in found.reason
+    assert found.name == "no difference" and "95 % interval, -49.00 to +49.00" in found.reason
     assert paired_difference(outcomes(1, 1), outcomes(0, 1)).interval_95[1] <= 1
 
 
@@ -84,6 +84,20 @@ def test_pairing_is_what_makes_a_small_difference_visible() -> None:
     paired = paired_difference(outcomes(510), outcomes(500))
     assert paired.standard_error < 0.25 * accuracy_of(outcomes(500)).standard_error
     assert paired.is_clear
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "clear"), [(12, 4, False), (13, 4, True), (6, 0, True), (5, 0, False), (0, 6, True)]
+)
+def test_what_is_clear_and_the_interval_say_the_same(won: int, lost: int, clear: bool) -> None:
+    theirs = np.arange(1000) < 500
+    mine = theirs.copy()
+    mine[500 : 500 + won], mine[:lost] = True, False
+    paired = paired_difference(mine, theirs)
+    low, high = paired.interval_95
+    assert (paired.gained, paired.lost) == (won, lost)
+    assert paired.is_clear == clear
+    assert not (paired.is_clear and low <= 0 <= high)
 
 
 def test_five_flips_are_never_clear() -> None:
@@ -104,9 +118,9 @@ def test_five_flips_are_never_clear() -> None:
         (30, -20, "gradient masking", "below the base model"),
         (0, -20, "worse", "below the base model"),
         (-30, -20, "worse", "below the base model"),
-        (0, 0, "no difference", "within 2 standard errors"),
-        (3, -3, "no difference", "within 2 standard errors"),
-        (-30, 0, "no difference", "within 2 standard errors"),
+        (0, 0, "no difference", "has 0 inside"),
+        (3, -3, "no difference", "has 0 inside"),
+        (-30, 0, "no difference", "has 0 inside"),
         (6, 5, "no difference", "more examples would tell"),
         (0, -5, "no difference", "fewer than 6 examples changed sides"),
     ],

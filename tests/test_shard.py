@@ -1,5 +1,6 @@
 """``evaluate --shard I/N``: jobs that share an evaluation's examples end in the report of one job."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
+from meansparse_cli.errors import ArtifactError
 from meansparse_cli.run_folder import run_folder_lock
 from meansparse_cli.shard import Shard, parse_shard, read_shard
 
@@ -170,6 +172,39 @@ def test_the_whole_waits_for_its_shards_and_each_shard_is_at_work_once(run: Path
         assert evaluate(run, "--shard", "2/2").exit_code == 0
     with run_folder_lock(run):
         assert evaluate(run, "--shard", "2/2").exit_code == 10
+
+
+def test_a_network_folder_locks_what_is_open_for_reading_and_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+
+    def like_nfs(handle: Any, how: int) -> None:  # which turns flock into a lock of fcntl, with what that asks for
+        mode = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode != os.O_RDWR and mode != (os.O_RDONLY if how & fcntl.LOCK_SH else os.O_WRONLY):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", like_nfs)
+    refused = pytest.raises(ArtifactError, match="another command is at work")
+    with run_folder_lock(tmp_path, shared=True), run_folder_lock(tmp_path, shared=True), refused:
+        run_folder_lock(tmp_path).__enter__()
+    with run_folder_lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_gets_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(handle: Any, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with run_folder_lock(tmp_path):
+        pass
+    assert "cannot be locked (Function not implemented)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_settings_than_those_of_the_other_shards_are_refused(run: Path) -> None:

@@ -15,7 +15,7 @@ from meansparse_cli.data import ArrayImages
 from meansparse_cli.errors import DataError
 from meansparse_cli.sites import find_sites
 from meansparse_cli.sparsify import MeanSparse, insert
-from meansparse_cli.verify import Judgement, judge_images, match_examples, read_images
+from meansparse_cli.verify import WITNESSES_SCHEMA, Judgement, judge_images, match_examples, read_images, said_by
 
 EPS = 0.1
 
@@ -144,12 +144,27 @@ def _whole(x: Tensor) -> Any:
     return ImageSet("images", x)
 
 
+def test_words_in_a_foreign_file_are_not_taken_for_ours(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    save_file({"images": torch.zeros(1, 3, 4, 4)}, theirs, {"eps": "8/255", "alpha": "none", "norm": "inf"})
+    save_file({"images": torch.zeros(1, 3, 4, 4)}, ours, {"schema": WITNESSES_SCHEMA, "eps": "0.03", "alpha": "0.25"})
+    assert said_by(theirs) == {}
+    assert said_by(ours) == {"eps": "0.03", "alpha": "0.25"}
+
+
 def test_mistakes(tmp_path: Path) -> None:
     moved, _, _ = attacked()
     (tmp_path / "broken.pt").write_bytes(b"not a tensor")
     (tmp_path / "a.txt").write_text("")
     torch.save({"weights": nn.Linear(1, 1)}, tmp_path / "pickle.pt")
     np.savez(tmp_path / "words.npz", name=np.array(["a"]), index=np.arange(3))
+    save_file({"base.images": moved}, tmp_path / "half.safetensors")
+    square = {
+        "base.images": moved[:1],
+        "base.indices": torch.tensor([1]),
+        "evaluated": torch.ones(2, 2, dtype=torch.int64),
+    }
+    save_file(square, tmp_path / "square.safetensors")
     cases = [
         (tmp_path / "words.npz", "holds index, but no images"),
         (tmp_path / "none.pt", "no file"),
@@ -163,6 +178,9 @@ def test_mistakes(tmp_path: Path) -> None:
         (saved(tmp_path / "unknown.pt", moved[:2], torch.tensor([0, 1])), "not of the test set, such as 0"),
         (saved(tmp_path / "twice.pt", moved[:2], torch.tensor([1, 1])), "more than once"),
         (saved(tmp_path / "fewer.pt", moved[:2], torch.tensor([1])), "2 images with indices"),
+        (saved(tmp_path / "empty.npz", moved[:0], torch.tensor([], dtype=torch.int64)), "speaks of no example"),
+        (tmp_path / "half.safetensors", "base.images and no base.indices"),
+        (tmp_path / "square.safetensors", r"evaluated is torch.int64 of shape \(2, 2\)"),
     ]
     for path, expected in cases:
         with pytest.raises(DataError, match=expected):

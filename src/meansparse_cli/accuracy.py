@@ -60,8 +60,9 @@ class PairedDifference:
 
     @property
     def is_clear(self) -> bool:
-        """Beyond 2 standard errors from zero, with at least 6 examples that changed sides."""
-        return self.gained + self.lost >= MIN_FLIPS and abs(self.difference) > N_STANDARD_ERRORS * self.standard_error
+        """The 95 % interval leaves zero out, and at least 6 examples changed sides."""
+        low, high = self.interval_95
+        return self.gained + self.lost >= MIN_FLIPS and not low <= 0 <= high
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def verdict(
 ) -> Verdict:
     """What sparsifying was worth, from outcomes (n,) of both models under the plain attacks and in the worst case.
 
-    A paired difference is *clear* when it lies beyond 2 standard errors from zero and at least 6 examples changed sides.
+    A paired difference is *clear* when its 95 % interval leaves zero out and at least 6 examples changed sides.
     The first rule that holds decides:
 
     1. ``real gain``         the worst case, which includes BPDA, has a clear gain.
@@ -140,11 +141,14 @@ def verdict(
         name, note = "worse", "the worst case is below the base model"
     elif plain.is_clear and plain.difference > 0:
         name, note = "no difference", "a gain under the plain attacks alone; more examples would tell"
-    elif any(not d.is_clear and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error for d in (plain, worst)):
+    elif any(
+        d.gained + d.lost < MIN_FLIPS and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error
+        for d in (plain, worst)
+    ):
         name, note = "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
     else:
         low, high = worst.interval_95
-        name, note = "no difference", f"within 2 standard errors, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
+        name, note = "no difference", f"the 95 % interval, {100 * low:+.2f} to {100 * high:+.2f}, has 0 inside"
     if not bpda_was_run and name != "unproven gain":
         note += "; no BPDA attack was run"
     under_plain = f"{_points(plain)} under the plain attacks, " if plain_was_run else ""

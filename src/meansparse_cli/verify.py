@@ -33,6 +33,8 @@ from .sparsify import SparsifiedModel, alpha_set
 ROUNDING = {"Linf": 1e-6, "L2": 1e-5}
 """How far float32 can carry x + delta beyond eps, in pixel units of [0, 1] images."""
 
+WITNESSES_SCHEMA = "meansparse/witnesses/1"
+
 HINT = "expected images (n, channels, height, width) of the whole test set in its order, or images with indices"
 
 
@@ -106,6 +108,8 @@ def read_images(path: Path) -> list[ImageSet]:
     sets = []
     for model in ("base", "sparsified"):
         if f"{model}.images" in arrays:
+            if f"{model}.indices" not in arrays:
+                raise DataError(f"{path} holds {model}.images and no {model}.indices", hint=HINT)
             sets.append(ImageSet(model, arrays[f"{model}.images"], arrays[f"{model}.indices"], arrays.get("evaluated")))
     if not sets:
         key = next((key for key in ("images", "x", "x_adv", "adversarial", "") if key in arrays), None)
@@ -128,6 +132,8 @@ def said_by(path: Path) -> dict[str, str]:
             about = file.metadata() or {}
     except (OSError, SafetensorError):
         return {}  # ``read_images`` says what is wrong with it
+    if about.get("schema") != WITNESSES_SCHEMA:
+        return {}  # words of somebody else's, which may mean anything
     return {key: about[key] for key in ("norm", "eps", "alpha", "operator") if key in about}
 
 
@@ -172,6 +178,14 @@ def _check_tensors(path: Path, given: ImageSet) -> None:
         raise DataError(
             f"{path}: {len(images)} images with indices {indices.dtype} of shape {tuple(indices.shape)}", hint=HINT
         )
+    evaluated = given.evaluated
+    if evaluated is not None and (evaluated.ndim != 1 or evaluated.is_floating_point()):
+        raise DataError(
+            f"{path}: evaluated is {evaluated.dtype} of shape {tuple(evaluated.shape)}",
+            hint="expected positions in the data set, (n,)",
+        )
+    if not len(images) and (evaluated is None or not len(evaluated)):
+        raise DataError(f"{path} speaks of no example: it holds no image", hint=HINT)
 
 
 def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: str) -> MatchedImages:

@@ -26,12 +26,12 @@ from .console import note
 from .data import stack_examples
 from .errors import ArtifactError
 from .evaluate import EvaluateSettings
-from .evaluation import MODELS, WORST_CASE, Evaluation, ModelName, attack_groups
+from .evaluation import MODELS, TRANSFER, WORST_CASE, Evaluation, ModelName, attack_groups
 from .evaluation_state import Chunk, read_chunks
 from .pool import admissible
 from .sparsify import SparsifiedModel, alpha_set
+from .verify import WITNESSES_SCHEMA
 
-SCHEMA = "meansparse/witnesses/1"
 LARGEST_TENSOR = 4 << 30
 """Bytes; a larger external form is left out."""
 
@@ -80,7 +80,9 @@ def _collect(
     budget = Budget(settings.norm, settings.eps)
     images: dict[int, Tensor] = {}
     found_by: dict[int, str] = {}
-    inside_only: dict[int, tuple[Tensor, str]] = {}  # row -> the first image inside the budget, judged or not
+    inside_only: dict[
+        int, tuple[Tensor, str]
+    ] = {}  # row -> the first image inside the budget that the evaluation saw break it
     with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
         for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
@@ -91,8 +93,10 @@ def _collect(
                 continue
             rows, candidates = positions[useful], chunk.adversarial[useful]
             holds = within_budget(candidates, x[rows].cpu(), budget)
+            seen = outcomes.broken[by if by in evaluation.attacks else TRANSFER]
             for row, image in zip(rows[holds].tolist(), candidates[holds], strict=True):
-                inside_only.setdefault(row, (image, by))
+                if seen[row]:
+                    inside_only.setdefault(row, (image, by))
             candidates = torch.where(holds.view(-1, 1, 1, 1), candidates, x[rows].cpu())
             labels = y[rows.to(y.device)].to(device)
             holds &= is_misclassified(counted, candidates.to(device), labels, batch_size=settings.batch_size).cpu()
@@ -150,7 +154,7 @@ def save_witnesses(
             f"{model}.found_by": torch.tensor([names.index(name) for name in found.found_by], dtype=torch.int64),
         }
     about = {
-        "schema": SCHEMA, "norm": norm, "eps": repr(eps), "alpha": repr(alpha), "operator": operator,
+        "schema": WITNESSES_SCHEMA, "norm": norm, "eps": repr(eps), "alpha": repr(alpha), "operator": operator,
         "found_by": json.dumps(names),
     }  # fmt: skip
     save_tensors(path, tensors, about)
