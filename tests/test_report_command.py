@@ -17,6 +17,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.doubts import search
 from meansparse_cli.html_report import html_page
 from meansparse_cli.render import markdown, read_run, terminal_text
+from meansparse_cli.verify import WITNESSES_SCHEMA
 
 FACTORY = """
 import torch
@@ -152,7 +153,7 @@ def test_verify_says_where_it_judges_otherwise_than_a_file_was_found(run: Path, 
     assert "was found at eps 8/255, it is judged at 16/255" in said
     assert "was found with alpha 0.4, it is judged with alpha 0.2" in said
     other = tmp_path / "l2.safetensors"
-    save_file(load_file(file), other, metadata={"norm": "L2", "eps": "0.5", "alpha": "0.4"})
+    save_file(load_file(file), other, metadata={"schema": WITNESSES_SCHEMA, "norm": "L2", "eps": "0.5", "alpha": "0.4"})
     refused = meansparse("verify", other, "--run", run)
     assert (refused.exit_code, "was found under L2" in " ".join(refused.stderr.split())) == (7, True)
 

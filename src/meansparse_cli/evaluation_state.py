@@ -124,7 +124,7 @@ class EvaluationState:
             file = folder / f"{_prefix_of(chunk.stem)}{SETTINGS}"
             if not file.exists():
                 raise ArtifactError(
-                    f"{folder} has outcomes such as {chunk.name}, and no {file.name}",
+                    f"{folder} has outcomes and no {file.name}",
                     hint=_anew(folder, _shard_of(chunk.stem), shard),
                 )
         if not attack_versions.items() <= known.items() or not own.exists():
