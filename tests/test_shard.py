@@ -42,6 +42,11 @@ def evaluate(run: Path, *more: str) -> Any:
     return CliRunner().invoke(app, ["evaluate", "--run", str(run), *OPTIONS, *more])
 
 
+def said(result: Any) -> str:
+    """On stderr, without the box and the line breaks of the terminal's width."""
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
 def results(run: Path) -> dict[str, Any]:
     """Of the report, without the clock."""
     content = dict(yaml.safe_load((run / "evaluate.yaml").read_text())["results"])
@@ -123,7 +128,7 @@ def test_shards_of_more_examples_attack_only_the_new_ones(run: Path) -> None:
     before = {file: file.read_bytes() for file in (run / "state").rglob("[0-9s]*-0*.pt")}
     done = evaluate(run, "--shard", "1/4", "--n-examples", "20")
     assert done.exit_code == 0, done.stderr
-    assert "(n_examples: 8 -> 20); what is done of it is kept" in " ".join(done.stderr.split())
+    assert "(n_examples: 8 -> 20); what is done of it is kept" in said(done)
     assert before and all(file.read_bytes() == content for file, content in before.items())
     assert results(run / "shards" / "shard-1-of-4")["n_examples"] == 5
 
@@ -229,7 +234,7 @@ def test_shards_of_other_settings_put_together_are_refused_by_the_command_that_g
     assert evaluate(elsewhere, "--shard", "2/2", "--eps", "0.03").exit_code == 0
     shutil.copytree(elsewhere, run, dirs_exist_ok=True)
     refused = evaluate(run)
-    words = " ".join(refused.stderr.replace("│", " ").split())
+    words = said(refused)
     assert refused.exit_code == 10 and "shard-2-of-2 in" in words and "eps: 0.03 -> 0.06" in words
     assert "--shard 2/2 --fresh" in words
     assert not (run / "evaluate.yaml").exists()
@@ -241,13 +246,13 @@ def test_outcomes_without_the_settings_of_their_shard_are_refused(run: Path) -> 
     assert evaluate(run, "--shard", "1/2").exit_code == 0
     (run / "state" / "evaluate" / "shard-1-of-2-settings.json").unlink()
     refused = evaluate(run)
-    assert refused.exit_code == 10 and "no shard-1-of-2-settings.json" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 10 and "no shard-1-of-2-settings.json" in said(refused)
 
 
 def test_a_shard_of_another_split_is_refused_at_once(run: Path) -> None:
     assert evaluate(run, "--shard", "1/2").exit_code == 0
     refused = evaluate(run, "--shard", "2/2", "--split", "held-out")
-    assert refused.exit_code == 10 and "split: test -> held-out" in refused.stderr
+    assert refused.exit_code == 10 and "split: test -> held-out" in said(refused)
 
 
 def test_fresh_does_one_shard_again_and_leaves_the_others(run: Path, alone: Path) -> None:
@@ -273,7 +278,7 @@ def test_a_shard_whose_state_is_gone_is_done_again(run: Path) -> None:
     chunk = next(iter((state / "base" / "pgd-60").glob("*.pt")))
     chunk.unlink()
     done = evaluate(run, "--shard", "1/2")
-    assert done.exit_code == 0 and "1 of the files that shard 1/2 wrote" in " ".join(done.stderr.split())
+    assert done.exit_code == 0 and "1 of the files that shard 1/2 wrote" in said(done)
     assert chunk.exists()
     shutil.rmtree(state)
     assert evaluate(run, "--shard", "1/2").exit_code == 0 and chunk.exists()
@@ -286,4 +291,4 @@ def test_a_named_evaluation_has_shards_of_its_own(run: Path) -> None:
     edited = run / "evaluations" / "other" / "shards" / "shard-1-of-2" / "evaluate.yaml"
     edited.write_text(edited.read_text().replace("n_examples: 23", "n_examples: 24"))
     refused = evaluate(run, "--name", "other", "--shard", "1/2")
-    assert refused.exit_code == 10 and "--name other --shard 1/2" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 10 and "--name other --shard 1/2" in said(refused)
