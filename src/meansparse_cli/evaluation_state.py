@@ -116,10 +116,9 @@ class EvaluationState:
         own = folder / f"{self.prefix}{SETTINGS}"
         known: dict[str, str] = {}
         for file in sorted(folder.glob(f"*{SETTINGS}")):
-            before = _read_settings(file)
-            _check_settings(file, before, now, attack_versions, shard)
+            theirs = _attacks_of(file, now, attack_versions, shard)
             if file == own:
-                known = before["attacks"]
+                known = theirs
         for chunk in folder.glob("*/*/*.pt"):
             file = folder / f"{_prefix_of(chunk.stem)}{SETTINGS}"
             if not file.exists():
@@ -171,22 +170,15 @@ class EvaluationState:
             save_torch(own, {"positions": self.positions, "ids": torch.tensor(list(now.values()))})
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
+def _attacks_of(file: Path, now: dict[str, Any], attack_versions: dict[str, str], shard: str | None) -> dict[str, str]:
+    """The attacks in a file of settings, once these are found to be those of ``now``, and its attacks the ones we know."""
+    theirs = _shard_of(file.stem)
+    hint = _anew(file.parent, theirs, shard)
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        content["attacks"].items()
+        before: dict[str, Any] = json.loads(file.read_text())
+        known = dict(before["attacks"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{file} cannot be read: {error}", hint="add --fresh to start the evaluation anew"
-        ) from error
-    return content
-
-
-def _check_settings(
-    file: Path, before: dict[str, Any], now: dict[str, Any], attack_versions: dict[str, str], shard: str | None
-) -> None:
-    """Refuse the settings in ``file`` where they are not the ones of ``now``, or its attacks not those we know."""
-    known = before["attacks"]
+        raise ArtifactError(f"{file} cannot be read: {error}", hint=hint) from error
     changed = [
         f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
         for key in sorted(({*before} | {*now}) - {"attacks"})
@@ -198,12 +190,9 @@ def _check_settings(
         if known.get(name, version) != version
     ]
     if changed:
-        theirs = _shard_of(file.stem)
         what = f"{theirs} in {file.parent} has" if theirs else f"{file.parent} holds an evaluation with"
-        raise ArtifactError(
-            f"{what} other settings (then -> now):\n" + "\n".join(changed),
-            hint=_anew(file.parent, theirs, shard),
-        )
+        raise ArtifactError(f"{what} other settings (then -> now):\n" + "\n".join(changed), hint=hint)
+    return known
 
 
 def _prefix_of(stem: str) -> str:
@@ -222,8 +211,8 @@ def _anew(folder: Path, theirs: str | None, mine: str | None) -> str:
         return "add --fresh to throw it away and start anew, or --name NAME to keep both"
     if theirs is None:
         return f"throw it away (rm -r {folder}), or --name NAME to keep both"
-    number, _, count = theirs.removeprefix("shard-").partition("-of-")
-    return f"do that shard anew with the settings of this one (--shard {number}/{count} --fresh), or --name NAME to keep both"
+    number = theirs.removeprefix("shard-").replace("-of-", "/")
+    return f"do that shard anew with the settings of this one (--shard {number} --fresh), or --name NAME to keep both"
 
 
 def _ids_in(file: Path) -> dict[int, int]:

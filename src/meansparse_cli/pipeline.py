@@ -415,10 +415,11 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
+    outcomes = evaluation.outcomes_npz()
     if config.doubts:
         found["doubts"] = _doubts(
             model, x, y, indices, evaluation, settings, config.n_doubt_examples, state_folder / "doubts",
-            key=f"{hashlib.sha256(evaluation.outcomes_npz()).hexdigest()} {statistics} {weights}",
+            key=f"{hashlib.sha256(outcomes).hexdigest()} {statistics} {weights}",
         )  # fmt: skip
         console.print(doubts_view(found))
     outputs = [place.paths.outcomes]
@@ -452,7 +453,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         note(f"curve: {place.paths.folder / 'eps-curve.png'}")
     if shard is not None:
         results["n_state_files"] = len(shard.files_in(state_folder))
-    write_bytes(place.paths.outcomes, evaluation.outcomes_npz())  # late: until here the report before still has its own
+    write_bytes(place.paths.outcomes, outcomes)  # late: until here the report before still has its own
     return write_stage(place, "evaluate", resolved, sources, inputs, outputs, device, started, results)
 
 

@@ -82,7 +82,7 @@ def _collect(
     found_by: dict[int, str] = {}
     inside_only: dict[
         int, tuple[Tensor, str]
-    ] = {}  # row -> the first image inside the budget that the evaluation saw break it
+    ] = {}  # row -> the first image inside the budget that was seen to break it
     with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
         for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
