@@ -80,9 +80,8 @@ def _collect(
     budget = Budget(settings.norm, settings.eps)
     images: dict[int, Tensor] = {}
     found_by: dict[int, str] = {}
-    inside_only: dict[
-        int, tuple[Tensor, str]
-    ] = {}  # row -> the first image inside the budget that was seen to break it
+    # row -> the first image inside the budget, of a source that the evaluation saw break it
+    inside_only: dict[int, tuple[Tensor, str]] = {}
     with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
         for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
