@@ -406,7 +406,15 @@ def test_expand_attacks() -> None:
     assert all(name in ATTACKS for names in PRESETS.values() for name in names)
     assert {spec.search for spec in ATTACKS.values()} == set(run_module.SEARCHES)
     assert {ATTACKS[name].search for name in ONE_OF_EACH} >= set(run_module.SEARCHES) - {"apgd-dlr"}
-    assert all(ATTACKS[name].straight_through for name in PRESETS["bpda"])
+    assert {ATTACKS[name].backward for name in PRESETS["bpda"]} == {"identity", "soft:0.05"}
+
+
+def test_a_band_next_to_the_operators_own_step_is_no_bpda() -> None:
+    assert all(ATTACKS[name].is_bpda for name in PRESETS["backward"])
+    assert not any(ATTACKS[name].is_bpda for name in PRESETS["paper"])
+    assert find_attack("soft-0.01-apgd-ce").is_bpda
+    assert not find_attack("soft-0.009-apgd-ce").is_bpda
+    assert not find_attack("soft-1e-6-apgd-ce").is_bpda
 
 
 def test_names_with_numbers() -> None:

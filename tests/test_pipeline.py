@@ -16,6 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from meansparse_cli import load_sparsified
+from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
@@ -101,6 +102,37 @@ def test_four_stages_and_the_ready_module(tiny: list[str], tmp_path: Path) -> No
         sys.path.remove(str(tmp_path))
     assert torch.equal(base(x), factory().eval()(x))
     assert not torch.equal(model(x), base(x))
+
+
+def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("fetch", "calibrate"):
+        done(stage, *tiny, *small(stage))
+    command = [
+        "evaluate",
+        *tiny,
+        "--alpha",
+        "0.2",
+        "--eps",
+        "4/255",
+        "--attack",
+        "bpda",
+        "--no-doubts",
+        "--n-examples",
+        "4",
+    ]
+    monkeypatch.setitem(PRESETS, "bpda", ("bpda-apgd-ce",))
+    report = done(*command)
+    assert "already done" in meansparse(*command).stderr
+
+    monkeypatch.setitem(PRESETS, "bpda", ("bpda-apgd-ce", "soft-0.05-apgd-ce"))
+    again = meansparse(*command)
+    assert again.exit_code == 0 and "was done before with other settings (attacks)" in again.stderr
+    names = [row["name"] for row in yaml.safe_load(report.read_text())["results"]["comparisons"]]
+    assert "soft-0.05-apgd-ce" in names
+
+    monkeypatch.setattr("meansparse_cli.evaluation.ATTACKS_VERSION", 1_000)
+    changed = meansparse(*command)
+    assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
 
 
 def test_a_second_call_does_nothing_again(tiny: list[str]) -> None:

@@ -326,3 +326,69 @@ def test_no_machine_path_gets_into_a_page(tmp_path: Path, run: Path, monkeypatch
     )
     assert shown == "meansparse table 3 'Linf=my runs/one' --data-dir=DIR -o 'a b/c'"
     assert not re.search(r"(?<![\w.])/(?:tmp|home|data|root)\b", text)
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Table 3 with one run, and Table 12 without any."""
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/one"))
+    rows = [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 90, 55, 30), ({"alpha": 0.35}, 80, 43, 38)]
+    measured(folder, "linf", rows, APGD)
+    for arguments in (["3", str(folder)], ["12"]):
+        assert meansparse("table", *arguments, "-o", "pages", "--data-note", "our images").exit_code == 0
+    return Path("pages")
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """What a line of a table says after its first cell."""
+    lines = [
+        [part.strip() for part in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
+    ]
+    return {line[1] if line[0].startswith("[") else line[0]: line for line in lines}
+
+
+def test_every_claim_with_its_numbers(tables: Path) -> None:
+    result = meansparse("table", "summary", "-o", "pages")
+    assert result.exit_code == 0 and result.stdout.strip() == "pages/README.md"
+    page = (tables / "README.md").read_text()
+    rows = rows_of(page)
+    gains = rows["At alpha 0.2 robustness rises under Linf"]
+    assert gains == [
+        "[3](table3.md)", "At alpha 0.2 robustness rises under Linf", "+1.25 points", "**confirmed**: +15.00 points ± 3.57",
+        "**contradicted**: -10.00 points ± 3.00", "100",
+    ]  # fmt: skip
+    clean = rows["At alpha 0.2 clean accuracy falls by less than half a point"]
+    assert clean[3:] == ["inconclusive: +0.00 points ± 0.00", "", "100"]
+    # the L2 claim and the five of Table 12 were not run
+    assert rows["under the paper's attack"][1:] == ["1", "0", "1", "6"]
+    assert rows["in the worst case, BPDA included"][1:] == ["0", "2", "0", "6"]
+    assert rows["clean accuracy"][1:] == ["0", "1", "1", "0"]
+    assert "6 claims (1 of Table 3, 5 of Table 12)" in page
+    assert "`digits`" in page and "Data: our images." in page
+    assert "under L2" not in page
+
+
+def test_it_says_what_the_tables_say(tables: Path) -> None:
+    meansparse("table", "summary", "-o", "pages")
+    claims = yaml.safe_load((tables / "table3.yaml").read_text())["claims"]
+    listed = re.findall(r"^\| \[3\]\(table3\.md\) \|", (tables / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(listed) == sum(claim["under_its_attack"]["answer"] != "not run" for claim in claims) == 4
+
+
+def test_mistakes_of_a_summary(tables: Path, tmp_path: Path) -> None:
+    def refusal(*arguments: str) -> tuple[int, str]:
+        result = meansparse("table", "summary", *arguments)
+        return result.exit_code, " ".join(result.stderr.split())
+
+    assert not list(tmp_path.glob("none*"))
+    code, said = refusal("-o", "none")
+    assert code == 3 and "no table lies in none" in said and not Path("none").exists()
+    code, said = refusal("runs/one", "-o", "pages")
+    assert code == 3 and "from tables, not from runs" in said
+    (tables / "table3.yaml").write_text("claims: [{}]\n")
+    code, said = refusal("-o", "pages")
+    assert code == 10 and "meansparse table 3 RUN" in said
+    (tables / "table3.yaml").write_text("[")
+    code, said = refusal("-o", "pages")
+    assert code == 10 and "is not a table" in said

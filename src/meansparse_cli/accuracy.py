@@ -53,10 +53,8 @@ class PairedDifference:
         """The 95 % interval of Agresti and Min (2005): the normal one after half an example is added to each of the four
         cells. It keeps its promise where few examples changed sides, and is not of width 0 where none did.
         """
-        n, won_more = self.n + 2, self.gained - self.lost
-        middle = won_more / n
-        half = Z_95 * math.sqrt(self.gained + self.lost + 1 - won_more**2 / n) / n
-        return max(middle - half, -1.0), min(middle + half, 1.0)
+        low, high = _interval_95(self.gained - self.lost, self.gained + self.lost, self.n)
+        return max(low, -1.0), min(high, 1.0)
 
     @property
     def is_clear(self) -> bool:
@@ -113,8 +111,8 @@ def verdict(
     1. ``real gain``         the worst case, which includes BPDA, has a clear gain.
        ``unproven gain``     the same, but no BPDA attack was run: masking has not been ruled out.
     2. ``gradient masking``  the plain attacks show a clear gain, the worst case does not, and the part of the gain that
-                             goes missing between the two lies beyond 2 standard errors itself. It is called masking
-                             also when the worst case is clearly below the base model; the reason then says so.
+                             goes missing between the two is clear itself. It is called masking also when the worst
+                             case is clearly below the base model; the reason then says so.
     3. ``worse``             the worst case is clearly below the base model.
     4. ``no difference``     anything else, too few examples included.
 
@@ -122,7 +120,7 @@ def verdict(
     """
     plain = paired_difference(sparsified_plain, base_plain)
     worst = paired_difference(sparsified_worst, base_worst)
-    missing, missing_error = _mean_and_error(
+    goes_missing = _is_clearly_positive(
         _differences(as_outcomes(sparsified_plain), as_outcomes(base_plain))
         - _differences(as_outcomes(sparsified_worst), as_outcomes(base_worst))
     )
@@ -131,12 +129,16 @@ def verdict(
         name, note = "real gain", "part of the gain under the plain attacks is masking"
         if not bpda_was_run:
             name, note = "unproven gain", "no BPDA attack was run, so that gradient masking is not ruled out"
-        elif not missing > N_STANDARD_ERRORS * missing_error:
+        elif not goes_missing:
             note = "it holds in the worst case, BPDA included"
-    elif plain.is_clear and plain.difference > 0 and missing > N_STANDARD_ERRORS * missing_error:
-        below = worst.is_clear  # and below zero, or the first rule had held
+    elif plain.is_clear and plain.difference > 0 and goes_missing:
         name = "gradient masking"
-        note = "the worst case is below the base model" if below else "none of the gain is left in the worst case"
+        if worst.is_clear:  # and below zero, or the first rule had held
+            note = "the worst case is below the base model"
+        elif worst.difference > 0:
+            note = "what is left in the worst case is not clear of zero"
+        else:
+            note = "none of the gain is left in the worst case"
     elif worst.is_clear:
         name, note = "worse", "the worst case is below the base model"
     elif plain.is_clear and plain.difference > 0:
@@ -168,6 +170,23 @@ def _differences(mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> NDArray[
     if mine.shape != theirs.shape:
         raise DataError(f"outcomes of {len(mine)} and of {len(theirs)} examples cannot be paired")
     return mine.astype(np.int64) - theirs.astype(np.int64)
+
+
+def _interval_95(total: float, n_changes: float, n: int) -> tuple[float, float]:
+    """Of a mean of n differences that sum to ``total``, their squares to ``n_changes`` (Agresti and Min 2005)."""
+    n += 2
+    middle = total / n
+    half = Z_95 * math.sqrt(n_changes + 1 - total**2 / n) / n
+    return middle - half, middle + half
+
+
+def _is_clearly_positive(differences: NDArray[np.int64]) -> bool:
+    """As ``PairedDifference.is_clear``, for differences (n,) of any size: those of a gain are in {-2, ..., 2}."""
+    squares = int((differences**2).sum())
+    return (
+        int(np.count_nonzero(differences)) >= MIN_FLIPS
+        and _interval_95(int(differences.sum()), squares, len(differences))[0] > 0
+    )
 
 
 def _mean_and_error(differences: NDArray[np.int64]) -> tuple[float, float]:

@@ -450,7 +450,7 @@ def run_all(
 
 @app.command()
 def table(
-    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset.", show_default=False)],
+    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset; summary: every claim, from the tables that lie in the folder.", show_default=False)],
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.", show_default=False)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tableN.md and tableN.yaml.")] = Path("docs/tables"),
     data_note: Annotated[str | None, typer.Option(help="What the page says of the data, such as: CIFAR-10, JPEG copies.")] = None,

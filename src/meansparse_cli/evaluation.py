@@ -1,5 +1,6 @@
 """The result of an evaluation: per-example outcomes of both models, and every number derived from them."""
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -234,8 +235,8 @@ class Evaluation:
 
 
 def is_bpda(attack: str) -> bool:
-    """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base model?"""
-    return attack != TRANSFER and find_attack(attack).backward != "true"
+    """See ``AttackSpec.is_bpda``."""
+    return attack != TRANSFER and find_attack(attack).is_bpda
 
 
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
@@ -278,6 +279,11 @@ def attack_version(attack: str) -> str:
     if attack == TRANSFER:
         return "every image found on one model, tried on the other, and those of a pool on both"
     return f"{find_attack(attack).description}; meansparse's own, version {ATTACKS_VERSION}"
+
+
+def attacks_id(attacks: Iterable[str]) -> str:
+    """A digest of what the attacks are: another one when a release changes an attack, or what a preset holds."""
+    return hashlib.sha256("\n".join(f"{name}: {attack_version(name)}" for name in attacks).encode()).hexdigest()
 
 
 def _step_to_report(step: AttackStep) -> dict[str, Any]:

@@ -41,6 +41,7 @@ MEASURES = ("clean", "plain", "bpda", "worst")
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
     from .attacks.result import Budget
+    from .evaluation import attacks_id
     from .pair_attack import PairSettings
     from .pairs import PairStore
     from .sweep_alpha import families_of
@@ -55,6 +56,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     inputs = {
         "calibrate.yaml": sha256_of(run.paths.report("calibrate")),
         "images": images_id(run, config, config.split, len(y)),
+        "attacks": attacks_id((*plain, *bpda)),
     }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alphas": alphas, "n_examples": len(y)})
     if done := finished("measure", place, resolved, inputs, fresh):

@@ -260,6 +260,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     from .attacks.result import Budget
     from .choice import ChoiceRule
     from .curve import draw_alpha_curve
+    from .evaluation import attacks_id
     from .pair_attack import PairSettings
     from .pairs import PairStore
     from .sweep_alpha import SweepSettings, families_of, grid_of, sweep_alphas
@@ -277,6 +278,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     inputs = {
         "calibrate.yaml": sha256_of(run.paths.report("calibrate")),
         "images": images_id(run, config, "held-out", len(y)),
+        "attacks": attacks_id((*plain, *bpda)),
     }
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alphas": alphas, "n_examples": len(y)})
     if done := finished("sweep-alpha", run, resolved, inputs, fresh):
@@ -335,6 +337,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .attacks.result import Budget
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
+    from .evaluation import attacks_id
     from .evaluation_table import doubts_view, evaluation_table, progress_table
     from .pool import admissible, read_pool
     from .published import published_note, published_results
@@ -355,6 +358,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     inputs = {
         f"{upstream}.yaml": sha256_of(run.paths.report(upstream)),
         "images": images_id(run, config, config.split, config.n_examples, shard),
+        "attacks": attacks_id(attacks),
     } | {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, start=1)}
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     if shard is None:

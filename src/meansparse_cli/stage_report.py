@@ -35,7 +35,8 @@ def finished(stage: str, run: Run, config: ModelConfig, inputs: dict[str, str], 
     skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
     changed = [key for key in now if key not in skip and before.get(key) != now[key]]
     if changed or report["inputs"] != inputs:
-        what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or "its inputs"
+        other = ", ".join(name for name in inputs if report["inputs"].get(name) != inputs[name]) or "its inputs"
+        what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or other
         more = changed == ["n_examples"] and stage != "calibrate"  # whose state goes with the pass that it belongs to
         kept = "what is done of it is kept" if more else "the report is replaced once this is done"
         note(f"{stage}: was done before with other settings ({what}); {kept}")

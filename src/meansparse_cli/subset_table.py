@@ -87,7 +87,7 @@ def fill_subset_table(
             for column in table.columns
         },
         "rows": [_data(row) for row in rows],
-        "claims": [{"text": pair[0][1].claim.text, "apgd": pair[0][1].to_report(), "worst_case": pair[1][1].to_report()} for pair in judged],
+        "claims": [{"text": pair[0][1].claim.text, "under_its_attack": pair[0][1].to_report(), "worst_case": pair[1][1].to_report()} for pair in judged],
     }  # fmt: skip
     return "\n".join(lines + commands_section(list(by_fraction.values()), used, command)), data
 

@@ -105,11 +105,11 @@ def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...]
     (('apgd-ce', 'apgd-dlr'), ('bpda-apgd-ce', 'bpda-apgd-dlr'))
     """
     wanted = expand_attacks(attacks or (("apgd",) if objective == "apgd" else ("apgd-ce",)))
-    plain = [name for name in wanted if find_attack(name).backward == "true"] or ["apgd-ce"]
+    plain = [name for name in wanted if not find_attack(name).is_bpda] or ["apgd-ce"]
     if objective not in ("", "apgd"):
         plain = list(dict.fromkeys(["apgd-ce", *plain]))
     twins = {f"bpda-{name}" for name in plain} & set(ATTACKS)
-    others = {name for name in wanted if find_attack(name).backward != "true"}
+    others = {name for name in wanted if find_attack(name).is_bpda}
     bpda = expand_attacks(twins | others) if twins | others else []
     missing = {"apgd-ce", "apgd-dlr"} - set(plain) if objective == "apgd" else set()
     if attacks and missing:

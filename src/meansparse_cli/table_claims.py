@@ -84,12 +84,13 @@ def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
             why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
             parts.append(f"{name}: **{judgement.answer}**{why}")
             continue
-        number = f"{_points(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
+        number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
         parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images")
     text = first.claim.text[0].upper() + first.claim.text[1:]
-    return f"{text} (paper: {_points(first.paper, first.claim)}). {'. '.join(parts)}."
+    return f"{text} (paper: {number_of(first.paper, first.claim)}). {'. '.join(parts)}."
 
 
-def _points(value: float, claim: Claim) -> str:
+def number_of(value: float, claim: Claim) -> str:
+    """A sum of accuracies as a claim means it: an accuracy in %, or a difference in points."""
     is_level = sum(claim.terms.values()) != 0
     return f"{100 * value:.2f} %" if is_level else f"{100 * value:+.2f} points"

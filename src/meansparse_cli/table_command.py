@@ -14,7 +14,8 @@ from .artifacts import write_bytes
 from .console import note
 from .errors import ConfigError
 from .paper_tables import in_paper, paper_table
-from .run_results import RunResults, read_results
+from .run_results import RunResults, read_results, without_machine_paths
+from .table_summary import summary_page, table_file
 
 
 def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: str | None = None) -> Path:
@@ -26,9 +27,10 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
     from .subset_table import fill_subset_table
     from .table_page import table_data, table_page
 
+    if number == "summary":
+        return write_summary(runs, folder)
     table = paper_table(number)
-    name = f"table{number}" if number.isdecimal() else number
-    page = folder / f"{name}.md"
+    page = table_file(folder, number).with_suffix(".md")
     if not runs and page.exists():
         raise ConfigError(
             f"no run was named, and {page} would lose its cells",
@@ -50,6 +52,16 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
             note(f"  {own.claim.text}: {answers}")
     write_bytes(page, text.encode())
     write_bytes(page.with_suffix(".yaml"), _as_yaml(data))
+    return page
+
+
+def write_summary(runs: Sequence[str], folder: Path) -> Path:
+    """Every claim of the paper on one page, ``README.md`` of ``folder``, from the tables that lie there."""
+    if runs:
+        raise ConfigError("the summary is made from tables, not from runs", hint="meansparse table summary -o DIR")
+    page = folder / "README.md"
+    command = without_machine_paths(shlex.join(["meansparse", *sys.argv[1:]]))
+    write_bytes(page, summary_page(folder, command=command).encode())
     return page
 
 

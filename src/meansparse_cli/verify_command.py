@@ -64,7 +64,7 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
             )
     title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
     console.print(show_judgements(judgements, title))
-    path = run.paths.folder / f"verify-{file_name(file.stem)}.yaml"
+    path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
     inputs = {file.name: sha256_of(file), "images": content_id(test)}
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     report = write_report(
