@@ -28,7 +28,7 @@ ATTACK    ?= apgd
 EPS       ?= 8/255
 ALPHAS    ?= $(if $(QUICK),0.2:0.35:0.05,0.05:0.4:0.05)
 TWO       ?= 0.2,0.35
-EPS_GRID  ?= $(if $(QUICK),1/255$(comma)2/255$(comma)4/255$(comma)8/255$(comma)12/255$(comma)16/255,1/255:16/255:1/255)
+EPS_GRID  ?= $(if $(QUICK),1/255$(comma)2/255$(comma)3/255$(comma)4/255$(comma)6/255$(comma)8/255$(comma)12/255$(comma)16/255,1/255:16/255:1/255)
 SITE_ALPHAS ?= $(if $(QUICK),0.35,$(TWO))
 ON_GPU    := $(filter cuda%,$(DEVICE))
 BATCH     ?= $(if $(ON_GPU),1000,250)
@@ -48,7 +48,7 @@ ANEW      := $(if $(FRESH),--fresh)
 BPDA      := --attack bpda-apgd-ce --attack bpda-apgd-dlr
 
 .PHONY: tables table1 table2 table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 headline \
-  table-subset figure1 calibrated in-linf in-l2 by-square by-adaptive-0.2 by-adaptive-0.35 around-zero around-global-mean \
+  table-subset figure1 summary calibrated in-linf in-l2 by-square by-adaptive-0.2 by-adaptive-0.35 around-zero around-global-mean \
   by-eps by-site by-family on-train on-test swept
 
 tables: table3 table5 table8 table9 table10 table11 ## the ablation tables that need one model: 3, 5, 8, 9, 10, 11
@@ -68,7 +68,7 @@ by-square: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name square $(LINF) --attack square --alphas $(ALPHAS) $(MEASURED)
 
 by-adaptive-0.2 by-adaptive-0.35: by-adaptive-%: calibrated
-	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack pgd-50 --attack adaptive $(BPDA) --individual --no-doubts $(ATTACKED) $(SPEED) $(ANEW)
+	$(MEANSPARSE) evaluate --run $(RUN) --name adaptive-$* $(LINF) --alpha $* --attack adaptive-1-1:0 --attack adaptive $(BPDA) --individual --no-doubts $(ATTACKED) $(SPEED) $(ANEW)
 
 around-zero around-global-mean: around-%: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name $@ $(LINF) --centre $* --attack $(ATTACK) --alphas $(ALPHAS) $(MEASURED)
@@ -111,6 +111,9 @@ table10: by-site ## each site alone, and the first sites together
 
 table11: by-family ## sites on the main path against those after an addition
 	$(MEANSPARSE) table 11 $(RUN) $(PAGE)
+
+summary: ## every claim of the paper on one page, from the tables that are there
+	$(MEANSPARSE) table summary -o '$(OUT)'
 
 figure1: swept ## a channel before and after, with the band
 	mkdir -p '$(OUT)' && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE))" '$(OUT)/figure1.png'

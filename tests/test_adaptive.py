@@ -89,6 +89,18 @@ def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel)
         assert torch.equal(points(fined), points(plain))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.15])
+def test_without_a_mask_or_a_fine_all_of_them_are_one_attack(model: SparsifiedModel, alpha: float) -> None:
+    """From the same start: the base model has one accuracy under each of them (the paper's Table 5)."""
+    x = torch.rand(6, 1, 6, 6)
+    names = ["adaptive-1-1:0", "adaptive-2-2:0"] if alpha else ["adaptive-1-1:0", "adaptive-1-1", "adaptive-2-2"]
+    with alpha_set(model, alpha):
+        y = model(x).argmax(1)
+        first, *others = (climb_points(model, x, y, BUDGET, name) for name in names)
+    assert not torch.equal(first, x)
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_a_heavy_fine_keeps_masked_features_where_they_are(model: SparsifiedModel) -> None:
     x = torch.rand(4, 1, 6, 6)
     y = model(x).argmax(1)
@@ -107,7 +119,7 @@ def climb_points(model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget, n
     from meansparse_cli.attacks.run import SEARCHES
 
     spec = find_attack(name)
-    task = AttackTask(name.split(":")[0], CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(len(x)), model(x), budget, 0, 4, lambda n: None)  # fmt: skip
+    task = AttackTask(spec.start, CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(len(x)), model(x), budget, 0, 4, lambda n: None)  # fmt: skip
     return SEARCHES[spec.search](task, **dict(spec.options)).points
 
 

@@ -32,7 +32,8 @@ def test_differences_that_cancel_are_inconclusive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "n", "answer"), [(0, 1000, "confirmed"), (0, 50, "inconclusive"), (500, 1000, "contradicted")]
+    ("right", "n", "answer"),
+    [(0, 1000, "confirmed"), (0, 300, "inconclusive"), (18, 1000, "contradicted"), (14, 1000, "inconclusive")],
 )
 def test_next_to_nothing_is_left(right: int, n: int, answer: str) -> None:
     claim = Claim("next to nothing", {A: 1}, bound=0.01, is_below=True)

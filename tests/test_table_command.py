@@ -63,7 +63,11 @@ def measured(
     folder.mkdir(parents=True)
     columns = {key: np.stack([first(row[i]) for row in rows]) for i, key in ((1, "clean"), (2, "plain"), (3, "worst"))}
     np.savez(folder / "outcomes.npz", index=np.arange(N), label=np.zeros(N), bpda=columns["worst"], **columns)
-    results = {"attacks": attacks, "rows": [{"eps": "8/255", "sites": "all"} | row[0] for row in rows]}
+    results = {
+        "attacks": attacks,
+        "bpda_attacks": [f"bpda-{name}" for name in attacks],
+        "rows": [{"eps": "8/255", "sites": "all"} | row[0] for row in rows],
+    }
     report(folder, "measure", BASE_WHERE | settings, results, ("outcomes.npz",))
 
 
@@ -113,9 +117,16 @@ def test_our_cells_stand_beside_the_papers(run: Path) -> None:
     assert ours["robust_minus_paper"] == pytest.approx(0.55 - 0.5037)
     row = next(line for line in text.splitlines() if line.startswith("| 0.2 |"))
     assert [part.strip() for part in row.strip("|").split("|")] == [
-        "0.2", "84.32", "88.00 ± 3.25", "50.37", "55.00 ± 4.97", "+4.63", "+1.25", "+15.00 ± 3.57", "30.00 ± 4.58",
+        "0.2", "84.32", "88.00 ± 3.25", "50.37", "55.00 ± 4.97", "+4.63 ± 4.97", "+1.25", "+15.00 ± 3.57", "30.00 ± 4.58",
         "-10.00 ± 3.00", "100",
     ]  # fmt: skip
+
+
+def test_an_accuracy_of_nought_says_how_little_its_error_means(run: Path) -> None:
+    assert "3 / n" not in page_of("3", str(run))[0]
+    other = a_run(Path("runs/fallen"))
+    measured(other, "linf", [({"alpha": 0.0}, 90, 0, 0), ({"alpha": 0.2}, 88, 5, 0)], APGD)
+    assert "3 / n wide, 3 points at 100 images" in page_of("3", str(other))[0]
 
 
 def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
@@ -158,9 +169,7 @@ def test_claims_are_judged_under_the_papers_attack_and_at_worst(run: Path) -> No
     assert linf["worst_case"]["answer"] == "contradicted" and linf["worst_case"]["ours"] == pytest.approx(-0.10)
     assert linf["under_its_attack"]["paper"] == pytest.approx(0.0125)
     assert l2["under_its_attack"]["answer"] == l2["worst_case"]["answer"] == "not run"
-    assert (
-        "**contradicted**, -10.00 points ± 3.00 on 100 images" in text and "Rule: confirmed: beyond 2 standard" in text
-    )
+    assert "**contradicted**, -10.00 points ± 3.00 on 100 images" in text and "Rule: confirmed: the sum" in text
 
 
 def test_too_few_examples_are_inconclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +208,7 @@ def test_the_papers_model_is_recognised(tmp_path: Path, monkeypatch: pytest.Monk
 def test_each_attack_of_an_evaluation_has_its_own_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = a_run(Path("runs/one"))
-    attacks = {"pgd-50": (50, 60), "adaptive-1-1": (52, 58), "adaptive-2-2": (51, 57), "bpda-apgd-ce": (49, 30)}
+    attacks = {"adaptive-1-1:0": (50, 60), "adaptive-1-1": (52, 58), "adaptive-2-2": (51, 57), "bpda-apgd-ce": (49, 30)}
     evaluated(folder, "a", 0.2, attacks, {})
     _, data = page_of("5", str(folder))
     assert cells(data, "PGD-50")["0.2"]["robust"] == 0.6
@@ -212,7 +221,7 @@ def test_each_attack_of_an_evaluation_has_its_own_cell(tmp_path: Path, monkeypat
 def test_an_attack_that_did_not_face_everything_fills_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = a_run(Path("runs/one"))
-    evaluated(folder, "a", 0.2, {"pgd-50": (50, 60), "adaptive-1-1": (40, 40)}, {})
+    evaluated(folder, "a", 0.2, {"adaptive-1-1:0": (50, 60), "adaptive-1-1": (40, 40)}, {})
     file = folder / "evaluations" / "a" / "outcomes.npz"
     arrays = dict(np.load(file))
     arrays["sparsified_outcome"][60:, 2] = -1  # what PGD-50 had broken was not given to it
@@ -229,8 +238,13 @@ def test_sites_centre_and_split_have_to_agree(run: Path) -> None:
         ({"alpha": 0.35, "sites": "first:17"}, 80, 52, 30),
     ]
     measured(run, "sites", rows, APGD)
-    _, data = page_of("10", str(run))
+    text, data = page_of("10", str(run))
     assert [row for row, ours in cells(data, "cumulative 0.35").items() if ours] == ["8", "16"]
+    base, *rest = [line for line in text.splitlines() if line.startswith("| 0 | 84.59 |")]
+    assert [part.strip() for part in base.split("|")][3:6] == ["", "49.12", ""] and len(rest) == 3
+    assert "| 0 | 84.59 | 90.00 ± 3.00 | 49.12 | 40.00 ± 4.90 | -9.12 ± 4.90 |" in rest[-1]
+    row = next(line for line in text.splitlines() if line.startswith("| 8 | 83.05 |"))
+    assert [part.strip() for part in row.split("|")][7:9] == ["+1.74", "+10.00 ± 3.00"]
     early = data["claims"][0]  # 2 * 50 - 40 - 52
     assert early["under_its_attack"]["ours"] == pytest.approx(0.08)
     measured(run, "zero", [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.35}, 60, 70, 20)], APGD, centre="zero")
@@ -243,6 +257,8 @@ def test_sites_centre_and_split_have_to_agree(run: Path) -> None:
     )
     text, data = page_of("1", f"WRN-70-16 train={run}", f"WRN-70-16 test={run}")
     assert cells(data, "WRN-70-16 train")["0.2"]["robust"] == 0.85 and not cells(data, "WRN-70-16 test")["0.2"]
+    assert "On `digits` in its place: The paper's attack: " in text
+    assert "Worst case over apgd-ce, bpda-apgd-ce and transfer." in text
     assert "**Train columns**" in text and "in place of the paper's Wang2023Better_WRN-70-16" in text
 
 
@@ -263,7 +279,7 @@ def test_the_measurement_with_more_examples_counts(run: Path) -> None:
     few = {name: np.ones((2, 10), bool) for name in ("clean", "plain", "bpda", "worst")}
     np.savez(folder / "outcomes.npz", index=np.arange(10), label=np.zeros(10), **few)
     rows = [{"eps": "8/255", "sites": "all", "alpha": alpha} for alpha in (0.0, 0.2)]
-    report(folder, "measure", BASE_WHERE, {"attacks": APGD, "rows": rows}, ("outcomes.npz",))
+    report(folder, "measure", BASE_WHERE, {"attacks": APGD, "bpda_attacks": [], "rows": rows}, ("outcomes.npz",))
     _, data = page_of("3", str(run))
     assert cells(data, "Linf")["0.2"]["n_examples"] == 100
 

@@ -94,6 +94,17 @@ def paired_difference(correct: Outcomes, reference: Outcomes) -> PairedDifferenc
     )
 
 
+def side_of_zero(differences: NDArray[Any]) -> int:
+    """Is the mean of per-example differences (n,) above zero (1), below it (-1), or is that not clear (0)?
+
+    As ``PairedDifference.is_clear``, for differences of any size, such as those between two gains.
+    """
+    if np.count_nonzero(differences) < MIN_FLIPS:
+        return 0
+    low, high = _interval_95(float(differences.sum()), float((differences**2).sum()), len(differences))
+    return int(low > 0) - int(high < 0)
+
+
 def verdict(
     *,
     base_plain: Outcomes,
@@ -120,7 +131,7 @@ def verdict(
     """
     plain = paired_difference(sparsified_plain, base_plain)
     worst = paired_difference(sparsified_worst, base_worst)
-    goes_missing = _is_clearly_positive(
+    missing = side_of_zero(
         _differences(as_outcomes(sparsified_plain), as_outcomes(base_plain))
         - _differences(as_outcomes(sparsified_worst), as_outcomes(base_worst))
     )
@@ -129,9 +140,9 @@ def verdict(
         name, note = "real gain", "part of the gain under the plain attacks is masking"
         if not bpda_was_run:
             name, note = "unproven gain", "no BPDA attack was run, so that gradient masking is not ruled out"
-        elif not goes_missing:
+        elif missing <= 0:
             note = "it holds in the worst case, BPDA included"
-    elif plain.is_clear and plain.difference > 0 and goes_missing:
+    elif plain.is_clear and plain.difference > 0 and missing > 0:
         name = "gradient masking"
         if worst.is_clear:  # and below zero, or the first rule had held
             note = "the worst case is below the base model"
@@ -172,21 +183,12 @@ def _differences(mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> NDArray[
     return mine.astype(np.int64) - theirs.astype(np.int64)
 
 
-def _interval_95(total: float, n_changes: float, n: int) -> tuple[float, float]:
-    """Of a mean of n differences that sum to ``total``, their squares to ``n_changes`` (Agresti and Min 2005)."""
+def _interval_95(total: float, squares: float, n: int) -> tuple[float, float]:
+    """Of a mean of n differences that sum to ``total``, their squares to ``squares`` (Agresti and Min 2005)."""
     n += 2
     middle = total / n
-    half = Z_95 * math.sqrt(n_changes + 1 - total**2 / n) / n
+    half = Z_95 * math.sqrt(squares + 1 - total**2 / n) / n
     return middle - half, middle + half
-
-
-def _is_clearly_positive(differences: NDArray[np.int64]) -> bool:
-    """As ``PairedDifference.is_clear``, for differences (n,) of any size: those of a gain are in {-2, ..., 2}."""
-    squares = int((differences**2).sum())
-    return (
-        int(np.count_nonzero(differences)) >= MIN_FLIPS
-        and _interval_95(int(differences.sum()), squares, len(differences))[0] > 0
-    )
 
 
 def _mean_and_error(differences: NDArray[np.int64]) -> tuple[float, float]:

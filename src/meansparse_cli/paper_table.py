@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .accuracy import Accuracy, PairedDifference, accuracy_of, paired_difference
 from .errors import ConfigError
-from .paper_tables import Cell, Column, PaperTable
+from .paper_tables import Cell, Claim, Column, PaperTable
 from .run_results import Outcomes, Result, RunResults
 from .table_claims import Judgement, judge
 
@@ -64,6 +64,12 @@ class FilledColumn:
     stands_in: bool
 
     @property
+    def attacks(self) -> list[str]:
+        """What the worst case of our cells is over, each once."""
+        results = [cell.result for cell in self.cells if cell.result is not None and cell.result.worst is not None]
+        return list(dict.fromkeys(attack for result in results for attack in result.attacks))
+
+    @property
     def n_examples(self) -> list[int]:
         """How many examples are behind our cells, each number once."""
         return sorted({cell.robust.n for cell in self.cells if cell.robust is not None})
@@ -71,10 +77,13 @@ class FilledColumn:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy)."""
+    """``paper_base``: (column, row) -> the paper's cell of the base model that this one is compared with, where it has one.
+
+    ``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy)."""
 
     table: PaperTable
     columns: tuple[FilledColumn, ...]
+    paper_base: dict[tuple[str, str], Cell]
     judgements: tuple[tuple[Judgement, Judgement | None], ...]
 
 
@@ -97,12 +106,32 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
     judgements = []
     for claim in table.claims:
         paper = sum(weight * _paper_value(table, place, claim.measure) for place, weight in claim.terms.items())
-        own = judge(claim, paper, _Outcomes(table, filled, claim.terms, claim.measure))
-        worst = (
-            None if claim.measure == "clean" else judge(claim, paper, _Outcomes(table, filled, claim.terms, "worst"))
+        stand_in = _stand_in(claim, filled)
+        own, *worst = (
+            replace(judge(claim, paper, _Outcomes(table, filled, claim.terms, measure)), stand_in=stand_in)
+            for measure in ([claim.measure, "worst"] if claim.measure == "robust" else [claim.measure])
         )
-        judgements.append((own, worst))
-    return FilledTable(table, columns, tuple(judgements))
+        judgements.append((own, worst[0] if worst else None))
+    return FilledTable(table, columns, _paper_bases(table), tuple(judgements))
+
+
+def _paper_bases(table: PaperTable) -> dict[tuple[str, str], Cell]:
+    """For each cell at an alpha above 0 the one at alpha 0 of the same column, else of the same row, else of the table."""
+    cells = [cell for column in table.columns for cell in column.cells]
+    bases = [cell for cell in [*cells, *table.extra.values()] if _is_base(cell)]
+    found: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        near = [b for b in bases if b.column == cell.column] + [b for b in bases if b.row == cell.row]
+        if not _is_base(cell) and (chosen := next(iter([*near, *table.extra.values()]), None)) is not None:
+            found[cell.column, cell.row] = chosen
+    return found
+
+
+def _stand_in(claim: Claim, filled: dict[str, FilledColumn]) -> str:
+    """Our models in the columns of a claim that are of others, by name."""
+    columns = [filled[name] for name, _ in claim.terms if name in filled]
+    ours = {c.run.model for c in columns if c.run is not None and c.stands_in and c.column.model is not None}
+    return ", ".join(sorted(ours))
 
 
 def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
@@ -128,12 +157,13 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
 
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
     results = () if run is None else in_order_of_use(column, run.results)
-    cells = tuple(_fill_cell(cell, results) for cell in column.cells)
+    cells = tuple(fill_cell(cell, results) for cell in column.cells)
     is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
 
-def _fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:
+def fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:
+    """A cell of the paper with the first of ``results`` that serves it."""
     result = next((r for r in results if _serves(cell, r)), None)
     if result is None:
         return FilledCell(cell, None)
@@ -201,7 +231,7 @@ class _Outcomes:
         if result is None:
             return None
         outcomes = {"clean": result.clean, "worst": result.worst}.get(self.measure)
-        if self.measure == "robust":
+        if self.measure in ("robust", "attack"):
             outcomes = result.robust(self.table.cell(*place).where)
         return None if outcomes is None else (result.example, outcomes)
 

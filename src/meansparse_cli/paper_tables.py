@@ -55,7 +55,9 @@ class Column:
 class Claim:
     """``text`` is what the paper says; the weighted sum of the cells' accuracies lies above ``bound`` if it is true.
 
-    ``terms``: (column, row) -> weight. ``measure`` is ``robust`` or ``clean``. ``is_below``: it lies below ``bound`` instead.
+    ``terms``: (column, row) -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is
+    ``robust``, ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
+    ``is_below``: it lies below ``bound`` instead.
     """
 
     text: str
@@ -65,6 +67,11 @@ class Claim:
     is_below: bool = False
     paper: float | None = None
     """The paper's own sum, where its cells do not give it."""
+
+    @property
+    def is_level(self) -> bool:
+        """Is it about one accuracy, not about a difference?"""
+        return list(self.terms.values()) == [1.0]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Result:
     """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
 
     ``clean`` (n,) bool; ``robust_to(attacks)`` (n,) bool or None where that is not known; ``worst`` (n,) bool, None unless
-    BPDA was run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
+    BPDA was run. ``attacks``: all that were run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
     """
 
     report: Path
@@ -38,6 +38,7 @@ class Result:
     clean: Outcomes
     worst: Outcomes | None
     robust_to: Callable[[frozenset[str]], Outcomes | None]
+    attacks: tuple[str, ...]
     finished: str
     command: str
     base: Result | None
@@ -166,13 +167,14 @@ def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any
     with np.load(file.with_name("outcomes.npz")) as arrays:
         names = [str(name) for name in arrays["name"]]
         example, tables = arrays["index"], {m: arrays[f"{m}_outcome"] for m in ("base", "sparsified")}
-    has_bpda = any(is_bpda(name) for name in names if name not in (CLEAN, TRANSFER))
+    attacks = tuple(name for name in names if name not in (CLEAN, TRANSFER))
+    has_bpda = any(is_bpda(name) for name in attacks)
 
     def result(model: str, alpha: float, base: Result | None) -> Result:
         table = tables[model]
         return Result(
             file, where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
-            lambda attacks: _robust_to(table, names, attacks), *_when(report), base,
+            lambda wanted: _robust_to(table, names, wanted), attacks, *_when(report), base,
         )  # fmt: skip
 
     base = result("base", 0.0, None)
@@ -208,6 +210,7 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
         result = Result(
             file, where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
             lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
+            tuple(report["results"]["attacks"]) + tuple(report["results"]["bpda_attacks"]),
             *_when(report), None if row["alpha"] == 0 else base,
         )  # fmt: skip
         base = result if row["alpha"] == 0 else base

@@ -7,13 +7,13 @@ from typing import Any
 
 from .accuracy import Accuracy, PairedDifference
 from .console import percent
-from .paper_table import FilledCell, FilledColumn, FilledTable
+from .paper_table import FilledCell, FilledColumn, FilledTable, fill_cell
 from .paper_tables import PaperTable, in_paper
 from .run_results import Result, RunResults, without_machine_paths
 from .table_claims import RULE, sentence
 
 COLUMN_NOTES = (
-    "`±` is one standard error; gains over the base model are paired, on the same images. The worst case, which the paper "
+    "`±` is one standard error, of `ours - paper` ours alone, as the paper gives none; gains over the base model are paired, on the same images. The worst case, which the paper "
     "does not have, counts an example as robust only if it survives every attack that was run, BPDA (gradients straight "
     "through the operator) and images found on other models of the row's report included. Cells that were not run are empty."
 )
@@ -27,7 +27,7 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
     for column in filled.columns:
         if len(filled.columns) > 1 or column.run is not None:
             lines += [f"## {column.column.name}", "", _of_column(table, column), ""]
-        lines += [*_rows(table, column), ""]
+        lines += [*_rows(filled, column), ""]
     lines += ["## What the paper says, and what we find", ""]
     for own, worst in filled.judgements:
         measures = [("Clean accuracy" if own.claim.measure == "clean" else "The paper's attack", own)]
@@ -98,7 +98,15 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
         notes.append("**Train columns**: training images, those that the statistics were computed from.")
     if filled.table.note:
         notes.append(f"**Left open**: {filled.table.note}.")
-    return [line for note in [*notes, COLUMN_NOTES] for line in (note, "")][:-1]
+    notes.append(COLUMN_NOTES)
+    shown = [a for column in used for cell in column.cells for a in (cell.clean, cell.robust, cell.worst)]
+    extreme = [a.n for a in shown if a is not None and a.fraction in (0, 1)]
+    if extreme:  # where the binomial error is 0, and says nothing
+        notes.append(
+            f"An accuracy of 0 or 100 % of n images has no `±` of use: its 95 % interval is 3 / n wide, "
+            f"{300 / min(extreme):.2g} points at {min(extreme):,} images."
+        )
+    return [line for note in notes for line in (note, "")][:-1]
 
 
 def _of_column(table: PaperTable, column: FilledColumn) -> str:
@@ -115,6 +123,8 @@ def _of_column(table: PaperTable, column: FilledColumn) -> str:
     sites = _sites(column, column.run)
     own_note = f" ({column.column.note}.)" if column.column.note and not column.stands_in else ""
     images = f"Images: {numbers}." if numbers else "Not run."
+    if column.attacks:
+        images += f" Worst case over {', '.join(column.attacks)} and transfer."
     return f"Model: `{column.run.model}`{stands}, {sites}.{own_note} {images}{clean}{_training(column.run.training)}"
 
 
@@ -145,9 +155,9 @@ def _training(training: dict[str, Any]) -> str:
     return f" Training: {', '.join(words)}."
 
 
-def _rows(table: PaperTable, column: FilledColumn) -> list[str]:
+def _rows(filled: FilledTable, column: FilledColumn) -> list[str]:
+    table = filled.table
     has_clean = any(cell.cell.clean is not None for cell in column.cells)
-    base = {cell.cell.row: cell for cell in column.cells}.get("0") if table.by == "alpha" else None
     names = [
         table.by,
         *(["clean: paper", "ours"] if has_clean else []),
@@ -155,22 +165,25 @@ def _rows(table: PaperTable, column: FilledColumn) -> list[str]:
         "ours",
         "ours - paper",
     ]
-    has_gains = table.by == "alpha"
-    names += ["gain: paper"] if has_gains else []
-    names += ["gain: ours", "worst case", "worst case: gain", "images"]
+    names += ["gain: paper", "gain: ours", "worst case", "worst case: gain", "images"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for cell in column.cells:
+    for cell in [*_base_row(filled, column), *column.cells]:
         row = [cell.cell.row]
         if has_clean:
             row += ["" if cell.cell.clean is None else percent(cell.cell.clean), _accuracy(cell.clean)]
         row += [percent(cell.cell.robust), _accuracy(cell.robust), _minus_paper(cell)]
-        if has_gains:
-            is_base = base is None or cell is base
-            row += ["" if is_base else percent(cell.cell.robust - base.cell.robust, signed=True)]  # type: ignore[union-attr]
+        base = filled.paper_base.get((column.column.name, cell.cell.row))
+        row += ["" if base is None else percent(cell.cell.robust - base.robust, signed=True)]
         n = "" if cell.robust is None else f"{cell.robust.n:,}"
         row += [_gain(cell.robust_gain), _accuracy(cell.worst), _gain(cell.worst_gain), n]
         lines.append(f"| {' | '.join(row)} |")
     return lines
+
+
+def _base_row(filled: FilledTable, column: FilledColumn) -> list[FilledCell]:
+    """The base model on top of a column, where the table has one that stands in no column."""
+    result = next((cell.result.base for cell in column.cells if cell.result is not None), None)
+    return [fill_cell(cell, [] if result is None else [result]) for cell in filled.table.extra.values()]
 
 
 def _accuracy(accuracy: Accuracy | None) -> str:
@@ -182,4 +195,5 @@ def _gain(gain: PairedDifference | None) -> str:
 
 
 def _minus_paper(cell: FilledCell) -> str:
-    return "" if cell.robust is None else percent(cell.robust.fraction - cell.cell.robust, signed=True)
+    robust = cell.robust
+    return "" if robust is None else percent(robust.fraction - cell.cell.robust, robust.standard_error, signed=True)

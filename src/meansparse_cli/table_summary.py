@@ -92,7 +92,7 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
 def _judgement(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "answer": found["answer"], "paper": found["paper"], "value": found["ours"], "standard_error": found["standard_error"],
-        "n": found["n_examples"], "why": found["why"],
+        "n": found["n_examples"], "why": found["why"], "stand_in": found["stand_in"],
     }  # fmt: skip
 
 
@@ -131,6 +131,7 @@ def _line(row: SummaryRow) -> str:
     name = row.number if row.number.isdecimal() else in_paper(row.number)
     page = table_file(Path(), row.number).with_suffix(".md")
     text = row.claim.text[0].upper() + row.claim.text[1:]
+    text += f"; here: `{row.own.stand_in}`" if row.own.stand_in else ""
     worst = "" if row.worst is None else _cell(row.worst)
     n = next((j.n for _, j in row.measures if j.n is not None), None)
     cells = [

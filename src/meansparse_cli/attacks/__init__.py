@@ -38,6 +38,11 @@ class AttackSpec:
     options: tuple[tuple[str, float], ...] = ()
 
     @property
+    def start(self) -> str:
+        """What its random starts are drawn for: the penalised attacks of any p, q and lambda begin at the same images."""
+        return "adaptive" if self.search == "adaptive" else self.name
+
+    @property
     def is_bpda(self) -> bool:
         """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base model?
 
@@ -90,7 +95,7 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     value = "1 / number of features at the sites (the paper gives none)" if weight is None else weight
     return AttackSpec(
         name,
-        f"the paper's Adaptive-({p},{q}): PGD, 50 steps of 1/255, 1 random start, with lambda {value}",
+        f"the paper's Adaptive-({p},{q}): PGD, 50 steps of 1/255, 1 random start that is the same for all of them, with lambda {value}",
         "adaptive",
         204,
         options=(("p", p), ("q", q), *((("weight", float(weight)),) if weight is not None else ())),

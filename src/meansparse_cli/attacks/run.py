@@ -89,7 +89,7 @@ def run_attack(
             if len(rows) == 0:
                 break
             task = AttackTask(
-                attack=spec.name,
+                attack=spec.start,
                 model=searched,
                 x=x[rows].contiguous(),
                 y=y[rows],
