@@ -287,7 +287,7 @@ def test_the_best_epoch_is_what_comes_back(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(train_module, "pgd_outcomes", outcomes)
     model, log = run(tmp_path, epochs=3)
-    assert [row.held_out_robust_accuracy for row in log] == [3 / 24, 9 / 24, 5 / 24]
+    assert [row.selection_robust_accuracy for row in log] == [3 / 24, 9 / 24, 5 / 24]
     assert torch.equal(model.fc.weight, seen[1])
     assert not torch.equal(model.fc.weight, seen[2])
 

@@ -310,7 +310,8 @@ class TrainConfig(BaseModel):
     """``runs/train-<dataset>-<method>-<activation>-w<width>`` when not given."""
     n_examples: int | None = Field(default=None, ge=1)
     """How many images of the calibration split; all of them when not given."""
-    held_out_examples: int = Field(default=1000, ge=1)
+    held_out_examples: int | None = Field(default=None, ge=1)
+    """How many images choose the best epoch: 1,000 when not given, with ``paper_selection`` every test image."""
     test_examples: int = Field(default=1000, ge=1)
     workers: int = Field(default=0, ge=0)
 
@@ -335,7 +336,7 @@ class TrainConfig(BaseModel):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of the exponential average of the weights; none when not given."""
     paper_selection: bool = False
-    """Choose the best epoch on the test set, as the paper does."""
+    """Choose the best epoch on the test set, and train on the held-out images too, as the paper does."""
     seed: int = 0
     mean_sparse_alpha: float | None = Field(default=None, gt=0)
     """Train with the operator in place, up to this alpha; without it when not given."""

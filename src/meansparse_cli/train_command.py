@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from .accuracy import Accuracy, accuracy_of
 from .artifacts import save_tensors, sha256_of
@@ -26,7 +27,9 @@ from .train_operators import ramp_epochs, take_operators
 from .train_state import EpochResult, best_epoch, result_settings
 from .train_view import draw_training_curve, log_table
 
+Split = Subset[tuple[Tensor, int]]
 TEST_STEPS = 20
+N_SELECTION = 1000
 _LABELS = {
     "test_accuracy": "test clean",
     f"test_pgd{TEST_STEPS}_accuracy": f"PGD-{TEST_STEPS}",
@@ -60,8 +63,8 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     config = _with_eps(with_preset(config, sources))
     folder, device, started = train_folder(config), pick_device(config.device), time.monotonic()
     _check(config, device)
-    splits = {name: load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")}
-    train_split = splits["calibration"]
+    train_split, selection, test_split = _splits(config)
+    config = config.model_copy(update={"held_out_examples": len(selection)})
     if config.n_examples is not None:
         train_split = take_examples(train_split, config.n_examples)
     images = content_id(train_split)
@@ -77,8 +80,10 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
         f"saved in {folder} after each, and taken up there by the same command"
     )
     if config.paper_selection:
-        note("train: the best epoch is chosen on test images, as in the paper: its accuracy on them is too good")
-    selection = take_examples(splits[selected_on], min(config.held_out_examples, len(splits[selected_on])))
+        note(
+            "train: as in the paper the best epoch is chosen on test images, so that its accuracy on them is too good, and the "
+            "held-out images are trained on: choose no alpha on them"
+        )
     n_classes: int = train_split.dataset.n_classes  # type: ignore[attr-defined]
     with live("images") as view:
         view.begin("reading", len(train_split) + len(selection))
@@ -95,7 +100,7 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
             )
             return None
         model.to(getattr(torch, config.save_dtype)).float()  # measured as they are saved
-        test = take_examples(splits["test"], min(config.test_examples, len(splits["test"])))
+        test = take_examples(test_split, min(config.test_examples, len(test_split)))
         view.begin("testing", len(test))
         test_set = read_pixels(test, config.workers)
         measured = _measure(model, test_set, config, device)
@@ -131,10 +136,33 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     )  # fmt: skip
     accuracies = ", ".join(f"{_LABELS[key]} {percent(a.fraction, a.standard_error)} %" for key, a in measured.items())
     note(f"train: {accuracies} ({len(test):,} images), weights of epoch {best + 1} of {config.epochs}")
-    if config.preset == "short":
-        note("train: preset short, expect some points less than after the paper's 200 epochs")
+    if shortcuts := _shorter_than_the_papers(config):
+        note(f"train: {shortcuts}: expect less than after the paper's training")
     note(f"train: weights in {weights}")
     return report
+
+
+def _splits(config: TrainConfig) -> tuple[Split, Split, Split]:
+    """Training images, those that choose the best epoch, and test images."""
+    calibration, held_out, test = (
+        load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")
+    )
+    if config.paper_selection:  # nothing is held out
+        whole = Subset(calibration.dataset, sorted([*calibration.indices, *held_out.indices]))
+        return whole, take_examples(test, min(config.held_out_examples or len(test), len(test))), test
+    n = min(config.held_out_examples or N_SELECTION, len(held_out))
+    return calibration, take_examples(held_out, n), test
+
+
+def _shorter_than_the_papers(config: TrainConfig) -> str:
+    """What of a run's length falls short of the paper's, in words; "" where nothing does."""
+    paper = TrainConfig()
+    parts = [f"{config.epochs} epochs, not {paper.epochs}"] if config.epochs < paper.epochs else []
+    if config.n_examples is not None:
+        parts.append(f"{config.n_examples:,} images")
+    if config.method != "standard" and config.n_steps < paper.n_steps:
+        parts.append(f"{config.n_steps} attack steps, not {paper.n_steps}")
+    return ", ".join(parts)
 
 
 def _with_eps(config: TrainConfig) -> TrainConfig:
@@ -200,7 +228,7 @@ def _table(view: LiveView, config: TrainConfig, selected_on: str) -> Any:
         view.show(log_table(log, best_epoch(log, config).epoch, selected_on))
         if not console.is_terminal:
             row = log[-1]
-            note(f"epoch {row.epoch + 1} of {config.epochs}: loss {row.train_loss:.3f}, {selected_on} clean {percent(row.held_out_accuracy)} %, PGD-10 {percent(row.held_out_robust_accuracy)} %, {row.seconds:.1f} s")  # fmt: skip
+            note(f"epoch {row.epoch + 1} of {config.epochs}: loss {row.train_loss:.3f}, {selected_on} clean {percent(row.selection_accuracy)} %, PGD-10 {percent(row.selection_robust_accuracy)} %, {row.seconds:.1f} s")  # fmt: skip
 
     return on_epoch
 

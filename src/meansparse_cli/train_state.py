@@ -23,12 +23,12 @@ NOT_IN_RESULT = {
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One line of the training log; accuracies are fractions."""
+    """One line of the training log; accuracies are fractions, on the images that choose the best epoch."""
 
     epoch: int
     train_loss: float
-    held_out_accuracy: float
-    held_out_robust_accuracy: float
+    selection_accuracy: float
+    selection_robust_accuracy: float
     seconds: float
 
 
@@ -44,8 +44,8 @@ def best_epoch(log: list[EpochResult], config: TrainConfig) -> EpochResult:
     """
     full = [row for row in log if row.epoch + 1 >= ramp_epochs(config)] or log[-1:]
     if config.method == "standard":
-        return max(full, key=lambda row: (row.held_out_accuracy, row.epoch))
-    return max(full, key=lambda row: (row.held_out_robust_accuracy, row.epoch))
+        return max(full, key=lambda row: (row.selection_accuracy, row.epoch))
+    return max(full, key=lambda row: (row.selection_robust_accuracy, row.epoch))
 
 
 class TrainState:

@@ -24,8 +24,8 @@ def log_table(log: "list[EpochResult]", best: int, selected_on: str) -> "Table":
         table.add_column(column, justify="right")
     for row in log[-12:]:
         table.add_row(
-            str(row.epoch + 1), f"{row.train_loss:.3f}", percent(row.held_out_accuracy),
-            percent(row.held_out_robust_accuracy), f"{row.seconds:.1f}", "best" if row.epoch == best else "",
+            str(row.epoch + 1), f"{row.train_loss:.3f}", percent(row.selection_accuracy),
+            percent(row.selection_robust_accuracy), f"{row.seconds:.1f}", "best" if row.epoch == best else "",
         )  # fmt: skip
     return table
 
@@ -45,8 +45,8 @@ def draw_training_curve(
         FigureCanvasAgg(figure)
         accuracies, losses = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         for values, colour, marker, label in (
-            ([100 * row.held_out_accuracy for row in log], CLEAN, "o", "clean"),
-            ([100 * row.held_out_robust_accuracy for row in log], ROBUST, "s", "PGD-10"),
+            ([100 * row.selection_accuracy for row in log], CLEAN, "o", "clean"),
+            ([100 * row.selection_robust_accuracy for row in log], ROBUST, "s", "PGD-10"),
         ):
             accuracies.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8,
                             label=f"{label}, {values[best]:.1f} % at epoch {best + 1}")  # fmt: skip
