@@ -3,6 +3,7 @@
 #   make table3 DATA=DIR N=200                              on the embedded CIFAR-10 model, 200 test images
 #   make tables DATA=DIR N=1000 DEVICE=cuda MODEL=FILE      Tables 3, 5, 8, 9, 10, 11 on a model of `meansparse train`
 #   make table2 DATA=DIR MODELS=DIR WIDTH=64                on the models in DIR/METHOD-ACTIVATION-wWIDTH; trained if not there
+#   make table2 table6 table7 DATA=DIR MODELS=DIR WIDTH=64 PRESET=paper    the paper's own training, 200 epochs each
 #   make table2 DATA=DIR WIDTH=8 TRAIN="--epochs 3 --n-examples 10000"    what N= and QUICK= leave alone: the training
 #   make headline DATA=DIR DATA_imagenet=DIR                the eight zoo models; with MODEL=, that one in their place
 #
@@ -16,6 +17,7 @@ DEVICE    ?= auto
 MODEL     ?=
 MODELS    ?= runs/models
 WIDTH     ?= 16
+PRESET    ?= short
 TRAIN     ?=
 RUNS      ?= runs/tables
 OUT       ?= docs/tables
@@ -49,7 +51,7 @@ BPDA      := --attack bpda-apgd-ce --attack bpda-apgd-dlr
 
 .PHONY: tables table1 table2 table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 headline \
   table-subset figure1 summary calibrated in-linf in-l2 by-square by-adaptive-0.2 by-adaptive-0.35 around-zero around-global-mean \
-  by-eps by-site by-family on-train on-test swept
+  by-eps by-site by-family on-train on-test
 
 tables: table3 table5 table8 table9 table10 table11 ## the ablation tables that need one model: 3, 5, 8, 9, 10, 11
 
@@ -88,9 +90,6 @@ on-train: calibrated
 on-test: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name test --split test $(LINF) --attack apgd-ce --alphas 0.15:0.5:0.05 $(MEASURED)
 
-swept: calibrated
-	$(MEANSPARSE) sweep-alpha --run $(RUN) $(LINF) $(ATTACKED)
-
 table3: in-linf in-l2 ## Linf and L2
 	$(MEANSPARSE) table 3 $(RUN) $(PAGE)
 
@@ -115,8 +114,8 @@ table11: by-family ## sites on the main path against those after an addition
 summary: ## every claim of the paper on one page, from the tables that are there
 	$(MEANSPARSE) table summary -o '$(OUT)'
 
-figure1: swept ## a channel before and after, with the band
-	mkdir -p '$(OUT)' && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 --device $(DEVICE))" '$(OUT)/figure1.png'
+figure1: calibrated ## a channel before and after, with the band
+	mkdir -p '$(OUT)' && cp "$$($(MEANSPARSE) plot $(RUN) --what histogram --alpha 0.2 $(FOLDER) --device $(DEVICE))" '$(OUT)/figure1.png'
 
 # ---- several models: $(MODELS)/METHOD-ACTIVATION-wWIDTH, trained where they are not there
 
@@ -128,7 +127,7 @@ GELU_DONE := $(if $(MODEL),in-linf,in-linf-pgd-gelu)
 .PHONY: $(KINDS:%=calibrated-%) $(KINDS:%=in-linf-%) by-small-eps-standard-gelu
 
 $(KINDS:%=$(MODELS)/%-w$(WIDTH)/model.safetensors): $(MODELS)/%-w$(WIDTH)/model.safetensors: | $(INSTALLED)
-	$(MEANSPARSE) train --preset short --dataset cifar10 --method $(word 1,$(subst -, ,$*)) --activation $(word 2,$(subst -, ,$*)) --width $(WIDTH) --run $(@D) $(FOLDER) --device $(DEVICE) $(TRAIN)
+	$(MEANSPARSE) train --preset $(PRESET) --dataset cifar10 --method $(word 1,$(subst -, ,$*)) --activation $(word 2,$(subst -, ,$*)) --width $(WIDTH) --run $(@D) $(FOLDER) --device $(DEVICE) $(TRAIN)
 
 $(KINDS:%=calibrated-%): calibrated-%: $(MODELS)/%-w$(WIDTH)/model.safetensors
 	$(MEANSPARSE) calibrate --run $(RUNS)/$*-w$(WIDTH) --model $< $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)

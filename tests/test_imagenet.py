@@ -68,6 +68,13 @@ def test_a_zip_gives_the_same(folder: Path) -> None:
     assert torch.equal(x, again) and torch.equal(y, labels)
 
 
+def test_a_part_of_robustbenchs_images_is_said_to_be_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_split("imagenet", folder, "test")
+    assert "has 3 of RobustBench's 5,000 validation images" in " ".join(capsys.readouterr().err.split())
+    load_split("imagenet", folder, "calibration")
+    assert "RobustBench" not in capsys.readouterr().err
+
+
 def test_other_pictures_are_taken_whole(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "val" / LISTED[0].split("/")[0] / f"mine_{i}.jpg", (230, 230), i)

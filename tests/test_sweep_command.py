@@ -213,6 +213,10 @@ def test_centre_reaches_the_checkpoint_and_evaluate_takes_it_with_an_alpha(run: 
 
 
 def test_plot_draws_from_the_run(run: str) -> None:
+    unswept = meansparse("plot", run, "--what", "histogram")
+    assert (unswept.exit_code, "meansparse sweep-alpha" in words(unswept)) == (10, True)
+    histogram = ["plot", run, "--what", "histogram", "--alpha", "0.2"]  # statistics and an alpha are enough
+    before = done(*histogram)[0].read_bytes()
     done("sweep-alpha", "--run", run, *COMMON)
     for options in (
         (),
@@ -222,5 +226,6 @@ def test_plot_draws_from_the_run(run: str) -> None:
         png, _ = done("plot", run, *options)
         assert png.read_bytes().startswith(b"\x89PNG")
         assert png.with_suffix(".svg").exists()
+    assert done(*histogram)[0].read_bytes() == before
     wrong = meansparse("plot", run, "--what", "histogram", "--site", "nine")
     assert (wrong.exit_code, "no site 'nine'" in wrong.stderr) == (8, True)

@@ -19,7 +19,7 @@ OPTIONS = {
     name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 }
-TARGETS = [f"table{n}" for n in range(1, 13)] + ["headline", "table-subset", "figure1", "tables"]
+TARGETS = [f"table{n}" for n in range(1, 13)] + ["headline", "table-subset", "figure1", "summary", "tables"]
 
 
 def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from .console import note
 from .errors import DataError
 from .imagenet import Preprocessing, class_numbers, evaluation_images
 
@@ -276,7 +277,12 @@ def _load_imagenet(
     if isinstance(images, ArrayImages):
         return Subset(images, range(len(images)))
     places = {"/".join(name.split("/")[-2:]): i for i, name in enumerate(images.names)}
-    chosen = [places[name] for name in evaluation_images() if name in places]
+    wanted = evaluation_images()
+    chosen = [places[name] for name in wanted if name in places]
+    if 0 < len(chosen) < len(wanted):
+        note(
+            f"imagenet: {val} has {len(chosen):,} of RobustBench's {len(wanted):,} validation images: these are the test split"
+        )
     # a folder of other pictures under ImageNet's class names is taken whole
     return Subset(images, chosen or range(len(images)))
 

@@ -1,4 +1,4 @@
-"""``meansparse plot``: a picture of a finished sweep."""
+"""``meansparse plot``: a picture of a finished sweep; of the operator itself, statistics and an alpha are enough."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from .checkpoint import load_checkpoint, sparsify
 from .config import PlotConfig
 from .run_folder import file_name, located, verified
 from .stage_images import examples
-from .stage_model import load_base, pick_device
+from .stage_model import alpha_in_use, load_base, pick_device
 
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
-    """A picture of a finished sweep into ``plots/`` of the run folder, PNG and SVG; returns the PNG."""
+    """A curve of a finished sweep, or what the operator does at one alpha, into ``plots/`` of the run folder, PNG and SVG; returns the PNG."""
     from .curve import draw_alpha_curve
     from .plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
 
     run = located(config)
-    results = verified(run, "sweep-alpha")["results"]
     folder = run.paths.folder / "plots"
     if config.what == "curve":
+        results = verified(run, "sweep-alpha")["results"]
         png, svg = folder / "curve.png", folder / "curve.svg"
         draw_alpha_curve(
             results, title=f"{run.source.name}: {results['n_examples']:,} held-out images", png=png, svg=svg
         )
         return png
     device = pick_device(config.device)
-    checkpoint = load_checkpoint(run.paths.checkpoint)
-    model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=config.alpha)
-    alpha = checkpoint.alpha if config.alpha is None else config.alpha
+    alpha, _ = alpha_in_use(run, config.alpha)
+    swept = run.paths.report("sweep-alpha").exists()  # with sites, centre and spread of its own
+    if swept:
+        verified(run, "sweep-alpha")
+    checkpoint = load_checkpoint(run.paths.checkpoint if swept else run.paths.statistics)
+    model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=alpha)
     clamp = sources.get("n_examples", "default") == "default"
     _, x, _ = examples(run, config, "held-out", config.n_examples, clamp=clamp)
     x, title = x.to(device), f"{run.source.name}, alpha = {alpha:g}, {len(x):,} held-out images"
