@@ -152,12 +152,16 @@ table7: by-small-eps-standard-gelu ## standard training, by eps
 PARTS := 0.1 0.25 0.5 0.75 1
 .PHONY: $(PARTS:%=part-%)
 
+# CONFIG=configs/cifar10-l2-wrn-70-16.yaml: that model, its sites, norm and eps, as in the paper
+CONFIG   ?=
+PART_RUN := $(if $(CONFIG),$(RUNS)/$(basename $(notdir $(CONFIG))),$(RUN))-part-
+
 $(PARTS:%=part-%): part-%: $(INSTALLED)
-	$(MEANSPARSE) calibrate --run $(RUN)-part-$* --model $(ABLATION) --fraction $* $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)
-	$(MEANSPARSE) measure --run $(RUN)-part-$* --name subset $(LINF) --attack $(ATTACK) --alphas 0.2 $(MEASURED)
+	$(MEANSPARSE) calibrate --run $(PART_RUN)$* $(if $(CONFIG),--config $(CONFIG),--model $(ABLATION)) --fraction $* $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)
+	$(MEANSPARSE) measure --run $(PART_RUN)$* --name subset $(if $(CONFIG),--config $(CONFIG),$(LINF)) --attack $(ATTACK) --alphas 0.2 $(MEASURED)
 
 table-subset: $(PARTS:%=part-%) ## statistics from 10, 25, 50, 75 % of the training images
-	$(MEANSPARSE) table subset $(PARTS:%=$(RUN)-part-%) $(PAGE)
+	$(MEANSPARSE) table subset $(PARTS:%=$(PART_RUN)%) $(PAGE)
 
 # ---- the headline models of the zoo: configs/NAME.yaml; with MODEL=, that model in the place of one of them
 

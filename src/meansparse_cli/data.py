@@ -17,6 +17,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -280,11 +281,14 @@ def _load_imagenet(
     wanted = evaluation_images()
     chosen = [places[name] for name in wanted if name in places]
     if 0 < len(chosen) < len(wanted):
-        note(
-            f"imagenet: {val} has {len(chosen):,} of RobustBench's {len(wanted):,} validation images: these are the test split"
-        )
+        _say_that_it_is_a_part(val, len(chosen), len(wanted))
     # a folder of other pictures under ImageNet's class names is taken whole
     return Subset(images, chosen or range(len(images)))
+
+
+@cache  # a stage opens its images more than once
+def _say_that_it_is_a_part(val: Path, n_there: int, n_all: int) -> None:
+    note(f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split")
 
 
 def _layouts(dataset: str) -> str:
