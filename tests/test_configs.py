@@ -7,6 +7,7 @@ import yaml
 
 from meansparse_cli.config import SECTIONS, check_eps, resolve
 from meansparse_cli.data import KNOWN_DATASETS
+from meansparse_cli.imagenet import preprocessing_of
 from meansparse_cli.models import resolve_model
 from meansparse_cli.paper_tables import paper_table
 from meansparse_cli.published_checkpoint import PUBLISHED_FILES
@@ -63,6 +64,9 @@ def test_headline_configs_are_the_papers(name: str) -> None:
     # what the comments say: the published alpha and the number of sites
     text = file.read_text()
     files = [f for f in PUBLISHED_FILES if f.is_for(source.entry)]
+    measure, _ = resolve("measure", SECTIONS["measure"], file, {})
+    assert measure.alphas == (float(cell.where["alpha"]),)  # type: ignore[attr-defined]
+    assert preprocessing_of(source, calibrate.preprocessing) == preprocessing_of(source)  # type: ignore[attr-defined]
     assert f"The authors chose {cell.where['alpha']}," in text and files[0].alpha == float(cell.where["alpha"])
     assert f"the authors' own {files[0].n_sites}:" in text
     base, sparsified = column.cells

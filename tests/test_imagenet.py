@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.data import content_id, load_split, stack_examples
-from meansparse_cli.errors import DataError
+from meansparse_cli.errors import ConfigError, DataError
 from meansparse_cli.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images, preprocessing_of
 from meansparse_cli.models import resolve_model
 
@@ -150,3 +150,32 @@ def test_the_stages_run_on_it(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["evaluate", *common, "--alpha", "0.2", "--attack", "pgd-2", "--no-doubts"])
     assert done.exit_code == 0 and "3 test images, Linf 4/255" in " ".join(done.stderr.split()), done.output
+
+
+def test_a_preprocessing_by_name_holds_for_every_stage(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(FACTORY)
+    sizes: list[tuple[int, ...]] = []
+    really = Preprocessing.apply
+    monkeypatch.setattr(Preprocessing, "apply", lambda self, image: sizes.append((self.size,)) or really(self, image))
+    model = ["--model", "net.py:net", "--dataset", "imagenet", "--data-dir", str(folder), "--batch-size", "8"]
+    done = CliRunner().invoke(app, ["calibrate", *model, "--run", "run", "--preprocessing", "Crop288"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["evaluate", "--run", "run", "--alpha", "0.2", "--attack", "pgd-2", "--no-doubts"])
+    assert done.exit_code == 0, done.output
+    assert set(sizes) == {(288,)}
+    done = CliRunner().invoke(app, ["calibrate", *model, "--run", "run", "--fresh"])
+    assert done.exit_code == 0 and sizes[-1] == (224,)
+
+
+def test_a_preprocessing_that_does_not_fit_the_data_set_is_refused() -> None:
+    swin, digits = resolve_model("Liu2023Comprehensive_Swin-L", "imagenet", "Linf"), resolve_model("digits")
+    assert preprocessing_of(swin, "Res224") == ROBUSTBENCH["Res224"]
+    assert preprocessing_of(digits, "none") is None
+    for source, name in ((swin, "none"), (digits, "Res224")):
+        with pytest.raises(ConfigError, match=f"--preprocessing {name} with a model of {source.dataset}"):
+            preprocessing_of(source, name)
+    unknown = CliRunner().invoke(app, ["calibrate", "--model", "digits", "--preprocessing", "Res225"])
+    assert unknown.exit_code == 3 and "Res224" in unknown.stderr

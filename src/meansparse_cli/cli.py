@@ -151,6 +151,13 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder that holds the data set.", envvar="MEANSPARSE_DATA", rich_help_panel=_DATA),
 ]
+PreprocessingName = Annotated[
+    str | None,
+    typer.Option(
+        help="Of ImageNet's pictures: Res256Crop224, BicubicRes256Crop224, Crop288 or Res224; the model's own by default.",
+        rich_help_panel=_DATA,
+    ),
+]
 NExamples = Annotated[int | None, typer.Option(help="How many examples of the split to use.", rich_help_panel=_DATA)]
 Fraction = Annotated[
     float | None, typer.Option(help="Share of the calibration split to use, in (0, 1].", rich_help_panel=_DATA)
@@ -335,7 +342,7 @@ def fetch(
 
 @app.command()
 def sites(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, threat: Threat = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, threat: Threat = None,
     weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, sites: Sites = None,
     include_gates: IncludeGates = None, run: RunFolder = None, config: ConfigFile = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -356,7 +363,7 @@ def sites(
 
 @app.command()
 def calibrate(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
     fraction: Fraction = None, estimator: Estimator = None, statistics: Statistics = None, sites: Sites = None,
     include_gates: IncludeGates = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, seed: Seed = None, batch_size: BatchSize = None,
@@ -368,7 +375,7 @@ def calibrate(
 
 @app.command("sweep-alpha")
 def sweep_alpha(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
     alphas: Alphas = None, attack: Attack = None, objective: Objective = None, max_clean_drop: MaxCleanDrop = None,
     min_gain: MinGain = None, alpha_rule: AlphaRule = None, sites: SweepSites = None, centre: Centre = None,
     spread: Spread = None, racing: Racing = None, refine: Refine = None, norm: Norm = None,
@@ -383,7 +390,7 @@ def sweep_alpha(
 
 @app.command()
 def evaluate(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
     attack: Attack = None, alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None,
     individual: Individual = None, norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: EvaluationName = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
@@ -398,7 +405,7 @@ def evaluate(
 
 @app.command()
 def measure(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
     alphas: Alphas = None, sites: EachSites = None, attack: Attack = None, centre: Centre = None, spread: Spread = None,
     norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: MeasurementName = None, threat: Threat = None,
     weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None,
@@ -430,7 +437,7 @@ def plot(
 
 @app.command("run")
 def run_all(
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
     fraction: Fraction = None, estimator: Estimator = None, sites: Sites = None, include_gates: IncludeGates = None,
     alphas: Alphas = None, objective: Objective = None, max_clean_drop: MaxCleanDrop = None, min_gain: MinGain = None,
     alpha_rule: AlphaRule = None, racing: Racing = None, refine: Refine = None, centre: Centre = None, spread: Spread = None,
@@ -479,7 +486,7 @@ def export(
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="Adversarial images: .safetensors, .pt, .npz or .npy.", show_default=False)],
-    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, norm: Norm = None, eps: Eps = None,
+    model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, norm: Norm = None, eps: Eps = None,
     alpha: Alpha = None, sites: SweepSites = None, centre: Centre = None, spread: Spread = None, split: SplitName = None,
     threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None,
     config: ConfigFile = None, device: Device = None, batch_size: BatchSize = None, as_json: AsJson = False,

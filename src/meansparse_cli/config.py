@@ -161,6 +161,8 @@ class StageConfig(ModelConfig):
     """What the stages that run the model have in common."""
 
     data_dir: Path | None = None
+    preprocessing: Literal["none", "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"] | None = None
+    """What is done to ImageNet's pictures, by RobustBench's name; the model's own when not given."""
     device: str = "auto"
     seed: int = 0
     batch_size: int = Field(default=256, ge=1)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,10 +54,20 @@ ROBUSTBENCH = {
 """RobustBench's names."""
 
 
-def preprocessing_of(source: ModelSource) -> Preprocessing | None:
-    """That of RobustBench or timm for this model; None for a model of another data set."""
+def preprocessing_of(source: ModelSource, named: str | None = None) -> Preprocessing | None:
+    """``named``, by RobustBench's name, else that of RobustBench or timm for this model; None for another data set.
+
+    Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for another data set.
+    """
+    if named is not None and (named == "none") == (source.dataset == "imagenet"):
+        raise ConfigError(
+            f"--preprocessing {named} with a model of {source.dataset}",
+            hint=f"ImageNet's pictures need one: {', '.join(ROBUSTBENCH)}; those of other data sets are taken as they are: none",
+        )
     if source.dataset != "imagenet":
         return None
+    if named is not None:
+        return ROBUSTBENCH[named]
     if source.kind == "zoo":
         from .zoo import zoo_preprocessing
 

@@ -135,7 +135,7 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
     run = ensure_fetched(config, sources)
     config = with_site_rule(run, config, sources)
     model = load_base(run, config, "cpu", config.sites)
-    if (shape := image_shape(run)) is not None:
+    if (shape := image_shape(run, config)) is not None:
         images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     else:
         _, images, _ = examples(run, config, "calibration", 2)
@@ -219,7 +219,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
             "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
         )
     model = load_base(run, config, "cpu", config.sites)
-    shape = image_shape(run)
+    shape = image_shape(run, config)
     assert shape is not None  # a published checkpoint is one of a known data set
     found = sites_of_rule(model, run, config, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)

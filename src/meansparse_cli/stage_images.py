@@ -23,27 +23,31 @@ def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple
     from .data import load_split
     from .imagenet import preprocessing_of
 
-    dataset, data_dir = config.dataset, config.data_dir
-    if (
-        isinstance(config, AttackConfig)
-        and run.paths.report("calibrate").exists()
-        and (dataset is None or data_dir is None)
-    ):
+    dataset, data_dir, named = config.dataset, config.data_dir, config.preprocessing
+    if (before := _calibrated_with(run, config)) is not None:
         # what calibrate read is what the later stages mean, unless they say otherwise
-        before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
-            "settings"
-        ]
         dataset = dataset or before["dataset"]
         data_dir = data_dir or (Path(before["data_dir"]) if before["data_dir"] else None)
-    return load_split(dataset or run.source.dataset, data_dir, split, preprocessing_of(run.source))
+        named = named or before.get("preprocessing")
+    return load_split(dataset or run.source.dataset, data_dir, split, preprocessing_of(run.source, named))
 
 
-def image_shape(run: Run) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the images that the model expects; None for a data set nobody knows."""
+def _calibrated_with(run: Run, config: StageConfig) -> dict[str, Any] | None:
+    """The settings of calibrate, for the stages after it."""
+    path = run.paths.report("calibrate")
+    if not isinstance(config, AttackConfig) or not path.exists():
+        return None
+    settings: dict[str, Any] = read_report(path, "calibrate", mend=run.command("calibrate"))["config"]["settings"]
+    return settings
+
+
+def image_shape(run: Run, config: StageConfig) -> tuple[int, int, int] | None:
+    """(channels, height, width) of the images that the model is given; None for a data set nobody knows."""
     from .data import KNOWN_DATASETS
     from .imagenet import preprocessing_of
 
-    if (preprocessing := preprocessing_of(run.source)) is not None:
+    named = config.preprocessing or (_calibrated_with(run, config) or {}).get("preprocessing")
+    if (preprocessing := preprocessing_of(run.source, named)) is not None:
         return 3, preprocessing.size, preprocessing.size
     facts = KNOWN_DATASETS.get(run.source.dataset)
     return facts.image_shape if facts is not None else None
@@ -98,9 +102,8 @@ def check_disjoint(run: Run, config: SweepAlphaConfig) -> None:
 
     if config.dataset is None and config.data_dir is None:
         return
-    before = read_report(run.paths.report("calibrate"), "calibrate", mend=run.command("calibrate"))["config"][
-        "settings"
-    ]
+    before = _calibrated_with(run, config)
+    assert before is not None  # sweep-alpha has verified calibrate's report
     dataset, data_dir = before["dataset"] or run.source.dataset, before["data_dir"] and Path(before["data_dir"])
     held_out = load_images(run, config, "held-out")
     if not len(held_out):
@@ -134,7 +137,7 @@ def check_data(model: nn.Module, run: Run, config: StageConfig, images: Any, bat
     """Refuse images whose size or whose number of classes is not the model's."""
     from .data import check_images
 
-    shape = image_shape(run) or tuple(batch.shape[1:])
+    shape = image_shape(run, config) or tuple(batch.shape[1:])
     name = config.dataset or run.source.dataset
     check_images(images, images.dataset.n_classes, shape, name)
     check_images(images, count_classes(model, batch), shape, name)

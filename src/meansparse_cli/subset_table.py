@@ -23,7 +23,6 @@ from .run_results import Outcomes, Result, RunResults, without_machine_paths
 from .table_claims import RULE, judge, sentence
 from .table_page import commands_section
 
-
 QUARTER, ACCURATE = 0.25, 0.1
 
 
