@@ -112,7 +112,7 @@ def doubts_of(
     )
     found = find_doubts(
         model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=batch_size, n_classes=3, **kept
-    )
+    ).doubts
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
 

@@ -135,6 +135,36 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
 
 
+def test_what_the_doubts_break_counts(tmp_path: Path) -> None:
+    """One step of PGD leaves what the doubts' APGD breaks: that is known, so the worst case has to know it."""
+    run = ["--run", str(tmp_path / "run")]
+    done("calibrate", "--model", "digits", *run)
+    weak = ["evaluate", *run, "--alpha", "0.3", "--eps", "0.1", "--attack", "pgd-1", "--n-examples", "16"]
+
+    def results(*options: str) -> dict[str, Any]:
+        return yaml.safe_load(done(*weak, *options).read_text())["results"]  # type: ignore[no-any-return]
+
+    without, found = results("--no-doubts", "--name", "without"), results("--name", "with", "--save-witnesses")
+    doubts = {(doubt["model"], doubt["name"]): doubt for doubt in found["doubts"]}
+    before, after = without["comparisons"][-1], found["comparisons"][-1]
+    assert before["name"] == after["name"] == "worst case"
+    for model in ("base", "sparsified"):
+        n_new = doubts[model, "more steps and another start"]["details"]["n_new"]
+        lost = round(16 * (before[f"{model}_accuracy"] - after[f"{model}_accuracy"]))
+        assert lost >= n_new > 0 and found["pool"][f"doubts of {model}"] >= n_new
+    # the attack's own number has no part in that
+    assert before["attacks"] == after["attacks"] == ["pgd-1", "transfer"]
+    assert without["comparisons"][1] == found["comparisons"][1]
+    report = tmp_path / "run" / "evaluations" / "with" / "evaluate.yaml"
+    report.unlink()  # killed before it was written: the images that the doubts found are kept
+    again = results("--name", "with", "--save-witnesses")
+    assert without_seconds(again) == without_seconds(found)
+
+
+def without_seconds(results: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if key not in ("seconds", "attacks")}
+
+
 def test_a_second_call_does_nothing_again(tiny: list[str]) -> None:
     for stage in ("fetch", "calibrate", "sweep-alpha"):
         first = done(stage, *tiny, *small(stage))

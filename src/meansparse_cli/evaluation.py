@@ -277,7 +277,7 @@ def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
 def attack_version(attack: str) -> str:
     """What the attack is, in words that change when it does."""
     if attack == TRANSFER:
-        return "every image found on one model, tried on the other, and those of a pool on both"
+        return "every image found on one model, tried on the other; those of a pool and of the doubts, on both"
     return f"{find_attack(attack).description}; meansparse's own, version {ATTACKS_VERSION}"
 
 

@@ -396,20 +396,34 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     elif fresh:
         discard(state_folder)
         discard(whole.paths.folder / "shards")  # reports about what is gone now
-    with live("examples") as view:
-        evaluations = evaluate_each_eps(
-            lambda one, smaller: evaluate_robustness(
-                model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
-                state_folder=eps_state_folder(state_folder, one, grid),
-                fingerprint={
-                    "weights": str(weights), "statistics": statistics, "split": config.split,
-                    "dataset": config.dataset or run.source.dataset,
-                },
-                n_classes=count_classes(base, x[:2].to(device)), on_update=progress_table(view), smaller=smaller,
-                pool=pool, shard=shard,
-            ),
-            grid,
+    n_classes = count_classes(base, x[:2].to(device))
+    fingerprint = {
+        "weights": str(weights), "statistics": statistics, "split": config.split,
+        "dataset": config.dataset or run.source.dataset,
+    }  # fmt: skip
+
+    def attack_all(pool: dict[str, Chunk]) -> dict[str, Evaluation]:
+        with live("examples") as view:
+            return evaluate_each_eps(
+                lambda one, smaller: evaluate_robustness(
+                    model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
+                    state_folder=eps_state_folder(state_folder, one, grid), fingerprint=fingerprint, n_classes=n_classes,
+                    on_update=progress_table(view), smaller=smaller, pool=pool, shard=shard,
+                ),
+                grid,
+            )  # fmt: skip
+
+    evaluations = attack_all(pool)
+    doubts: list[dict[str, Any]] = []
+    if config.doubts:
+        doubts, found_by_doubts = _doubts(
+            model, x, y, indices, evaluations[eps], settings, config.n_doubt_examples, state_folder / "doubts",
+            key=f"{hashlib.sha256(evaluations[eps].outcomes_npz()).hexdigest()} {statistics} {weights}",
         )  # fmt: skip
+        if found_by_doubts:  # everything that is known to break an example counts
+            pool |= found_by_doubts
+            allowed |= found_by_doubts
+            evaluations = attack_all(pool)
     evaluation = evaluations[eps]
     found = evaluation.to_report()
     part = "" if shard is None else f" (shard {config.shard})"
@@ -421,10 +435,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         note(line)
     outcomes = evaluation.outcomes_npz()
     if config.doubts:
-        found["doubts"] = _doubts(
-            model, x, y, indices, evaluation, settings, config.n_doubt_examples, state_folder / "doubts",
-            key=f"{hashlib.sha256(outcomes).hexdigest()} {statistics} {weights}",
-        )  # fmt: skip
+        found["doubts"] = doubts
         console.print(doubts_view(found))
     outputs = [place.paths.outcomes]
     if config.save_witnesses:
@@ -473,8 +484,8 @@ def _n_gone(place: Run, files: list[Path]) -> int:
 def _doubts(
     model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, evaluation: Evaluation, settings: EvaluateSettings,
     n_examples: int, state_folder: Path, *, key: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``."""
+) -> tuple[list[dict[str, Any]], dict[str, Chunk]]:  # fmt: skip
+    """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``, and the images that break on the way."""
     from .attacks.result import Budget
     from .doubts import DOUBTS_VERSION, find_doubts
 
@@ -491,7 +502,12 @@ def _doubts(
             n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind, state_folder=state_folder,
             key=f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}",
         )  # fmt: skip
-    return [doubt.to_report() for doubt in found]
+    n_images = sum(len(chunk.positions) for chunk in found.images.values())
+    if n_images:
+        note(
+            f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, as transfer"
+        )
+    return [doubt.to_report() for doubt in found.doubts], found.images
 
 
 def _save_witnesses(

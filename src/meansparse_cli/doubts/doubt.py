@@ -83,7 +83,8 @@ class Subject:
 
     ``x`` (n, channels, height, width) float32 in [0, 1]; ``y``, ``indices`` (n,) int64; ``correct`` (n,) bool: right at
     the clean image; ``robust`` (n,) bool: right under every attack of the evaluation. ``bpda``: were there attacks whose
-    gradients pass straight through the operator?
+    gradients pass straight through the operator? ``broken_by``: what a check itself broke inside the budget, pairs of
+    positions (m,) and images (m, channels, height, width), on the CPU.
     """
 
     name: ModelName
@@ -98,6 +99,11 @@ class Subject:
     seed: int
     batch_size: int
     n_classes: int
+    broken_by: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def keep(self, rows: Tensor, images: Tensor) -> None:
+        """Remember ``images`` (m, ...), which break the examples at ``rows`` (m,) inside the budget."""
+        self.broken_by.append((rows.cpu(), images.detach().float().cpu()))
 
     @property
     def rule(self) -> str:

@@ -130,6 +130,8 @@ def _noise(subject: Subject) -> list[Doubt]:
         images = enforce_budget(images, subject.x, subject.budget)
         right = subject.logits(images).argmax(1) == subject.y
         n_right += int(right.sum())
+        new = ~right & ~ever_wrong & subject.robust.to(right.device)
+        subject.keep(new.nonzero().flatten(), images[new])
         ever_wrong |= ~right
     n = len(subject.y)
     clean, noisy = float(subject.correct.double().mean()), n_right / (n * N_DRAWS)
@@ -148,7 +150,10 @@ def _noise(subject: Subject) -> list[Doubt]:
 def _climb(
     subject: Subject, rows: Tensor, budget: Budget, *, loss: LossName, n_steps: int, history: Tensor | None = None
 ) -> Tensor:
-    """APGD through the backward rule of the subject on the examples at ``rows`` (m,), judged: broken (m,) on the CPU."""
+    """APGD through the backward rule of the subject on the examples at ``rows`` (m,), judged: broken (m,) on the CPU.
+
+    What it breaks inside the subject's own budget is kept.
+    """
     counted = subject.counted()
     x, y = subject.x[rows].contiguous(), subject.y[rows]
     rule = APGDRule(budget, loss, n_classes=subject.n_classes, n_steps=n_steps)
@@ -160,4 +165,7 @@ def _climb(
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
         found = climb(task, rule if history is None else Recorded(rule, history), targets=y[:, None])
     points = enforce_budget(found.points.to(x.device), x, budget)
-    return (found.claimed.to(x.device) & (subject.logits(points).argmax(1) != y)).cpu()
+    broken = found.claimed.to(x.device) & (subject.logits(points).argmax(1) != y)
+    if budget == subject.budget:
+        subject.keep(rows[broken], points[broken])
+    return broken.cpu()
