@@ -23,6 +23,7 @@ RUNS      ?= runs/tables
 OUT       ?= docs/tables
 QUICK     ?=
 FRESH     ?=
+N_CLEAN   ?=
 INSTALLED ?= $(STAMP)
 MEANSPARSE ?= $(BIN)/meansparse
 
@@ -43,6 +44,7 @@ SLUG      := $(subst :,_,$(if $(filter %/model.safetensors,$(ABLATION)),$(notdir
 RUN       ?= $(RUNS)/$(SLUG)
 FOLDER    := $(if $(DATA),--data-dir '$(DATA)')
 ATTACKED  := $(FOLDER) $(if $(N),--n-examples $(N)) --device $(DEVICE) --batch-size $(BATCH)
+CLEANLY   := $(FOLDER) $(if $(N_CLEAN),--n-examples $(N_CLEAN)) --device $(DEVICE) --batch-size $(BATCH)
 MEASURED  := $(ATTACKED) --block-size $(BATCH) $(SPEED)
 PAGE      := -o '$(OUT)' $(if $(DATA_NOTE),--data-note "$(DATA_NOTE)")
 LINF      := --norm Linf --eps $(EPS)
@@ -50,7 +52,7 @@ ANEW      := $(if $(FRESH),--fresh)
 BPDA      := --attack bpda-apgd-ce --attack bpda-apgd-dlr
 
 .PHONY: tables table1 table2 table3 table4 table5 table6 table7 table8 table9 table10 table11 table12 headline \
-  table-subset figure1 summary calibrated in-linf in-l2 by-square by-adaptive-0.2 by-adaptive-0.35 around-zero around-global-mean \
+  table-subset figure1 summary calibrated unattacked unattacked-around-zero unattacked-around-global-mean unattacked-by-site unattacked-to-0.5 in-linf in-l2 by-square by-adaptive-0.2 by-adaptive-0.35 around-zero around-global-mean \
   by-eps by-site by-family on-train on-test
 
 tables: table3 table5 table8 table9 table10 table11 ## the ablation tables that need one model: 3, 5, 8, 9, 10, 11
@@ -59,6 +61,19 @@ tables: table3 table5 table8 table9 table10 table11 ## the ablation tables that 
 
 calibrated: $(INSTALLED)
 	$(MEANSPARSE) calibrate --run $(RUN) --model $(ABLATION) $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)
+
+# without an attack: clean accuracy takes one forward pass, on all test images or N_CLEAN= of them
+unattacked: calibrated
+	$(MEANSPARSE) measure --run $(RUN) --name clean --attack none --alphas $(ALPHAS) $(CLEANLY)
+
+unattacked-around-zero unattacked-around-global-mean: unattacked-around-%: calibrated
+	$(MEANSPARSE) measure --run $(RUN) --name clean-around-$* --attack none --centre $* --alphas $(ALPHAS) $(CLEANLY)
+
+unattacked-to-0.5: calibrated
+	$(MEANSPARSE) measure --run $(RUN) --name clean-to-0.5 --attack none --alphas 0.15:0.5:0.05 $(CLEANLY)
+
+unattacked-by-site: calibrated
+	$(MEANSPARSE) measure --run $(RUN) --name clean-sites --attack none --alphas $(SITE_ALPHAS) --sites 'single:*' $(CLEANLY)
 
 in-linf: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name linf $(LINF) --attack $(ATTACK) --alphas $(ALPHAS) $(MEASURED)
@@ -90,7 +105,7 @@ on-train: calibrated
 on-test: calibrated
 	$(MEANSPARSE) measure --run $(RUN) --name test --split test $(LINF) --attack apgd-ce --alphas 0.15:0.5:0.05 $(MEASURED)
 
-table3: in-linf in-l2 ## Linf and L2
+table3: unattacked in-linf in-l2 ## Linf and L2
 	$(MEANSPARSE) table 3 $(RUN) $(PAGE)
 
 table4: by-square ## Square Attack
@@ -99,13 +114,13 @@ table4: by-square ## Square Attack
 table5: by-adaptive-0.2 by-adaptive-0.35 ## PGD-50 and the paper's adaptive attack
 	$(MEANSPARSE) table 5 $(RUN) $(PAGE)
 
-table8: in-linf around-zero around-global-mean ## zero, global mean or channel mean as the reference
+table8: unattacked unattacked-around-zero unattacked-around-global-mean in-linf around-zero around-global-mean ## zero, global mean or channel mean as the reference
 	$(MEANSPARSE) table 8 $(RUN) $(PAGE)
 
 table9: by-eps ## eps from 1/255 to 16/255
 	$(MEANSPARSE) table 9 $(RUN) $(PAGE)
 
-table10: by-site ## each site alone, and the first sites together
+table10: unattacked-by-site by-site ## each site alone, and the first sites together
 	$(MEANSPARSE) table 10 $(RUN) $(PAGE)
 
 table11: by-family ## sites on the main path against those after an addition
@@ -123,8 +138,8 @@ OTHERS := relu elu silu psilu pssilu
 KINDS  := $(OTHERS:%=pgd-%) pgd-gelu trades-gelu standard-gelu
 # beside the others stands a GELU model of the same recipe, not the embedded one; MODEL= may name it
 GELU      := $(if $(MODEL),$(RUN),$(RUNS)/pgd-gelu-w$(WIDTH))
-GELU_DONE := $(if $(MODEL),in-linf,in-linf-pgd-gelu)
-.PHONY: $(KINDS:%=calibrated-%) $(KINDS:%=in-linf-%) by-small-eps-standard-gelu
+GELU_DONE := $(if $(MODEL),unattacked in-linf,unattacked-pgd-gelu in-linf-pgd-gelu)
+.PHONY: $(KINDS:%=calibrated-%) $(KINDS:%=unattacked-%) $(KINDS:%=in-linf-%) by-small-eps-standard-gelu
 
 $(KINDS:%=$(MODELS)/%-w$(WIDTH)/model.safetensors): $(MODELS)/%-w$(WIDTH)/model.safetensors: | $(INSTALLED)
 	$(MEANSPARSE) train --preset $(PRESET) --dataset cifar10 --method $(word 1,$(subst -, ,$*)) --activation $(word 2,$(subst -, ,$*)) --width $(WIDTH) --run $(@D) $(FOLDER) --device $(DEVICE) $(TRAIN)
@@ -132,16 +147,19 @@ $(KINDS:%=$(MODELS)/%-w$(WIDTH)/model.safetensors): $(MODELS)/%-w$(WIDTH)/model.
 $(KINDS:%=calibrated-%): calibrated-%: $(MODELS)/%-w$(WIDTH)/model.safetensors
 	$(MEANSPARSE) calibrate --run $(RUNS)/$*-w$(WIDTH) --model $< $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)
 
+$(KINDS:%=unattacked-%): unattacked-%: calibrated-%
+	$(MEANSPARSE) measure --run $(RUNS)/$*-w$(WIDTH) --name clean --attack none --alphas $(ALPHAS) $(CLEANLY)
+
 $(KINDS:%=in-linf-%): in-linf-%: calibrated-%
 	$(MEANSPARSE) measure --run $(RUNS)/$*-w$(WIDTH) --name linf $(LINF) --attack $(ATTACK) --alphas $(ALPHAS) $(MEASURED)
 
 by-small-eps-standard-gelu: by-small-eps-%: calibrated-%
 	$(MEANSPARSE) measure --run $(RUNS)/$*-w$(WIDTH) --name eps --norm Linf --eps 1/255:8/255:1/255 --attack $(ATTACK) --alphas $(TWO) $(MEASURED)
 
-table2: $(GELU_DONE) $(OTHERS:%=in-linf-pgd-%) ## six activations
+table2: $(GELU_DONE) $(OTHERS:%=unattacked-pgd-%) $(OTHERS:%=in-linf-pgd-%) ## six activations
 	$(MEANSPARSE) table 2 gelu=$(GELU) $(foreach a,$(OTHERS),$(a)=$(RUNS)/pgd-$(a)-w$(WIDTH)) $(PAGE)
 
-table6: $(GELU_DONE) in-linf-trades-gelu ## PGD-AT against TRADES
+table6: $(GELU_DONE) unattacked-trades-gelu in-linf-trades-gelu ## PGD-AT against TRADES
 	$(MEANSPARSE) table 6 pgd=$(GELU) trades=$(RUNS)/trades-gelu-w$(WIDTH) $(PAGE)
 
 table7: by-small-eps-standard-gelu ## standard training, by eps
@@ -210,7 +228,7 @@ else
 by-pgd-50 by-autoattack: calibrated
 	$(MEANSPARSE) evaluate --run $(RUN) --name $@ $(LINF) $(if $(filter by-pgd-50,$@),--alpha 0.25 --attack pgd-50 $(BPDA) --no-doubts,--alpha 0.2 --attack standard --attack bpda) $(ATTACKED) $(SPEED) $(ANEW)
 
-table1: on-train on-test
+table1: on-train on-test unattacked-to-0.5
 	$(MEANSPARSE) table 1 'WRN-70-16 train=$(RUN)' 'WRN-70-16 test=$(RUN)' $(PAGE)
 
 table12: by-pgd-50

@@ -90,6 +90,24 @@ def test_rows_are_the_base_then_every_rule_and_alpha(run: str) -> None:
     ]
 
 
+def test_without_an_attack_there_is_clean_accuracy_and_nothing_else(run: str) -> None:
+    attacked, _ = done("measure", "--run", run, *COMMON, "--alphas", "0.6")
+    n = results(attacked)["n_examples"]
+    path, said = done("measure", "--run", run, "--name", "clean", "--attack", "none", "--alphas", "0.6")
+    found, outcomes = results(path), arrays(path)
+    assert [row["eps"] for row in found["rows"]] == ["0", "0"]
+    assert found["n_examples"] == 30 > n and found["attacks"] == found["bpda_attacks"] == []
+    assert set(outcomes) == {"index", "label", "clean"}
+    assert (outcomes["clean"][:, :n] == arrays(attacked)["clean"]).all()
+    assert found["rows"][1]["plain"] == {"n_examples": 0} and found["backward_passes"] == 0
+    assert found["forward_passes"] == 2 * 30
+    assert "clean - base" in said and "worst" not in said
+    text = " ".join(meansparse("report", str(path.parent)).stdout.split())
+    assert "30 test images, none of them attacked" in text and "worst" not in text
+    refused = meansparse("measure", "--run", run, "--attack", "none", "--attack", "pgd-8")
+    assert refused.exit_code == 3 and "unknown attack 'none'" in refused.stderr
+
+
 def test_it_agrees_with_evaluate(run: str) -> None:
     measured, _ = done("measure", "--run", run, *COMMON, "--alphas", "0.6")
     evaluated, _ = done(

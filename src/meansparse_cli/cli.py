@@ -197,6 +197,13 @@ Attack = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]
+MeasuredAttack = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="none (clean images alone), or: Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...",
+        rich_help_panel=_ATTACK,
+    ),
+]
 Alphas = Annotated[
     str | None, typer.Option(help="Grid: 0.05:0.5:0.05 (ends included) or 0.1,0.2,0.3.", rich_help_panel=_ATTACK)
 ]
@@ -406,7 +413,7 @@ def evaluate(
 @app.command()
 def measure(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, n_examples: NExamples = None,
-    alphas: Alphas = None, sites: EachSites = None, attack: Attack = None, centre: Centre = None, spread: Spread = None,
+    alphas: Alphas = None, sites: EachSites = None, attack: MeasuredAttack = None, centre: Centre = None, spread: Spread = None,
     norm: Norm = None, eps: EpsGrid = None, split: SplitName = None, name: MeasurementName = None, threat: Threat = None,
     weights: Weights = None, allow_pickle: AllowPickle = None, run: RunFolder = None, config: ConfigFile = None,
     device: Device = None, precision: Precision = None, seed: Seed = None, batch_size: BatchSize = None,

@@ -268,7 +268,7 @@ class MeasureConfig(AttackConfig):
     sites: Names = ("all",)
     """Rules as elsewhere, each scored by itself; ``single:*`` means every site alone, ``first:*`` the first 1, 2, ... sites."""
     attack: Names = ("apgd",)
-    """The attacks of the plain columns; their BPDA twins always run too."""
+    """The attacks of the plain columns; their BPDA twins always run too. ``none`` by itself: clean images alone."""
     eps: EpsGrid | None = None
     centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
     spread: Literal["channel-std", "site-std"] = "channel-std"

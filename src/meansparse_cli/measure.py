@@ -5,7 +5,7 @@
 All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of adversarial
 images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a row for each rule
 of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda`` and ``worst``
-(rows, n) bool, still classified correctly.
+(rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass each.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     run, started = located(config), time.monotonic()
     place = run.place_of(config)
     verified(run, "calibrate")
-    eps = eps_of(run, config)
-    plain, bpda = families_of(config.attack, "")
+    plain, bpda = ((), ()) if config.attack == NO_ATTACK else families_of(config.attack, "")
+    eps = eps_of(run, config) if plain else "0"
     alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
     indices, x, y = examples(run, config, config.split, config.n_examples)
     inputs = {
@@ -76,10 +76,10 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
         discard(state_folder)
     n_classes = count_classes(base, x[:2].to(device))
     rows: list[dict[str, Any]] = []
-    outcomes: dict[str, list[Any]] = {name: [] for name in MEASURES}
+    outcomes: dict[str, list[Any]] = {name: [] for name in (MEASURES if plain else ("clean",))}
     passes = {"forward_passes": 0, "backward_passes": 0}
-    for one in eps_grid(eps):
-        budget = Budget(run.norm, eps_value(one))  # type: ignore[arg-type]
+    for one, value in [(one, eps_value(one)) for one in eps_grid(eps)] if plain else [(eps, 0.0)]:
+        budget = Budget(run.norm, value)  # type: ignore[arg-type]
         settings = PairSettings(budget, config.seed, config.batch_size, n_classes, config.precision)
         store = PairStore(
             model, x.to(device), y.to(device), indices, settings, plain=plain, bpda=bpda, folder=state_folder,
@@ -90,12 +90,15 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
             },
         )  # fmt: skip
         points = _score(store, columns, f"eps {one}")
+        if not plain:
+            points = {key: _clean_alone(point) for key, point in points.items()}
         for (rule, _), point in points.items():
             rows.append({"eps": one, "sites": rule, **point.to_report(points[BASE])})
-            for name in MEASURES:
-                outcomes[name].append(getattr(point, name).numpy())
+            for name, found in outcomes.items():
+                found.append(getattr(point, name).numpy())
         passes = {key: passes[key] + value for key, value in store.passes().items()}
-        console.print(measure_table(points, f"{run.source.name}, {len(y):,} {config.split} images, {run.norm} {one}"))
+        budget_note = f", {run.norm} {one}" if plain else ""
+        console.print(measure_table(points, f"{run.source.name}, {len(y):,} {config.split} images{budget_note}"))
     _save_outcomes(place.paths, indices, y, outcomes)
     results = {
         "n_examples": len(y), "split": config.split, "attacks": list(plain), "bpda_attacks": list(bpda),
@@ -105,6 +108,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
 
 
 BASE = ("all", 0.0)
+NO_ATTACK = ("none",)
 
 
 def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
@@ -155,6 +159,11 @@ def _score(
     return {key: point_of(store, c, key[1]) for key, c in columns.items()}
 
 
+def _clean_alone(point: SweepPoint) -> SweepPoint:
+    """Without the curves of attacks that were not run."""
+    return replace(point, plain=point.clean[:0], bpda=point.clean[:0], worst=point.clean[:0])
+
+
 def measure_table(points: dict[tuple[str, float], SweepPoint], title: str) -> Table:
     """As people read it: a row a column of the measurement."""
     from rich.box import SIMPLE_HEAD
@@ -168,15 +177,17 @@ def measure_table(points: dict[tuple[str, float], SweepPoint], title: str) -> Ta
         padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     table.add_column("sites", overflow="fold")
-    for name in ("alpha", "clean %", "plain %", "worst %", "plain - base", "worst - base"):
+    was_attacked = len(points[BASE].plain) > 0
+    accuracies, gains = (("clean", "plain", "worst"), ("plain", "worst")) if was_attacked else (("clean",), ("clean",))
+    for name in ("alpha", *(f"{name} %" for name in accuracies), *(f"{name} - base" for name in gains)):
         table.add_column(name, justify="right", no_wrap=True)
     wide, base = console.width >= WIDE, points[BASE]
     for (rule, alpha), point in points.items():
-        shown = [accuracy_of(getattr(point, name)) for name in ("clean", "plain", "worst")]
-        gains = [paired_difference(getattr(point, name), getattr(base, name)) for name in ("plain", "worst")]
+        shown = [accuracy_of(getattr(point, name)) for name in accuracies]
+        differences = [paired_difference(getattr(point, name), getattr(base, name)) for name in gains]
         table.add_row(
             rule if alpha else "", f"{alpha:g}", *(percent(a.fraction, a.standard_error if wide else None) for a in shown),
-            *(percent(g.difference, g.standard_error, signed=True) if alpha else "" for g in gains),
+            *(percent(d.difference, d.standard_error, signed=True) if alpha else "" for d in differences),
         )  # fmt: skip
     return table
 

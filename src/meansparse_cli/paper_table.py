@@ -226,6 +226,9 @@ class _Outcomes:
                 fitting = [base for base in bases if base.fits(cell.where)]
                 self.found[place] = fitting[0] if fitting else in_table.get((cell.column, cell.row))
 
+        if measure == "clean":
+            self.found |= _most_images(filled, cells)
+
     def __call__(self, place: tuple[str, str]) -> tuple[NDArray[np.int64], Outcomes] | None:
         result = self.found[place]
         if result is None:
@@ -234,6 +237,19 @@ class _Outcomes:
         if self.measure in ("robust", "attack"):
             outcomes = result.robust(self.table.cell(*place).where)
         return None if outcomes is None else (result.example, outcomes)
+
+
+def _most_images(filled: dict[str, FilledColumn], cells: dict[tuple[str, str], Cell]) -> dict[tuple[str, str], Result]:
+    """A result for each cell of a claim on clean accuracy, whichever the attack: those on most images that all of them have."""
+    runs = {name: column.run for name, column in filled.items() if column.run is not None}
+    by_place: dict[tuple[str, str], dict[int, Result]] = {}
+    for place, cell in cells.items():
+        others = list(runs.values())  # of a base model that stands in no column
+        results = [r for run in ([runs[cell.column]] if cell.column in runs else others) for r in run.results]
+        fitting = sorted((r for r in results if r.fits(cell.where, clean=True)), key=lambda r: r.finished)
+        by_place[place] = {len(result.clean): result for result in fitting}
+    sizes = set.intersection(*(set(found) for found in by_place.values()))
+    return {place: found[max(sizes)] for place, found in by_place.items()} if sizes else {}
 
 
 def _is_base(cell: Cell) -> bool:

@@ -125,18 +125,17 @@ def measurement_table(results: dict[str, Any]) -> TextTable:
     rows = [row for eps in dict.fromkeys(row["eps"] for row in base_first) for row in base_first if row["eps"] == eps]
     names = {"eps": [row["eps"] for row in rows], "sites": [row["sites"] if row["alpha"] else "" for row in rows]}
     shown = {name: cells for name, cells in names.items() if len(set(cells) - {""}) > 1}
+    accuracies, gains = (
+        (("clean", "plain", "worst"), ("plain", "worst")) if results["attacks"] else (("clean",), ("clean",))
+    )
     cells = {
         **shown,
         "alpha": [f"{row['alpha']:g}" for row in rows],
-        "clean %": [f"{100 * row['clean']['accuracy']:.2f}" for row in rows],
-        "plain %": [f"{100 * row['plain']['accuracy']:.2f}" for row in rows],
-        "worst %": [f"{100 * row['worst']['accuracy']:.2f}" for row in rows],
-        "plain - base": [_minus_base(row, "plain") for row in rows],
-        "worst - base": [_minus_base(row, "worst") for row in rows],
+        **{f"{name} %": [f"{100 * row[name]['accuracy']:.2f}" for row in rows] for name in accuracies},
+        **{f"{name} - base": [_minus_base(row, name) for row in rows] for name in gains},
     }
-    title = (
-        f"Measurement on {results['n_examples']:,} {results['split']} images, plain = {', '.join(results['attacks'])}"
-    )
+    attacked = f"plain = {', '.join(results['attacks'])}" if results["attacks"] else "none of them attacked"
+    title = f"Measurement on {results['n_examples']:,} {results['split']} images, {attacked}"
     return TextTable(title, tuple(cells), list(zip(*cells.values(), strict=True)))
 
 

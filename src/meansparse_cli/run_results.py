@@ -43,11 +43,11 @@ class Result:
     command: str
     base: Result | None
 
-    def fits(self, where: dict[str, str]) -> bool:
-        """Whether it is a result of what a cell of the paper describes, whichever the attack."""
+    def fits(self, where: dict[str, str], *, clean: bool = False) -> bool:
+        """Whether it is a result of what a cell of the paper describes, whichever the attack; ``clean``: and its budget."""
         is_base = Fraction(where["alpha"]) == 0
         for key, wanted in where.items():
-            if key == "attack" or (is_base and key in ("sites", "centre")):
+            if key == "attack" or (clean and key in ("eps", "norm")) or (is_base and key in ("sites", "centre")):
                 continue
             mine = self.where[key]
             if key in ("alpha", "eps"):
@@ -198,17 +198,17 @@ def _robust_to(table: NDArray[np.int8], names: Sequence[str], attacks: frozenset
 
 def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, Any]) -> list[Result]:
     with np.load(file.with_name("outcomes.npz")) as stored:
-        arrays = {name: stored[name] for name in ("index", "clean", "plain", "worst")}
-    attacks = frozenset(report["results"]["attacks"])
+        arrays = {name: stored[name] for name in stored.files}
+    attacks = frozenset(report["results"]["attacks"])  # none: clean images alone
     found: list[Result] = []
     base: Result | None = None
     for i, row in enumerate(report["results"]["rows"]):
         if row["alpha"] and not _is_the_papers(report["config"]["settings"]):
             continue
         where = _settings(report, calibrated, row["sites"]) | {"eps": row["eps"], "alpha": f"{row['alpha']:g}"}
-        plain = arrays["plain"][i]
+        plain, worst = (arrays["plain"][i], arrays["worst"][i]) if attacks else (None, None)
         result = Result(
-            file, where, arrays["index"], arrays["clean"][i], arrays["worst"][i],
+            file, where, arrays["index"], arrays["clean"][i], worst,
             lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
             tuple(report["results"]["attacks"]) + tuple(report["results"]["bpda_attacks"]),
             *_when(report), None if row["alpha"] == 0 else base,
