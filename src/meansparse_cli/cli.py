@@ -200,7 +200,7 @@ Attack = Annotated[
 MeasuredAttack = Annotated[
     list[str] | None,
     typer.Option(
-        help="none (clean images alone), or: Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...",
+        help="Attack or preset, may be repeated: apgd-ce, apgd, square, ...; none: clean images alone.",
         rich_help_panel=_ATTACK,
     ),
 ]
