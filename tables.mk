@@ -3,7 +3,7 @@
 #   make table3 DATA=DIR N=200                              on the embedded CIFAR-10 model, 200 test images
 #   make tables DATA=DIR N=1000 DEVICE=cuda MODEL=FILE      Tables 3, 5, 8, 9, 10, 11 on a model of `meansparse train`
 #   make table2 DATA=DIR MODELS=DIR WIDTH=64                on the models in DIR/METHOD-ACTIVATION-wWIDTH; trained if not there
-#   make table2 table6 table7 DATA=DIR MODELS=DIR WIDTH=64 PRESET=paper    the paper's own training, 200 epochs each
+#   make table2 table6 table7 DATA=DIR MODELS=DIR WIDTH=64 PRESET=paper TRAIN="--paper-selection --beta 0.6"    as the paper trains
 #   make table2 DATA=DIR WIDTH=8 TRAIN="--epochs 3 --n-examples 10000"    what N= and QUICK= leave alone: the training
 #   make headline DATA=DIR DATA_imagenet=DIR                the eight zoo models; with MODEL=, that one in their place
 #
@@ -170,13 +170,13 @@ table7: by-small-eps-standard-gelu ## standard training, by eps
 PARTS := 0.1 0.25 0.5 0.75 1
 .PHONY: $(PARTS:%=part-%)
 
-# CONFIG=configs/cifar10-l2-wrn-70-16.yaml: that model, its sites, norm and eps, as in the paper
+# CONFIG=configs/cifar10-l2-wrn-70-16.yaml: that model, its sites, norm, eps and published alpha (under APGD, where the paper has AutoAttack)
 CONFIG   ?=
 PART_RUN := $(if $(CONFIG),$(RUNS)/$(basename $(notdir $(CONFIG))),$(RUN))-part-
 
 $(PARTS:%=part-%): part-%: $(INSTALLED)
 	$(MEANSPARSE) calibrate --run $(PART_RUN)$* $(if $(CONFIG),--config $(CONFIG),--model $(ABLATION)) --fraction $* $(FOLDER) --device $(DEVICE) --batch-size $(BATCH)
-	$(MEANSPARSE) measure --run $(PART_RUN)$* --name subset $(if $(CONFIG),--config $(CONFIG),$(LINF)) --attack $(ATTACK) --alphas 0.2 $(MEASURED)
+	$(MEANSPARSE) measure --run $(PART_RUN)$* --name subset $(if $(CONFIG),--config $(CONFIG),$(LINF) --alphas 0.2) --attack $(ATTACK) $(MEASURED)
 
 table-subset: $(PARTS:%=part-%) ## statistics from 10, 25, 50, 75 % of the training images
 	$(MEANSPARSE) table subset $(PARTS:%=$(PART_RUN)%) $(PAGE)

@@ -11,6 +11,7 @@ from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.pgd import PGDRule
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.run import SEARCHES
 from meansparse_cli.attacks.task import AttackTask
 from meansparse_cli.sites import find_sites
 from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
@@ -101,6 +102,23 @@ def test_without_a_mask_or_a_fine_all_of_them_are_one_attack(model: SparsifiedMo
     assert all(torch.equal(first, other) for other in others)
 
 
+def test_an_attack_of_that_family_is_given_the_start_of_all(
+    model: SparsifiedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    really = SEARCHES["adaptive"]
+    monkeypatch.setitem(
+        SEARCHES, "adaptive", lambda task, **options: began.append(task.attack) or really(task, **options)
+    )
+    monkeypatch.setitem(SEARCHES, "pgd", lambda task, **options: began.append(task.attack) or really(task))
+    x = torch.rand(2, 1, 6, 6)
+    for name in ("adaptive-1-1:0", "adaptive-2-2", "pgd-50"):
+        run_attack(
+            name, model, x, model(x).argmax(1), torch.arange(2), budget=BUDGET, seed=0, batch_size=2, n_classes=4
+        )
+    assert set(began[:-1]) == {"adaptive"} and began[-1] == "pgd-50"
+
+
 def test_a_heavy_fine_keeps_masked_features_where_they_are(model: SparsifiedModel) -> None:
     x = torch.rand(4, 1, 6, 6)
     y = model(x).argmax(1)
@@ -116,7 +134,6 @@ def test_a_heavy_fine_keeps_masked_features_where_they_are(model: SparsifiedMode
 
 def climb_points(model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget, name: str) -> Tensor:
     from meansparse_cli.attacks import find_attack
-    from meansparse_cli.attacks.run import SEARCHES
 
     spec = find_attack(name)
     task = AttackTask(spec.start, CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(len(x)), model(x), budget, 0, 4, lambda n: None)  # fmt: skip

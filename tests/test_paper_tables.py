@@ -80,6 +80,13 @@ def test_the_papers_own_numbers_bear_out_its_claims(name: str) -> None:
         assert value < claim.bound if claim.is_below else value > claim.bound, claim.text
 
 
+def test_a_bound_other_than_zero_is_of_one_cell_or_of_a_pair() -> None:
+    """What the tests behind the answers can do."""
+    for name in table_names():
+        for claim in paper_table(name).claims:
+            assert not claim.bound or sorted(claim.terms.values()) in ([1.0], [-1.0, 1.0]), claim.text
+
+
 def test_a_claim_about_every_column_names_each() -> None:
     texts = [claim.text for claim in paper_table("12").claims]
     assert len(texts) == 5 and texts[0].endswith("(WRN-94-16)")

@@ -51,8 +51,9 @@ def test_the_page(runs: list[str], tmp_path: Path) -> None:
     tenth, quarter, whole = data["rows"]
     assert tenth["mean_error"] > quarter["mean_error"] > whole["mean_error"] == 0
     assert "clean" not in tenth and quarter["n_examples"] == 8 and "robust_minus_all" not in whole
-    answer = "confirmed" if quarter["mean_error"] < 0.1 else "contradicted"
-    assert f"Ours: **{answer}**, {100 * quarter['mean_error']:.2f} %, of one draw of images" in text
+    side = "below it" if quarter["mean_error"] < 0.1 else "not below it"
+    assert f"Ours, one draw of images: {100 * quarter['mean_error']:.2f} %, {side}." in text
+    assert data["is_the_papers_model"] is False
     assert "(paper: 1.19 to 9.30 %)" in text
     # 8 images cannot tell half a point
     assert [claim["under_its_attack"]["answer"] for claim in data["claims"]] == ["inconclusive"]

@@ -227,5 +227,12 @@ def test_plot_draws_from_the_run(run: str) -> None:
         assert png.read_bytes().startswith(b"\x89PNG")
         assert png.with_suffix(".svg").exists()
     assert done(*histogram)[0].read_bytes() == before
+    done("calibrate", "--run", run, "--fraction", "0.5")
+    _, said = done(*histogram)
+    assert "is of other statistics" in said
+    outdated = meansparse("plot", run, "--what", "histogram")
+    assert (outdated.exit_code, "another calibrate.yaml" in words(outdated)) == (10, True)
+    done("calibrate", "--run", run)
+    done("sweep-alpha", "--run", run, *COMMON)
     wrong = meansparse("plot", run, "--what", "histogram", "--site", "nine")
     assert (wrong.exit_code, "no site 'nine'" in wrong.stderr) == (8, True)

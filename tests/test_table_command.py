@@ -126,7 +126,7 @@ def test_an_accuracy_of_nought_says_how_little_its_error_means(run: Path) -> Non
     assert "3 / n" not in page_of("3", str(run))[0]
     other = a_run(Path("runs/fallen"))
     measured(other, "linf", [({"alpha": 0.0}, 90, 0, 0), ({"alpha": 0.2}, 88, 5, 0)], APGD)
-    assert "3 / n wide, 3 points at 100 images" in page_of("3", str(other))[0]
+    assert "3 / n away, 3 points at 100 images" in page_of("3", str(other))[0]
 
 
 def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
@@ -186,6 +186,17 @@ def test_claims_on_clean_accuracy_take_the_most_images(run: Path) -> None:
     assert large["n_examples"] == 100, "alpha 0.35 is in the measurement of 100 images alone"
     assert cells(data, "Linf")["0.2"]["n_examples"] == 100, "a cell has its own images"
     assert "--name clean" not in text.split("## Commands")[0]
+
+
+def test_a_claim_across_models_takes_each_models_own_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrn, rawrn = a_run(Path("runs/wrn")), a_run(Path("runs/rawrn"))
+    both = {"apgd-ce": (60, 65), "apgd-t": (60, 65), "fab-t": (60, 65), "square": (60, 65)}
+    evaluated(wrn, "a", 0.2, both, {})
+    evaluated(rawrn, "a", 0.25, dict.fromkeys(both, (75, 80)), {})
+    _, data = page_of("headline", f"WRN-70-16={wrn}", f"RaWRN-70-16={rawrn}")
+    claim = next(c for c in data["claims"] if "is above RaWRN-70-16 without" in c["text"])["under_its_attack"]
+    assert claim["ours"] == pytest.approx(0.65 - 0.75) and claim["answer"] == "contradicted"
 
 
 def test_too_few_examples_are_inconclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +429,13 @@ def test_mistakes_of_a_summary(tables: Path, tmp_path: Path) -> None:
     assert code == 3 and "no table lies in none" in said and not Path("none").exists()
     code, said = refusal("runs/one", "-o", "pages")
     assert code == 3 and "from tables, not from runs" in said
+    content = yaml.safe_load((tables / "table3.yaml").read_text())
+    content["claims"][0]["text"] = "an older claim"
+    (tables / "table3.yaml").write_text(yaml.safe_dump(content))
+    code, said = refusal("-o", "pages")
+    assert code == 10 and "written by another version" in said
+    code, said = refusal("-o", "pages", "--data-note", "ours")
+    assert code == 3 and "leave --data-note out" in said
     (tables / "table3.yaml").write_text("claims: [{}]\n")
     code, said = refusal("-o", "pages")
     assert code == 10 and "meansparse table 3 RUN" in said

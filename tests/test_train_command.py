@@ -131,6 +131,18 @@ def test_only_paper_selection_sees_test_images_before_the_end(npz: Path, tmp_pat
     assert found["own"]["epochs"][0]["selection_accuracy"] == int(clean.sum()) / 12
 
 
+def test_a_run_of_another_version_is_refused_in_words(npz: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", str(npz), "--epochs", "2", "--run", str(tmp_path / "r")]
+    assert train(*arguments, "--time-limit", "0.00001").exit_code == 75
+    file = next((tmp_path / "r").glob("*.pt"))
+    state = load_torch(file)
+    for row in state["log"]:
+        row["held_out_accuracy"] = row.pop("selection_accuracy")
+    save_torch(file, state)
+    refused = train(*arguments)
+    assert refused.exit_code == 10 and "was begun by another version" in refused.stderr and "--fresh" in refused.stderr
+
+
 def test_the_time_limit_stops_between_epochs_and_the_same_command_goes_on(npz: Path, tmp_path: Path) -> None:
     arguments = ["--dataset", str(npz), "--epochs", "3", "--run", str(tmp_path / "r")]
     stopped = train(*arguments, "--time-limit", "0.00001")

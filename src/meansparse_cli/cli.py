@@ -425,15 +425,15 @@ def measure(
 
 @app.command()
 def plot(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished sweep.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     what: Annotated[str | None, typer.Option(help="curve, blocked (share of features a site) or histogram (of a channel).")] = None,
     site: Annotated[str | None, typer.Option(help="Name or index of the site whose channel is drawn.")] = None,
     channel: Annotated[int | None, typer.Option(help="Which channel of it.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Draw at this alpha, not at the chosen one.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Draw at this alpha, not at the chosen one; no sweep is needed then.")] = None,
     dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None, device: Device = None,
     batch_size: BatchSize = None, seed: Seed = None,
 ) -> None:  # fmt: skip
-    """Draw a finished sweep: its curve, what is blocked where, a channel before and after."""
+    """Draw a sweep's curve; or, at its alpha or any other, what is blocked where, a channel before and after."""
     from .config import PlotConfig, resolve
 
     settings, sources = resolve("plot", PlotConfig, None, locals())
@@ -570,7 +570,7 @@ def models(
 def train(
     preset: Annotated[str | None, _training("paper (200 epochs, the defaults) or short (30, one-cycle; some points worse).")] = None,
     dataset: DatasetName = None, data_dir: DataDir = None, n_examples: NExamples = None,
-    held_out_examples: Annotated[int | None, _training("Held-out images that choose the best epoch; 1,000.")] = None,
+    held_out_examples: Annotated[int | None, _training("Images that choose the best epoch: 1,000 held-out ones; with --paper-selection all test images.")] = None,
     test_examples: Annotated[int | None, _training("Images of the final measurement.")] = None,
     method: Annotated[str | None, _training("pgd, trades or standard.")] = None,
     beta: Annotated[float | None, _training("Weight of the TRADES term; 6 (the paper prints 0.6).")] = None,
@@ -588,7 +588,7 @@ def train(
     crop_padding: Annotated[int | None, _training("Zero padding of the random crop.")] = None,
     flip: Annotated[bool | None, _training("Random horizontal flips.", "--flip/--no-flip")] = None,
     ema: Annotated[float | None, _training("Decay a step of an average of the weights, which is then what is measured and kept.")] = None,
-    paper_selection: Annotated[bool | None, _training("As the paper does: train on the held-out images too, and choose the best epoch on all test images.", "--paper-selection/--no-paper-selection")] = None,
+    paper_selection: Annotated[bool | None, _training("As the paper does: train on the held-out images too, and choose the best epoch on test images.", "--paper-selection/--no-paper-selection")] = None,
     mean_sparse_alpha: Annotated[float | None, _training("Train with the operator in place, alpha growing up to this, mean and std an average over the training batches, adversarial ones; the paper advises against it.")] = None,
     mean_sparse_ramp: Annotated[int | None, _training("Epochs that alpha grows; half of them.")] = None,
     precision: Annotated[str | None, _training("fp32 or bf16 (autocast).")] = None,

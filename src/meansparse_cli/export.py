@@ -162,7 +162,9 @@ def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str,
     data = f" of {Path(settings['dataset']).name}" if settings.get("dataset") not in (None, source.dataset) else ""
     parts.append(f"Measured on {n} test images{data} with {', '.join(worst['attacks'])}; an image counts as robust only if it withstood all.")  # fmt: skip
     if has_bpda:
-        parts.append("In attacks called bpda gradients pass straight through the operator.")
+        parts.append(
+            "In attacks called bpda or soft, gradients pass straight through the operator, or through a soft edge."
+        )
     else:
         parts.append("BPDA was not run, and plain attacks over-report this defence.")
     gain, error = 100 * worst["sparsified_minus_base"], 100 * worst["sparsified_minus_base_standard_error"]

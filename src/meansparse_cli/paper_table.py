@@ -211,7 +211,7 @@ def _paper_value(table: PaperTable, place: tuple[str, str], measure: str) -> flo
 
 
 class _Outcomes:
-    """Looks cells up for ``judge``; a base model is taken from the report that another cell of the claim is from."""
+    """Looks cells up for ``judge``; a base model is taken from the report that another cell of the same run is from."""
 
     def __init__(
         self, table: PaperTable, filled: dict[str, FilledColumn], places: Iterable[tuple[str, str]], measure: str
@@ -220,12 +220,13 @@ class _Outcomes:
         in_table = {(name, cell.cell.row): cell.result for name, column in filled.items() for cell in column.cells}
         cells = {place: table.cell(*place) for place in places}
         self.found = {place: in_table[cell.column, cell.row] for place, cell in cells.items() if not _is_base(cell)}
+        runs = {name: column.run for name, column in filled.items()}
         for place, cell in cells.items():
             if _is_base(cell):
-                bases = [r.base for r in self.found.values() if r is not None and r.base is not None]
+                near = [r for p, r in self.found.items() if cell.column not in runs or runs[p[0]] is runs[cell.column]]
+                bases = [r.base for r in near if r is not None and r.base is not None]
                 fitting = [base for base in bases if base.fits(cell.where)]
                 self.found[place] = fitting[0] if fitting else in_table.get((cell.column, cell.row))
-
         if measure == "clean":
             self.found |= _most_images(filled, cells)
 

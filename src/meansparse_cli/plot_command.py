@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .artifacts import sha256_of
 from .checkpoint import load_checkpoint, sparsify
 from .config import PlotConfig
-from .run_folder import file_name, located, verified
+from .console import note
+from .report import read_report
+from .run_folder import Run, file_name, located, verified
 from .stage_images import examples
 from .stage_model import alpha_in_use, load_base, pick_device
 
@@ -28,7 +31,10 @@ def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     device = pick_device(config.device)
     alpha, _ = alpha_in_use(run, config.alpha)
     swept = run.paths.report("sweep-alpha").exists()  # with sites, centre and spread of its own
-    if swept:
+    if swept and config.alpha is not None and not _is_of_these_statistics(run):
+        swept = False
+        note(f"plot: the sweep in {run.paths.folder} is of other statistics; those that are there now are drawn")
+    elif swept:
         verified(run, "sweep-alpha")
     checkpoint = load_checkpoint(run.paths.checkpoint if swept else run.paths.statistics)
     model = sparsify(load_base(run, config, device, checkpoint.rule), checkpoint, alpha=alpha)
@@ -45,3 +51,9 @@ def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     draw_histogram(values, title=f"{title}\n{site.name}, channel {config.channel}", png=png, svg=svg)
     return png
+
+
+def _is_of_these_statistics(run: Run) -> bool:
+    """Was the sweep made from the statistics that are there now?"""
+    swept = read_report(run.paths.report("sweep-alpha"), "sweep-alpha", mend=run.command("sweep-alpha"))
+    return bool(swept["inputs"]["calibrate.yaml"] == sha256_of(run.paths.report("calibrate")))

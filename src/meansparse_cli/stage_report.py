@@ -50,6 +50,7 @@ def write_stage(
     run: Run, stage: str, config: ModelConfig, sources: dict[str, str], inputs: dict[str, str], outputs: list[Path],
     device: str, started: float, results: dict[str, Any],
 ) -> Path:  # fmt: skip
+    """Write the report of a stage, the last thing it does."""
     path = run.paths.report(stage)
     write_report(
         path, stage=stage, config=config_block(config, sources), inputs=inputs,
@@ -60,7 +61,7 @@ def write_stage(
 
 
 def config_block(config: ModelConfig, sources: dict[str, str]) -> dict[str, Any]:
-    """Write the report of a stage, the last thing it does."""
+    """The settings of a stage for its report, and where those that are no defaults came from."""
     settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
     return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
 

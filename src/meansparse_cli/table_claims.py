@@ -15,11 +15,12 @@ from .paper_tables import Claim
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
 RULE = (
-    "confirmed: the sum that a claim is about lies beyond its bound, tested at 2.5 %; contradicted: it lies beyond it on the other "
-    "side, tested likewise; inconclusive: neither. Against 0 by Agresti and Min's interval, with at least "
+    "confirmed: the sum that a claim is about lies beyond its bound, tested at 2.5 % (nominally: up to 5 % on few hundred images); "
+    "contradicted: it lies beyond it on the other side, tested likewise; inconclusive: neither. Against 0 by Agresti and Min's interval, with at least "
     f"{MIN_FLIPS} examples that changed sides; a difference against another bound by Tango's score test; an accuracy by the "
-    "binomial distribution. Sums and standard errors are paired, example by example. The bounds other than 0 are ours: the paper "
-    'says "slightly" or "almost". Of 40 claims that lie right at their bounds, one is confirmed by chance'
+    "binomial distribution. Sums and standard errors are paired, example by example. Bounds of clean "
+    'accuracy and of "next to nothing" are ours: the paper says "slightly" or "almost". Of 40 claims that lie right at their bounds, '
+    "about one is confirmed by chance"
 )
 
 

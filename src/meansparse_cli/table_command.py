@@ -28,6 +28,8 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
     from .table_page import table_data, table_page
 
     if number == "summary":
+        if data_note is not None:
+            raise ConfigError("the summary has the data notes of its tables", hint="leave --data-note out")
         return write_summary(runs, folder)
     table = paper_table(number)
     page = table_file(folder, number).with_suffix(".md")

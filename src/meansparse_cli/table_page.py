@@ -13,9 +13,9 @@ from .run_results import Result, RunResults, without_machine_paths
 from .table_claims import RULE, sentence
 
 COLUMN_NOTES = (
-    "`±` is one standard error, of `ours - paper` ours alone, as the paper gives none; gains over the base model are paired, on the same images. The worst case, which the paper "
-    "does not have, counts an example as robust only if it survives every attack that was run, BPDA (gradients straight "
-    "through the operator) and images found on other models of the row's report included. Cells that were not run are empty."
+    "`±` is one standard error, beside `ours - paper` it is ours alone, as the paper gives none; gains over the base model are paired, on the same images. The worst case, which the paper "
+    "does not have, counts an example as robust only if it survives every attack that was run, BPDA (gradients by another "
+    "rule than the operator's own) and images found on other models of the row's report included. Cells that were not run are empty."
 )
 
 
@@ -103,7 +103,7 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
     extreme = [a.n for a in shown if a is not None and a.fraction in (0, 1)]
     if extreme:  # where the binomial error is 0, and says nothing
         notes.append(
-            f"An accuracy of 0 or 100 % of n images has no `±` of use: its 95 % interval is 3 / n wide, "
+            f"Where 0 or 100 % of n images are right, `±` says nothing: the 95 % bound lies 3 / n away, "
             f"{300 / min(extreme):.2g} points at {min(extreme):,} images."
         )
     return [line for note in notes for line in (note, "")][:-1]

@@ -59,7 +59,7 @@ def summary_page(folder: Path, *, command: str) -> str:
         of = ", ".join(f"{n} of {name}" for name, n in left_out.items())
         lines += [
             "",
-            f"Not run, and so not listed: {sum(left_out.values())} claims ({of}), most of them on models that were not run.",
+            f"Not run, and so not listed: {sum(left_out.values())} claims ({of}).",
         ]
     lines += ["", f"Rule: {RULE}.", "", "```console", command, "```", ""]
     return "\n".join(lines)
@@ -79,6 +79,8 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
     rows = []
     try:
         for claim, found in zip(paper_table(number).claims, content["claims"], strict=True):
+            if found["text"] != claim.text:
+                raise ValueError(found["text"])
             own = Judgement(claim, **_judgement(found["under_its_attack"]))
             worst = Judgement(claim, **_judgement(found["worst_case"])) if "worst_case" in found else None
             rows.append(SummaryRow(number, claim, own, worst))
@@ -102,13 +104,13 @@ def _models(contents: dict[str, dict[str, Any]]) -> list[str]:
     for content in contents.values():
         for column in content.get("columns", {}).values():
             if column["model"]:
-                ours[column["model"]] = bool(column["is_the_papers_model"])
+                ours[column["model"]] = ours.get(column["model"], True) and column["is_the_papers_model"]
         if "model" in content:  # the table of subsets
-            ours.setdefault(content["model"], False)
+            ours[content["model"]] = ours.get(content["model"], True) and content["is_the_papers_model"]
     data = {content["data"] for content in contents.values() if content.get("data")}
     lines = [
-        "A number is the sum that a claim is about: beyond its bound, which is 0 where none is named, the claim is true. "
-        "The sentence of a claim, and the commands behind its numbers, stand on the page of its table."
+        "A number is the sum of accuracies that a claim is about. The claim holds where it lies beyond its bound, which is 0 where "
+        "the claim names none. The sentence of a claim, and the commands behind its numbers, stand on the page of its table."
     ]
     if data:
         lines[0] += f" Data: {'; '.join(sorted(data))}."

@@ -70,13 +70,18 @@ class TrainState:
             raise ArtifactError(
                 f"{self.file} was begun with other settings ({changed})", hint="use another --run, or --fresh"
             )
+        try:
+            self.log = [EpochResult(**row) for row in state["log"]]
+        except TypeError as error:
+            raise ArtifactError(
+                f"{self.file} was begun by another version", hint="use another --run, or --fresh"
+            ) from error
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.step = state["average_step"]
             for key, value in self.average.state.items():
                 value.copy_(state["average"][key])
-        self.log = [EpochResult(**row) for row in state["log"]]
         self.best = state["best"]
 
     def finish(self, result: EpochResult, measured: dict[str, Tensor]) -> None:

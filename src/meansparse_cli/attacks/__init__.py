@@ -59,7 +59,7 @@ _APGD = {
     "apgd-t": ("APGD on the targeted DLR, 100 steps for each of 9 target classes", 2709),
 }
 SHARPEST_BAND = 0.01
-"""Standard deviations; the sharpest band of the catalogue, that breaks most after identity, is five times as soft."""
+"""Standard deviations; the catalogue's sharpest band, 0.05, which breaks most after identity, is five times as soft."""
 TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
@@ -79,7 +79,8 @@ def _base_gradient(search: str) -> AttackSpec:
 
 
 def _soft(search: str, temperature: str) -> AttackSpec:
-    words = f"with the gradients of a band whose edge is {temperature} std soft (BPDA)"
+    is_bpda = float(temperature) >= SHARPEST_BAND
+    words = f"with the gradients of a band whose edge is {temperature} std soft" + (" (BPDA)" if is_bpda else "")
     return _with_rule(search, f"soft-{temperature}", f"soft:{temperature}", words)
 
 
