@@ -47,6 +47,15 @@ def test_no_worse_than_by_a_margin(a: int, answer: str) -> None:
     assert judge(Claim("as good", {A: 1, B: -1}, bound=-0.005), 0.0, outcomes({A: a, B: 500})).answer == answer
 
 
+def test_an_open_question_says_how_many_images_the_papers_number_takes() -> None:
+    found = judge(Claim("more", {A: 1, B: -1}), 0.01, outcomes({A: 508, B: 500, ("column", "c"): 0}))
+    assert found.answer == "confirmed" and found.n_for_the_papers is None  # 0.28 points: 1,000 are enough for 1 point
+    right = {A: np.arange(1000) % 10 == 0, B: np.arange(1000) % 10 == 1}  # 100 either way: an error of 1.41 points
+    open_ = judge(Claim("more", {A: 1, B: -1}), 0.01, lambda place: (np.arange(1000), right[place]))
+    assert open_.n_for_the_papers == 16_000  # 1000 * (2.8 * 1.41)^2 = 15,700
+    assert "on 1,000 images (the paper's number would take about 16,000)." in sentence([("APGD", open_)])
+
+
 def test_other_images_and_missing_cells_are_no_answer() -> None:
     claim = Claim("more", {A: 1, B: -1})
     assert judge(claim, 0.0, outcomes({A: 600})).answer == "not run"

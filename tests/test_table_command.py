@@ -172,20 +172,22 @@ def test_claims_are_judged_under_the_papers_attack_and_at_worst(run: Path) -> No
     assert "**contradicted**, -10.00 points ± 3.00 on 100 images" in text and "Rule: confirmed: the sum" in text
 
 
-def test_claims_on_clean_accuracy_take_the_most_images(run: Path) -> None:
+def test_claims_on_clean_accuracy_take_the_most_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 of 100 lost say nothing about half a point; 2 of 2,000 do, whichever attack these images did not face."""
     folder = run / "measurements" / "clean"
     folder.mkdir()
     clean = np.stack([np.arange(2000) < 1800, np.arange(2000) < 1798])
     np.savez(folder / "outcomes.npz", index=np.arange(2000), label=np.zeros(2000), clean=clean)
     rows = [{"eps": "8/255", "sites": "all", "alpha": alpha} for alpha in (0.0, 0.2)]
-    report(folder, "measure", BASE_WHERE, {"attacks": [], "bpda_attacks": [], "rows": rows}, ("outcomes.npz",))
+    with monkeypatch.context() as typed:
+        typed.setattr("sys.argv", ["meansparse", "the-clean-one"])
+        report(folder, "measure", BASE_WHERE, {"attacks": [], "bpda_attacks": [], "rows": rows}, ("outcomes.npz",))
     text, data = page_of("3", str(run))
     small, large = (claim["under_its_attack"] for claim in data["claims"] if claim["measure"] == "clean")
     assert (small["answer"], small["n_examples"], small["ours"]) == ("confirmed", 2000, pytest.approx(-0.001))
     assert large["n_examples"] == 100, "alpha 0.35 is in the measurement of 100 images alone"
     assert cells(data, "Linf")["0.2"]["n_examples"] == 100, "a cell has its own images"
-    assert "--name clean" not in text.split("## Commands")[0]
+    assert text.count("meansparse the-clean-one") == 1, "the command behind these images is on the page"
 
 
 def test_a_claim_across_models_takes_each_models_own_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,11 +79,12 @@ class FilledColumn:
 class FilledTable:
     """``paper_base``: (column, row) -> the paper's cell of the base model that this one is compared with, where it has one.
 
-    ``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy)."""
+    ``of_claims``: the results that the claims were judged on. ``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy)."""
 
     table: PaperTable
     columns: tuple[FilledColumn, ...]
     paper_base: dict[tuple[str, str], Cell]
+    of_claims: tuple[Result, ...]
     judgements: tuple[tuple[Judgement, Judgement | None], ...]
 
 
@@ -103,16 +104,18 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
             of_column[column.name] = run
     columns = tuple(_fill_column(column, of_column.get(column.name)) for column in table.columns)
     filled = {column.column.name: column for column in columns}
-    judgements = []
+    judgements, of_claims = [], list[Result]()
     for claim in table.claims:
         paper = sum(weight * _paper_value(table, place, claim.measure) for place, weight in claim.terms.items())
         stand_in = _stand_in(claim, filled)
-        own, *worst = (
-            replace(judge(claim, paper, _Outcomes(table, filled, claim.terms, measure)), stand_in=stand_in)
+        lookups = [
+            _Outcomes(table, filled, claim.terms, measure)
             for measure in ([claim.measure, "worst"] if claim.measure == "robust" else [claim.measure])
-        )
+        ]
+        of_claims += [result for lookup in lookups for result in lookup.found.values() if result is not None]
+        own, *worst = (replace(judge(claim, paper, lookup), stand_in=stand_in) for lookup in lookups)
         judgements.append((own, worst[0] if worst else None))
-    return FilledTable(table, columns, _paper_bases(table), tuple(judgements))
+    return FilledTable(table, columns, _paper_bases(table), tuple(of_claims), tuple(judgements))
 
 
 def _paper_bases(table: PaperTable) -> dict[tuple[str, str], Cell]:

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .accuracy import MIN_FLIPS, side_of_zero
+from .accuracy import MIN_FLIPS, Z_95, side_of_zero
 from .bounds import side_of_difference, side_of_rate
 from .paper_tables import Claim
+from .simultaneous import Z_POWER
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
 RULE = (
@@ -37,6 +38,18 @@ class Judgement:
     why: str = ""
     stand_in: str = ""
     """Our model, where the claim names another one."""
+
+    @property
+    def n_for_the_papers(self) -> int | None:
+        """How many images would show a sum as large as the paper's in 80 % of samples, at 2.5 %, by our spread; two digits.
+
+        None where these suffice, or where nothing can be said.
+        """
+        distance = self.paper - self.claim.bound
+        if not self.n or not self.standard_error or not distance:
+            return None
+        needed = self.n * ((Z_95 + Z_POWER) * self.standard_error / distance) ** 2
+        return int(float(f"{needed:.2g}")) if needed > self.n else None
 
     def to_report(self) -> dict[str, Any]:
         """Plain values."""
@@ -90,7 +103,9 @@ def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
             parts.append(f"{name}: **{judgement.answer}**{why}")
             continue
         number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
-        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images")
+        needed = judgement.n_for_the_papers if judgement.answer == "inconclusive" else None
+        size = "" if needed is None else f" (the paper's number would take about {needed:,})"
+        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{size}")
     text = first.claim.text[0].upper() + first.claim.text[1:]
     here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
     return f"{text} (paper: {number_of(first.paper, first.claim)}).{here} {'. '.join(parts)}."

@@ -37,7 +37,7 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
     lines += ["", f"Rule: {RULE}.", ""]
     runs = list({id(c.run): c.run for c in filled.columns if c.run is not None}.values())
     results = [cell.result for column in filled.columns for cell in column.cells if cell.result is not None]
-    return "\n".join(lines + commands_section(runs, results, command))
+    return "\n".join(lines + commands_section(runs, [*results, *filled.of_claims], command))
 
 
 def table_data(filled: FilledTable, *, command: str, data_note: str | None) -> dict[str, Any]:
