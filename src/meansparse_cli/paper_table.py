@@ -244,16 +244,25 @@ class _Outcomes:
 
 
 def _most_images(filled: dict[str, FilledColumn], cells: dict[tuple[str, str], Cell]) -> dict[tuple[str, str], Result]:
-    """A result for each cell of a claim on clean accuracy, whichever the attack: those on most images that all of them have."""
+    """A result for each cell of a claim on clean accuracy, whichever the attack: those on most images that all of them have.
+
+    From one report where one has them all, the youngest of several.
+    """
     runs = {name: column.run for name, column in filled.items() if column.run is not None}
-    by_place: dict[tuple[str, str], dict[int, Result]] = {}
+    by_place: dict[tuple[str, str], list[Result]] = {}
     for place, cell in cells.items():
-        others = list(runs.values())  # of a base model that stands in no column
-        results = [r for run in ([runs[cell.column]] if cell.column in runs else others) for r in run.results]
-        fitting = sorted((r for r in results if r.fits(cell.where, clean=True)), key=lambda r: r.finished)
-        by_place[place] = {len(result.clean): result for result in fitting}
-    sizes = set.intersection(*(set(found) for found in by_place.values()))
-    return {place: found[max(sizes)] for place, found in by_place.items()} if sizes else {}
+        everywhere = list(runs.values())  # a base model that stands in no column
+        results = [r for run in ([runs[cell.column]] if cell.column in runs else everywhere) for r in run.results]
+        by_place[place] = [result for result in results if result.fits(cell.where, clean=True)]
+    sizes = set.intersection(*({len(r.clean) for r in found} for found in by_place.values()))
+    if not sizes:
+        return {}
+    largest = {p: [r for r in found if len(r.clean) == max(sizes)] for p, found in by_place.items()}
+    shared = set.intersection(*({r.report for r in found} for found in largest.values()))
+    return {
+        place: max((r for r in found if r.report in shared or not shared), key=lambda r: (r.finished, r.report))
+        for place, found in largest.items()
+    }
 
 
 def _is_base(cell: Cell) -> bool:
