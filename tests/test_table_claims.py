@@ -54,6 +54,8 @@ def test_an_open_question_says_how_many_images_the_papers_number_takes() -> None
     open_ = judge(Claim("more", {A: 1, B: -1}), 0.01, lambda place: (np.arange(1000), right[place]))
     assert open_.n_for_the_papers == 16_000  # 1000 * (2.8 * 1.41)^2 = 15,700
     assert "on 1,000 images (the paper's number would take about 16,000)." in sentence([("APGD", open_)])
+    far = judge(Claim("more", {A: 1, B: -1}), 0.05, lambda place: (np.arange(1000), right[place]))
+    assert "on 1,000 images (the paper's number lies outside our 95 % interval)." in sentence([("APGD", far)])
 
 
 def test_other_images_and_missing_cells_are_no_answer() -> None:

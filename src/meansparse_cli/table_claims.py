@@ -103,12 +103,20 @@ def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
             parts.append(f"{name}: **{judgement.answer}**{why}")
             continue
         number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
-        needed = judgement.n_for_the_papers if judgement.answer == "inconclusive" else None
-        size = "" if needed is None else f" (the paper's number would take about {needed:,})"
-        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{size}")
+        left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
+        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{left}")
     text = first.claim.text[0].upper() + first.claim.text[1:]
     here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
     return f"{text} (paper: {number_of(first.paper, first.claim)}).{here} {'. '.join(parts)}."
+
+
+def _what_is_left_open(judgement: Judgement) -> str:
+    """Whether it could still be as the paper has it, and how many images would tell."""
+    assert judgement.value is not None and judgement.standard_error is not None
+    if abs(judgement.paper - judgement.value) > Z_95 * judgement.standard_error > 0:
+        return " (the paper's number lies outside our 95 % interval)"
+    needed = judgement.n_for_the_papers
+    return "" if needed is None else f" (the paper's number would take about {needed:,})"
 
 
 def number_of(value: float, claim: Claim) -> str:
