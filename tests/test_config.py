@@ -76,7 +76,23 @@ def test_alphas() -> None:
     assert parse_alphas([0, 0.25]) == (0.0, 0.25)
 
 
-@pytest.mark.parametrize("text", ["", "a", "0.5:0.1:0.1", "0.1:0.5:0", "0.1:0.5", "-0.1", "nan", "inf", "0.1,x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "0.5:0.1:0.1",
+        "0.1:0.5:0",
+        "0.1:0.5",
+        "-0.1",
+        "nan",
+        "inf",
+        "0.1,x",
+        "nan:1:0.1",
+        "0:inf:0.1",
+        "0:10000:0.0001",
+    ],
+)
 def test_bad_alphas(text: str) -> None:
     with pytest.raises(ConfigError, match="alpha"):
         resolve("sweep-alpha", SweepAlphaConfig, None, {"alphas": text})
@@ -92,7 +108,7 @@ def test_eps() -> None:
     check_eps("1.5", "L2")
 
 
-@pytest.mark.parametrize("text", ["0", "-1/255", "8/0", "eight"])
+@pytest.mark.parametrize("text", ["0", "-1/255", "8/0", "eight", "nan:1:0.1", "1/255:1:1/255000"])
 def test_bad_eps(text: str) -> None:
     with pytest.raises(ConfigError, match="eps"):
         resolve("evaluate", EvaluateConfig, None, {"eps": text})

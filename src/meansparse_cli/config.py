@@ -21,6 +21,9 @@ from .shard import parse_shard
 from .site_rules import parse_rule
 
 
+MOST_IN_A_GRID = 1000
+
+
 def parse_eps(value: object) -> str:
     """``8/255`` or ``0.03`` -> the text itself, once it is known to be a positive number."""
     text = str(value).strip()
@@ -69,8 +72,8 @@ def eps_grid(text: str) -> tuple[str, ...]:
         raise ValueError(f"eps is {text!r}; expected FROM:TO:STEP such as 1/255:16/255:1/255") from error
     if step <= 0 or last < first:
         raise ValueError(f"eps {text!r} is an empty range: FROM must not exceed TO, and STEP must be above 0")
-    if (n := int((last - first) / step) + 1) > 1000:
-        raise ValueError(f"eps {text!r} are {n} values, more than 1000")
+    if (n := int((last - first) / step) + 1) > MOST_IN_A_GRID:
+        raise ValueError(f"eps {text!r} are {n:,} values, more than {MOST_IN_A_GRID:,}")
     written_over = {part.partition("/")[2] for part in text.split(":")} - {""}
     values = [first + i * step for i in range(n)]
     over = int(written_over.pop()) if len(written_over) == 1 else None
@@ -91,13 +94,14 @@ def parse_alphas(value: object) -> tuple[float, ...]:
     """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
     if isinstance(value, str) and ":" in value:
         try:
-            start, stop, step = (Decimal(part) for part in value.split(":"))
-        except (InvalidOperation, ValueError) as error:
+            start, stop, step = (Fraction(Decimal(part)) for part in value.split(":"))
+        except (InvalidOperation, ValueError, OverflowError) as error:  # the last two for nan and infinity
             raise ValueError(f"alphas are {value!r}; expected FROM:TO:STEP such as 0.05:0.5:0.05") from error
         if step <= 0 or stop < start:
             raise ValueError(f"alphas {value!r} are an empty range: FROM must not exceed TO, and STEP must be above 0")
-        n_steps = int((stop - start) / step)
-        return _alphas([start + i * step for i in range(n_steps + 1)], value)
+        if (n := int((stop - start) / step) + 1) > MOST_IN_A_GRID:
+            raise ValueError(f"alphas {value!r} are {n:,} values, more than {MOST_IN_A_GRID:,}")
+        return _alphas([float(start + i * step) for i in range(n)], value)
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     return _alphas([p for p in parts if str(p).strip()], value)
 
