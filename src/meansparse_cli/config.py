@@ -20,7 +20,6 @@ from .errors import ConfigError
 from .shard import parse_shard
 from .site_rules import parse_rule
 
-
 MOST_IN_A_GRID = 1000
 
 
