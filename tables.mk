@@ -35,7 +35,7 @@ EPS_GRID  ?= $(if $(QUICK),1/255$(comma)2/255$(comma)3/255$(comma)4/255$(comma)6
 SITE_ALPHAS ?= $(if $(QUICK),0.35,$(TWO))
 ON_GPU    := $(filter cuda%,$(DEVICE))
 BATCH     ?= $(if $(ON_GPU),1000,250)
-SPEED     ?= $(if $(ON_GPU),--precision tf32)
+SPEED     ?=
 
 comma     := ,
 $(foreach path,MODEL MODELS RUNS,$(if $(word 2,$($(path))),$(error $(path)=$($(path)): a path without spaces, please)))

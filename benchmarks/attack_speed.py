@@ -1,4 +1,4 @@
-"""Our attacks beside pyautoattack's, in one run: the same model, images, seed, budgets, threads and device.
+"""Our attacks beside pyautoattack's, in one run: the same model, images, seed, budgets, precision, threads and device.
 
     python benchmarks/attack_speed.py --data-dir DIR [--n-apgd 1000] [--n-standard 200] [--device auto]
 
@@ -33,7 +33,7 @@ from meansparse_cli.attacks import PRESETS, run_attack
 from meansparse_cli.attacks.budget import enforce_budget
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.judge import is_misclassified, under_attack
-from meansparse_cli.attacks.precision import PRECISIONS
+from meansparse_cli.attacks.precision import PRECISIONS, precision_on, search_precision
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.config import eps_value
 from meansparse_cli.data import load_split, stack_examples, take_examples
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--norm", choices=("Linf", "L2"), default="Linf")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of our search")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of both sides, bf16 of ours; tf32 on a GPU by default")
     parser.add_argument("--compile", action="store_true", help="our search on a compiled model")
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
@@ -140,6 +140,7 @@ def main() -> None:
     # not by pick_device, which sets the allocator: the process of pyautoattack starts without that
     default = "cuda" if torch.cuda.is_available() else "cpu"
     options.device = torch.device(default if options.device == "auto" else options.device)
+    options.precision = precision_on(options.device.type, options.precision)
     for what, n in (("apgd-ce", options.n_apgd), ("standard", options.n_standard)):
         if n:
             compare(what, n, options)
@@ -260,7 +261,9 @@ def run_theirs(
     counting.register_forward_pre_hook(turns.hand_over)
     other.send("your turn")
     turns.begin()
-    with timed_log(side, turns):
+    # PyTorch's own default on a GPU is a mixture: TF32 in convolutions, float32 in matrix products
+    theirs = "tf32" if options.precision == "bf16" else options.precision
+    with timed_log(side, turns), search_precision(options.device, theirs):
         adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=options.batch_size)
     side.seconds = turns.end()
     side.forward, side.backward = counting.forward_passes, counting.backward_passes

@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# Trains the ResNet-18 models of the ablation tables, several side by side on one device.
+# Trains the ResNet-18 models of the ablation tables, several side by side on one device, and makes the tables from them.
 #
-#   DATA=DIR benchmarks/gpu_suite.sh                    everything
+#   DATA=DIR benchmarks/gpu_suite.sh                    everything; from the folder of the Makefile
 #   DATA=DIR benchmarks/gpu_suite.sh data wide          these steps only
 #
 # steps  data         decode DATA once into OUT/data (DATA with train.npz and test.npz is taken as it is)
 #        embedded     width 16, GELU, PGD                      (the embedded model; Tables 3 to 11 at reduced size)
 #        activations  width 16, the five other activations     (Table 2)
 #        methods      width 16, TRADES and standard training   (Tables 6 and 7)
-#        wide         width 64, GELU, PGD                      (the paper's network; make tables MODEL=OUT/pgd-gelu-w64/model.safetensors)
+#        wide         width 64, GELU, PGD                      (the paper's network)
+#        tables       TABLES (3, 5, 8, 9, 10, 11 and more) on the wide model, the pages in PAGES
+#        trained      Tables 2, 6 and 7 on the models of width WIDTH
+#        bench        our attacks beside pyautoattack's; nothing else should run meanwhile
 #        pack         OUT/weights.tar.aa, .ab, ... of at most 15 MiB: cat OUT/weights.tar.* | tar x
 #
 # The models lie where `make table2 MODELS=OUT` and its like look for them.
 #
 # Every step can be killed and typed again: what is done is skipped, what was begun goes on from its last epoch.
-# MINUTES= bounds all of it: no epoch is begun that would end later. Exit code: how many trainings are not finished.
-# Everything at a toy size: DEVICE=cpu EPOCHS=1 N=512 WIDTH=4 WIDE=8 SPEED= EVAL=64 STEPS=1
+# MINUTES= bounds all of it: no epoch is begun that would end later. Exit code: how many steps and trainings are not finished.
+# Everything at a toy size: DEVICE=cpu EPOCHS=1 N=512 WIDTH=4 WIDE=8 SPEED= EVAL=64 STEPS=1 IMAGES=8 TABLE_OPTIONS=QUICK=1
 set -u
 DATA=${DATA:?DATA=DIR: a folder with torchvision\'s CIFAR-10 files, or train and test as zips, folders or .npz files}
 OUT=${OUT:-runs/gpu-suite}
@@ -29,6 +32,11 @@ EVAL=${EVAL:-5000}                   # test images of the final measurement
 STEPS=${STEPS:-10}                   # attack steps
 MINUTES=${MINUTES:-600}
 WORKERS=${WORKERS:-$(nproc)}         # processes that decode
+IMAGES=${IMAGES:-}                   # test images of the tables; all by default
+TABLES=${TABLES:-tables table1 table4 table12 headline table-subset}
+TABLE_OPTIONS=${TABLE_OPTIONS:-}     # more variables for make: QUICK=1 DATA_NOTE=...
+JOBS=${JOBS:-2}                      # of make, side by side on the device
+PAGES=${PAGES:-docs/tables}
 SPEED=${SPEED---precision bf16 --cuda-graphs}
 MEANSPARSE=${MEANSPARSE:-meansparse}
 PYTHON=${PYTHON:-python3}
@@ -60,7 +68,16 @@ finish() { # wait for all of them
 
 trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
 
-for step in ${*:-data embedded activations methods finish wide finish pack}; do
+tables() { # VARIABLE=VALUE... TARGET...: in the foreground; one that fails does not stop the others
+  local more=()
+  eval "more=($TABLE_OPTIONS)"
+  # nothing of the suite's own settings must reach make by the environment: SPEED and N mean other things there
+  env -u SPEED -u MAKEFLAGS -u MFLAGS make -k -j "$JOBS" INSTALLED= MEANSPARSE="$MEANSPARSE" DATA="$OUT/data" DEVICE="$DEVICE" \
+    RUNS="$OUT/runs" MODELS="$OUT" WIDTH="$WIDTH" OUT="$PAGES" N="$IMAGES" MODEL= "${more[@]}" "$@" >>"$OUT/tables.log" 2>&1 ||
+    { echo "$*: not finished: $(tail -1 "$OUT/tables.log")"; unfinished=$((unfinished + 1)); }
+}
+
+for step in ${*:-data bench embedded activations methods finish wide finish tables trained pack}; do
   case $step in
     data) $PYTHON "$here/images_to_npz.py" cifar10 "$DATA" "$OUT/data" "$WORKERS" || exit 1 ;;
     embedded) train "pgd-gelu-w$WIDTH" --width "$WIDTH" ;;
@@ -73,7 +90,10 @@ for step in ${*:-data embedded activations methods finish wide finish pack}; do
       train "trades-gelu-w$WIDTH" --width "$WIDTH" --method trades
       train "standard-gelu-w$WIDTH" --width "$WIDTH" --method standard
       ;;
-    wide) train "pgd-gelu-w$WIDE" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ;;
+    wide) train "pgd-gelu-w$WIDE" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ${SPEED:+--compile} ;;
+    tables) finish; tables MODEL="$OUT/pgd-gelu-w$WIDE/model.safetensors" $TABLES ;;
+    trained) finish; tables table2 table6 table7 ;;
+    bench) $PYTHON "$here/attack_speed.py" --data-dir "$OUT/data" --device "$DEVICE" ${IMAGES:+--n-apgd $IMAGES} || unfinished=$((unfinished + 1)) ;;
     finish) finish ;;
     pack)
       finish

@@ -77,6 +77,7 @@ def test_rows_are_the_base_then_every_rule_and_alpha(run: str) -> None:
     rules = ["single:0", "single:1", "single:2", "first:1", "first:2", "first:3"]
     assert rows == [("all", 0.0), *((rule, alpha) for rule in rules for alpha in (1.0, 2.0))]
     assert found["attacks"] == ["pgd-8"] and found["bpda_attacks"] == ["bpda-apgd-ce"] and found["split"] == "test"
+    assert found["precision"] == ("tf32" if torch.cuda.is_available() else "fp32")
     outcomes = arrays(path)
     assert outcomes["worst"].shape == (13, 20)
     for name in ("clean", "plain", "bpda", "worst"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.judge import float32_set_to
-from meansparse_cli.attacks.precision import search_precision
+from meansparse_cli.attacks.precision import precision_on, search_precision
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
@@ -90,6 +90,11 @@ def test_what_a_faster_form_breaks_and_the_model_does_not_is_searched_again() ->
     misled = run_attack("apgd-ce", model, x, y, torch.arange(16), search_model=Wrong(model), **arguments)
     assert torch.equal(misled.broken, alone.broken)
     assert int(misled.rejected.sum()) >= int((~alone.broken).sum())
+
+
+def test_a_search_is_tf32_on_a_gpu_unless_told_otherwise() -> None:
+    assert [precision_on(device, None) for device in ("cuda", "cuda:1", "cpu")] == ["tf32", "tf32", "fp32"]
+    assert [precision_on(device, "fp32") for device in ("cuda", "cpu")] == ["fp32", "fp32"]
 
 
 def test_precisions_are_set_and_put_back() -> None:

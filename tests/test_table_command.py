@@ -216,6 +216,7 @@ def test_heading_says_model_size_and_data(run: Path, monkeypatch: pytest.MonkeyP
     assert "**Another model than the paper's**: `digits`" in text
     assert "**Reduced size**: 100 images, where the paper has 10,000" in text
     assert "Ours: CIFAR-10, JPEG copies." in text
+    assert re.search(r"^Measured on cpu \(\w+ \w+, \d+ cores\), torch \d[^;]*\.$", text, re.MULTILINE)
     assert data["data"] == "CIFAR-10, JPEG copies" and data["columns"]["Linf"]["is_the_papers_model"] is False
     assert text.rstrip().endswith("meansparse table 3 runs/one\n```")
 

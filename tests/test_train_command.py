@@ -268,6 +268,23 @@ def test_the_gpu_suite_types_what_the_tool_takes(tmp_path: Path) -> None:
     assert subprocess.run([SUITE, "typo"], env=os.environ | settings, capture_output=True).returncode == 2
 
 
+def test_the_gpu_suite_makes_the_tables_of_what_it_trained(tmp_path: Path) -> None:
+    stub = tmp_path / "make"
+    stub.write_text(
+        '#!/bin/sh\necho "$@"\necho "SPEED=$SPEED"\ncase "$*" in *table2*) echo "make: a sad end"; exit 2;; esac\n'
+    )
+    stub.chmod(0o755)
+    settings = {
+        "DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": "meansparse", "N": "512", "SPEED": "--compile", "IMAGES": "20",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "TABLE_OPTIONS": "QUICK=1 DATA_NOTE='two words'",
+    }  # fmt: skip
+    done = subprocess.run([SUITE, "tables", "trained"], env=os.environ | settings, capture_output=True, text=True)
+    first, speed, second, *_ = (tmp_path / "tables.log").read_text().splitlines()
+    assert f"N=20 MODEL= QUICK=1 DATA_NOTE=two words MODEL={tmp_path}/pgd-gelu-w64/model.safetensors tables " in first
+    assert speed == "SPEED=" and second.endswith("table2 table6 table7")
+    assert done.returncode == 1 and "table2 table6 table7: not finished: " in done.stdout
+
+
 @pytest.mark.slow
 def test_the_gpu_suite_at_a_toy_size(npz: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"

@@ -256,7 +256,10 @@ Individual = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Of the search: fp32, tf32 or bf16; breaks are judged in float32.", rich_help_panel=_RUN),
+    typer.Option(
+        help="Of the search: fp32, tf32 or bf16; tf32 on a GPU by default. Breaks are judged in float32.",
+        rich_help_panel=_RUN,
+    ),
 ]
 Compile = Annotated[
     bool | None, typer.Option("--compile", help="Search a compiled form of the model.", rich_help_panel=_RUN)

@@ -231,8 +231,8 @@ class EvaluateConfig(AttackConfig):
     individual: bool = False
     eps: EpsGrid | None = None
     """One budget, or several: ``1/255:16/255:1/255``, ``2/255,8/255``."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the search; every break is judged in float32."""
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """Of the search; every break is judged in float32. Not given: tf32 on a GPU, fp32 elsewhere."""
     compile: bool = False
     channels_last: bool | None = None
     """Memory format of the search; on where it pays when not given: on a CPU, and on a GPU below float32."""
@@ -276,7 +276,8 @@ class MeasureConfig(AttackConfig):
     centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
     spread: Literal["channel-std", "site-std"] = "channel-std"
     split: Split = "test"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """As in ``evaluate``."""
     block_size: int = Field(default=256, ge=1)
     """Images between two writes to disk."""
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     from .attacks import expand_attacks
+    from .attacks.precision import precision_on
     from .attacks.result import Budget
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
@@ -87,11 +88,12 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             f"pool: {len(pool[name].positions):,} images of {name} are of these {len(y):,} examples, "
             f"{len(chunk.positions):,} inside the budget"
         )
+    precision = precision_on(device, config.precision)
     settings = EvaluateSettings(
         attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
-        batch_size=config.batch_size, device=device, individual=config.individual, precision=config.precision,
+        batch_size=config.batch_size, device=device, individual=config.individual, precision=precision,
         compile=config.compile,
-        channels_last=device == "cpu" or config.precision != "fp32" if config.channels_last is None else config.channels_last,
+        channels_last=device == "cpu" or precision != "fp32" if config.channels_last is None else config.channels_last,
     )  # fmt: skip
     if fresh and shard is not None:
         for file in shard.files_in(state_folder):  # what the others wrote stays

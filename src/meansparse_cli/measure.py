@@ -40,6 +40,7 @@ MEASURES = ("clean", "plain", "bpda", "worst")
 
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
+    from .attacks.precision import precision_on
     from .attacks.result import Budget
     from .evaluation import attacks_id
     from .pair_attack import PairSettings
@@ -65,6 +66,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     if line := split_note(config.split):
         note(line)
     device = pick_device(config.device)
+    precision = precision_on(device, config.precision)
     checkpoint = replace(load_checkpoint(run.paths.statistics), centre=config.centre, spread=config.spread)
     base = load_base(run, config, device, checkpoint.rule)
     check_logits(base, run, config, x[:2].to(device))
@@ -80,13 +82,13 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     passes = {"forward_passes": 0, "backward_passes": 0}
     for one, value in [(one, eps_value(one)) for one in eps_grid(eps)] if plain else [(eps, 0.0)]:
         budget = Budget(run.norm, value)  # type: ignore[arg-type]
-        settings = PairSettings(budget, config.seed, config.batch_size, n_classes, config.precision)
+        settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision)
         store = PairStore(
             model, x.to(device), y.to(device), indices, settings, plain=plain, bpda=bpda, folder=state_folder,
             block_size=config.block_size,
             key={
                 "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
-                "precision": config.precision, "images": f"{config.dataset or run.source.dataset} {config.split}",
+                "precision": precision, "images": f"{config.dataset or run.source.dataset} {config.split}",
             },
         )  # fmt: skip
         points = _score(store, columns, f"eps {one}")
@@ -102,7 +104,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     _save_outcomes(place.paths, indices, y, outcomes)
     results = {
         "n_examples": len(y), "split": config.split, "attacks": list(plain), "bpda_attacks": list(bpda),
-        "model": run.source.name, "rows": rows, **passes,
+        "model": run.source.name, "precision": precision, "rows": rows, **passes,
     }  # fmt: skip
     return write_stage(place, "measure", resolved, sources, inputs, [place.paths.outcomes], device, started, results)
 

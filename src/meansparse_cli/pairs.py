@@ -47,7 +47,10 @@ class PairStore:
         self, model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, settings: PairSettings, *,
         plain: Sequence[str], bpda: Sequence[str], folder: Path, key: dict[str, Any], block_size: int = 64,
     ) -> None:  # fmt: skip
-        if device_of(model, x.device).type == "cpu":  # where convolutions are faster so; no value changes
+        if device_of(model, x.device).type == "cpu" or settings.precision in (
+            "tf32",
+            "bf16",
+        ):  # convolutions are faster so
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model, self.x, self.y, self.indices, self.settings = model, x, y.long(), indices.long(), settings
         self.attacks: dict[Family, tuple[str, ...]] = {"plain": tuple(plain), "bpda": tuple(bpda)}

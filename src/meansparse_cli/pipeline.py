@@ -249,6 +249,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     """Clean and robust accuracy of each alpha on the held-out split, plain and BPDA; the chosen alpha's checkpoint."""
     from .alpha_rules import alphas_by_rule
     from .alpha_search import check_blocks
+    from .attacks.precision import precision_on
     from .attacks.result import Budget
     from .choice import ChoiceRule
     from .curve import draw_alpha_curve
@@ -284,8 +285,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if fresh:
         discard(run.paths.state / "sweep-alpha")
     n_classes, budget = count_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
+    pair_settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision_on(device, None))
     store = PairStore(
-        model, x.to(device), y.to(device), indices, PairSettings(budget, config.seed, config.batch_size, n_classes),
+        model, x.to(device), y.to(device), indices, pair_settings,
         plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
         key={
             "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),

@@ -144,11 +144,12 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
         rows.append((f"{stage}, report", f"sha256 of its content {report['content_sha256']}, {made['finished']}"))
     last = reports[list(reports)[-1]]["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    rows += [("versions", versions), ("machine", f"{last['platform']}, {last['device']}")]
+    rows += [("versions", versions), ("machine", f"{last['platform']}, {last.get('gpu', last['device'])}")]
     if "evaluate" in reports:
         settings = reports["evaluate"]["config"]["settings"]
         rows.append(("seed", str(settings["seed"])))
-        rows.append(("precision of the search", str(settings.get("precision", "fp32")) + "; breaks judged in float32"))
+        searched = reports["evaluate"]["results"].get("search", {}).get("precision", "fp32")
+        rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
     weights = reports.get("fetch", {}).get("results", {}).get("sha256")
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
 

@@ -118,11 +118,28 @@ def _provenance(device: str, seconds: float) -> dict[str, Any]:
     return {
         "versions": versions(),
         "device": device,
+        **({"gpu": _gpu_name(device)} if device.startswith("cuda") else {}),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _gpu_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def machine_of(provenance: dict[str, Any]) -> str:
+    """The machine behind a report, in words.
+
+    >>> machine_of({"device": "cpu", "platform": "Linux x86_64, 2 cores", "versions": {"torch": "2.15.0"}})
+    'cpu (Linux x86_64, 2 cores), torch 2.15.0'
+    """
+    device = provenance.get("gpu", provenance["device"])
+    return f"{device} ({provenance['platform']}), torch {provenance['versions']['torch']}"
 
 
 def versions() -> dict[str, str]:

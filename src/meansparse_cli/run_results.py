@@ -16,7 +16,7 @@ from .artifacts import sha256_of
 from .attacks import expand_attacks
 from .console import note
 from .evaluation import CLEAN, TRANSFER, is_bpda
-from .report import RunPaths, read_report, verify_outputs
+from .report import RunPaths, machine_of, read_report, verify_outputs
 
 if TYPE_CHECKING:
     from .models import ModelSource
@@ -41,6 +41,7 @@ class Result:
     attacks: tuple[str, ...]
     finished: str
     command: str
+    machine: str
     base: Result | None
 
     def fits(self, where: dict[str, str], *, clean: bool = False) -> bool:
@@ -218,8 +219,9 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
     return found
 
 
-def _when(report: dict[str, Any]) -> tuple[str, str]:
-    return report["provenance"]["finished"], report["provenance"]["command"]
+def _when(report: dict[str, Any]) -> tuple[str, str, str]:
+    made = report["provenance"]
+    return made["finished"], made["command"], machine_of(made)
 
 
 def without_machine_paths(command: str) -> str:

@@ -98,6 +98,9 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
         notes.append("**Train columns**: training images, those that the statistics were computed from.")
     if filled.table.note:
         notes.append(f"**Left open**: {filled.table.note}.")
+    machines = dict.fromkeys(cell.result.machine for column in used for cell in column.cells if cell.result is not None)
+    if machines:
+        notes.append(f"Measured on {'; '.join(machines)}.")
     notes.append(COLUMN_NOTES)
     shown = [a for column in used for cell in column.cells for a in (cell.clean, cell.robust, cell.worst)]
     extreme = [a.n for a in shown if a is not None and a.fraction in (0, 1)]

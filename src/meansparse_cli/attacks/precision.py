@@ -13,6 +13,11 @@ Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
+def precision_on(device: str, given: Precision | None) -> Precision:
+    """``given``; else TF32 on a GPU, in which PyTorch computes convolutions there by default, and float32 elsewhere."""
+    return given or ("tf32" if device.startswith("cuda") else "fp32")
+
+
 @contextmanager
 def search_precision(device: torch.device, precision: Precision | None) -> Iterator[None]:
     """``fp32``: float32 throughout. ``tf32``: TF32 products on a GPU. ``bf16``: autocast. None: as it is set."""
