@@ -90,7 +90,7 @@ for step in ${*:-data bench embedded activations methods finish wide finish tabl
       train "trades-gelu-w$WIDTH" --width "$WIDTH" --method trades
       train "standard-gelu-w$WIDTH" --width "$WIDTH" --method standard
       ;;
-    wide) train "pgd-gelu-w$WIDE" --width "$WIDE" --epochs "$WIDE_EPOCHS" --save-dtype float16 ${SPEED:+--compile} ;;
+    wide) EPOCHS=$WIDE_EPOCHS train "pgd-gelu-w$WIDE" --width "$WIDE" --save-dtype float16 ${SPEED:+--compile} ;;
     tables) finish; tables MODEL="$OUT/pgd-gelu-w$WIDE/model.safetensors" $TABLES ;;
     trained) finish; tables table2 table6 table7 ;;
     bench) $PYTHON "$here/attack_speed.py" --data-dir "$OUT/data" --device "$DEVICE" ${IMAGES:+--n-apgd $IMAGES} || unfinished=$((unfinished + 1)) ;;

@@ -96,7 +96,11 @@ def climb(
         batch["passes"] = batch["passes"] + needed  # what the example would take alone
 
         if any(left):
-            gone = {key: batch[key][leaving] for key in ("point", "best_point", "best_loss", "broken")}
+            # by index: a boolean mask would have the device waited for once more, for every tensor of the batch
+            gone_rows = torch.tensor([row for row, leaves in enumerate(left) if leaves])
+            kept_rows = torch.tensor([row for row, leaves in enumerate(left) if not leaves], dtype=torch.int64)
+            gone_there, kept_there = gone_rows.to(leaving.device), kept_rows.to(leaving.device)
+            gone = {key: batch[key][gone_there] for key in ("point", "best_point", "best_loss", "broken")}
             gone_slots = [slot for slot, leaves in zip(slots, left, strict=True) if leaves]
             # The misclassified point, or the best one of an attempt survived.
             found = torch.where(gone["broken"].view(-1, 1, 1, 1), gone["point"], gone["best_point"])
@@ -104,15 +108,15 @@ def climb(
             points[examples] = found.to(points.device)
             claimed[examples] = gone["broken"].to(points.device)
             best_loss[examples] = gone["best_loss"].to(points.device)
-            passes.index_add_(0, examples.cpu(), batch["passes"][left_rows := torch.tensor(left)])
+            passes.index_add_(0, examples.cpu(), batch["passes"][gone_rows])
             for (example, attempt), is_broken in zip(gone_slots, gone["broken"].tolist(), strict=True):
                 over = is_broken or attempt + 1 == n_attempts
                 if not over:
                     waiting.append((example, attempt + 1))
                 report(n_attempts - attempt if over else 1)
             slots = [slot for slot, leaves in zip(slots, left, strict=True) if not leaves]
-            batch = {key: value[~left_rows if key == "passes" else ~leaving] for key, value in batch.items()}
-            loss, grad = loss[~leaving], grad[~leaving]
+            batch = {key: value[kept_rows if key == "passes" else kept_there] for key, value in batch.items()}
+            loss, grad = loss[kept_there], grad[kept_there]
 
         if slots:
             rule.advance(batch, loss, grad)
