@@ -43,8 +43,8 @@ bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an ho
 bench-sweep: $(STAMP) ## our sweep beside one pyautoattack run an alpha: make bench-sweep DATA=DIR (half an hour on two cores)
 	$(BIN)/python benchmarks/sweep_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
 
-gpu-suite: $(STAMP) ## train the ablation models on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite
-	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh
+gpu-suite: $(STAMP) ## benchmark, trainings and tables on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite (DO="wide finish tables": these)
+	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh $(DO)
 
 include tables.mk
 

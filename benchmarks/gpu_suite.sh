@@ -93,7 +93,7 @@ for step in ${*:-data bench embedded activations methods finish wide finish tabl
     wide) EPOCHS=$WIDE_EPOCHS train "pgd-gelu-w$WIDE" --width "$WIDE" --save-dtype float16 ${SPEED:+--compile} ;;
     tables) finish; tables MODEL="$OUT/pgd-gelu-w$WIDE/model.safetensors" $TABLES ;;
     trained) finish; tables table2 table6 table7 ;;
-    bench) $PYTHON "$here/attack_speed.py" --data-dir "$OUT/data" --device "$DEVICE" ${IMAGES:+--n-apgd $IMAGES} || unfinished=$((unfinished + 1)) ;;
+    bench) $PYTHON "$here/attack_speed.py" --data-dir "$OUT/data" --device "$DEVICE" ${IMAGES:+--n-apgd $IMAGES --n-standard $IMAGES} || unfinished=$((unfinished + 1)) ;;
     finish) finish ;;
     pack)
       finish
