@@ -107,3 +107,14 @@ def test_what_is_not_there_is_refused() -> None:
         paper_table("13")
     with pytest.raises(ConfigError, match="no column 'mish'"):
         paper_table("2").column("mish")
+
+
+def test_claims_of_a_gain_are_told_from_the_others() -> None:
+    table = paper_table("9")
+    others = [claim.text for claim in table.claims if not table.is_of_a_gain(claim)]
+    assert len(others) == 3 and all("below the base model" in text for text in others)
+    table = paper_table("8")
+    assert not any(table.is_of_a_gain(claim) for claim in table.claims if "more" in claim.text)
+    for number in ("2", "3", "12"):
+        table = paper_table(number)
+        assert all(table.is_of_a_gain(claim) for claim in table.claims if claim.measure == "robust")

@@ -255,6 +255,20 @@ def test_a_shard_of_another_split_is_refused_at_once(run: Path) -> None:
     assert refused.exit_code == 10 and "split: test -> held-out" in said(refused)
 
 
+def test_whoever_gathers_takes_over_a_precision_that_was_left_to_the_device(run: Path) -> None:
+    """The shards ran on GPUs, in TF32; the command that gathers is typed where there is none."""
+    for i in (1, 2):
+        assert evaluate(run, "--shard", f"{i}/2", "--precision", "tf32").exit_code == 0
+    n_before = len(list((run / "state").rglob("shard-*.pt")))
+    done = evaluate(run, "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+    assert results(run)["search"]["precision"] == "tf32"
+    assert len(list((run / "state").rglob("shard-*.pt"))) == n_before
+    assert "already done" in said(evaluate(run))
+    refused = evaluate(run, "--precision", "fp32")
+    assert refused.exit_code == 10 and "precision: tf32 -> fp32" in said(refused)
+
+
 def test_fresh_does_one_shard_again_and_leaves_the_others(run: Path, alone: Path) -> None:
     for i in (1, 2):
         assert evaluate(run, "--shard", f"{i}/2").exit_code == 0

@@ -216,7 +216,8 @@ def test_heading_says_model_size_and_data(run: Path, monkeypatch: pytest.MonkeyP
     assert "**Another model than the paper's**: `digits`" in text
     assert "**Reduced size**: 100 images, where the paper has 10,000" in text
     assert "Ours: CIFAR-10, JPEG copies." in text
-    assert re.search(r"^Measured on cpu \(\w+ \w+, \d+ cores\), torch \d[^;]*\.$", text, re.MULTILINE)
+    machine = r"^Measured on cpu \(\w+ \w+, \d+ cores\), torch \d[^;,]*, attacks in fp32, judged in float32\.$"
+    assert re.search(machine, text, re.MULTILINE)
     assert data["data"] == "CIFAR-10, JPEG copies" and data["columns"]["Linf"]["is_the_papers_model"] is False
     assert text.rstrip().endswith("meansparse table 3 runs/one\n```")
 
@@ -411,6 +412,11 @@ def test_every_claim_with_its_numbers(tables: Path) -> None:
     assert rows["in the worst case, BPDA included"][1:] == ["0", "2", "0", "6"]
     assert rows["clean accuracy"][1:] == ["0", "1", "1", "0"]
     assert "6 claims (1 of Table 3, 5 of Table 12)" in page
+    assert (
+        "Of 2 claims that MeanSparse is more robust than its base model, 1 are confirmed under the paper's attack, and in the "
+        "worst case 0, with 2 contradicted."
+    ) in page
+    assert "No page here, and so none of their claims: Table 1, Table 2, Table 4, " in page
     assert "`digits`" in page and "Data: our images." in page
     assert "under L2" not in page
 

@@ -390,7 +390,7 @@ def sweep_alpha(
     min_gain: MinGain = None, alpha_rule: AlphaRule = None, sites: SweepSites = None, centre: Centre = None,
     spread: Spread = None, racing: Racing = None, refine: Refine = None, norm: Norm = None,
     eps: Eps = None, threat: Threat = None, weights: Weights = None, allow_pickle: AllowPickle = None,
-    run: RunFolder = None, config: ConfigFile = None, device: Device = None, seed: Seed = None,
+    run: RunFolder = None, config: ConfigFile = None, device: Device = None, precision: Precision = None, seed: Seed = None,
     batch_size: BatchSize = None, block_size: BlockSize = None, workers: Workers = None, fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -213,6 +213,8 @@ class SweepAlphaConfig(AttackConfig):
     racing: bool = True
     refine: int = Field(default=0, ge=0)
     """Rounds that add the alphas halfway between the best one and its neighbours."""
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """Of the attacks, as in ``evaluate``."""
     n_examples: int | None = Field(default=1000, ge=1)
     block_size: int = Field(default=64, ge=1)
     """Held-out images between two writes to disk, and between two looks of racing."""

@@ -42,6 +42,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from .eps_sweep import draw_eps_curve, eps_rows, eps_state_folder, eps_table, evaluate_each_eps, headline_eps
     from .evaluate import EvaluateSettings, evaluate_robustness
     from .evaluation import attacks_id
+    from .evaluation_state import recorded_setting
     from .evaluation_table import doubts_view, evaluation_table, progress_table
     from .pool import admissible, read_pool
     from .published import published_note, published_results
@@ -88,7 +89,8 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
             f"pool: {len(pool[name].positions):,} images of {name} are of these {len(y):,} examples, "
             f"{len(chunk.positions):,} inside the budget"
         )
-    precision = precision_on(device, config.precision)
+    begun = None if fresh and shard is None else recorded_setting(state_folder, "precision")
+    precision = precision_on(device, config.precision or begun)
     settings = EvaluateSettings(
         attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
         batch_size=config.batch_size, device=device, individual=config.individual, precision=precision,

@@ -11,6 +11,7 @@ that several may write at once, or into folders that are put together later; eve
 settings are found to be the same.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -91,6 +92,17 @@ def _shown(value: object) -> str:
     """A setting as a person compares it: a long one by its beginning and a short hash of the whole."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def recorded_setting(folder: Path, name: str) -> Any:
+    """A setting of what was begun in a state folder, at any eps of a grid; None where nothing was.
+
+    Whoever goes on elsewhere, or gathers shards, takes over what was left to the device.
+    """
+    for file in sorted(folder.glob(f"**/*{SETTINGS}")):
+        with contextlib.suppress(ValueError, AttributeError):  # a damaged file is refused where it is used
+            return json.loads(file.read_text()).get(name)
+    return None
 
 
 class EvaluationState:

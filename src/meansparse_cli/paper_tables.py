@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -106,6 +107,11 @@ class PaperTable:
             return self.extra[BASE_COLUMN]
         cells = {cell.row: cell for cell in self.column(column).cells}
         return list(cells.values())[-1] if row == LAST else cells[row]
+
+    def is_of_a_gain(self, claim: Claim) -> bool:
+        """Is the claim that MeanSparse is above its base model, and not below it or above another variant?"""
+        alphas = [(weight, Fraction(self.cell(*place).where["alpha"])) for place, weight in claim.terms.items()]
+        return not claim.is_below and len(alphas) > 1 and all((alpha > 0) == (weight > 0) for weight, alpha in alphas)
 
 
 def table_names() -> list[str]:

@@ -285,13 +285,15 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if fresh:
         discard(run.paths.state / "sweep-alpha")
     n_classes, budget = count_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
-    pair_settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision_on(device, None))
+    precision = precision_on(device, config.precision)
     store = PairStore(
-        model, x.to(device), y.to(device), indices, pair_settings,
+        model, x.to(device), y.to(device), indices,
+        PairSettings(budget, config.seed, config.batch_size, n_classes, precision),
         plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
         key={
             "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
             "images": f"{config.dataset or run.source.dataset} held-out",
+            **({} if precision == "fp32" else {"precision": precision}),
         },
     )  # fmt: skip
     settings = SweepSettings(
@@ -316,7 +318,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     save_checkpoint(run.paths.checkpoint, chosen)
     results = sweep.to_report() | {
         "alpha": chosen.alpha, "alpha_rule": config.alpha_rule, "n_examples": len(y), "attacks": list(plain),
-        "bpda_attacks": list(bpda), "estimator": calibrated["results"]["estimator"], **by_rule, **store.passes(),
+        "bpda_attacks": list(bpda), "precision": precision, "estimator": calibrated["results"]["estimator"], **by_rule, **store.passes(),
     }  # fmt: skip
     draw_alpha_curve(
         results, title=f"{run.source.name}: {len(y):,} held-out images, {run.norm} {eps}", png=run.paths.curve_png, svg=run.paths.curve_svg

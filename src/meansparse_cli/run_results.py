@@ -220,8 +220,9 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
 
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:
-    made = report["provenance"]
-    return made["finished"], made["command"], machine_of(made)
+    made, results = report["provenance"], report["results"]
+    searched = results.get("search", results).get("precision") or report["config"]["settings"].get("precision", "fp32")
+    return made["finished"], made["command"], f"{machine_of(made)}, attacks in {searched}, judged in float32"
 
 
 def without_machine_paths(command: str) -> str:

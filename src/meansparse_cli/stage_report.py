@@ -33,6 +33,8 @@ def finished(stage: str, run: Run, config: ModelConfig, inputs: dict[str, str], 
     before, now = report["config"]["settings"], plain(config.model_dump(mode="json"))
     is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
     skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
+    if now.get("precision", "") is None:  # left to the device: done is done, on whichever that was
+        skip = skip | {"precision"}
     changed = [key for key in now if key not in skip and before.get(key) != now[key]]
     if changed or report["inputs"] != inputs:
         other = ", ".join(name for name in inputs if report["inputs"].get(name) != inputs[name]) or "its inputs"

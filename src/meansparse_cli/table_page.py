@@ -98,7 +98,8 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
         notes.append("**Train columns**: training images, those that the statistics were computed from.")
     if filled.table.note:
         notes.append(f"**Left open**: {filled.table.note}.")
-    machines = dict.fromkeys(cell.result.machine for column in used for cell in column.cells if cell.result is not None)
+    results = [cell.result for column in used for cell in column.cells if cell.result is not None]
+    machines = dict.fromkeys(result.machine for result in [*results, *filled.of_claims])
     if machines:
         notes.append(f"Measured on {'; '.join(machines)}.")
     notes.append(COLUMN_NOTES)

@@ -53,6 +53,9 @@ def summary_page(folder: Path, *, command: str) -> str:
     judged = [row for row in rows if any(j.answer != "not run" for _, j in row.measures)]
     left_out = Counter(in_paper(row.number) for row in rows if row not in judged)
     lines = ["# What the paper claims, and what we find", "", *_models(there), "", *_counts(rows), ""]
+    lines += [_gains(judged), ""]
+    if absent := [in_paper(number) for number in contents if number not in there]:
+        lines += [f"No page here, and so none of their claims: {', '.join(absent)}.", ""]
     lines += ["| table | what the paper says | paper | ours | worst case | images |", "|" + "---|" * 6]
     lines += [_line(row) for row in judged]
     if left_out:
@@ -127,6 +130,19 @@ def _counts(rows: Sequence[SummaryRow]) -> list[str]:
         if counts:
             lines.append(f"| {measure} | {' | '.join(f'{counts[answer]}' for answer in ANSWERS)} |")
     return lines
+
+
+def _gains(rows: Sequence[SummaryRow]) -> str:
+    """Apart from the rest, as some claims are of a loss, and of those it is no good news that they hold."""
+    gains = [row for row in rows if row.worst is not None and paper_table(row.number).is_of_a_gain(row.claim)]
+    own, worst = (
+        Counter(j.answer for row in gains for name, j in row.measures if (name == MEASURES[2]) is is_worst)
+        for is_worst in (False, True)
+    )
+    return (
+        f"Of {len(gains)} claims that MeanSparse is more robust than its base model, {own['confirmed']} are confirmed under the "
+        f"paper's attack, and in the worst case {worst['confirmed']}, with {worst['contradicted']} contradicted."
+    )
 
 
 def _line(row: SummaryRow) -> str:
