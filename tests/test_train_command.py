@@ -26,6 +26,7 @@ from meansparse_cli.config import TrainConfig, resolve
 from meansparse_cli.data import FileImages, load_split
 from meansparse_cli.errors import DataError
 from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.networks import ACTIVATIONS
 from meansparse_cli.train_attack import pgd_outcomes
 from meansparse_cli.train_command import with_preset
 from meansparse_cli.train_images import read_pixels
@@ -246,7 +247,7 @@ def test_the_gpu_suite_types_what_the_tool_takes(tmp_path: Path) -> None:
     stub = tmp_path / "stub"
     stub.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *silu*) exit 75;; esac\necho "train: test clean 1.00 %"\n')
     stub.chmod(0o755)
-    settings = {"DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": str(stub), "N": "512"}
+    settings = {"DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": str(stub), "TRAIN_IMAGES": "512"}
     done = subprocess.run(
         [SUITE, "embedded", "activations", "methods", "finish", "wide"], env=os.environ | settings,
         capture_output=True, text=True,
@@ -275,10 +276,15 @@ def test_the_gpu_suite_makes_the_tables_of_what_it_trained(tmp_path: Path) -> No
     )
     stub.chmod(0o755)
     settings = {
-        "DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": "meansparse", "N": "512", "SPEED": "--compile", "IMAGES": "20",
+        "DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": "meansparse", "TRAIN_IMAGES": "512", "SPEED": "--compile", "N": "20",
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "TABLE_OPTIONS": "QUICK=1 DATA_NOTE='two words'",
     }  # fmt: skip
     done = subprocess.run([SUITE, "tables", "trained"], env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 1 and "no pgd-gelu-w16 pgd-relu-w16 pgd-elu-w16" in done.stdout
+    for name in [*(f"pgd-{name}" for name in ACTIVATIONS), "trades-gelu", "standard-gelu"]:
+        (tmp_path / f"{name}-w16").mkdir()
+        (tmp_path / f"{name}-w16" / "model.safetensors").touch()
+    done = subprocess.run([SUITE, "trained"], env=os.environ | settings, capture_output=True, text=True)
     first, speed, second, *_ = (tmp_path / "tables.log").read_text().splitlines()
     assert f"N=20 MODEL= QUICK=1 DATA_NOTE=two words MODEL={tmp_path}/pgd-gelu-w64/model.safetensors tables " in first
     assert speed == "SPEED=" and second.endswith("table2 table6 table7")
@@ -293,7 +299,7 @@ def test_the_gpu_suite_at_a_toy_size(npz: Path, tmp_path: Path) -> None:
         for name in ("train", "test"):
             np.savez(data / f"{name}.npz", x=arrays["x"], y=arrays["y"])
     toy = {
-        "DATA": str(data), "OUT": str(out), "DEVICE": "cpu", "EPOCHS": "1", "N": "60", "WIDTH": "2", "SPEED": "",
+        "DATA": str(data), "OUT": str(out), "DEVICE": "cpu", "EPOCHS": "1", "TRAIN_IMAGES": "60", "WIDTH": "2", "SPEED": "",
         "EVAL": "12", "STEPS": "1", "MEANSPARSE": f"{sys.executable} -m meansparse_cli", "PYTHON": sys.executable,
         "WORKERS": "0", "OMP_NUM_THREADS": "1",
     }  # fmt: skip

@@ -221,8 +221,11 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:
     made, results = report["provenance"], report["results"]
-    searched = results.get("search", results).get("precision") or report["config"]["settings"].get("precision", "fp32")
-    return made["finished"], made["command"], f"{machine_of(made)}, attacks in {searched}, judged in float32"
+    machine = machine_of(made)
+    if results.get("attacks", True):  # an empty list: clean images alone
+        precision = results.get("search", results).get("precision") or report["config"]["settings"].get("precision")
+        machine += f", attacks in {precision or 'fp32'}, judged in float32"
+    return made["finished"], made["command"], machine
 
 
 def without_machine_paths(command: str) -> str:

@@ -99,7 +99,8 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
     if filled.table.note:
         notes.append(f"**Left open**: {filled.table.note}.")
     results = [cell.result for column in used for cell in column.cells if cell.result is not None]
-    machines = dict.fromkeys(result.machine for result in [*results, *filled.of_claims])
+    named = dict.fromkeys(result.machine for result in [*results, *filled.of_claims])
+    machines = [name for name in named if not any(other != name and other.startswith(name) for other in named)]
     if machines:
         notes.append(f"Measured on {'; '.join(machines)}.")
     notes.append(COLUMN_NOTES)
