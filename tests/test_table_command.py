@@ -190,6 +190,13 @@ def test_claims_on_clean_accuracy_take_the_most_images(run: Path, monkeypatch: p
     assert text.count("meansparse the-clean-one") == 1, "the command behind these images is on the page"
 
 
+def test_a_clean_claim_of_a_model_that_was_not_run_is_not_judged_on_another(run: Path) -> None:
+    _, data = page_of("headline", f"WRN-70-16={run}")
+    clean = {claim["text"]: claim["under_its_attack"] for claim in data["claims"] if claim["measure"] == "clean"}
+    judged = [text for text, found in clean.items() if found["answer"] != "not run"]
+    assert len(clean) == 8 and [text.split("(")[1] for text in judged] == ["WRN-70-16)"]
+
+
 def test_a_claim_across_models_takes_each_models_own_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrn, rawrn = a_run(Path("runs/wrn")), a_run(Path("runs/rawrn"))

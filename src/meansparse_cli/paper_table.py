@@ -251,8 +251,9 @@ def _most_images(filled: dict[str, FilledColumn], cells: dict[tuple[str, str], C
     runs = {name: column.run for name, column in filled.items() if column.run is not None}
     by_place: dict[tuple[str, str], list[Result]] = {}
     for place, cell in cells.items():
-        everywhere = list(runs.values())  # a base model that stands in no column
-        results = [r for run in ([runs[cell.column]] if cell.column in runs else everywhere) for r in run.results]
+        # a base model that stands in no column may be any run's; a column that was not run has no result
+        candidates = [run for name, run in runs.items() if name == cell.column or cell.column not in filled]
+        results = [r for run in candidates for r in run.results]
         by_place[place] = [result for result in results if result.fits(cell.where, clean=True)]
     sizes = set.intersection(*({len(r.clean) for r in found} for found in by_place.values()))
     if not sizes:
