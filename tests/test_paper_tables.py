@@ -115,6 +115,7 @@ def test_claims_of_a_gain_are_told_from_the_others() -> None:
     assert len(others) == 3 and all("below the base model" in text for text in others)
     table = paper_table("8")
     assert not any(table.is_of_a_gain(claim) for claim in table.claims if "more" in claim.text)
+    assert not any(paper_table("subset").is_of_a_gain(claim) for claim in paper_table("subset").claims)
     for number in ("2", "3", "12"):
         table = paper_table(number)
         assert all(table.is_of_a_gain(claim) for claim in table.claims if claim.measure == "robust")

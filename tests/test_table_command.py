@@ -278,9 +278,9 @@ def test_sites_centre_and_split_have_to_agree(run: Path) -> None:
     measured(run, "sites", rows, APGD)
     text, data = page_of("10", str(run))
     assert [row for row, ours in cells(data, "cumulative 0.35").items() if ours] == ["8", "16"]
-    base, *rest = [line for line in text.splitlines() if line.startswith("| 0 | 84.59 |")]
+    base, *rest = [line for line in text.splitlines() if line.startswith("| base | 84.59 |")]
     assert [part.strip() for part in base.split("|")][3:6] == ["", "49.12", ""] and len(rest) == 3
-    assert "| 0 | 84.59 | 90.00 ± 3.00 | 49.12 | 40.00 ± 4.90 | -9.12 ± 4.90 |" in rest[-1]
+    assert "| base | 84.59 | 90.00 ± 3.00 | 49.12 | 40.00 ± 4.90 | -9.12 ± 4.90 |  |" in rest[-1]
     row = next(line for line in text.splitlines() if line.startswith("| 8 | 83.05 |"))
     assert [part.strip() for part in row.split("|")][7:9] == ["+1.74", "+10.00 ± 3.00"]
     early = data["claims"][0]  # 2 * 50 - 40 - 52

@@ -110,6 +110,8 @@ class PaperTable:
 
     def is_of_a_gain(self, claim: Claim) -> bool:
         """Is the claim that MeanSparse is above its base model, and not below it or above another variant?"""
+        if self.by == "fraction":  # of the images for the statistics, all at one alpha
+            return False
         alphas = [(weight, Fraction(self.cell(*place).where["alpha"])) for place, weight in claim.terms.items()]
         return not claim.is_below and len(alphas) > 1 and all((alpha > 0) == (weight > 0) for weight, alpha in alphas)
 

@@ -173,11 +173,12 @@ def _rows(filled: FilledTable, column: FilledColumn) -> list[str]:
     names += ["gain: paper", "gain: ours", "worst case", "worst case: gain", "images"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for cell in [*_base_row(filled, column), *column.cells]:
-        row = [cell.cell.row]
+        is_base = cell.cell in table.extra.values()
+        row = ["base" if is_base else cell.cell.row]
         if has_clean:
             row += ["" if cell.cell.clean is None else percent(cell.cell.clean), _accuracy(cell.clean)]
         row += [percent(cell.cell.robust), _accuracy(cell.robust), _minus_paper(cell)]
-        base = filled.paper_base.get((column.column.name, cell.cell.row))
+        base = None if is_base else filled.paper_base.get((column.column.name, cell.cell.row))
         row += ["" if base is None else percent(cell.cell.robust - base.robust, signed=True)]
         n = "" if cell.robust is None else f"{cell.robust.n:,}"
         row += [_gain(cell.robust_gain), _accuracy(cell.worst), _gain(cell.worst_gain), n]
