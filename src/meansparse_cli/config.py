@@ -133,6 +133,7 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Shard = Annotated[str, BeforeValidator(parse_shard)]
 Split = Literal["test", "held-out", "calibration"]
+SearchPrecision = Literal["fp32", "tf32", "bf16"] | None
 
 
 class ModelConfig(BaseModel):
@@ -213,7 +214,7 @@ class SweepAlphaConfig(AttackConfig):
     racing: bool = True
     refine: int = Field(default=0, ge=0)
     """Rounds that add the alphas halfway between the best one and its neighbours."""
-    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    precision: SearchPrecision = None
     """Of the attacks, as in ``evaluate``."""
     n_examples: int | None = Field(default=1000, ge=1)
     block_size: int = Field(default=64, ge=1)
@@ -233,7 +234,7 @@ class EvaluateConfig(AttackConfig):
     individual: bool = False
     eps: EpsGrid | None = None
     """One budget, or several: ``1/255:16/255:1/255``, ``2/255,8/255``."""
-    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    precision: SearchPrecision = None
     """Of the search; every break is judged in float32. Not given: tf32 on a GPU, fp32 elsewhere."""
     compile: bool = False
     channels_last: bool | None = None
@@ -278,7 +279,7 @@ class MeasureConfig(AttackConfig):
     centre: Literal["channel-mean", "zero", "global-mean"] = "channel-mean"
     spread: Literal["channel-std", "site-std"] = "channel-std"
     split: Split = "test"
-    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    precision: SearchPrecision = None
     """As in ``evaluate``."""
     block_size: int = Field(default=256, ge=1)
     """Images between two writes to disk."""

@@ -87,6 +87,12 @@ class FilledTable:
     of_claims: tuple[Result, ...]
     judgements: tuple[tuple[Judgement, Judgement | None], ...]
 
+    @property
+    def results(self) -> list[Result]:
+        """Everything that the page rests on, in its cells or in its claims."""
+        in_cells = [cell.result for column in self.columns for cell in column.cells if cell.result is not None]
+        return [*in_cells, *self.of_claims]
+
 
 def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]]) -> FilledTable:
     """Put the results of ``runs``, (column or None, run), beside the paper's cells. Nothing is filled in that was not run.

@@ -293,6 +293,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         key={
             "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
             "images": f"{config.dataset or run.source.dataset} held-out",
+            # not where it is fp32, so that what a sweep on a CPU began before this was a setting goes on
             **({} if precision == "fp32" else {"precision": precision}),
         },
     )  # fmt: skip

@@ -36,8 +36,7 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
         lines += [f"- {sentence(measures)}"]
     lines += ["", f"Rule: {RULE}.", ""]
     runs = list({id(c.run): c.run for c in filled.columns if c.run is not None}.values())
-    results = [cell.result for column in filled.columns for cell in column.cells if cell.result is not None]
-    return "\n".join(lines + commands_section(runs, [*results, *filled.of_claims], command))
+    return "\n".join(lines + commands_section(runs, filled.results, command))
 
 
 def table_data(filled: FilledTable, *, command: str, data_note: str | None) -> dict[str, Any]:
@@ -98,8 +97,7 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
         notes.append("**Train columns**: training images, those that the statistics were computed from.")
     if filled.table.note:
         notes.append(f"**Left open**: {filled.table.note}.")
-    results = [cell.result for column in used for cell in column.cells if cell.result is not None]
-    named = dict.fromkeys(result.machine for result in [*results, *filled.of_claims])
+    named = dict.fromkeys(result.machine for result in filled.results)
     machines = [name for name in named if not any(other != name and other.startswith(name) for other in named)]
     if machines:
         notes.append(f"Measured on {'; '.join(machines)}.")

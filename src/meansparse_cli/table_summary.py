@@ -135,10 +135,8 @@ def _counts(rows: Sequence[SummaryRow]) -> list[str]:
 def _gains(rows: Sequence[SummaryRow]) -> str:
     """Apart from the rest, as some claims are of a loss, and of those it is no good news that they hold."""
     gains = [row for row in rows if row.worst is not None and paper_table(row.number).is_of_a_gain(row.claim)]
-    own, worst = (
-        Counter(j.answer for row in gains for name, j in row.measures if (name == MEASURES[2]) is is_worst)
-        for is_worst in (False, True)
-    )
+    own = Counter(row.own.answer for row in gains)
+    worst = Counter(row.worst.answer for row in gains if row.worst is not None)
     return (
         f"Of {len(gains)} claims that MeanSparse is more robust than its base model, {own['confirmed']} are confirmed under the "
         f"paper's attack, and in the worst case {worst['confirmed']}, with {worst['contradicted']} contradicted."
