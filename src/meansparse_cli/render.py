@@ -11,7 +11,7 @@ from typing import Any
 from .artifacts import sha256_of
 from .console import note
 from .errors import ArtifactError, ConfigError
-from .report import STAGES, RunPaths, read_report
+from .report import STAGES, RunPaths, machine_of, read_report
 from .report_tables import (
     TextTable,
     attacks_table,
@@ -144,7 +144,7 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
         rows.append((f"{stage}, report", f"sha256 of its content {report['content_sha256']}, {made['finished']}"))
     last = reports[list(reports)[-1]]["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    rows += [("versions", versions), ("machine", f"{last['platform']}, {last.get('gpu', last['device'])}")]
+    rows += [("versions", versions), ("machine", machine_of(last))]
     if "evaluate" in reports:
         settings = reports["evaluate"]["config"]["settings"]
         rows.append(("seed", str(settings["seed"])))

@@ -135,11 +135,10 @@ def _gpu_name(device: str) -> str:
 def machine_of(provenance: dict[str, Any]) -> str:
     """The machine behind a report, in words.
 
-    >>> machine_of({"device": "cpu", "platform": "Linux x86_64, 2 cores", "versions": {"torch": "2.15.0"}})
-    'cpu (Linux x86_64, 2 cores), torch 2.15.0'
+    >>> machine_of({"device": "cpu", "platform": "Linux x86_64, 2 cores"})
+    'cpu (Linux x86_64, 2 cores)'
     """
-    device = provenance.get("gpu", provenance["device"])
-    return f"{device} ({provenance['platform']}), torch {provenance['versions']['torch']}"
+    return f"{provenance.get('gpu', provenance['device'])} ({provenance['platform']})"
 
 
 def versions() -> dict[str, str]:

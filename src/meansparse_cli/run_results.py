@@ -221,7 +221,7 @@ def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, An
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:
     made, results = report["provenance"], report["results"]
-    machine = machine_of(made)
+    machine = f"{machine_of(made)}, torch {made['versions']['torch']}"
     if results.get("attacks", True):  # an empty list: clean images alone
         precision = results.get("search", results).get("precision") or report["config"]["settings"].get("precision")
         machine += f", attacks in {precision or 'fp32'}, judged in float32"
