@@ -126,7 +126,7 @@ table10: unattacked-by-site by-site ## each site alone, and the first sites toge
 table11: by-family ## sites on the main path against those after an addition
 	$(MEANSPARSE) table 11 $(RUN) $(PAGE)
 
-summary: ## every claim of the paper on one page, from the tables that are there
+summary: $(INSTALLED) ## what became of the paper's claims, on one page, from the tables that are there
 	$(MEANSPARSE) table summary -o '$(OUT)'
 
 figure1: calibrated ## a channel before and after, with the band

@@ -40,6 +40,7 @@ from meansparse_cli.data import load_split, stack_examples, take_examples
 from meansparse_cli.models import load_model, resolve_model
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+IN_HEADER = ("norm", "eps", "batch_size", "seed")  # settings that no cell names: a row has their defaults
 HEADER = """# Speed of the attacks
 
 Written by `make bench` (`benchmarks/attack_speed.py`): embedded `resnet18-w16`, Linf 8/255, the same images, seed and
@@ -137,6 +138,10 @@ def main() -> None:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
     options = parser.parse_args()
+    changed = [name for name in IN_HEADER if getattr(options, name) != parser.get_default(name)]
+    if changed and not options.dry:
+        print(f"RESULTS.md is about other settings than this {', '.join(changed)}: no row is written", file=sys.stderr)
+        options.dry = True
     # not by pick_device, which sets the allocator: the process of pyautoattack starts without that
     default = "cuda" if torch.cuda.is_available() else "cpu"
     options.device = torch.device(default if options.device == "auto" else options.device)

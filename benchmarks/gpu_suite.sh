@@ -17,7 +17,7 @@
 # The models lie where `make table2 MODELS=OUT` and its like look for them.
 #
 # Every step can be killed and typed again: what is done is skipped, what was begun goes on from its last epoch.
-# MINUTES= bounds the trainings: no epoch is begun that would end later. Exit code: how many steps and trainings are not finished.
+# MINUTES= bounds the trainings: no epoch is begun that would end later. Exit code: how many steps and trainings are not finished, or 1 at once where the data cannot be read.
 # Everything at a toy size: DEVICE=cpu EPOCHS=1 TRAIN_IMAGES=512 WIDTH=4 WIDE=8 SPEED= EVAL=64 STEPS=1 N=8 TABLE_OPTIONS=QUICK=1
 set -u
 DATA=${DATA:?DATA=DIR: a folder with torchvision\'s CIFAR-10 files, or train and test as zips, folders or .npz files}
@@ -114,7 +114,8 @@ for step in ${*:-data bench embedded activations methods finish wide finish tabl
     pack)
       finish
       rm -f "$OUT"/weights.tar.*
-      (cd "$OUT" && tar c -- */model.safetensors */train.yaml */train.png *.log | split -b 15m - weights.tar.)
+      (set -o pipefail; cd "$OUT" && tar c -- */model.safetensors */train.yaml */train.png *.log | split -b 15m - weights.tar.) ||
+        { echo "pack: not finished"; unfinished=$((unfinished + 1)); }
       ls -l "$OUT"/weights.tar.*
       ;;
     *) echo "no step $step" >&2; exit 2 ;;

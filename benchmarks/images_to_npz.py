@@ -16,6 +16,11 @@ from meansparse_cli.train_images import read_pixels
 
 def main(dataset: str, data_dir: Path, target: Path, n_workers: int) -> None:
     """Write both files, each whole or not at all."""
+    test = load_split(dataset, data_dir, "test")
+    if len(test) < len(test.dataset):  # type: ignore[arg-type]
+        sys.exit(
+            f"{data_dir} is one set of images: expected a training and a test set in it, such as train.zip and test.zip"
+        )
     for part, split in (("train", "calibration"), ("test", "test")):
         file = target / f"{part}.npz"
         if file.exists():

@@ -10,6 +10,7 @@ pyautoattack is given. "plain curve" is the naive loop's own work; "both curves"
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,11 +40,13 @@ from meansparse_cli.sparsify import SparsifiedModel, alpha_set
 from meansparse_cli.sweep_alpha import Sweep, SweepSettings, grid_of, sweep_alphas
 
 RESULTS = Path(__file__).parent / "SWEEP.md"
+IN_HEADER = ("model", "calibration", "alphas", "max_clean_drop", "eps", "batch_size", "block_size")
+"""Settings that no cell names: a row has their defaults."""
 N_ORDERS = 1000  # in which the outcomes of a full sweep are raced over again, at no cost
 HEADER = """# Speed of the sweep
 
 Written by `make bench-sweep` (`benchmarks/sweep_speed.py`): embedded `resnet18-w16`, 5,000 images for the statistics, the
-same held-out images and alphas on every row, APGD-CE with 100 steps. The naive loop runs first, with the allocator as users of
+same held-out images and alphas (0, 0.05, ..., 0.4) on every row, APGD-CE with 100 steps. The naive loop runs first, with the allocator as users of
 pyautoattack have it; ours keeps freed memory, as `meansparse` does. Passes are examples through the network, a backward pass
 counted as two forward ones. In brackets: images seen where racing dropped an alpha.
 
@@ -261,7 +264,12 @@ def arguments() -> Any:
     parser.add_argument("--plain-only", action="store_true", help="leave out the sweeps with BPDA")
     parser.add_argument("--dry", action="store_true", help="leave SWEEP.md alone")
     parser.add_argument("--seeds", type=int, default=0, help="compare racing with the full sweep over so many seeds")
-    return parser.parse_args()
+    options = parser.parse_args()
+    changed = [name for name in IN_HEADER if getattr(options, name) != parser.get_default(name)]
+    if changed and not options.dry:
+        print(f"SWEEP.md is about other settings than this {', '.join(changed)}: no row is written", file=sys.stderr)
+        options.dry = True
+    return options
 
 
 if __name__ == "__main__":

@@ -98,12 +98,15 @@ def test_module_and_version() -> None:
         (["sweep-alpha", "--model", "digits", "--alphas", "some"], 3, "each must be a number"),
         (["evaluate", "--run", "nowhere"], 10, "no fetch.yaml in nowhere"),
         (["run", "--config", "nowhere.yaml"], 3, "no config file nowhere.yaml"),
+        (["calibrate", "--model", "digits", "--run", "a-file"], 3, "a-file cannot be a run folder"),
+        (["train", "--run", "a-file/below"], 3, "cannot be a run folder"),
     ],
 )
 def test_bad_input(
     arguments: list[str], code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
     result = meansparse(*arguments)
     assert expected in said(result), result.output
     assert result.exit_code == code

@@ -116,6 +116,12 @@ def test_claims_of_a_gain_are_told_from_the_others() -> None:
     table = paper_table("8")
     assert not any(table.is_of_a_gain(claim) for claim in table.claims if "more" in claim.text)
     assert not any(paper_table("subset").is_of_a_gain(claim) for claim in paper_table("subset").claims)
-    for number in ("2", "3", "12"):
+    # one that asks for more than two points, and one whose base is another model
+    assert [
+        c.text for c in paper_table("3").claims if c.measure == "robust" and not paper_table("3").is_of_a_gain(c)
+    ] == ["at alpha 0.35 more than two points of robustness are gained"]
+    headline = paper_table("headline")
+    assert sum(headline.is_of_a_gain(claim) for claim in headline.claims) == 8
+    for number in ("2", "12"):
         table = paper_table(number)
         assert all(table.is_of_a_gain(claim) for claim in table.claims if claim.measure == "robust")

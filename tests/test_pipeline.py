@@ -179,6 +179,13 @@ def test_stdout_is_the_path_or_json_and_nothing_else(tiny: list[str]) -> None:
     assert meansparse("fetch", *tiny).stdout == "run/fetch.yaml\n"
     report = json.loads(meansparse("calibrate", *tiny, "--json").stdout)
     assert report["schema"] == "meansparse/calibrate/1"
+    Path("run.yaml").write_text(
+        "sweep-alpha: {alphas: 0.2, eps: 16/255, attack: pgd-50, n_examples: 8, block_size: 4}\n"
+        "evaluate: {eps: 4/255, attack: [apgd-ce, bpda-apgd-ce], n_examples: 4, doubts: false}\n"
+    )
+    assert meansparse("run", *tiny, "--config", "run.yaml").stdout == "run/evaluate.yaml\n"
+    report = json.loads(meansparse("run", *tiny, "--config", "run.yaml", "--json").stdout)
+    assert report["schema"] == "meansparse/evaluate/1"
 
 
 def test_a_factory_that_builds_another_network_is_refused(tiny: list[str], tmp_path: Path) -> None:

@@ -265,6 +265,24 @@ def test_a_report_made_from_an_older_one_is_called_outdated(run: Path, tmp_path:
         assert f"report: {sentence}" in " ".join(result.stderr.split())
 
 
+def test_what_was_edited_is_made_again_by_the_command_that_made_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    command = ["measure", "--run", str(copy), "--eps", "8/255", "--attack", "pgd-3", "--alphas", "0.2", "--name", "grid", "--n-examples", "4"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["meansparse", *command, "--fresh"])
+    done(*command)
+    file = copy / "measurements" / "grid" / "measure.yaml"
+    whole = file.read_text()
+    for text, mend in (
+        (whole.replace("alpha: 0.2", "alpha: 0.3"), f"meansparse {' '.join(command)} --fresh"),
+        ("[", f"meansparse measure --run {copy} --name grid --fresh"),  # what made it cannot be read
+    ):
+        file.write_text(text)
+        refused = meansparse("report", file.parent)
+        assert refused.exit_code == 10 and mend in " ".join(refused.stderr.replace("│", " ").split()), refused.stderr
+
+
 def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     options = ["--run", copy, "--eps", "8/255", "--attack", "pgd-3"]

@@ -35,11 +35,12 @@ def first(n: int) -> np.ndarray:
 
 
 def a_run(
-    folder: Path, *, model: str = "digits", dataset: str = "digits", kind: str = "embedded", rule: str = "all"
-) -> Path:
+    folder: Path, *, model: str = "digits", dataset: str = "digits", kind: str = "embedded", rule: str = "all",
+    threat: str = "Linf",
+) -> Path:  # fmt: skip
     """fetch.yaml and calibrate.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = {"name": model, "kind": kind, "dataset": dataset, "threat": "Linf"}
+    source = {"name": model, "kind": kind, "dataset": dataset, "threat": threat}
     report(folder, "fetch", {}, {"model": source, "files": [], "sha256": None, "size": 0})
     report(folder, "calibrate", {}, {"rule": rule, "n_images": 10, "estimator": "pooled", "sites": [{}] * 17})
     return folder
@@ -347,7 +348,7 @@ def test_a_trained_model_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     text, data = page_of("6", str(folder))
     assert cells(data, "trades")["0.2"]["robust"] == 0.55, "the weights say TRADES"
     assert (
-        "Training: trades with beta 0.6, width 4, 1 epochs of 64 images, 1 steps of 0.0078 within 0.1, batch 32, "
+        "Training: trades with beta 0.6, gelu, width 4, 1 epochs of 64 images, 1 steps of 0.0078 within 0.1, batch 32, "
         "steps from 0.1, seed 0." in text
     )
     assert "**Left open**: the paper prints beta = 0.6" in text
@@ -367,6 +368,62 @@ def test_edited_reports_are_refused_and_other_statistics_left_out(run: Path) -> 
     assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"] == {}
     assert meansparse("table", "3", "nowhere").exit_code == 3
     assert meansparse("table", "99", str(run)).exit_code == 3
+
+
+def test_results_on_other_images_are_left_out(run: Path) -> None:
+    """More examples of another data set must not take the place of the right ones."""
+    rows = [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 88, 100, 100), ({"alpha": 0.35}, 80, 43, 38)]
+    measured(run, "other", rows, APGD, dataset="corrupted.npz")
+    result = meansparse("table", "3", str(run))
+    assert "left out" in result.stderr and "--dataset corrupted.npz" in " ".join(result.stderr.split())
+    assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"]["robust"] == 0.55
+    measured(run, "same", rows, APGD, dataset="digits")
+    said = meansparse("table", "3", str(run)).stderr
+    assert "/other/" in said and "/same/" not in said, "the model's own, named, is no other"
+
+
+def test_a_site_rule_within_a_part_of_the_sites_is_not_the_papers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of the sites after an addition are not the first of all; a single site is itself, whichever were calibrated."""
+    monkeypatch.chdir(tmp_path)
+    folder = a_run(Path("runs/part"), rule="after-addition")
+    rows = [({"alpha": 0.0}, 90, 40, 40)] + [({"alpha": 0.35, "sites": s}, 80, 43, 38) for s in ("first:3", "single:2")]
+    measured(folder, "sites", rows, APGD)
+    _, data = page_of("10", str(folder))
+    assert cells(data, "cumulative 0.35")["2"] == {}
+    assert cells(data, "single 0.35")["2"]["robust"] == 0.43
+
+
+def test_a_name_of_two_threats_goes_to_its_own_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of the L2 model is evaluated, and though the Linf one was attacked in L2 as well."""
+    monkeypatch.chdir(tmp_path)
+    zoo = {"model": "Wang2023Better_WRN-70-16", "dataset": "cifar10", "kind": "zoo"}
+    linf, l2 = a_run(Path("runs/linf"), **zoo), a_run(Path("runs/l2"), **zoo, threat="L2")
+    evaluated(linf, "aa", 0.2, {"apgd-ce": (70, 80)}, {})
+    evaluated(linf, "l2", 0.25, {"apgd-ce": (70, 80)}, {"norm": "L2", "eps": "0.5"})
+    _, data = page_of("headline", str(linf), str(l2))
+    filled = {name: column["is_the_papers_model"] for name, column in data["columns"].items() if column["model"]}
+    assert filled == {"WRN-70-16": True, "L2 WRN-70-16": True}
+    assert cells(data, "L2 WRN-70-16")["0.25"] == {}
+
+
+def test_a_sweep_that_is_gone_leaves_its_evaluation_out(run: Path) -> None:
+    evaluated(run, "swept", 0.2, {"apgd-ce": (50, 60)}, {})
+    file = run / "evaluations" / "swept" / "evaluate.yaml"
+    outputs = {"outcomes.npz": sha256_of(file.with_name("outcomes.npz"))}
+    write_report(
+        file, stage="evaluate", config={"settings": BASE_WHERE}, inputs={"sweep-alpha.yaml": "0" * 64}, outputs=outputs,
+        results={"alpha": 0.2, "eps": "8/255"}, device="cpu", seconds=1,
+    )  # fmt: skip
+    result = meansparse("table", "3", str(run))
+    assert result.exit_code == 0 and "another sweep-alpha.yaml" in " ".join(result.stderr.split())
+
+
+def test_notes_on_the_papers_cells_stand_there_whatever_was_run(run: Path) -> None:
+    text, _ = page_of("12", "RaWRN-70-16=runs/one")
+    assert "operators at 143 sites" in text and "Its Swin-L cell" in text
+    assert "operators at 143 sites" in page_of("1", "WRN-70-16 test=runs/one")[0]
 
 
 def test_no_machine_path_gets_into_a_page(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,8 +477,8 @@ def test_every_claim_with_its_numbers(tables: Path) -> None:
     assert rows["clean accuracy"][1:] == ["0", "1", "1", "0"]
     assert "6 claims (1 of Table 3, 5 of Table 12)" in page
     assert (
-        "Of 2 claims that MeanSparse is more robust than its base model, 1 are confirmed under the paper's attack, and in the "
-        "worst case 0, with 2 contradicted."
+        "Of the 1 claims here that MeanSparse is more robust than its base model, 1 are confirmed and 0 contradicted under the "
+        "paper's attack, and in the worst case 0 and 1."
     ) in page
     assert "No page here, and so none of their claims: Table 1, Table 2, Table 4, " in page
     assert "`digits`" in page and "Data: our images." in page

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,9 @@ def test_the_time_limit_stops_between_epochs_and_the_same_command_goes_on(npz: P
         (["--mean-sparse-alpha", "0.2", "--mean-sparse-ramp", "9", "--epochs", "3"], 3, "more than the 3 epochs"),
         (["--dataset", "cifar10"], 7, "--data-dir"),
         (["--n-examples", "5000"], 7, "5000 examples were asked for"),
+        (["--n-examples", "1"], 3, "raise --n-examples"),
+        (["--batch-size", "1"], 3, "raise --batch-size"),
+        (["--fresh", "--time-limit", "5"], 3, "would begin anew each time"),
         (["--config", "nowhere.yaml"], 3, "no config file nowhere.yaml"),
     ],
 )
@@ -178,6 +182,51 @@ def test_bad_input(
     result = train(*arguments)
     assert expected in result.stderr, result.output
     assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_too_few_images_to_hold_any_out(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"{part}.npz", x=np.zeros((8, 8, 8, 3), np.uint8), y=np.arange(8) % 2)
+    result = train("--dataset", str(tmp_path), "--epochs", "1", "--run", str(tmp_path / "r"))
+    assert (result.exit_code, "--paper-selection" in result.stderr) == (7, True)
+
+
+def test_fresh_takes_the_old_weights_away_before_it_trains(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at once it must not leave them there: `make` would take them for what was asked."""
+    arguments = ["--dataset", str(npz), "--epochs", "1", "--run", str(tmp_path / "r")]
+    assert train(*arguments).exit_code == 0
+    (tmp_path / "r" / "train.png").unlink()
+    missing = train(*arguments)
+    assert missing.exit_code == 10 and "--fresh" in missing.stderr
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("meansparse_cli.train_command.train_model", stop)
+    monkeypatch.setattr("sys.argv", ["meansparse", "train", *arguments, "--fresh"])
+    killed = train(*arguments, "--fresh")
+    assert killed.exit_code == 130 and "the same command without --fresh goes on" in " ".join(killed.stderr.split())
+    assert not (tmp_path / "r" / "model.safetensors").exists()
+
+
+def test_decoding_refuses_one_set_of_images(npz: Path, tmp_path: Path) -> None:
+    """Its test images would be among the training images."""
+    np.savez(tmp_path / "all.npz", x=np.zeros((40, 8, 8, 3), np.uint8), y=np.arange(40) % 4)
+    script = Path(__file__).parents[1] / "benchmarks" / "images_to_npz.py"
+
+    def decode(dataset: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), str(dataset), str(tmp_path), str(tmp_path / "decoded")]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    refused = decode(tmp_path / "all.npz")
+    assert refused.returncode == 1 and "one set of images" in refused.stderr and not (tmp_path / "decoded").exists()
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    for part in ("train", "test"):
+        shutil.copy(npz, pair / f"{part}.npz")
+    assert decode(pair).returncode == 0 and (tmp_path / "decoded" / "test.npz").exists()
 
 
 def test_a_state_that_is_damaged_is_named(npz: Path, tmp_path: Path) -> None:

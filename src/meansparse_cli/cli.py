@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ class _Group(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
-            note(f"{word}: nothing finished was lost; the same command goes on from here")
+            again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+            note(f"{word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(code) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -154,7 +156,7 @@ DataDir = Annotated[
 PreprocessingName = Annotated[
     str | None,
     typer.Option(
-        help="Of ImageNet's pictures: Res256Crop224, BicubicRes256Crop224, Crop288 or Res224; the model's own by default.",
+        help="Of ImageNet's pictures: Res256Crop224, BicubicRes256Crop224, Crop288 or Res224; none elsewhere. The model's own by default.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -180,7 +182,7 @@ Sites = Annotated[
     typer.Option(
         metavar="RULE",
         help="Sites to use, joined by commas: [b]all[/b], [b]main-path[/b], [b]after-addition[/b], [b]first:N[/b], "
-        "[b]last:N[/b], [b]single:N[/b], indices [b]3[/b], ranges [b]7-12[/b] (both ends included), names, [b]layer1.*[/b]; [b]published[/b]: the authors' own.",
+        "[b]last:N[/b], [b]single:N[/b], indices [b]3[/b], ranges [b]7-12[/b] (both ends included), names, [b]layer1.*[/b]; [b]published[/b]: the authors' own, and the default for their models.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -245,11 +247,11 @@ Refine = Annotated[
 ]
 BlockSize = Annotated[
     int | None,
-    typer.Option(help="Held-out images between two writes to disk and looks of racing.", rich_help_panel=_RUN),
+    typer.Option(
+        help="Images between two writes to disk; in a sweep, between two looks of racing as well.", rich_help_panel=_RUN
+    ),
 ]
-Alpha = Annotated[
-    float | None, typer.Option(help="Evaluate at this alpha, not at the chosen one.", rich_help_panel=_ATTACK)
-]
+Alpha = Annotated[float | None, typer.Option(help="This alpha, not the chosen one.", rich_help_panel=_ATTACK)]
 Individual = Annotated[
     bool | None,
     typer.Option("--individual", help="Each attack on every example, for its own number.", rich_help_panel=_ATTACK),
@@ -354,7 +356,8 @@ def fetch(
 def sites(
     model: Model = None, dataset: DatasetName = None, data_dir: DataDir = None, preprocessing: PreprocessingName = None, threat: Threat = None,
     weights: Weights = None, allow_pickle: AllowPickle = None, norm: Norm = None, sites: Sites = None,
-    include_gates: IncludeGates = None, run: RunFolder = None, config: ConfigFile = None, as_json: AsJson = False,
+    include_gates: IncludeGates = None, run: RunFolder = None, config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The sites as JSON on stdout, not a table on stderr.", rich_help_panel=_RUN)] = False,
 ) -> None:  # fmt: skip
     """Show a model's activations and which of them calibrate would use."""
     from dataclasses import asdict
@@ -461,13 +464,14 @@ def run_all(
     """All four stages. --n-examples and --attack are those of evaluate; a YAML file has a section for each stage."""
     flags = locals()
     of_evaluate = {"n_examples", "attack"}
-    for stage in ("fetch", "calibrate", "sweep-alpha", "evaluate"):
-        _stage(stage, flags if stage == "evaluate" else {k: v for k, v in flags.items() if k not in of_evaluate})
+    for stage in ("fetch", "calibrate", "sweep-alpha"):
+        _run_stage(stage, {k: v for k, v in flags.items() if k not in of_evaluate})
+    _stage("evaluate", flags)
 
 
 @app.command()
 def table(
-    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset; summary: every claim, from the tables that lie in the folder.", show_default=False)],
+    number: Annotated[str, typer.Argument(help="1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the folder.", show_default=False)],
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.", show_default=False)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tableN.md and tableN.yaml.")] = Path("docs/tables"),
     data_note: Annotated[str | None, typer.Option(help="What the page says of the data, such as: CIFAR-10, JPEG copies.")] = None,
@@ -519,7 +523,7 @@ def verify(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder; or an evaluation, a measurement or a shard in it.", show_default=False)],
     format: Annotated[str, typer.Option("--format", help="table, markdown, json or html (one page, everything inside).")] = "table",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of stdout.", show_default=False)] = None,
 ) -> None:  # fmt: skip
@@ -620,10 +624,17 @@ def train(
 
 
 def _stage(stage: str, flags: dict[str, Any]) -> None:
-    """Resolve the settings of one stage, run it under the run folder's lock, print what a shell wants to have."""
+    """Run one stage and print what a shell wants to have: the report's path, or the report."""
+    from .report import read_report
+
+    path = _run_stage(stage, flags)
+    typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))
+
+
+def _run_stage(stage: str, flags: dict[str, Any]) -> Path:
+    """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
     from . import pipeline
     from .config import COMMANDS, resolve
-    from .report import read_report
     from .run_folder import lock_for
 
     settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
@@ -633,5 +644,5 @@ def _stage(stage: str, flags: dict[str, Any]) -> None:
     else:
         function = getattr(pipeline, stage.replace("-", "_"))
     with lock_for(settings):
-        path = function(settings, sources, fresh=flags["fresh"])
-    typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))
+        path: Path = function(settings, sources, fresh=flags["fresh"])
+    return path

@@ -33,7 +33,7 @@ svg text { fill: var(--ink); font: 13px system-ui, sans-serif; } svg .grid { str
 svg text.tick { fill: var(--soft); font-size: 12px; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .35rem 0 1rem; }
 """
-CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps, test images"}
+CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps"}
 
 
 def html_page(reports: dict[str, dict[str, Any]], folder: Path, warnings: Sequence[str] = ()) -> str:

@@ -150,9 +150,7 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
         found = [column for column in table.columns if column.name == kind]
     else:
         models = [column for column in table.columns if column.model is not None]
-        found = [c for c in models if (c.model, c.dataset) == (run.source.name, run.source.dataset)]
-        norms = {result.where["norm"] for result in run.results}
-        found = [c for c in found if c.cells[0].where.get("norm") in norms] or found
+        found = [c for c in models if _is_of(c, run)]
         if not models:
             found = list(table.columns)
     if not found:
@@ -164,10 +162,17 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
     return found
 
 
+def _is_of(column: Column, run: RunResults) -> bool:
+    """Whether it is the column's own model: one name can stand for an Linf and an L2 model, so the threat decides as well."""
+    source = run.source
+    norm = column.cells[0].where.get("norm", source.threat)
+    return (column.model, column.dataset, norm) == (source.name, source.dataset, source.threat)
+
+
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
     results = () if run is None else in_order_of_use(column, run.results)
     cells = tuple(fill_cell(cell, results) for cell in column.cells)
-    is_own = run is not None and (column.model, column.dataset) == (run.source.name, run.source.dataset)
+    is_own = run is not None and _is_of(column, run)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
 

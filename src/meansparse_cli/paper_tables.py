@@ -109,8 +109,10 @@ class PaperTable:
         return list(cells.values())[-1] if row == LAST else cells[row]
 
     def is_of_a_gain(self, claim: Claim) -> bool:
-        """Is the claim that MeanSparse is above its base model, and not below it or above another variant?"""
-        if self.by == "fraction":  # of the images for the statistics, all at one alpha
+        """Is the claim that MeanSparse is above its base model, by whatever little, and not below it or above another variant?"""
+        if self.by == "fraction" or claim.bound:  # fraction: of the images for the statistics, all at one alpha
+            return False
+        if len({self.column(name).model for name, _ in claim.terms if name != BASE_COLUMN}) > 1:
             return False
         alphas = [(weight, Fraction(self.cell(*place).where["alpha"])) for place, weight in claim.terms.items()]
         return not claim.is_below and len(alphas) > 1 and all((alpha > 0) == (weight > 0) for weight, alpha in alphas)

@@ -40,13 +40,20 @@ def read_run(folder: Path) -> Reports:
     if folder != root:
         del places["sweep-alpha"]
     reports = {
-        stage: read_report(RunPaths(place).report(stage), stage, mend=f"meansparse {stage} --run {root}")
+        stage: read_report(RunPaths(place).report(stage), stage, mend=_command(stage, place, root))
         for stage, place in places.items()
         if RunPaths(place).report(stage).exists()
     }
     if not reports:
         raise ArtifactError(f"{folder} holds no report", hint="expected fetch.yaml, calibrate.yaml, ... evaluate.yaml")
     return reports
+
+
+def _command(stage: str, place: Path, root: Path) -> str:
+    """The command that writes the report of ``stage`` in ``place``."""
+    if place.parent.name == "shards":
+        return f"{_command(stage, place.parent.parent, root)} --shard {place.name.removeprefix('shard-').replace('-of-', '/')}"
+    return f"meansparse {stage} --run {root}" + ("" if place == root else f" --name {place.name}")
 
 
 def run_of(folder: Path) -> Path:

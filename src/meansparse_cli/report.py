@@ -87,12 +87,13 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise ArtifactError(
-            f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'", hint=f"run: {mend} --fresh"
+            f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'",
+            hint=f"run: {_anew(report, mend)}",
         )
     if report.get("content_sha256") != _content_hash(report):
         raise ArtifactError(
             f"{path} was changed after it was written: its content_sha256 no longer fits",
-            hint=f"put the original back, or write it again: {mend} --fresh",
+            hint=f"put the original back, or write it again: {_anew(report, mend)}",
         )
     return report
 
@@ -102,11 +103,22 @@ def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
     for name, expected in report["outputs"].items():
         path = folder / name
         if not path.exists():
-            raise ArtifactError(f"{path} is missing", hint=f"run: {mend} --fresh")
+            raise ArtifactError(f"{path} is missing", hint=f"run: {_anew(report, mend)}")
         if sha256_of(path) != expected:
             raise ArtifactError(
-                f"{path} is not the file that was written (sha256 differs)", hint=f"run: {mend} --fresh"
+                f"{path} is not the file that was written (sha256 differs)", hint=f"run: {_anew(report, mend)}"
             )
+
+
+def _anew(report: Any, mend: str) -> str:
+    """The command that does a stage again: the one that did it, with all its options, where the report tells; else ``mend``."""
+    try:
+        stage = report["schema"].split("/")[1]
+        typed = shlex.split(report["provenance"]["command"])
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError):
+        return f"{mend} --fresh"
+    is_its_own = typed[1:2] == [stage]  # and not `run`, or a later stage that began with this one
+    return shlex.join([*(word for word in typed if word != "--fresh"), "--fresh"]) if is_its_own else f"{mend} --fresh"
 
 
 def _content_hash(report: dict[str, Any]) -> str:

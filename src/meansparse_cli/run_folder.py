@@ -181,7 +181,12 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{folder} cannot be a run folder: a file is in its place", hint="name a folder: --run DIR"
+        ) from error
     # "a+", because a network folder gives a shared lock only on a file open for reading, and an exclusive one for writing
     with open(folder / ".lock", "a+") as handle:
         try:

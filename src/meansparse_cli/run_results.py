@@ -102,7 +102,7 @@ def read_results(folder: Path) -> RunResults:
 
     paths = RunPaths(folder)
     mend = f"meansparse calibrate --run {folder} --model NAME"
-    fetched = read_report(paths.report("fetch"), "fetch", mend=mend)
+    fetched = read_report(paths.report("fetch"), "fetch", mend=f"meansparse fetch --run {folder} --model NAME")
     calibrated = read_report(paths.report("calibrate"), "calibrate", mend=mend)
     source = ModelSource(**fetched["results"]["model"])
     found: list[Result] = []
@@ -112,8 +112,12 @@ def read_results(folder: Path) -> RunResults:
         ("measurements/*/measure.yaml", "measure", _of_measurement),
     ):
         for file in sorted(folder.glob(pattern)):
-            if (report := _verified(file, stage, folder, paths)) is not None:
-                found += read(file, report, calibrated)
+            if (report := _verified(file, stage, folder, paths)) is None:
+                continue
+            if other := _of_other_images(report, calibrated, source):
+                note(f"left out: {file} was measured with {other}")
+                continue
+            found += read(file, report, calibrated)
     made_by = [fetched, calibrated] if (trained := _trained(source)) is None else [trained, fetched, calibrated]
     typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
     chosen = calibrated["results"]
@@ -128,7 +132,7 @@ def _trained(source: ModelSource) -> dict[str, Any] | None:
     file = weights.with_name("train.yaml")
     if source.kind != "embedded" or not (weights.is_file() and file.is_file()):
         return None
-    report = read_report(file, "train", mend=f"meansparse train --run {file.parent}")
+    report = read_report(file, "train", mend=f"the command that trained {file.parent}, with")
     return report if report["outputs"].get(weights.name) == sha256_of(weights) else None
 
 
@@ -140,7 +144,8 @@ def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str
     verify_outputs(report, file.parent, mend=mend)
     for upstream in ("calibrate", "sweep-alpha"):
         expected = report["inputs"].get(f"{upstream}.yaml")
-        if expected is not None and expected != sha256_of(paths.report(upstream)):
+        used = paths.report(upstream)
+        if expected is not None and (not used.exists() or expected != sha256_of(used)):
             note(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
             return None
     if "sweep-alpha.yaml" in report["inputs"]:
@@ -149,11 +154,30 @@ def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str
     return report
 
 
+def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source: ModelSource) -> str:
+    """In what the images of a result differ in kind from those behind the statistics, in words; "" in nothing.
+
+    A table's columns are about one data set, which no result of another may fill.
+    """
+    mine, theirs = (
+        {"--dataset": held.get("dataset") or source.dataset, "--preprocessing": held.get("preprocessing")}
+        for held in (report["config"]["settings"], calibrated["config"]["settings"])
+    )
+    return ", ".join(
+        f"{key} {mine[key]}, the statistics with {theirs[key] or 'the default'}"
+        for key in mine
+        if mine[key] is not None and mine[key] != theirs[key]
+    )
+
+
 def _settings(report: dict[str, Any], calibrated: dict[str, Any], sites: str) -> dict[str, str]:
+    """What a cell of the paper is looked up by. Site rules mean the calibrated sites: where those are not all of the model's,
+    a rule relative to them keeps their rule in front, so that it fits no cell of the paper; ``single:N`` names a site itself.
+    """
     settings = report["config"]["settings"]
     used = calibrated["results"].get("rule", "all")
-    if sites == "all" and used not in ("all", "published"):
-        sites = used
+    if used not in ("all", "published") and not sites.startswith("single:"):
+        sites = used if sites == "all" else f"{used} / {sites}"
     return {
         "norm": settings["norm"], "split": settings.get("split", "test"), "centre": settings.get("centre", "channel-mean"),
         "sites": sites,

@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .paper_tables import Claim, PaperTable
 from .report import RunPaths, read_report
 from .run_results import Outcomes, Result, RunResults, without_machine_paths
-from .table_claims import RULE, judge, sentence
+from .table_claims import BRACKETS, RULE, judge, sentence
 from .table_page import commands_section
 
 QUARTER, ACCURATE = 0.25, 0.1
@@ -82,7 +82,7 @@ def fill_subset_table(
         "",
     ]
     lines += [*_page(rows), "", *_about_the_means(table, rows), *[f"- {sentence(pair)}" for pair in judged], ""]
-    lines += [f"Rule: {RULE}.", ""]
+    lines += [f"Rule: {RULE}. {BRACKETS}.", ""]
     lines += ["Errors: " + (__doc__ or "").split("Error of the mean: ")[1].replace("\n", " ").strip(), ""]
     used = [result for run in by_fraction.values() if (result := _result(run)) is not None]
     data = {
@@ -100,9 +100,15 @@ def fill_subset_table(
 
 
 def fraction_of(run: RunResults) -> float:
-    """The share of the calibration split that the statistics of a run are from."""
+    """The share of the calibration split that the statistics of a run are from. Raises ConfigError where that is not known."""
     report = read_report(RunPaths(run.folder).report("calibrate"), "calibrate", mend="meansparse calibrate")
-    return float(report["config"]["settings"].get("fraction") or 1.0)
+    settings = report["config"]["settings"]
+    if settings.get("n_examples") is not None:
+        raise ConfigError(
+            f"{run.folder}: its statistics are from --n-examples {settings['n_examples']}, which is no share of all images",
+            hint="meansparse calibrate with --fraction, or without either",
+        )
+    return float(settings.get("fraction") or 1.0)
 
 
 def relative_errors(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -131,6 +137,11 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
     if result is None or all_of_it is None or run is whole:
         gains: list[PairedDifference | None] = [None, None]
     else:
+        if not np.array_equal(result.example, all_of_it.example) or result.where != all_of_it.where:
+            raise ConfigError(
+                f"{run.folder} and {whole.folder} were not measured on the same images in the same way",
+                hint="measure them with the same options",
+            )
         other = (_plain(all_of_it), all_of_it.worst)
         gains = [
             None if a is None or b is None else paired_difference(a, b)

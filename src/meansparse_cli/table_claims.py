@@ -21,8 +21,10 @@ RULE = (
     f"{MIN_FLIPS} examples that changed sides; a difference against another bound by Tango's score test; an accuracy by the "
     "binomial distribution. Sums and standard errors are paired, example by example. Bounds of clean "
     'accuracy and of "next to nothing" are ours: the paper says "slightly" or "almost". Of 40 claims that lie right at their bounds, '
-    "about one is confirmed by chance. In brackets: about how many images would show the paper's number in 4 of 5 samples"
+    "about one is confirmed by chance"
 )
+BRACKETS = "In brackets: about how many images would show the paper's number in 4 of 5 samples"
+"""What the number in brackets behind a sentence means."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .console import percent
 from .paper_table import FilledCell, FilledColumn, FilledTable, fill_cell
 from .paper_tables import PaperTable, in_paper
 from .run_results import Result, RunResults, without_machine_paths
-from .table_claims import RULE, sentence
+from .table_claims import BRACKETS, RULE, sentence
 
 COLUMN_NOTES = (
     "`±` is one standard error, beside `ours - paper` it is ours alone, as the paper gives none; gains over the base model are paired, on the same images. The worst case, which the paper "
@@ -34,7 +34,7 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
         if worst is not None:
             measures.append(("Worst case, BPDA included", worst))
         lines += [f"- {sentence(measures)}"]
-    lines += ["", f"Rule: {RULE}.", ""]
+    lines += ["", f"Rule: {RULE}. {BRACKETS}.", ""]
     runs = list({id(c.run): c.run for c in filled.columns if c.run is not None}.values())
     return "\n".join(lines + commands_section(runs, filled.results, command))
 
@@ -113,8 +113,9 @@ def _notes(filled: FilledTable, data_note: str | None) -> list[str]:
 
 
 def _of_column(table: PaperTable, column: FilledColumn) -> str:
+    note = f" ({column.column.note[0].upper()}{column.column.note[1:]}.)" if column.column.note else ""
     if column.run is None:
-        return "Not run."
+        return f"Not run.{note}"
     clean = "" if column.column.clean is None else f" Clean, paper: {percent(column.column.clean)} %."
     own = next(
         (cell.clean for cell in column.cells if column.column.clean is not None and cell.clean is not None), None
@@ -124,11 +125,10 @@ def _of_column(table: PaperTable, column: FilledColumn) -> str:
     stands = f", in place of the paper's {column.column.model}" if column.stands_in and column.column.model else ""
     numbers = ", ".join(f"{n:,}" for n in column.n_examples)
     sites = _sites(column, column.run)
-    own_note = f" ({column.column.note}.)" if column.column.note and not column.stands_in else ""
     images = f"Images: {numbers}." if numbers else "Not run."
     if column.attacks:
         images += f" Worst case over {', '.join(column.attacks)} and transfer."
-    return f"Model: `{column.run.model}`{stands}, {sites}.{own_note} {images}{clean}{_training(column.run.training)}"
+    return f"Model: `{column.run.model}`{stands}, {sites}.{note} {images}{clean}{_training(column.run.training)}"
 
 
 def _sites(column: FilledColumn, run: RunResults) -> str:
@@ -147,6 +147,7 @@ def _training(training: dict[str, Any]) -> str:
         return ""
     n = training["n_examples"]
     words = [training["method"] + (f" with beta {training['beta']:g}" if training["method"] == "trades" else "")]
+    words += [training["activation"]] if "activation" in training else []
     words += [f"width {training['width']}", f"{training['epochs']} epochs of {f'{n:,}' if n else 'all'} images"]
     if training["method"] != "standard":
         words.append(f"{training['n_steps']} steps of {training['step_size']} within {training['eps']}")
@@ -155,6 +156,14 @@ def _training(training: dict[str, Any]) -> str:
         f"{training['schedule']} from {training['lr']:g}",
         f"seed {training['seed']}",
     ]
+    if training.get("paper_selection"):
+        words.append("best epoch chosen on test images")
+    if training.get("mean_sparse_alpha") is not None:
+        words.append(f"the operator in place at alpha {training['mean_sparse_alpha']:g}")
+    if training.get("ema") is not None:
+        words.append(f"averaged weights (EMA {training['ema']:g})")
+    if training.get("precision", "fp32") != "fp32":
+        words.append(training["precision"])
     return f" Training: {', '.join(words)}."
 
 

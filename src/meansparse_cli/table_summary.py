@@ -1,4 +1,4 @@
-"""``meansparse table summary``: every claim of the paper on one page, from the tables that lie in a folder.
+"""``meansparse table summary``: what became of the paper's claims, on one page, from the tables that lie in a folder.
 
 Reads the ``tableN.yaml`` that ``meansparse table N`` wrote, so it says what they say and nothing else. The page is the
 folder's ``README.md``.
@@ -138,8 +138,9 @@ def _gains(rows: Sequence[SummaryRow]) -> str:
     own = Counter(row.own.answer for row in gains)
     worst = Counter(row.worst.answer for row in gains if row.worst is not None)
     return (
-        f"Of {len(gains)} claims that MeanSparse is more robust than its base model, {own['confirmed']} are confirmed under the "
-        f"paper's attack, and in the worst case {worst['confirmed']}, with {worst['contradicted']} contradicted."
+        f"Of the {len(gains)} claims here that MeanSparse is more robust than its base model, {own['confirmed']} are confirmed and "
+        f"{own['contradicted']} contradicted under the paper's attack, and in the worst case {worst['confirmed']} and "
+        f"{worst['contradicted']}. Claims of several tables can rest on one measurement, so they do not count as independent."
     )
 
 

@@ -95,7 +95,7 @@ def train_model(
     state.resume()
     step = _BatchLoss(config, model, device, eps)
 
-    # An incomplete last batch is left out (other images each epoch): every batch has one shape, and none has one image.
+    # An incomplete last batch is left out (other images each epoch): every batch has one shape.
     batch_size = min(config.batch_size, len(images))
     n_batches = len(images) // batch_size
     generator = torch.Generator(device)

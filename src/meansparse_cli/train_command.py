@@ -16,7 +16,7 @@ from .checkpoint import save_checkpoint
 from .config import TrainConfig, check_eps, eps_value
 from .console import LiveView, console, live, note, percent
 from .data import KNOWN_DATASETS, content_id, load_split, take_examples
-from .errors import ArtifactError, ConfigError
+from .errors import ArtifactError, ConfigError, DataError
 from .report import read_report, verify_outputs, write_report
 from .sparsify import straight_through
 from .stage_model import pick_device
@@ -62,14 +62,15 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     """
     config = _with_eps(with_preset(config, sources))
     folder, device, started = train_folder(config), pick_device(config.device), time.monotonic()
-    _check(config, device)
+    _check(config, device, fresh=fresh)
     train_split, selection, test_split = _splits(config)
     config = config.model_copy(update={"held_out_examples": len(selection)})
     if config.n_examples is not None:
         train_split = take_examples(train_split, config.n_examples)
+    _check_sizes(config, len(train_split), len(selection))
     images = content_id(train_split)
     if fresh:
-        for name in (STATE_FILE, "train.yaml"):
+        for name in (STATE_FILE, "train.yaml", "model.safetensors"):  # the last one would pass for what is trained now
             (folder / name).unlink(missing_ok=True)
     elif (done := _done_before(config, folder, images)) is not None:
         note(f"train: done before, {done}")
@@ -187,8 +188,13 @@ def _measure(
     return {"test_accuracy": accuracy_of(clean), f"test_pgd{TEST_STEPS}_accuracy": accuracy_of(robust)}
 
 
-def _check(config: TrainConfig, device: str) -> None:
+def _check(config: TrainConfig, device: str, *, fresh: bool) -> None:
     """What no single setting can tell, before an image is read."""
+    if fresh and config.time_limit is not None:
+        raise ConfigError(
+            "--fresh with --time-limit: the same command, queued again, would begin anew each time",
+            hint="remove the run folder once, and leave --fresh out",
+        )
     if config.cuda_graphs and torch.device(device).type != "cuda":
         raise ConfigError(f"--cuda-graphs on {device}", hint="leave it out, or --device cuda")
     if config.mean_sparse_ramp is not None and config.mean_sparse_alpha is None:
@@ -196,12 +202,26 @@ def _check(config: TrainConfig, device: str) -> None:
     ramp_epochs(config)
 
 
+def _check_sizes(config: TrainConfig, n_train: int, n_selection: int) -> None:
+    """Batch normalisation has no variance in a batch of one image, and no epoch is best without an image to choose by."""
+    if min(config.batch_size, n_train) < 2:
+        raise ConfigError(
+            f"a batch is of {config.batch_size} images out of {n_train}: batch normalisation needs two at least",
+            hint="raise --batch-size" if n_train > 1 else "raise --n-examples",
+        )
+    if not n_selection:
+        raise DataError(
+            f"{config.dataset} has so few training images that none is held out to choose the best epoch by",
+            hint="give it 10 at least, or choose on test images: --paper-selection",
+        )
+
+
 def _done_before(config: TrainConfig, folder: Path, images: str) -> Path | None:
     """The report of a finished run of the same settings on the same ``images``. Raises ArtifactError for other settings or changed files."""
     path = folder / "train.yaml"
     if not path.exists():
         return None
-    mend = f"meansparse train --run {folder}"
+    mend = "the same command, with"
     report = read_report(path, "train", mend=mend)
     was = {key: entry["value"] for key, entry in report["config"].items()}
     now = result_settings(config) | {key: getattr(config, key) for key in ("test_examples", "save_dtype")}
