@@ -17,7 +17,8 @@
 # The models lie where `make table2 MODELS=OUT` and its like look for them.
 #
 # Every step can be killed and typed again: what is done is skipped, what was begun goes on from its last epoch.
-# MINUTES= bounds the trainings: no epoch is begun that would end later. Exit code: how many steps and trainings are not finished, or 1 at once where the data cannot be read.
+# MINUTES= bounds the trainings: no epoch is begun that would end later. Exit code: how many steps and
+# trainings are not finished; 1 at once where the data cannot be read.
 # Everything at a toy size: DEVICE=cpu EPOCHS=1 TRAIN_IMAGES=512 WIDTH=4 WIDE=8 SPEED= EVAL=64 STEPS=1 N=8 TABLE_OPTIONS=QUICK=1
 set -u
 DATA=${DATA:?DATA=DIR: a folder with torchvision\'s CIFAR-10 files, or train and test as zips, folders or .npz files}
