@@ -70,6 +70,18 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(tmp_path: Path) -> None:
     assert "terminated: nothing finished was lost" in err and "Traceback" not in err
 
 
+def test_a_gpu_that_is_too_small_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("meansparse_cli.pipeline.fetch", full)
+    result = meansparse("fetch", "--model", "digits")
+    assert result.exit_code == 12 and "--batch-size" in said(result) and "Traceback" not in result.stderr
+
+
 def test_module_and_version() -> None:
     result = subprocess.run([sys.executable, "-m", "meansparse_cli", "--version"], capture_output=True, text=True)
     assert re.fullmatch(r"meansparse \d+\.\d+\.\d+\n", result.stdout)

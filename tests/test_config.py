@@ -5,6 +5,7 @@ import yaml
 
 from meansparse_cli.config import (
     COMMANDS,
+    CalibrateConfig,
     EvaluateConfig,
     SweepAlphaConfig,
     check_eps,
@@ -30,6 +31,19 @@ def test_flags_win_over_yaml_over_default(tmp_path: Path) -> None:
     assert [sources[k] for k in ("batch_size", "seed", "max_clean_drop")] == ["flag", str(file), "default"]
     other, _ = resolve("evaluate", EvaluateConfig, file, {})
     assert (other.seed, other.batch_size) == (3, 64)
+
+
+def test_a_file_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEANSPARSE_DATA", "/of/the/shell")
+    file = tmp_path / "c.yaml"
+    file.write_text("data_dir: /of/the/file\n")
+    for given, flag, expected, source in (
+        (None, None, "/of/the/shell", "MEANSPARSE_DATA"),
+        (file, None, "/of/the/file", str(file)),
+        (file, "/typed", "/typed", "flag"),
+    ):
+        config, sources = resolve("calibrate", CalibrateConfig, given, {"data_dir": flag})
+        assert (str(config.data_dir), sources["data_dir"]) == (expected, source)
 
 
 def test_zero_and_false_can_be_set(tmp_path: Path) -> None:

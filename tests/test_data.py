@@ -107,6 +107,26 @@ def test_content_id_sees_a_changed_pixel(npz: Path, tmp_path: Path) -> None:
     assert content_id(load_split(str(tmp_path / "other.npz"), None, "test")) != before
 
 
+def test_content_id_sees_a_picture_of_the_same_length(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "pictures", n=20)
+    before = content_id(load_split(str(folder), None, "calibration"))
+    for file in folder.rglob("*.png"):
+        content = bytearray(file.read_bytes())
+        content[-20] ^= 1
+        file.write_bytes(content)
+    assert content_id(load_split(str(folder), None, "calibration")) != before
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_pictures_of_several_sizes_are_refused_in_words(tmp_path: Path, n_workers: int) -> None:
+    folder = image_folder(tmp_path / "pictures", n=20)
+    some = sorted(folder.rglob("*.png"))[::2]
+    for file in some:
+        Image.fromarray(np.zeros((9, 11, 3), np.uint8)).save(file)
+    with pytest.raises(DataError, match="images of several sizes"):
+        stack_examples(load_split(str(folder), None, "calibration"), n_workers)
+
+
 @pytest.mark.parametrize(
     ("dataset", "data_dir", "message"),
     [

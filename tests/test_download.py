@@ -192,6 +192,20 @@ def test_halves_of_two_files_are_never_joined(server: Server, tmp_path: Path) ->
     assert [wanted for _, wanted in server.requests_seen] == [f"bytes={half}-", None]
 
 
+def test_two_downloads_into_one_file_never_give_a_wrong_one(server: Server, tmp_path: Path) -> None:
+    """As on a file system without locks: another job appends to the same file meanwhile."""
+    part = tmp_path / ".file.part"
+    n_written = []
+
+    def other(done: int, total: int | None) -> None:
+        if not n_written:
+            n_written.append(part.write_bytes(part.read_bytes() + b"other") if part.exists() else 0)
+
+    found = download(f"{server.address}/whole/file", tmp_path / "file", on_progress=other)
+    assert n_written[0] > 0
+    assert (tmp_path / "file").read_bytes() == BODY and found.size == len(BODY)
+
+
 def test_no_server(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="no connection"):
         download("http://127.0.0.1:1/file", tmp_path / "model.pt", retries=1, pause=0)

@@ -160,10 +160,13 @@ def test_one_file_of_every_kind(name: str, data: list[str], tmp_path: Path) -> N
     torch.manual_seed(2)  # the factory draws its weights anew each time: the file holds those of the export
     done("calibrate", "--model", name, *data, "--run", "run", "--n-examples", "60")
     path = done("export", "run", "--alpha", "0.3")
-    model, again = load_sparsified(path), load_sparsified(path)
+    if name != "digits":  # its header names code, and nobody who only loads a file has agreed to run it
+        with pytest.raises(ArtifactError, match=r"(?s)names code.*allow_code=True"):
+            load_sparsified(path)
+    model, again = load_sparsified(path, allow_code=True), load_sparsified(path, allow_code=True)
     x = torch.rand(2, 1, 8, 8) if name == "digits" else IMAGES
     assert torch.equal(model(x), again(x))
-    assert not torch.equal(model(x), load_sparsified(path, alpha=0)(x))
+    assert not torch.equal(model(x), load_sparsified(path, alpha=0, allow_code=True)(x))
     if name == "digits":
         from meansparse_cli.models import load_model, resolve_model
 
@@ -196,6 +199,13 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     assert (plain["autoattack_acc"], plain["external"], plain["unreliable"], plain["eps"]) == ("", "", True, "2/255")
     assert "BPDA was not run" in plain["footnote"]
     assert "4 of 10,000 test images of images.npz" in plain["footnote"]
+    measured = ("--alpha", "0.25", "--attack", "pgd-2", "--n-examples", "4", "--no-doubts", "--fresh")
+    done("evaluate", *data, *measured, "--eps", "0.5", "--norm", "L2")
+    assert json.loads(done("export", "run", "--alpha", "0.25", "--card", "l2.json").read_text())["threat"] == "L2"
+    done("evaluate", *data, *measured, "--eps", "2/255", "--split", "held-out")
+    refused = meansparse("export", "run", "--alpha", "0.25", "--card")
+    assert refused.exit_code == 10 and "about test images" in refused.stderr and "--split test" in refused.stderr
+    done("evaluate", *data, *measured, "--eps", "2/255")
     other = meansparse("export", "run", "--card", "--alpha", "0.1")
     assert other.exit_code == 10
     assert "evaluate.yaml is of alpha 0.25" in other.stderr

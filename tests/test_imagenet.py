@@ -88,6 +88,7 @@ def test_training_images_are_split_and_decoded_as_asked_for(folder: Path, monkey
     calibration, held_out = load_split("imagenet", folder, "calibration"), load_split("imagenet", folder, "held-out")
     assert len(calibration) == 18 and len(held_out) == 2 and not set(calibration.indices) & set(held_out.indices)
     assert calibration.dataset.n_classes == 1000  # type: ignore[attr-defined]
+    monkeypatch.setattr("meansparse_cli.data.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
     content_id(calibration)
     assert not opened
     image, label = calibration[0]
@@ -126,6 +127,7 @@ def test_preprocessing_is_robustbenchs(name: str, size: tuple[int, int], tmp_pat
         ("Salman2020Do_R50", "Linf", Preprocessing(224, 256, "bilinear")),
         ("Debenedetti2022Light_XCiT-S12", "Linf", Preprocessing(224, 224, "bicubic")),
         ("torchvision:resnet18", "Linf", Preprocessing(224, 256, "bilinear")),
+        ("torchvision:efficientnet_b4", "Linf", Preprocessing(380, 384, "bicubic")),
     ],
 )
 def test_each_model_has_its_own(model: str, threat: str, expected: Preprocessing) -> None:

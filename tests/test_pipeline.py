@@ -18,6 +18,10 @@ from typer.testing import CliRunner, Result
 from meansparse_cli import load_sparsified
 from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
+from meansparse_cli.config import ModelConfig
+from meansparse_cli.imagenet import Preprocessing
+from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.run_folder import locate_run, weights_of
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -200,6 +204,65 @@ def test_a_factory_that_builds_another_network_is_refused(tiny: list[str], tmp_p
     assert meansparse("sweep-alpha", *tiny, *small("sweep-alpha")).exit_code == 10  # its statistics are the old one's
     done("calibrate", *tiny, *small("calibrate"))
     done("sweep-alpha", *tiny, *small("sweep-alpha"))
+
+
+def test_weights_and_threats_that_would_not_be_used_are_refused(tiny: list[str], tmp_path: Path) -> None:
+    done("calibrate", *tiny, *small("calibrate"))
+    torch.save({}, "other.pt")
+    for stage, more in (("evaluate", ["--alpha", "0.2"]), ("sweep-alpha", []), ("measure", [])):
+        for name in ("other.pt", "nowhere.pt"):
+            refused = meansparse(stage, "--run", "run", "--weights", name, *more)
+            assert refused.exit_code == 10 and "not the weights that run is about" in " ".join(refused.stderr.split())
+    refused = meansparse("evaluate", "--run", "run", "--threat", "L2", "--alpha", "0.2")
+    assert refused.exit_code == 3 and "networks.py:tiny for Linf" in " ".join(refused.stderr.split())
+
+
+def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Path) -> None:
+    """The command that is named ends with the same weights, not with those that the factory draws."""
+    network = load_model(resolve_model("networks.py:tiny"))
+    torch.save(network.state_dict(), "w.pt")
+    done("calibrate", *tiny, "--weights", "w.pt", *small("calibrate"))
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir("elsewhere")  # the weights are found from there too
+    assert weights_of(locate_run(ModelConfig(run=Path("../run")))) == [tmp_path / "w.pt"]
+    os.chdir(tmp_path)
+    Path("w.pt").rename("gone.pt")
+    refused = meansparse("sweep-alpha", "--run", "run", *small("sweep-alpha"))
+    said = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 10 and "--weights w.pt --run run --fresh" in said
+    again = meansparse("fetch", *tiny)
+    assert again.exit_code == 10 and "none are given now" in " ".join(again.stderr.split())
+
+
+def test_a_run_keeps_its_norm(tiny: list[str]) -> None:
+    done("calibrate", *tiny, "--norm", "L2", *small("calibrate"))
+    report = done("evaluate", "--run", "run", "--alpha", "0.2", "--attack", "pgd-2", "--n-examples", "4", "--no-doubts", "--eps", "0.5")  # fmt: skip
+    assert yaml.safe_load(report.read_text())["config"]["settings"]["norm"] == "L2"
+
+
+def test_an_alpha_of_ones_own_is_the_same_model_everywhere(tiny: list[str]) -> None:
+    """In Python, in an exported file and in ``evaluate --alpha``: at all sites around the means, whatever the sweep had."""
+    for stage in ("calibrate", "sweep-alpha"):
+        done(stage, *tiny, *small(stage), *(["--centre", "zero"] if stage == "sweep-alpha" else []))
+    file = done("export", "run", "--alpha", "0.3", "one.safetensors")
+    x = torch.rand(5, 3, 8, 8)
+    ours, exported = load_sparsified("run", alpha=0.3), load_sparsified(file, allow_code=True)
+    assert torch.equal(ours(x), exported(x))
+    assert not torch.equal(ours(x), load_sparsified("run")(x))
+
+
+def test_a_killed_calibration_does_not_go_on_with_other_pixels(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files by another preprocessing: what is summed so far is thrown away."""
+    seen: list[Any] = []
+    monkeypatch.setattr("meansparse_cli.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    for resized in (256, 224):
+        monkeypatch.setattr(
+            "meansparse_cli.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
+        )
+        meansparse("calibrate", *tiny)
+    assert len(seen) == 2 and seen[0] != seen[1]
 
 
 def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[str]) -> None:

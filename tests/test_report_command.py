@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.doubts import search
 from meansparse_cli.html_report import html_page
-from meansparse_cli.render import markdown, read_run, terminal_text
+from meansparse_cli.render import markdown, read_run, render, terminal_text
 from meansparse_cli.verify import WITNESSES_SCHEMA
 
 FACTORY = """
@@ -263,6 +263,14 @@ def test_a_report_made_from_an_older_one_is_called_outdated(run: Path, tmp_path:
         result = done("report", copy, "--format", form, width=200)
         assert word + sentence in result.stdout
         assert f"report: {sentence}" in " ".join(result.stderr.split())
+
+
+def test_a_file_has_no_colours(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    result = CliRunner().invoke(app, ["report", str(run), "-o", str(tmp_path / "run.txt")])
+    assert result.exit_code == 0 and "\x1b" not in (tmp_path / "run.txt").read_text()
+    assert "\x1b" in render(run, "table", width=80)
 
 
 def test_what_was_edited_is_made_again_by_the_command_that_made_it(

@@ -123,6 +123,13 @@ def test_grids() -> None:
         grid_of([0.0])
 
 
+def test_apgd_ce_is_first_wherever_the_papers_choice_is_made_on_it() -> None:
+    """What another attack broke before it, it would not be shown, and its curve would count that as robust."""
+    for objective in ("apgd-ce", "apgd", "bpda", "worst"):
+        for wanted in (["apgd", "pgd-50"], ["full"], ["apgd-dlr", "apgd-ce"]):
+            assert families_of(wanted, objective)[0][0] == "apgd-ce"
+
+
 def test_families() -> None:
     assert families_of((), "worst") == (("apgd-ce",), ("bpda-apgd-ce",))
     assert families_of(("pgd-50",), "") == (("pgd-50",), ("bpda-apgd-ce",))

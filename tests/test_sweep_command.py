@@ -188,7 +188,7 @@ def test_held_out_images_that_are_not_held_out_are_refused(run: str) -> None:
     assert overlap.exit_code == 7
     said = words(overlap)
     assert "held-out images are in the calibration split" in said
-    assert "meansparse calibrate --model" in said
+    assert "meansparse calibrate --run run" in said
     fresh = np.random.default_rng(9).integers(0, 256, arrays["x"].shape).astype(np.uint8)
     np.savez("fresh.npz", x=fresh, y=arrays["y"])
     done("sweep-alpha", "--run", run, *COMMON, "--dataset", "fresh.npz")

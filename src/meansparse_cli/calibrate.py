@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from .artifacts import load_torch, save_torch
+from .attacks.judge import float32_set_to
 from .data import make_loader
 from .errors import SiteError, StatisticsError
 from .sites import Site, untouched, unwrap
@@ -44,12 +45,14 @@ class ChannelObserver(nn.Module):
 
 @contextmanager
 def observed(model: nn.Module, sites: Sequence[Site], estimator: Estimator) -> Iterator[SparsifiedModel]:
-    """The only way statistics are collected: observers in, no gradient, eval mode; all undone at the end."""
+    """The only way statistics are collected: observers in, no gradient, eval mode, full float32 on a GPU too; all undone
+    at the end.
+    """
     with untouched(unwrap(model)):
         wrapper = insert(model, sites, [ChannelObserver(site, estimator) for site in sites])
         wrapper.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), float32_set_to("ieee"):
                 yield wrapper
         finally:
             remove(wrapper)

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .console import console, note, show_error
-from .errors import MeanSparseError, StorageError
+from .errors import AttackError, MeanSparseError, StorageError
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -57,6 +57,13 @@ class _Group(TyperGroup):
             again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
             note(f"{word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(code) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to print a help text
+                raise
+            failure = AttackError(
+                f"out of memory: {str(error).splitlines()[0]}",
+                hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
+            )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
@@ -151,7 +158,9 @@ DatasetName = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder that holds the data set.", envvar="MEANSPARSE_DATA", rich_help_panel=_DATA),
+    typer.Option(
+        help="Folder that holds the data set; the one that MEANSPARSE_DATA names by default.", rich_help_panel=_DATA
+    ),
 ]
 PreprocessingName = Annotated[
     str | None,
@@ -533,7 +542,7 @@ def report(
     from .artifacts import write_bytes
     from .render import render
 
-    text = render(run, format, width=shutil.get_terminal_size((120, 24)).columns)
+    text = render(run, format, width=shutil.get_terminal_size((120, 24)).columns, to_file=output is not None)
     if output is None:
         typer.echo(text, nl=False)
     else:

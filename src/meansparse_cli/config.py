@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -374,17 +375,21 @@ SETTINGS: dict[str, type[BaseModel]] = {
 """Command -> its settings, for those that have some."""
 Config = TypeVar("Config", bound=BaseModel)
 
+DATA_VARIABLE = "MEANSPARSE_DATA"
+
 
 def resolve(
     command: str, config_class: type[Config], file: Path | None, flags: dict[str, Any]
 ) -> tuple[Config, dict[str, str]]:
-    """Merge default, YAML file and flags (None = not given) for one command.
+    """Merge default, environment (``MEANSPARSE_DATA``), YAML file and flags (None = not given) for one command.
 
     Returns the settings and, for each field, where its value came from. Raises ConfigError on an unknown key (with the
     nearest known one) and on a value that cannot be used.
     """
     merged: dict[str, Any] = {}
     sources = dict.fromkeys(config_class.model_fields, "default")
+    if "data_dir" in sources and os.environ.get(DATA_VARIABLE):
+        merged["data_dir"], sources["data_dir"] = os.environ[DATA_VARIABLE], DATA_VARIABLE
     if file is not None:
         for key, value in _read_config_file(file, command).items():
             if key in config_class.model_fields:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,8 @@ from .imagenet import Preprocessing, class_numbers, evaluation_images
 SplitName = Literal["calibration", "held-out", "test"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
+
 HELD_OUT_FRACTION, HELD_OUT_AT_MOST = 0.1, 5000
 SPLIT_SEED = 2406_05927
 TEST_NAMES = ("test", "val", "validation")
@@ -109,9 +112,10 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return len(self.names)
 
     def checksums(self, indices: Sequence[int]) -> list[int]:
-        """One number an image that changes with its content: the zip's CRC, or the file's size on disk."""
+        """One number an image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST`` together."""
         if self.source.is_dir():
-            return [(self.source / self.names[i]).stat().st_size for i in indices]
+            sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
+            return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]
         with zipfile.ZipFile(self.source) as archive:
             return [archive.getinfo(self.names[i]).CRC for i in indices]
 
@@ -183,12 +187,21 @@ def make_loader(
     images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0
 ) -> DataLoader[tuple[Tensor, int]]:
     """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
-    return DataLoader(images, batch_size=batch_size, num_workers=n_workers)
+    return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
 
 
-def stack_examples(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def stack_examples(images: Dataset[tuple[Tensor, int]], n_workers: int = 0) -> tuple[Tensor, Tensor]:
     """All images (n, channels, height, width) and labels (n,) of a split small enough for memory."""
-    pairs = [images[i] for i in range(len(images))]  # type: ignore[arg-type]
+    batches = list(make_loader(images, 64, n_workers))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    sizes = sorted({tuple(x.shape) for x, _ in pairs})
+    if len(sizes) > 1:
+        raise DataError(
+            f"images of several sizes: {_by(sizes[0])} and {_by(sizes[-1])}", hint="bring them to one size first"
+        )
     return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
 

@@ -37,10 +37,12 @@ def save_exported(
     save_checkpoint(path, checkpoint, tensors=weights, header=header)
 
 
-def load_exported(path: Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
+def load_exported(
+    path: Path, *, alpha: float | None = None, device: str = "cpu", allow_code: bool = False
+) -> SparsifiedModel:
     """The sparsified model of one exported file, in eval mode. ``alpha`` overrides the file's own.
 
-    Raises ArtifactError for any other file, ModelNotFound where the network needs code that is not there.
+    ``allow_code``: where the file names a ``module:factory`` as its network, import and call it. Raises ArtifactError for any other file, ModelNotFound where the network needs code that is not there.
     """
     from safetensors.torch import load_file
 
@@ -50,6 +52,11 @@ def load_exported(path: Path, *, alpha: float | None = None, device: str = "cpu"
     header = _header(path)
     if header.get("schema") != "meansparse/model/1":
         raise ArtifactError(f"{path} holds operators but no network", hint="write one that does: meansparse export RUN")
+    if header["model"]["kind"] == "factory" and not allow_code:
+        raise ArtifactError(
+            f"{path} names code as its network, {header['model']['name']}, which would be run",
+            hint=f"if you trust it: load_sparsified({str(path)!r}, allow_code=True)",
+        )
     network = build_network(ModelSource(**header["model"]), **header["network"])
     weights = {k.removeprefix(PREFIX): v for k, v in load_file(path).items() if k.startswith(PREFIX)}
     try:

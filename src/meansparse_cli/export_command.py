@@ -18,7 +18,7 @@ from .stage_model import checkpoint_in_use, checkpoint_to_evaluate, load_base
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
     """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
 
-    ``alpha`` overrides the one in use. A card needs the evaluation to be of this very alpha.
+    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to be of this very alpha.
     """
     from . import export as formats
     from .models import network_settings
@@ -37,7 +37,8 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     path = file or folder / file_name(f"{run.source.name}-meansparse{suffixes[format]}")
     if format == "card":
         evaluation = _evaluation_of(run, checkpoint)
-        formats.save_card(path, formats.model_card(run.source, run.norm, checkpoint, evaluation))
+        norm = run.norm if evaluation is None else evaluation["config"]["settings"]["norm"]
+        formats.save_card(path, formats.model_card(run.source, norm, checkpoint, evaluation))
         total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
         if total and n < total:
             note(
@@ -54,7 +55,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
             "settings": network_settings(run.source, weights_of(run)),
         }
         formats.save_exported(path, run.source, base, checkpoint, network)
-    note(f"export: {run.source.name}, {len(checkpoint.sites)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")
+    note(f"export: {run.source.name}, {len(checkpoint.active)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")
     return path
 
 
@@ -71,14 +72,20 @@ def _evaluation_of(run: Run, checkpoint: Checkpoint) -> dict[str, Any] | None:
             f"evaluate.yaml was made from another {upstream}.yaml than the one in {run.paths.folder}",
             hint=f"evaluate anew: {run.command('evaluate')} --fresh",
         )
+    settings = report["config"]["settings"]
+    if (split := settings.get("split", "test")) != "test":
+        raise ArtifactError(
+            f"evaluate.yaml is of {split} images, and a card is about test images",
+            hint=f"evaluate on those: {run.command('evaluate')} --split test --fresh",
+        )
     if report["results"]["alpha"] != checkpoint.alpha:
         raise ArtifactError(
             f"evaluate.yaml is of alpha {report['results']['alpha']:g}, this is a card for alpha {checkpoint.alpha:g}",
             hint=f"evaluate this one, or export that one: --alpha {report['results']['alpha']:g}",
         )
     names = ("alpha", "sites", "centre", "spread")
-    settings = EvaluateConfig(**{k: v for k, v in report["config"]["settings"].items() if k in names})
-    if checkpoint_to_evaluate(run, settings, upstream).options_id() != checkpoint.options_id():
+    evaluated = EvaluateConfig(**{k: v for k, v in settings.items() if k in names})
+    if checkpoint_to_evaluate(run, evaluated, upstream).options_id() != checkpoint.options_id():
         raise ArtifactError(
             "evaluate.yaml is of operators at other sites, or with another centre or spread, than this card",
             hint=f"choose them with sweep-alpha, then evaluate without --alpha: {run.command('evaluate')} --fresh",

@@ -233,6 +233,7 @@ def _save_timm(source: ModelSource, target: Path) -> FetchedFile:
 def _identify(path: Path, origin: str) -> FetchedFile:
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}", hint="--weights takes a file, or an ensemble's folder of files")
+    path = path.resolve()  # a run is used from other folders too
     return FetchedFile(path, path.stat().st_size, sha256_of(path), origin)
 
 

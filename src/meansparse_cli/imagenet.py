@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ConfigError, DataError
 
@@ -75,7 +75,7 @@ def preprocessing_of(source: ModelSource, named: str | None = None) -> Preproces
         return _of_timm(timm_name) if timm_name is not None else ROBUSTBENCH[str(name)]
     if source.kind == "timm":
         return _of_timm(source.name.removeprefix("timm:"))
-    return Preprocessing(interpolation="bilinear") if source.kind == "torchvision" else Preprocessing()
+    return _of_torchvision(source.name) if source.kind == "torchvision" else Preprocessing()
 
 
 def _of_timm(name: str) -> Preprocessing:
@@ -87,6 +87,16 @@ def _of_timm(name: str) -> Preprocessing:
     size = known.input_size[1]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if known.interpolation == "bilinear" else "bicubic"
     return Preprocessing(size, int(size / known.crop_pct), interpolation)
+
+
+def _of_torchvision(name: str) -> Preprocessing:
+    from .library_models import torchvision_transforms
+
+    known: Any = torchvision_transforms(name)
+    if not hasattr(known, "crop_size"):
+        return Preprocessing(interpolation="bilinear")
+    interpolation: Literal["bilinear", "bicubic"] = known.interpolation.value
+    return Preprocessing(known.crop_size[0], known.resize_size[0], interpolation)
 
 
 @cache

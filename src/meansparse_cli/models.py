@@ -3,7 +3,7 @@
 digits, resnet18-w16               embedded: the weights come with the package
 FILE.safetensors                   written by `meansparse train`
 Bartoldson2024, wang2023better_w.. RobustBench's zoo: a name, or the beginning of just one
-timm:NAME, torchvision:NAME        a model of these libraries, with its standard weights
+timm:NAME, torchvision:NAME        a model of these libraries, with its standard weights, behind its normalisation
 module:factory, file.py:factory    the user's own network
 """
 
@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from . import zoo
-from .errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
+from .errors import CheckpointError, ConfigError, ModelNotFound
+from .library_models import check_timm_name, check_torchvision_name, load_timm, load_torchvision
 from .networks import ResNet18
 from .weights_file import fit_weights, read_checkpoint
 
@@ -69,10 +70,10 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
         trained_on = _read_metadata(Path(name)).get("dataset")
         return ModelSource(name, "embedded", trained_on or dataset or "cifar10", threat)
     if name.startswith("timm:"):
-        _check_timm_name(name)
+        check_timm_name(name)
         return ModelSource(name, "timm", dataset or "imagenet", threat)
     if name.startswith("torchvision:"):
-        _check_torchvision_name(name)
+        check_torchvision_name(name)
         return ModelSource(name, "torchvision", dataset or "imagenet", threat)
     if ":" in name:
         return ModelSource(name, "factory", dataset or "cifar10", threat)
@@ -103,7 +104,7 @@ def load_model(
         network = build_network(source, published_sites=published_sites)
         model = zoo.load_zoo_weights(network, source.entry, paths, allow_pickle=allow_pickle)
     else:
-        load_library = {"timm": _load_timm, "torchvision": _load_torchvision}.get(source.kind)
+        load_library = {"timm": load_timm, "torchvision": load_torchvision}.get(source.kind)
         model = load_library(source.name, with_weights=not paths) if load_library else _call_factory(source.name)
         if paths:
             checkpoint = read_checkpoint(paths[0], allow_pickle=allow_pickle)
@@ -124,9 +125,9 @@ def build_network(
     if source.kind == "embedded":
         return ResNet18(**(settings or {}))
     if source.kind == "timm":
-        return _load_timm(source.name, with_weights=False)
+        return load_timm(source.name, with_weights=False)
     if source.kind == "torchvision":
-        return _load_torchvision(source.name, with_weights=False)
+        return load_torchvision(source.name, with_weights=False)
     if source.kind == "factory":
         return _call_factory(source.name)
     architecture = published_architecture(source.entry) if published_sites else None
@@ -227,74 +228,14 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {', '.join(dict.fromkeys(close))}" if close else "nothing comes near"
 
 
-def _check_timm_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name.removeprefix("timm:").split(".")[0]):
-        close = difflib.get_close_matches(name.removeprefix("timm:"), timm.list_models(), n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(f'timm:{c}' for c in close)}" if close else "see timm.list_models()"
-        raise ModelNotFound(f"timm has no model {name.removeprefix('timm:')!r}", hint=hint)
-
-
-def _load_timm(name: str, *, with_weights: bool) -> nn.Module:
-    import timm
-
-    bare = name.removeprefix("timm:")
-    try:
-        model = timm.create_model(bare, pretrained=with_weights)
-    except Exception as error:  # timm, its hub client and their network layers each raise their own kinds
-        if not with_weights:
-            raise ModelNotFound(f"timm cannot build {bare!r}: {error}") from error
-        raise DownloadError(
-            f"timm could not fetch the weights of {bare!r}: {error}", hint=_timm_by_hand(name, bare)
-        ) from error
-    return model  # type: ignore[no-any-return]
-
-
-def _timm_by_hand(name: str, bare: str) -> str:
-    import timm
-
-    facts = timm.get_pretrained_cfg(bare)
-    hub_id = facts.hf_hub_id if facts else None
-    place = (
-        f"https://huggingface.co/{hub_id}" if hub_id else (facts.url if facts and facts.url else "timm's model page")
-    )
-    return f"get the file by hand from {place}, then: meansparse fetch --model {name} --from-file FILE"
-
-
-def _check_torchvision_name(name: str) -> None:
-    from torchvision.models import list_models
-
-    bare, known = name.removeprefix("torchvision:"), list_models()
-    if bare not in known:
-        close = difflib.get_close_matches(bare, known, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(f'torchvision:{c}' for c in close)}" if close else "see torchvision.models"
-        raise ModelNotFound(f"torchvision has no model {bare!r}", hint=hint)
-
-
-def _load_torchvision(name: str, *, with_weights: bool) -> nn.Module:
-    from torchvision.models import get_model, get_model_weights
-
-    bare = name.removeprefix("torchvision:")
-    try:
-        return get_model(bare, weights="DEFAULT" if with_weights else None)  # type: ignore[no-any-return]
-    except Exception as error:  # building and downloading each raise their own kinds
-        if not with_weights:
-            raise ModelNotFound(f"torchvision cannot build {bare!r}: {error}") from error
-        url = getattr(getattr(get_model_weights(bare), "DEFAULT", None), "url", "torchvision's model page")
-        raise DownloadError(
-            f"torchvision could not fetch the weights of {bare!r}: {error}",
-            hint=f"get the file by hand from {url}, then: meansparse fetch --model {name} --from-file FILE",
-        ) from error
-
-
 def _call_factory(name: str) -> nn.Module:
     """Build the user's own network: ``module:attribute``, looked for in the current directory too.
 
     Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile.
     """
     module_name, _, attribute = name.rpartition(":")
-    with _current_directory_first(), torch.random.fork_rng(devices=[]):
+    said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
+    with _found_first(module_name), torch.random.fork_rng(devices=[]), said_to_people:
         torch.default_generator.manual_seed(0)
         module = _import_module(module_name, name)
         try:
@@ -318,9 +259,10 @@ def _call_factory(name: str) -> nn.Module:
 def _import_module(module_name: str, name: str) -> ModuleType:
     try:
         if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            spec = importlib.util.spec_from_file_location(f"_factory_{Path(module_name).stem}", module_name)
             assert spec is not None and spec.loader is not None  # always, for a name that ends in .py
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where dataclasses and pickle look for it
             spec.loader.exec_module(module)
             return module
         return importlib.import_module(module_name)
@@ -333,9 +275,12 @@ def _import_module(module_name: str, name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _current_directory_first() -> Iterator[None]:
+def _found_first(module_name: str) -> Iterator[None]:
+    """What lies in the current directory, and beside a ``file.py``, is found before what is installed."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
+    if module_name.endswith(".py"):
+        sys.path.insert(1, str(Path(module_name).resolve().parent))
     importlib.invalidate_caches()  # the file may be younger than the directory's listing
     try:
         yield

@@ -56,7 +56,8 @@ class PairStore:
         self.attacks: dict[Family, tuple[str, ...]] = {"plain": tuple(plain), "bpda": tuple(bpda)}
         whole_key = key | {
             "format": FORMAT, "seed": settings.seed, "norm": settings.budget.norm, "eps": settings.budget.eps,
-            "attacks": {name: attack_version(name) for name in (*plain, *bpda)},
+            # in their order: an attack is not shown what one before it broke
+            "attacks": [(name, attack_version(name)) for name in (*plain, *bpda)],
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(whole_key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder = folder / digest

@@ -103,6 +103,11 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         if before == results:
             note(f"fetch: {run.source.name} is already there")
             return report_file
+        if before["files"] and not results["files"]:
+            raise ArtifactError(
+                f"{run.paths.folder} is about weights from {before['files'][0]['origin']}, and none are given now",
+                hint="give them again: --weights FILE; or start anew without them: --fresh",
+            )
         if before["model"] != results["model"]:
             raise ArtifactError(
                 f"{run.paths.folder} is a run of {before['model']['name']}, not of {run.source.name}",
@@ -139,6 +144,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     """One pass over the calibration split: mean and standard deviation of each channel at each site."""
     from .calibrate import calibrate_channels
     from .data import content_id, stack_examples, take_examples
+    from .imagenet import preprocessing_of
     from .site_rules import chosen_by, select_sites
 
     run, started = ensure_fetched(config, sources), time.monotonic()
@@ -169,7 +175,10 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
         statistics = calibrate_channels(
             model, sites, images, batch_size=config.batch_size, estimator=config.estimator, device=device,
             n_workers=config.workers, state_file=run.paths.state / "calibrate.pt",
-            fingerprint=inputs | {"batch_size": config.batch_size, "estimator": config.estimator, "sites": [s.name for s in sites]},
+            fingerprint=inputs | {
+                "batch_size": config.batch_size, "estimator": config.estimator, "sites": [s.name for s in sites],
+                "preprocessing": repr(preprocessing_of(run.source, config.preprocessing)),
+            },
             on_batch=advance,
         )  # fmt: skip
     save_checkpoint(
@@ -328,19 +337,28 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     return write_stage(run, "sweep-alpha", resolved, sources, inputs, [run.paths.checkpoint], device, started, results)
 
 
-def load_sparsified(run: str | Path, *, alpha: float | None = None, device: str = "cpu") -> SparsifiedModel:
+def load_sparsified(
+    run: str | Path,
+    *,
+    alpha: float | None = None,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    allow_code: bool = False,
+) -> SparsifiedModel:
     """The sparsified model of a finished sweep, ready to use: an ``nn.Module`` in eval mode, images in, logits out.
 
-    ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one; 0 is
-    bit-identical to the base model.
+    ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one: as in
+    ``evaluate --alpha`` and ``export --alpha`` at all calibrated sites, around the channel means, whatever the sweep had;
+    0 is bit-identical to the base model. ``allow_pickle``: as ``fetch --allow-pickle``, for a run's weights that need code
+    to load. ``allow_code``: import the ``module:factory`` that an exported file names as its network.
     """
     if Path(run).is_file():
         from .export import load_exported
 
-        return load_exported(Path(run), alpha=alpha, device=device)
+        return load_exported(Path(run), alpha=alpha, device=device, allow_code=allow_code)
     located = locate_run(ModelConfig(run=Path(run)))
-    checkpoint = checkpoint_in_use(located, None if located.paths.report("sweep-alpha").exists() else alpha)
-    base = load_base(located, ModelConfig(run=Path(run)), device, checkpoint.rule)
+    checkpoint = checkpoint_in_use(located, alpha)
+    base = load_base(located, ModelConfig(run=Path(run), allow_pickle=allow_pickle), device, checkpoint.rule)
     return sparsify(base, checkpoint, alpha=alpha)
 
 

@@ -81,12 +81,14 @@ def beside(folder: Path) -> list[Path]:
     return sorted(report.parent for report in reports)
 
 
-def render(folder: Path, format: str, *, width: int) -> str:
-    """The run as ``table`` (for a terminal of ``width`` columns), ``markdown``, ``json`` or ``html``."""
+def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
+    """The run as ``table`` (for a terminal of ``width`` columns, or ``to_file`` and so without colours), ``markdown``,
+    ``json`` or ``html``.
+    """
     from .html_report import html_page
 
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
-        "table": lambda reports, warnings: terminal_text(reports, width, warnings),
+        "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
         "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
         "html": lambda reports, warnings: html_page(reports, folder, warnings),
@@ -161,8 +163,8 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
 
 
-def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = ()) -> str:
-    """Plain text no wider than ``width`` columns, 80 at least."""
+def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *, plain: bool = False) -> str:
+    """Text no wider than ``width`` columns, 80 at least; ``plain``: without colours, wherever it is printed."""
     from rich.console import Console, Group
     from rich.text import Text
 
@@ -170,7 +172,7 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = ()) ->
     from .evaluation_table import doubts_view, rich_table
 
     width = max(width, 80)
-    console = Console(width=width, highlight=False)
+    console = Console(width=width, highlight=False, force_terminal=False if plain else None)
     with console.capture() as capture:
         console.print(Text(headline(reports), style="bold"))
         for sentence in warnings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,12 +35,16 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
-        model = f" --model {self.source.name}" if stage in ("fetch", "calibrate") else ""
-        folder = self.paths.folder
+        folder, source = self.paths.folder, self.source
         if self.shard is not None:
             folder = folder.parent.parent
         if self.name is not None:
-            folder, model = folder.parent.parent, ""
+            folder = folder.parent.parent
+        model = ""
+        if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
+            dataset = "" if source.dataset == "cifar10" or source.kind == "embedded" else f" --dataset {source.dataset}"
+            threat = "" if source.threat == "Linf" else f" --threat {source.threat}"
+            model = f" --model {source.name}{dataset}{threat}"
         name = "" if self.name is None else f" --name {self.name}"
         shard = "" if self.shard is None else f" --shard {self.shard}"
         return f"meansparse {stage}{model} --run {folder}{name}{shard}"
@@ -74,7 +79,13 @@ def locate_run(config: ModelConfig) -> Run:
             RunPaths(config.run).report("fetch"), "fetch", mend=f"meansparse fetch --model NAME --run {config.run}"
         )
         source = ModelSource(**report["results"]["model"])
-        return Run(source, RunPaths(config.run), config.norm or _norm_of(source.threat))
+        if config.threat not in ("Linf", source.threat):
+            raise ConfigError(
+                f"--threat {config.threat}: {config.run} is a run of {source.name} for {source.threat}",
+                hint="leave it out, or name the model for that threat: --model NAME",
+            )
+        norm = config.norm or report["config"]["settings"].get("norm") or _norm_of(source.threat)
+        return Run(source, RunPaths(config.run), norm)
     source = resolve_model(config.model, config.dataset, config.threat)
     norm = config.norm or _norm_of(source.threat)
     dataset = config.dataset or source.dataset
@@ -109,7 +120,21 @@ def located(config: ModelConfig) -> Run:
             f"{run.paths.folder} is a run of {held['name']} ({held['dataset']}), not of {run.source.name} ({run.source.dataset})",
             hint="choose another folder: --run DIR",
         )
+    if config.weights is not None:
+        _check_weights(run, config.weights, report)
     return run
+
+
+def _check_weights(run: Run, weights: Path, fetched: dict[str, Any]) -> None:
+    """Raises ArtifactError where ``--weights`` of a later stage are not those that were fetched: it would not use them."""
+    from .models import weight_paths
+
+    given = [sha256_of(path) if path.is_file() else None for path in weight_paths(run.source, weights)]
+    if given != [file["sha256"] for file in fetched["results"]["files"]]:
+        raise ArtifactError(
+            f"--weights {weights} are not the weights that {run.paths.folder} is about",
+            hint=f"another run for them: meansparse fetch --model {run.source.name} --weights {weights} --run DIR",
+        )
 
 
 def verified(run: Run, stage: str) -> dict[str, Any]:
@@ -131,16 +156,26 @@ def verified(run: Run, stage: str) -> dict[str, Any]:
 def weights_of(run: Run) -> list[Path]:
     """The files that fetch recorded, unchanged since."""
     paths = []
-    for file in read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]["files"]:
+    report = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))
+    again = f"put it back, or fetch anew: {_fetch_anew(run, report)}"
+    for file in report["results"]["files"]:
         path = Path(file["path"])
         if not path.exists():
-            raise ArtifactError(f"the weights {path} are gone", hint=f"run: {run.command('fetch')}")
+            raise ArtifactError(f"the weights {path} are gone", hint=again)
         if sha256_of(path) != file["sha256"]:
-            raise ArtifactError(
-                f"the weights {path} changed since they were fetched", hint=f"run: {run.command('fetch')} --fresh"
-            )
+            raise ArtifactError(f"the weights {path} changed since they were fetched", hint=again)
         paths.append(path)
     return paths
+
+
+def _fetch_anew(run: Run, report: dict[str, Any]) -> str:
+    """The fetch command with what its report says it was given: without its weights it would end with others."""
+    settings = report["config"]["settings"]
+    options = ["--model", run.source.name, "--dataset", run.source.dataset, "--threat", run.source.threat]
+    for key in ("norm", "weights", "from_file"):
+        if settings.get(key) is not None:
+            options += [f"--{key.replace('_', '-')}", str(settings[key])]
+    return shlex.join(["meansparse", "fetch", *options, "--run", str(run.paths.folder), "--fresh"])
 
 
 def weights_id(run: Run) -> str | None:

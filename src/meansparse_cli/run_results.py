@@ -160,9 +160,10 @@ def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source:
     A table's columns are about one data set, which no result of another may fill.
     """
     mine, theirs = (
-        {"--dataset": held.get("dataset") or source.dataset, "--preprocessing": held.get("preprocessing")}
+        {"--dataset": held.get("dataset"), "--preprocessing": held.get("preprocessing")}
         for held in (report["config"]["settings"], calibrated["config"]["settings"])
-    )
+    )  # what a measurement was not told it takes from calibrate
+    theirs["--dataset"] = theirs["--dataset"] or source.dataset
     return ", ".join(
         f"{key} {mine[key]}, the statistics with {theirs[key] or 'the default'}"
         for key in mine

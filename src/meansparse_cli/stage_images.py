@@ -65,7 +65,7 @@ def examples(
     if clamp and n is not None and n > len(images):
         n = len(images)
     chosen = _take(images, config, split, n, shard)
-    x, y = stack_examples(chosen)
+    x, y = stack_examples(chosen, config.workers)
     return torch.tensor(list(chosen.indices)), x, y
 
 

@@ -106,12 +106,12 @@ def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...]
     """
     wanted = expand_attacks(attacks or (("apgd",) if objective == "apgd" else ("apgd-ce",)))
     plain = [name for name in wanted if not find_attack(name).is_bpda] or ["apgd-ce"]
-    if objective not in ("", "apgd"):
+    missing = {"apgd-ce", "apgd-dlr"} - set(plain) if objective == "apgd" else set()
+    if objective and not missing:  # what an attack before it breaks, APGD-CE would not be shown
         plain = list(dict.fromkeys(["apgd-ce", *plain]))
     twins = {f"bpda-{name}" for name in plain} & set(ATTACKS)
     others = {name for name in wanted if find_attack(name).is_bpda}
     bpda = expand_attacks(twins | others) if twins | others else []
-    missing = {"apgd-ce", "apgd-dlr"} - set(plain) if objective == "apgd" else set()
     if attacks and missing:
         raise ConfigError(
             f"the objective {objective} needs {' and '.join(sorted(missing))}, which --attack leaves out",
@@ -145,7 +145,7 @@ def sweep_alphas(
 def point_of(store: PairStore, column: Column, alpha: float, blocks: Sequence[int] | None = None) -> SweepPoint:
     """What ``store`` knows of one column, on the images of ``blocks`` (all of them), under the name of an alpha."""
     plain, bpda, worst = (store.measure(column, curve, blocks) for curve in CURVES)
-    apgd_ce = store.measure(column, "apgd-ce", blocks) if "apgd-ce" in store.attacks["plain"] else None
+    apgd_ce = store.measure(column, "apgd-ce", blocks) if store.attacks["plain"][:1] == ("apgd-ce",) else None
     return SweepPoint(alpha, store.clean(column, blocks), plain, bpda, worst, apgd_ce)
 
 

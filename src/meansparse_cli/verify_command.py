@@ -83,7 +83,7 @@ def _as_found(run: Run, config: VerifyConfig, file: Path, about: dict[str, str])
     if about.get("norm", run.norm) != run.norm:
         raise DataError(
             f"{file} was found under {about['norm']}, {run.paths.folder} is of {run.norm}",
-            hint="name a run folder of that norm: --run DIR",
+            hint=f"judge it in that norm: --norm {about['norm']}",
         )
     if "eps" in about:
         theirs = eps_text(float(about["eps"]))
