@@ -66,6 +66,65 @@ def test_any_elementwise_nonlinear_module_is_an_activation(activation: nn.Module
     assert (site.name, site.kind, site.operation) == ("1", "module", type(activation).__name__)
 
 
+class SwishOfModules(nn.Module):
+    """As many repositories write it: the sigmoid inside is a part of the activation, no site of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.sigmoid(x)
+
+
+class HardSigmoid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + 3) / 6  # type: ignore[no-any-return]
+
+
+class HardSwish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid = HardSigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.sigmoid(x)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("activation", "torchs"), [(SwishOfModules(), nn.SiLU()), (HardSwish(), nn.Hardswish())], ids=["swish", "h_swish"]
+)
+def test_an_activation_made_of_modules_is_one_site_at_its_input(activation: nn.Module, torchs: nn.Module) -> None:
+    def network(act: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Flatten(), nn.Linear(144, 2)).eval()
+
+    x, found = torch.rand(5, 3, 8, 8), []
+    for act in (activation, torchs):
+        model = network(act)
+        (site,) = find_sites(model, x)
+        found.append((site.name, site.gate, site.channels, site.shape))
+    assert found[0] == found[1] == ("1", False, 4, (4, 6, 6))
+
+
+def test_a_module_that_only_calls_an_activation_is_not_the_site() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Wrapper(nn.GELU()), Wrapper(Wrapper(SwishOfModules())))
+    assert [site.name for site in find_sites(model.eval(), torch.rand(2, 3, 8, 8))] == ["1.act", "2.act.act"]
+
+
 class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 3 * x - 1

@@ -53,12 +53,14 @@ ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 )
 """Every spelling of an activation as a function. Sigmoid is left out: alone it is a gate, or the inside of a Swish."""
 
-# Leaf modules that need no test: linear, or mixing positions.
+# Modules that need no test, nor one that holds any of them: linear, or mixing positions.
 _NEVER_ACTIVATIONS = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Dropout,
     nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Softmax,
     nn.Embedding, nn.Upsample,
 )  # fmt: skip
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def operand(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -74,8 +76,13 @@ def writes_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 
 def may_be_activation(module: nn.Module, x: Tensor) -> bool:
-    """Whether ``is_elementwise_nonlinear`` is worth asking for a module that receives ``x``."""
-    return x.is_floating_point() and not isinstance(module, _NEVER_ACTIVATIONS) and not any(module.children())
+    """Whether ``is_elementwise_nonlinear`` is worth asking for a module that receives ``x``.
+
+    One with children can be an activation too, as a Swish that calls a sigmoid of its own; a container is none.
+    """
+    if not x.is_floating_point() or isinstance(module, _CONTAINERS):
+        return False
+    return not any(isinstance(part, _NEVER_ACTIVATIONS) for part in module.modules())
 
 
 def is_elementwise_nonlinear(module: nn.Module, x: Tensor) -> bool:

@@ -64,6 +64,7 @@ class Tracer(TorchFunctionMode):
         self.paths = ResidualPaths()
         self.stack: list[ModuleCall] = []
         self._ordinal = 0
+        self._activated: Tensor | None = None
         self._is_activation = is_activation
         self._paused = False
         self._provenance = WeakTensorKeyDictionary()
@@ -98,6 +99,7 @@ class Tracer(TorchFunctionMode):
         ancestors, is_sum = self.paths.ancestry_after(func, operands)
         if site is not None:
             ancestors |= site.bit
+            self._activated = outs[0]
         for i, out in enumerate(outs):
             axis = axis_after(func, out, known, first.axis) if moved is None else moved[i]
             if axis is not None or ancestors:
@@ -115,7 +117,7 @@ class Tracer(TorchFunctionMode):
             came = _UNKNOWN if x is None else self._of(x)
             shape = () if x is None else tuple(x.shape)
             frame = ModuleCall(path, module, call, came, shape, activations_before=len(self.found))
-            if x is not None and may_be_activation(module, x):
+            if x is not None and path and may_be_activation(module, x):
                 frame.clone = x.detach().clone()
             self.stack.append(frame)
 
@@ -128,12 +130,15 @@ class Tracer(TorchFunctionMode):
             if not isinstance(output, Tensor):
                 return
             x, came = frame.clone, frame.came
-            if x is not None and output.shape == x.shape and self._acts(frame, x):
-                # The functional calls inside belong to this module: one site, not two.
+            # a module that only hands on what an activation module of its own made is not the activation
+            is_wrapper = any(module.children()) and output is self._activated
+            if x is not None and output.shape == x.shape and not is_wrapper and self._acts(frame, x):
+                # The calls inside belong to this module: one site, not two.
                 del self.found[frame.activations_before :]
                 self._provenance[x] = came
                 site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
                 self._provenance[output] = Provenance(came.axis, came.ancestors | site.bit)
+                self._activated = output
             elif came.ancestors and not self._of(output).ancestors:
                 # a custom autograd function hides what it computes from
                 axis = came.axis if output.shape == frame.shape else None
