@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -138,10 +138,7 @@ def main() -> None:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--dry", action="store_true", help="leave RESULTS.md alone")
     options = parser.parse_args()
-    changed = [name for name in IN_HEADER if getattr(options, name) != parser.get_default(name)]
-    if changed and not options.dry:
-        print(f"RESULTS.md is about other settings than this {', '.join(changed)}: no row is written", file=sys.stderr)
-        options.dry = True
+    leave_alone(RESULTS, parser, options, IN_HEADER)
     # not by pick_device, which sets the allocator: the process of pyautoattack starts without that
     default = "cuda" if torch.cuda.is_available() else "cpu"
     options.device = torch.device(default if options.device == "auto" else options.device)
@@ -149,6 +146,18 @@ def main() -> None:
     for what, n in (("apgd-ce", options.n_apgd), ("standard", options.n_standard)):
         if n:
             compare(what, n, options)
+
+
+def leave_alone(
+    results: Path, parser: argparse.ArgumentParser, options: argparse.Namespace, in_header: Sequence[str]
+) -> None:
+    """Make the run a ``--dry`` one where an option that the header of ``results`` states is not at its default."""
+    changed = [name for name in in_header if getattr(options, name) != parser.get_default(name)]
+    if changed and not options.dry:
+        print(
+            f"{results.name} is about other settings than this {', '.join(changed)}: no row is written", file=sys.stderr
+        )
+        options.dry = True
 
 
 def attacks_of(what: str) -> tuple[str, ...]:

@@ -16,16 +16,16 @@ from meansparse_cli.train_images import read_pixels
 
 def main(dataset: str, data_dir: Path, target: Path, n_workers: int) -> None:
     """Write both files, each whole or not at all."""
+    wanted = {part: file for part in ("train", "test") if not (file := target / f"{part}.npz").exists()}
+    if not wanted:
+        return
     test = load_split(dataset, data_dir, "test")
     if len(test) < len(test.dataset):  # type: ignore[arg-type]
         sys.exit(
             f"{data_dir} is one set of images: expected a training and a test set in it, such as train.zip and test.zip"
         )
-    for part, split in (("train", "calibration"), ("test", "test")):
-        file = target / f"{part}.npz"
-        if file.exists():
-            continue
-        whole = load_split(dataset, data_dir, split).dataset  # type: ignore[arg-type]
+    for part, file in wanted.items():
+        whole = (test if part == "test" else load_split(dataset, data_dir, "calibration")).dataset
         pixels, labels = read_pixels(Subset(whole, range(len(whole))), n_workers)  # type: ignore[arg-type]
         with atomic_write(file) as temporary, open(temporary, "wb") as handle:
             np.savez(handle, x=pixels.numpy(), y=labels.numpy())

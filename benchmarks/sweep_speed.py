@@ -10,7 +10,6 @@ pyautoattack is given. "plain curve" is the naive loop's own work; "both curves"
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attack_speed import machine
+from attack_speed import leave_alone, machine
 from meansparse_cli.accuracy import paired_difference
 from meansparse_cli.allocator import keep_freed_memory
 from meansparse_cli.attacks.counting import CountedModel
@@ -265,10 +264,7 @@ def arguments() -> Any:
     parser.add_argument("--dry", action="store_true", help="leave SWEEP.md alone")
     parser.add_argument("--seeds", type=int, default=0, help="compare racing with the full sweep over so many seeds")
     options = parser.parse_args()
-    changed = [name for name in IN_HEADER if getattr(options, name) != parser.get_default(name)]
-    if changed and not options.dry:
-        print(f"SWEEP.md is about other settings than this {', '.join(changed)}: no row is written", file=sys.stderr)
-        options.dry = True
+    leave_alone(RESULTS, parser, options, IN_HEADER)
     return options
 
 

@@ -147,7 +147,7 @@ def _receive(
                         on_progress(have, total)
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Interrupted(_reason(error, timeouts)) from error
-    if not part.exists() or _size(part) != have:  # on a file system without locks
+    if _size(part) != have:  # on a file system without locks
         part.unlink(missing_ok=True)
         raise _Interrupted("another download wrote into the same file")
     if total is not None and have < total:

@@ -42,7 +42,8 @@ def load_exported(
 ) -> SparsifiedModel:
     """The sparsified model of one exported file, in eval mode. ``alpha`` overrides the file's own.
 
-    ``allow_code``: where the file names a ``module:factory`` as its network, import and call it. Raises ArtifactError for any other file, ModelNotFound where the network needs code that is not there.
+    ``allow_code``: where the file names a ``module:factory`` as its network, import and call it. Raises ArtifactError for
+    any other file, ModelNotFound where the network needs code that is not there.
     """
     from safetensors.torch import load_file
 

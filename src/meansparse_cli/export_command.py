@@ -18,7 +18,8 @@ from .stage_model import checkpoint_in_use, checkpoint_to_evaluate, load_base
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
     """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
 
-    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to be of this very alpha.
+    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to
+    be of this very alpha.
     """
     from . import export as formats
     from .models import network_settings

@@ -150,7 +150,7 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
         found = [column for column in table.columns if column.name == kind]
     else:
         models = [column for column in table.columns if column.model is not None]
-        found = [c for c in models if _is_of(c, run)]
+        found = [c for c in models if is_of(c, run)]
         if not models:
             found = list(table.columns)
     if not found:
@@ -162,7 +162,7 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
     return found
 
 
-def _is_of(column: Column, run: RunResults) -> bool:
+def is_of(column: Column, run: RunResults) -> bool:
     """Whether it is the column's own model: one name can stand for an Linf and an L2 model, so the threat decides as well."""
     source = run.source
     norm = column.cells[0].where.get("norm", source.threat)
@@ -172,7 +172,7 @@ def _is_of(column: Column, run: RunResults) -> bool:
 def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
     results = () if run is None else in_order_of_use(column, run.results)
     cells = tuple(fill_cell(cell, results) for cell in column.cells)
-    is_own = run is not None and _is_of(column, run)
+    is_own = run is not None and is_of(column, run)
     return FilledColumn(column, run, cells, stands_in=run is not None and not is_own)
 
 

@@ -23,6 +23,7 @@ from .report_tables import (
     measurement_table,
     sweep_table,
 )
+from .run_folder import stage_command
 
 Reports = dict[str, dict[str, Any]]
 
@@ -51,9 +52,10 @@ def read_run(folder: Path) -> Reports:
 
 def _command(stage: str, place: Path, root: Path) -> str:
     """The command that writes the report of ``stage`` in ``place``."""
+    shard = None
     if place.parent.name == "shards":
-        return f"{_command(stage, place.parent.parent, root)} --shard {place.name.removeprefix('shard-').replace('-of-', '/')}"
-    return f"meansparse {stage} --run {root}" + ("" if place == root else f" --name {place.name}")
+        shard, place = place.name.removeprefix("shard-").replace("-of-", "/"), place.parent.parent
+    return stage_command(stage, root, None if place == root else place.name, shard)
 
 
 def run_of(folder: Path) -> Path:

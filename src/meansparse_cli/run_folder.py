@@ -42,12 +42,13 @@ class Run:
             folder = folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
-            dataset = "" if source.dataset == "cifar10" or source.kind == "embedded" else f" --dataset {source.dataset}"
-            threat = "" if source.threat == "Linf" else f" --threat {source.threat}"
-            model = f" --model {source.name}{dataset}{threat}"
-        name = "" if self.name is None else f" --name {self.name}"
-        shard = "" if self.shard is None else f" --shard {self.shard}"
-        return f"meansparse {stage}{model} --run {folder}{name}{shard}"
+            from .zoo import model_options
+
+            # an embedded model knows its data set
+            model = model_options(
+                source.name, "cifar10" if source.kind == "embedded" else source.dataset, source.threat
+            )
+        return stage_command(stage, folder, self.name, self.shard, model=model)
 
     def place_of(self, config: ModelConfig) -> Run:
         """Where these settings write: the run folder, or the named evaluation or measurement inside it."""
@@ -63,6 +64,14 @@ class Run:
         if shard is None:
             return self
         return replace(self, paths=RunPaths(self.paths.folder / "shards" / read_shard(shard).name), shard=shard)
+
+
+def stage_command(
+    stage: str, folder: Path, name: str | None = None, shard: str | None = None, *, model: str = ""
+) -> str:
+    """What a user types for a stage of the run in ``folder``, or for a named evaluation, a measurement or a shard in it."""
+    options = [f" --{key} {value}" for key, value in (("name", name), ("shard", shard)) if value is not None]
+    return f"meansparse {stage}{model} --run {folder}{''.join(options)}"
 
 
 def locate_run(config: ModelConfig) -> Run:
@@ -170,12 +179,13 @@ def weights_of(run: Run) -> list[Path]:
 
 def _fetch_anew(run: Run, report: dict[str, Any]) -> str:
     """The fetch command with what its report says it was given: without its weights it would end with others."""
-    settings = report["config"]["settings"]
-    options = ["--model", run.source.name, "--dataset", run.source.dataset, "--threat", run.source.threat]
-    for key in ("norm", "weights", "from_file"):
-        if settings.get(key) is not None:
-            options += [f"--{key.replace('_', '-')}", str(settings[key])]
-    return shlex.join(["meansparse", "fetch", *options, "--run", str(run.paths.folder), "--fresh"])
+    from .zoo import fetch_command
+
+    settings, source = report["config"]["settings"], run.source
+    given = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in ("norm", "weights", "from_file")]
+    options = [word for key, value in given if value is not None for word in (key, str(value))]
+    command = fetch_command(source.name, source.dataset, source.threat)
+    return f"{command} {shlex.join([*options, '--run', str(run.paths.folder), '--fresh'])}"
 
 
 def weights_id(run: Run) -> str | None:

@@ -17,6 +17,7 @@ from .attacks import expand_attacks
 from .console import note
 from .evaluation import CLEAN, TRANSFER, is_bpda
 from .report import RunPaths, machine_of, read_report, verify_outputs
+from .run_folder import stage_command
 
 if TYPE_CHECKING:
     from .models import ModelSource
@@ -138,8 +139,7 @@ def _trained(source: ModelSource) -> dict[str, Any] | None:
 
 def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any] | None:
     """The report, with the settings of the sweep that it evaluates; None for one of other statistics than the folder's."""
-    name = "" if file.parent == folder else f" --name {file.parent.name}"
-    mend = f"meansparse {stage} --run {folder}{name}"
+    mend = stage_command(stage, folder, None if file.parent == folder else file.parent.name)
     report = read_report(file, stage, mend=mend)
     verify_outputs(report, file.parent, mend=mend)
     for upstream in ("calibrate", "sweep-alpha"):

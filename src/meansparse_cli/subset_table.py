@@ -17,6 +17,7 @@ from .accuracy import Accuracy, PairedDifference, accuracy_of, paired_difference
 from .checkpoint import load_checkpoint
 from .console import percent
 from .errors import ConfigError
+from .paper_table import is_of
 from .paper_tables import Claim, PaperTable
 from .report import RunPaths, read_report
 from .run_results import Outcomes, Result, RunResults, without_machine_paths
@@ -68,8 +69,7 @@ def fill_subset_table(
         ]
         judged.append(pair)
     lines = [f"# {table.title[0].upper()}{table.title[1:]}", ""]
-    mine = (whole.source.name, whole.source.dataset, whole.source.threat)
-    is_own = mine in [(column.model, column.dataset, column.cells[0].where["norm"]) for column in table.columns]
+    is_own = any(is_of(column, whole) for column in table.columns)
     other = "" if is_own else "**another model than the paper's**, "
     lines += [f"Paper: {table.source}, its models. Ours: `{whole.model}`, {other}"
               f"{data_note or 'the data that the commands name'}; {max(r.n_images for r in rows):,} calibration images are all.", ""]  # fmt: skip

@@ -132,9 +132,14 @@ def load_zoo_weights(
 
 def fetch_command(name: str, dataset: str = "cifar10", threat: str = "Linf") -> str:
     """The command that downloads a model, with only the options it needs."""
+    return f"meansparse fetch{model_options(name, dataset, threat)}"
+
+
+def model_options(name: str, dataset: str = "cifar10", threat: str = "Linf") -> str:
+    """`` --model NAME``, with the data set and the threat where the name alone would mean another model."""
     dataset_option = "" if dataset == "cifar10" else f" --dataset {dataset}"
     threat_option = "" if threat == "Linf" else f" --threat {threat}"
-    return f"meansparse fetch --model {name}{dataset_option}{threat_option}"
+    return f" --model {name}{dataset_option}{threat_option}"
 
 
 def _fits_exactly(model: nn.Module, checkpoint: Any, path: Path) -> bool:
