@@ -28,16 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from meansparse_cli.allocator import keep_freed_memory
 from meansparse_cli.attacks import PRESETS, run_attack
 from meansparse_cli.attacks.budget import enforce_budget
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.judge import is_misclassified, under_attack
 from meansparse_cli.attacks.precision import PRECISIONS, precision_on, search_precision
 from meansparse_cli.attacks.result import AttackResult, Budget
-from meansparse_cli.config import eps_value
-from meansparse_cli.data import load_split, stack_examples, take_examples
-from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.data.datasets import load_split, stack_examples, take_examples
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.settings.config import eps_value
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 IN_HEADER = ("norm", "eps", "batch_size", "seed")  # settings that no cell names: a row has their defaults

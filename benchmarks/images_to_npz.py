@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Subset
 
-from meansparse_cli.artifacts import atomic_write
-from meansparse_cli.data import load_split
-from meansparse_cli.train_images import read_pixels
+from meansparse_cli.data.datasets import load_split
+from meansparse_cli.files import atomic_write
+from meansparse_cli.training.images import read_pixels
 
 
 def main(dataset: str, data_dir: Path, target: Path, n_workers: int) -> None:

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from attack_speed import leave_alone, machine
-from meansparse_cli.accuracy import paired_difference
-from meansparse_cli.allocator import keep_freed_memory
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.judge import is_misclassified, under_attack
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator
-from meansparse_cli.calibrate import calibrate_channels
-from meansparse_cli.checkpoint import Checkpoint, sparsify
-from meansparse_cli.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
-from meansparse_cli.config import eps_value, parse_alphas
-from meansparse_cli.data import KNOWN_DATASETS, load_split, stack_examples, take_examples
-from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.pair_attack import PairSettings
-from meansparse_cli.pairs import PairStore
-from meansparse_cli.racing import TOLERANCE, Race
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import SparsifiedModel, alpha_set
-from meansparse_cli.sweep_alpha import Sweep, SweepSettings, grid_of, sweep_alphas
+from meansparse_cli.data.datasets import KNOWN_DATASETS, load_split, stack_examples, take_examples
+from meansparse_cli.engine.pair_attack import PairSettings
+from meansparse_cli.engine.pairs import PairStore
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.calibration import calibrate_channels
+from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
+from meansparse_cli.operator.sparsify import SparsifiedModel, alpha_set
+from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
+from meansparse_cli.selection.racing import TOLERANCE, Race
+from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
+from meansparse_cli.settings.config import eps_value, parse_alphas
+from meansparse_cli.sites.find import find_sites
+from meansparse_cli.stats.accuracy import paired_difference
 
 RESULTS = Path(__file__).parent / "SWEEP.md"
 IN_HEADER = ("model", "calibration", "alphas", "max_clean_drop", "eps", "batch_size", "block_size")

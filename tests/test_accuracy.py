@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from meansparse_cli.accuracy import PairedDifference, accuracy_of, paired_difference, verdict
 from meansparse_cli.errors import DataError
+from meansparse_cli.stats.accuracy import PairedDifference, accuracy_of, paired_difference, verdict
 
 
 def outcomes(n_right: int, n: int = 1000) -> np.ndarray:

@@ -13,8 +13,8 @@ from meansparse_cli.attacks.pgd import PGDRule
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.run import SEARCHES
 from meansparse_cli.attacks.task import AttackTask
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 8 / 255)
 

@@ -10,20 +10,9 @@ from torch import Tensor, nn
 from meansparse_cli.attacks.apgd import APGDRule, apgd
 from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
-from meansparse_cli.attacks.losses import (
-    choose_loss,
-    dlr,
-    likely_targets,
-    margin,
-    targeted_dlr,
-    targeted_margin,
-)
+from meansparse_cli.attacks.losses import choose_loss, dlr, likely_targets, margin, targeted_dlr, targeted_margin
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.starts import (
-    boundary_start,
-    example_generator,
-    uniform_start,
-)
+from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
 from meansparse_cli.attacks.task import AttackTask, SearchOutcome
 
 N_EXAMPLES = 10

@@ -10,13 +10,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from meansparse_cli.artifacts import atomic_write, discard, load_torch, save_tensors, save_torch, sha256_of, write_bytes
-from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from meansparse_cli.errors import ArtifactError, StorageError
-from meansparse_cli.networks import ResNet18
-from meansparse_cli.report import read_report, verify_outputs, write_report
-from meansparse_cli.sites import find_sites
-from meansparse_cli.statistics import ChannelStatistics
+from meansparse_cli.files import atomic_write, discard, load_torch, save_tensors, save_torch, sha256_of, write_bytes
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from meansparse_cli.operator.statistics import ChannelStatistics
+from meansparse_cli.runs.report import read_report, verify_outputs, write_report
+from meansparse_cli.sites.find import find_sites
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import (
+from meansparse_cli.operator.sparsify import (
     MeanSparse,
     SparsifiedModel,
     alpha_set,
@@ -21,6 +20,7 @@ from meansparse_cli.sparsify import (
     parse_backward_rule,
     straight_through,
 )
+from meansparse_cli.sites.find import find_sites
 
 MEAN, THRESHOLD = torch.tensor(0.1), torch.tensor(0.5)
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meansparse_cli.config import (
+from meansparse_cli.errors import ConfigError
+from meansparse_cli.settings.config import (
     COMMANDS,
     CalibrateConfig,
     EvaluateConfig,
@@ -13,7 +14,6 @@ from meansparse_cli.config import (
     parse_alphas,
     resolve,
 )
-from meansparse_cli.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meansparse_cli.config import SECTIONS, check_eps, resolve
-from meansparse_cli.data import KNOWN_DATASETS
-from meansparse_cli.imagenet import preprocessing_of
-from meansparse_cli.models import resolve_model
-from meansparse_cli.paper_tables import paper_table
-from meansparse_cli.published_checkpoint import PUBLISHED_FILES
+from meansparse_cli.data.datasets import KNOWN_DATASETS
+from meansparse_cli.data.imagenet import preprocessing_of
+from meansparse_cli.models.published_checkpoint import PUBLISHED_FILES
+from meansparse_cli.models.source import resolve_model
+from meansparse_cli.paper.tables import paper_table
+from meansparse_cli.settings.config import SECTIONS, check_eps, resolve
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 HEADLINE = {

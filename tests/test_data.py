@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from meansparse_cli.data import (
+from meansparse_cli.data.datasets import (
     check_images,
     content_id,
     load_split,

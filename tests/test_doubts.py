@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli import doubts
+from meansparse_cli import diagnostics as doubts
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.doubts import Doubt, find_doubts, search
-from meansparse_cli.doubts.doubt import Subject
-from meansparse_cli.doubts.outcomes import doubt_outcomes
-from meansparse_cli.evaluate import EvaluateSettings, evaluate_robustness
-from meansparse_cli.evaluation import Evaluation, ModelOutcomes, Spent
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.diagnostics import Doubt, find_doubts, search
+from meansparse_cli.diagnostics.doubt import Subject
+from meansparse_cli.diagnostics.outcomes import doubt_outcomes
+from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
+from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.sites.find import find_sites
 
 EPS, N, SIZE = 8 / 255, 16, 4
 

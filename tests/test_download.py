@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from meansparse_cli.download import download
 from meansparse_cli.errors import DownloadError, StorageError
+from meansparse_cli.models.download import download
 
 BODY = b"PK" + bytes(range(256)) * 2000
 CONFIRM_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
 def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "model.pt"
     code = (
-        "import sys, pathlib; from meansparse_cli.download import download;"
+        "import sys, pathlib; from meansparse_cli.models.download import download;"
         "download(sys.argv[1], pathlib.Path(sys.argv[2]))"
     )
     url = f"{server.address}/hang/file"

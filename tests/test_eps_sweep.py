@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli import evaluate
 from meansparse_cli.attacks.result import AttackResult, Budget
-from meansparse_cli.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
-from meansparse_cli.eps_sweep import (
+from meansparse_cli.engine import evaluate
+from meansparse_cli.engine.eps_sweep import (
     draw_eps_curve,
     eps_rows,
     eps_state_folder,
@@ -18,9 +17,10 @@ from meansparse_cli.eps_sweep import (
     evaluate_each_eps,
     headline_eps,
 )
+from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
 
 GRID = ("0.02", "0.05", "0.1")
 ALL = ("apgd-ce", "square", "transfer")

@@ -15,12 +15,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from meansparse_cli import artifacts, evaluate, evaluation_state
+from meansparse_cli import files as artifacts
 from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.engine import evaluate
+from meansparse_cli.engine import state as evaluation_state
+from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, EvaluationProgress, evaluate_robustness
+from meansparse_cli.engine.evaluation import MODELS, attack_groups, run_order
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
-from meansparse_cli.evaluate import EvaluateSettings, Evaluation, EvaluationProgress, evaluate_robustness
-from meansparse_cli.evaluation import MODELS, attack_groups, run_order
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
 
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0

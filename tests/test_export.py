@@ -13,15 +13,16 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import load_sparsified, zoo
-from meansparse_cli.checkpoint import Checkpoint, load_checkpoint, sparsify
+from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
+from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.evaluation import Evaluation, ModelOutcomes, Spent
-from meansparse_cli.export import model_card, robustbench_state
-from meansparse_cli.models import ModelSource, build_network
-from meansparse_cli.sites import Site
-from meansparse_cli.statistics import ChannelStatistics
+from meansparse_cli.models import zoo
+from meansparse_cli.models.export import model_card, robustbench_state
+from meansparse_cli.models.source import ModelSource, build_network
+from meansparse_cli.operator.checkpoint import Checkpoint, load_checkpoint, sparsify
+from meansparse_cli.operator.statistics import ChannelStatistics
+from meansparse_cli.sites.find import Site
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = "Bartoldson2024Adversarial_WRN-94-16"
@@ -168,7 +169,7 @@ def test_one_file_of_every_kind(name: str, data: list[str], tmp_path: Path) -> N
     assert torch.equal(model(x), again(x))
     assert not torch.equal(model(x), load_sparsified(path, alpha=0, allow_code=True)(x))
     if name == "digits":
-        from meansparse_cli.models import load_model, resolve_model
+        from meansparse_cli.models.source import load_model, resolve_model
 
         assert torch.equal(load_sparsified(path, alpha=0)(x), load_model(resolve_model("digits"))(x))
 

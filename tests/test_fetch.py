@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from meansparse_cli import fetch, zoo
-from meansparse_cli.artifacts import sha256_of
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, StorageError
-from meansparse_cli.fetch import cache_folder, fetch_weights
-from meansparse_cli.models import ModelSource, load_model
+from meansparse_cli.files import sha256_of
+from meansparse_cli.models import fetch, zoo
+from meansparse_cli.models.fetch import cache_folder, fetch_weights
+from meansparse_cli.models.source import ModelSource, load_model
 
 SOURCE = ModelSource("Hendrycks2020AugMix_WRN", "zoo", "cifar10", "corruptions")
 FETCH_COMMAND = "meansparse fetch --model Hendrycks2020AugMix_WRN --threat corruptions --from-file FILE"

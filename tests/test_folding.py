@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from meansparse_cli.attacks import run, run_attack
 from meansparse_cli.attacks.folding import find_folds, folded
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.models import load_model, resolve_model
+from meansparse_cli.models.source import load_model, resolve_model
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

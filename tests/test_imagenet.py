@@ -11,10 +11,10 @@ from torchvision.transforms.functional import to_tensor
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
-from meansparse_cli.data import content_id, load_split, stack_examples
+from meansparse_cli.data.datasets import content_id, load_split, stack_examples
+from meansparse_cli.data.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images, preprocessing_of
 from meansparse_cli.errors import ConfigError, DataError
-from meansparse_cli.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images, preprocessing_of
-from meansparse_cli.models import resolve_model
+from meansparse_cli.models.source import resolve_model
 
 LISTED = evaluation_images()[:3]
 SIZES = [(300, 280), (260, 400), (90, 120)]
@@ -88,7 +88,7 @@ def test_training_images_are_split_and_decoded_as_asked_for(folder: Path, monkey
     calibration, held_out = load_split("imagenet", folder, "calibration"), load_split("imagenet", folder, "held-out")
     assert len(calibration) == 18 and len(held_out) == 2 and not set(calibration.indices) & set(held_out.indices)
     assert calibration.dataset.n_classes == 1000  # type: ignore[attr-defined]
-    monkeypatch.setattr("meansparse_cli.data.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
+    monkeypatch.setattr("meansparse_cli.data.datasets.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
     content_id(calibration)
     assert not opened
     image, label = calibration[0]
@@ -109,7 +109,7 @@ def test_each_part_is_opened_by_itself(folder: Path) -> None:
 @pytest.mark.parametrize("name", ROBUSTBENCH)
 @pytest.mark.parametrize("size", [*SIZES, (288, 224), (500, 333)])
 def test_preprocessing_is_robustbenchs(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    from meansparse_cli.zoo import zoo_entries
+    from meansparse_cli.models.zoo import zoo_entries
 
     zoo_entries()  # mends the import
     from robustbench.data import PREPROCESSINGS

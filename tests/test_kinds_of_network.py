@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from meansparse_cli.calibrate import calibrate_channels
-from meansparse_cli.sites import Site, find_sites, unwrap
-from meansparse_cli.sparsify import MeanSparse, insert, remove, set_alpha
+from meansparse_cli.operator.calibration import calibrate_channels
+from meansparse_cli.operator.sparsify import MeanSparse, insert, remove, set_alpha
+from meansparse_cli.sites.find import Site, find_sites, unwrap
 
 
 class OneRelu(nn.Module):

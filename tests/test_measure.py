@@ -9,11 +9,11 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import measure
-from meansparse_cli.choice import SweepPoint
 from meansparse_cli.cli import app
-from meansparse_cli.run_folder import run_folder_lock
-from meansparse_cli.sweep_view import show_sweep
+from meansparse_cli.reporting.sweep_view import show_sweep
+from meansparse_cli.runs.folder import run_folder_lock
+from meansparse_cli.selection.choice import SweepPoint
+from meansparse_cli.stages import measure
 
 FACTORY = '''
 import torch

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import Normalize
 
-from meansparse_cli import zoo
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
-from meansparse_cli.fetch import fetch_weights
-from meansparse_cli.models import ModelSource, load_model, resolve_model, weight_paths
-from meansparse_cli.networks import ResNet18
+from meansparse_cli.models import zoo
+from meansparse_cli.models.fetch import fetch_weights
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.models.source import ModelSource, load_model, resolve_model, weight_paths
 
 NETWORK = {"n_classes": 10, "width": 4, "activation": "silu", "in_channels": 1}
 

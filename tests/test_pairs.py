@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start
-from meansparse_cli.pair_attack import PairResult, PairSettings, attack_pairs, site_alphas_set
-from meansparse_cli.pairs import PairStore, column_of
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert, straight_through
+from meansparse_cli.engine.pair_attack import PairResult, PairSettings, attack_pairs, site_alphas_set
+from meansparse_cli.engine.pairs import PairStore, column_of
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert, straight_through
+from meansparse_cli.sites.find import find_sites
 
 ALPHAS = (0.0, 0.3, 0.8)
 BOTH = ("plain", "bpda")
@@ -174,7 +174,7 @@ def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
         of_base = (args[5] == 0).all(1)
         return replace(result, broken=result.broken & of_base, images=result.images[of_base[result.broken]])
 
-    monkeypatch.setattr("meansparse_cli.pairs.attack_pairs", only_the_base)
+    monkeypatch.setattr("meansparse_cli.engine.pairs.attack_pairs", only_the_base)
     store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), column_of([0.3, 0.3])
     score_all(store)
     broken_on_base = ~store.measure(store.base, "plain") & store.clean(store.base)

@@ -5,10 +5,10 @@ from fractions import Fraction
 import pytest
 
 from meansparse_cli.attacks import expand_attacks
-from meansparse_cli.config import parse_alphas, parse_eps
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.paper_tables import paper_table, table_names
-from meansparse_cli.site_rules import parse_rule
+from meansparse_cli.paper.tables import paper_table, table_names
+from meansparse_cli.settings.config import parse_alphas, parse_eps
+from meansparse_cli.sites.rules import parse_rule
 
 N_CELLS = {
     "1": 54, "2": 54, "3": 18, "4": 9, "5": 9, "6": 18, "7": 24, "8": 27, "9": 48, "10": 68, "11": 18, "12": 10,

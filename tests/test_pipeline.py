@@ -18,10 +18,10 @@ from typer.testing import CliRunner, Result
 from meansparse_cli import load_sparsified
 from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
-from meansparse_cli.config import ModelConfig
-from meansparse_cli.imagenet import Preprocessing
-from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.run_folder import locate_run, weights_of
+from meansparse_cli.data.imagenet import Preprocessing
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.runs.folder import locate_run, weights_of
+from meansparse_cli.settings.config import ModelConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -134,7 +134,7 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     names = [row["name"] for row in yaml.safe_load(report.read_text())["results"]["comparisons"]]
     assert "soft-0.05-apgd-ce" in names
 
-    monkeypatch.setattr("meansparse_cli.evaluation.ATTACKS_VERSION", 1_000)
+    monkeypatch.setattr("meansparse_cli.engine.evaluation.ATTACKS_VERSION", 1_000)
     changed = meansparse(*command)
     assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
 
@@ -256,10 +256,10 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr("meansparse_cli.operator.calibration.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
         monkeypatch.setattr(
-            "meansparse_cli.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
+            "meansparse_cli.data.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
         )
         meansparse("calibrate", *tiny)
     assert len(seen) == 2 and seen[0] != seen[1]
@@ -285,7 +285,7 @@ def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[st
 
 
 # the command line, with calibrate saving after every batch
-OFTEN = "import meansparse_cli.calibrate as c; c.SECONDS_BETWEEN_SAVES = 0.0; from meansparse_cli.cli import app; app()"
+OFTEN = "import meansparse_cli.operator.calibration as c; c.SECONDS_BETWEEN_SAVES = 0.0; from meansparse_cli.cli import app; app()"
 
 
 def start(arguments: list[str], slow: float, folder: Path) -> "subprocess.Popen[bytes]":

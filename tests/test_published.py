@@ -12,12 +12,12 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import published
 from meansparse_cli.cli import app
-from meansparse_cli.models import EMBEDDED, load_model, resolve_model
-from meansparse_cli.models_command import models_tables, select_models
-from meansparse_cli.published import published_models, published_note, published_results
-from meansparse_cli.zoo import zoo_entries
+from meansparse_cli.models import published
+from meansparse_cli.models.published import published_models, published_note, published_results
+from meansparse_cli.models.source import EMBEDDED, load_model, resolve_model
+from meansparse_cli.models.zoo import zoo_entries
+from meansparse_cli.stages.models import models_tables, select_models
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"COLUMNS": "200", "NO_COLOR": "1"}

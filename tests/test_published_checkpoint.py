@@ -12,10 +12,11 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import load_sparsified, published_checkpoint, zoo
+from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
 from meansparse_cli.errors import CheckpointError
-from meansparse_cli.published_checkpoint import (
+from meansparse_cli.models import published_checkpoint, zoo
+from meansparse_cli.models.published_checkpoint import (
     PUBLISHED_FILES,
     PublishedFile,
     bare_path,
@@ -24,8 +25,8 @@ from meansparse_cli.published_checkpoint import (
     split_published,
     without_operators,
 )
-from meansparse_cli.site_rules import among_published, parse_rule
-from meansparse_cli.zoo import ZooEntry
+from meansparse_cli.models.zoo import ZooEntry
+from meansparse_cli.sites.rules import among_published, parse_rule
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = ZooEntry("Bartoldson2024Adversarial_WRN-94-16", "cifar10", "Linf")

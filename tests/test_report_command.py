@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.doubts import search
-from meansparse_cli.html_report import html_page
-from meansparse_cli.render import markdown, read_run, render, terminal_text
-from meansparse_cli.verify import WITNESSES_SCHEMA
+from meansparse_cli.diagnostics import search
+from meansparse_cli.engine.verify import WITNESSES_SCHEMA
+from meansparse_cli.reporting.html import html_page
+from meansparse_cli.reporting.render import markdown, read_run, render, terminal_text
 
 FACTORY = """
 import torch

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from meansparse_cli import zoo
-from meansparse_cli.sparsify import MeanSparse
-from meansparse_cli.statistics import compute, empty, update
+from meansparse_cli.models import zoo
+from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.statistics import compute, empty, update
 
 
 @pytest.fixture(scope="module")

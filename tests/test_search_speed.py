@@ -12,10 +12,10 @@ from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.judge import float32_set_to
 from meansparse_cli.attacks.precision import precision_on, search_precision
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 0.06)
 SETTINGS = EvaluateSettings(

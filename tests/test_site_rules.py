@@ -3,8 +3,8 @@
 import pytest
 
 from meansparse_cli.errors import SiteError
-from meansparse_cli.site_rules import chosen_by, index_ranges, parse_rule, select_sites
-from meansparse_cli.sites import Site
+from meansparse_cli.sites.find import Site
+from meansparse_cli.sites.rules import chosen_by, index_ranges, parse_rule, select_sites
 
 
 def site(index: int, name: str, *, gate: bool = False, after: bool = False, main: bool = False) -> Site:

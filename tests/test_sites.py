@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.networks import ResNet18
-from meansparse_cli.sites import find_sites, is_elementwise_nonlinear, without_gates
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.sites.find import find_sites, is_elementwise_nonlinear, without_gates
 
 
 def test_resnet18_has_the_papers_17_sites() -> None:

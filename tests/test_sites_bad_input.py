@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from meansparse_cli.calibrate import calibrate_channels
 from meansparse_cli.errors import DataError, MeanSparseError, SiteError
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, insert
+from meansparse_cli.operator.calibration import calibrate_channels
+from meansparse_cli.operator.sparsify import MeanSparse, insert
+from meansparse_cli.sites.find import find_sites
 
 IMAGES = torch.linspace(0, 1, 8).expand(2, 3, 8, 8).contiguous()  # dark on the left: the mirror image is another
 

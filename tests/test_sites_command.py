@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from meansparse_cli.checkpoint import load_checkpoint
 from meansparse_cli.cli import app
-from meansparse_cli.config import CalibrateConfig, resolve
-from meansparse_cli.console import sites_table
-from meansparse_cli.report import read_report
-from meansparse_cli.sites import Site
+from meansparse_cli.operator.checkpoint import load_checkpoint
+from meansparse_cli.reporting.console import sites_table
+from meansparse_cli.runs.report import read_report
+from meansparse_cli.settings.config import CalibrateConfig, resolve
+from meansparse_cli.sites.find import Site
 
 runner = CliRunner()
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import ConfigError, SiteError
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import (
+from meansparse_cli.operator.sparsify import (
     MeanSparse,
     SparsifiedModel,
     alpha_set,
@@ -19,6 +18,7 @@ from meansparse_cli.sparsify import (
     set_alpha,
     straight_through,
 )
+from meansparse_cli.sites.find import find_sites
 
 
 def sparsified(network: nn.Module, images: Tensor, alpha: float) -> SparsifiedModel:

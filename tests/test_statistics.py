@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from meansparse_cli.calibrate import calibrate_channels
-from meansparse_cli.data import ArrayImages
+from meansparse_cli.data.datasets import ArrayImages
 from meansparse_cli.errors import StatisticsError
-from meansparse_cli.sites import find_sites
-from meansparse_cli.statistics import ChannelSums, compute, empty, merge, update
+from meansparse_cli.operator.calibration import calibrate_channels
+from meansparse_cli.operator.statistics import ChannelSums, compute, empty, merge, update
+from meansparse_cli.sites.find import find_sites
 
 
 def fold(parts: list[Tensor], axis: int = 1) -> ChannelSums:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from meansparse_cli.checkpoint import load_checkpoint
 from meansparse_cli.cli import app
+from meansparse_cli.operator.checkpoint import load_checkpoint
 
 PARTS = ("0.1", "0.25", "1")
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from meansparse_cli.alpha_rules import alphas_by_rule, with_site_alphas
-from meansparse_cli.alpha_search import candidates_of, check_blocks, depth_groups, search_alphas, site_groups
-from meansparse_cli.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
-from meansparse_cli.choice import ChoiceRule
+from meansparse_cli.engine.pairs import Column, PairStore
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.pairs import Column, PairStore
-from meansparse_cli.sites import Site, find_sites
-from meansparse_cli.statistics import ChannelStatistics
-from meansparse_cli.sweep_alpha import SweepSettings, families_of, grid_of, sweep_alphas
+from meansparse_cli.operator.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
+from meansparse_cli.operator.statistics import ChannelStatistics
+from meansparse_cli.selection.choice import ChoiceRule
+from meansparse_cli.selection.rules import alphas_by_rule, with_site_alphas
+from meansparse_cli.selection.search import candidates_of, check_blocks, depth_groups, search_alphas, site_groups
+from meansparse_cli.selection.sweep import SweepSettings, families_of, grid_of, sweep_alphas
+from meansparse_cli.sites.find import Site, find_sites
 
 N, BLOCK = 400, 50
 
@@ -319,7 +319,7 @@ def test_an_alpha_for_each_site_survives_the_file(
 ) -> None:
     import copy
 
-    from meansparse_cli.pair_attack import site_alphas_set
+    from meansparse_cli.engine.pair_attack import site_alphas_set
 
     n = len(checkpoint.sites)
     column = tuple([0.0, 0.4, 0.1] + [0.0] * (n - 3))

@@ -105,16 +105,16 @@ def test_images_may_be_added_and_only_they_are_attacked(run: str) -> None:
 
 
 def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meansparse_cli.alpha_search import Found, Step
+    from meansparse_cli.selection.search import Found, Step
 
     def found(store: Any, groups: Any, **_: Any) -> Found:
         assert len(groups) == 3
         return Found((0.0, 0.8, 0.4), [Step("3", 0.4, 0.8, 0.1, 0.1, True)])
 
-    monkeypatch.setattr("meansparse_cli.alpha_search.MIN_UNSEEN", 10)
-    monkeypatch.setattr("meansparse_cli.alpha_rules.search_alphas", found)
-    monkeypatch.setattr("meansparse_cli.choice.ChoiceRule.is_enough", lambda *_: True)
-    monkeypatch.setattr("meansparse_cli.alpha_rules.paired_difference", _always_better)
+    monkeypatch.setattr("meansparse_cli.selection.search.MIN_UNSEEN", 10)
+    monkeypatch.setattr("meansparse_cli.selection.rules.search_alphas", found)
+    monkeypatch.setattr("meansparse_cli.selection.choice.ChoiceRule.is_enough", lambda *_: True)
+    monkeypatch.setattr("meansparse_cli.selection.rules.paired_difference", _always_better)
     swept, said = done(
         "sweep-alpha", "--run", run, *COMMON, "--alpha-rule", "per-site", "--objective", "worst", "--min-gain", "0",
         "--block-size", "10",
@@ -127,7 +127,7 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
     assert [s.name for s in model.sites] == ["3", "5"]
     evaluated = results(done("evaluate", "--run", run, "--attack", "pgd-8", "--eps", "2/255", "--n-examples", "30")[0])
     x, y = (np.load("data.npz")[key] for key in "xy")
-    from meansparse_cli.data import load_split
+    from meansparse_cli.data.datasets import load_split
 
     test = list(load_split("data.npz", None, "test").indices)
     with torch.no_grad():
@@ -141,13 +141,13 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
 
 
 def _always_better(*_: Any) -> Any:
-    from meansparse_cli.accuracy import PairedDifference
+    from meansparse_cli.stats.accuracy import PairedDifference
 
     return PairedDifference(0.1, 0.01, 3, 0, 30)
 
 
 def test_the_search_itself_runs_and_resumes(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meansparse_cli.alpha_search.MIN_UNSEEN", 10)
+    monkeypatch.setattr("meansparse_cli.selection.search.MIN_UNSEEN", 10)
     options = ["--alpha-rule", "per-depth", "--block-size", "10", "--max-clean-drop", "100", "--min-gain", "0"]
     report = results(done("sweep-alpha", "--run", run, *COMMON, *options)[0])
     assert report["alpha_rule"] == "per-depth"
@@ -198,7 +198,7 @@ def test_held_out_images_that_are_not_held_out_are_refused(run: str) -> None:
 
 
 def test_centre_reaches_the_checkpoint_and_evaluate_takes_it_with_an_alpha(run: str) -> None:
-    from meansparse_cli.checkpoint import load_checkpoint
+    from meansparse_cli.operator.checkpoint import load_checkpoint
 
     done("sweep-alpha", "--run", run, *COMMON, "--centre", "zero")
     assert load_checkpoint(Path(run, "meansparse.safetensors")).centre == "zero"

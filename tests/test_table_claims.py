@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from meansparse_cli.paper_tables import Claim
-from meansparse_cli.subset_table import relative_errors
-from meansparse_cli.table_claims import judge, sentence
+from meansparse_cli.paper.claims import judge, sentence
+from meansparse_cli.paper.subset import relative_errors
+from meansparse_cli.paper.tables import Claim
 
 A, B = ("column", "a"), ("column", "b")
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from meansparse_cli.artifacts import sha256_of
 from meansparse_cli.cli import app
-from meansparse_cli.report import RunPaths, write_report
-from meansparse_cli.run_results import without_machine_paths
+from meansparse_cli.files import sha256_of
+from meansparse_cli.paper.results import without_machine_paths
+from meansparse_cli.runs.report import RunPaths, write_report
 
 N = 100
 BASE_WHERE = {"norm": "Linf", "split": "test", "centre": "channel-mean"}

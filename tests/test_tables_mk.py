@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from meansparse_cli.cli import app
-from meansparse_cli.paper_tables import table_names
+from meansparse_cli.paper.tables import table_names
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
@@ -69,7 +69,7 @@ def test_table_5_in_full() -> None:
 
 
 def test_headline_alphas_are_the_papers() -> None:
-    from meansparse_cli.paper_tables import paper_table
+    from meansparse_cli.paper.tables import paper_table
 
     found = {w[w.index("--config") + 1]: w[w.index("--alpha") + 1] for w in chain("headline") if w[1] == "evaluate"}
     columns = {

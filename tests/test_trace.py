@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.channel_axis import axes_after_moving
-from meansparse_cli.networks import ResNet18
-from meansparse_cli.site_rules import select_sites
-from meansparse_cli.sites import Site, find_sites
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.sites.channels import axes_after_moving
+from meansparse_cli.sites.find import Site, find_sites
+from meansparse_cli.sites.rules import select_sites
 
 
 class Net(nn.Module):

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli import train as train_module
-from meansparse_cli.augment import DeviceImages
-from meansparse_cli.config import TrainConfig
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.networks import ACTIVATIONS, PSiLU, PSSiLU, ResNet18
-from meansparse_cli.schedule import WeightAverage, epoch_order, learning_rate, seed_of
-from meansparse_cli.sites import find_sites
-from meansparse_cli.train import train_model
-from meansparse_cli.train_attack import LinfAscent, attacked, cross_entropy, divergence, pgd_outcomes, uniform_start
-from meansparse_cli.train_state import EpochResult, best_epoch
+from meansparse_cli.models.networks import ACTIVATIONS, PSiLU, PSSiLU, ResNet18
+from meansparse_cli.settings.config import TrainConfig
+from meansparse_cli.sites.find import find_sites
+from meansparse_cli.training import train as train_module
+from meansparse_cli.training.attack import LinfAscent, attacked, cross_entropy, divergence, pgd_outcomes, uniform_start
+from meansparse_cli.training.augment import DeviceImages
+from meansparse_cli.training.schedule import WeightAverage, epoch_order, learning_rate, seed_of
+from meansparse_cli.training.state import EpochResult, best_epoch
+from meansparse_cli.training.train import train_model
 
 TINY: dict[str, Any] = {
     "width": 2, "epochs": 2, "batch_size": 24, "n_steps": 2, "eps": "8/255", "crop_padding": 1, "schedule": "one-cycle",
@@ -295,7 +295,7 @@ def test_the_best_epoch_is_what_comes_back(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recorded_attack_is_the_attack(precision: str) -> None:
-    from meansparse_cli.train_attack import in_precision
+    from meansparse_cli.training.attack import in_precision
 
     model = ResNet18(n_classes=3, width=8).cuda().eval()
     forward = in_precision(model, "cuda", precision)

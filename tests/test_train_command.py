@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from typer.testing import CliRunner, Result
 
-from meansparse_cli.artifacts import load_torch, save_torch
 from meansparse_cli.cli import app
-from meansparse_cli.config import TrainConfig, resolve
-from meansparse_cli.data import FileImages, load_split
+from meansparse_cli.data.datasets import FileImages, load_split
 from meansparse_cli.errors import DataError
-from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.networks import ACTIVATIONS
-from meansparse_cli.train_attack import pgd_outcomes
-from meansparse_cli.train_command import with_preset
-from meansparse_cli.train_images import read_pixels
+from meansparse_cli.files import load_torch, save_torch
+from meansparse_cli.models.networks import ACTIVATIONS
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.settings.config import TrainConfig, resolve
+from meansparse_cli.stages.train import with_preset
+from meansparse_cli.training.attack import pgd_outcomes
+from meansparse_cli.training.images import read_pixels
 
 QUICK = ["--width", "2", "--n-steps", "1", "--batch-size", "24", "--crop-padding", "1", "--held-out-examples", "12"]
 
@@ -204,7 +204,7 @@ def test_fresh_takes_the_old_weights_away_before_it_trains(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("meansparse_cli.train_command.train_model", stop)
+    monkeypatch.setattr("meansparse_cli.stages.train.train_model", stop)
     monkeypatch.setattr("sys.argv", ["meansparse", "train", *arguments, "--fresh"])
     killed = train(*arguments, "--fresh")
     assert killed.exit_code == 130 and "the same command without --fresh goes on" in " ".join(killed.stderr.split())

@@ -8,18 +8,18 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from meansparse_cli.checkpoint import load_checkpoint, sparsify
 from meansparse_cli.cli import app
-from meansparse_cli.config import TrainConfig
-from meansparse_cli.data import load_split
+from meansparse_cli.data.datasets import load_split
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.models import load_model, resolve_model
-from meansparse_cli.networks import ResNet18
-from meansparse_cli.report import read_report
-from meansparse_cli.train_attack import pgd_outcomes
-from meansparse_cli.train_images import read_pixels
-from meansparse_cli.train_operators import MovingMeanSparse, alpha_of_epoch, insert_moving_operators, ramp_epochs
-from meansparse_cli.train_state import EpochResult, best_epoch
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.checkpoint import load_checkpoint, sparsify
+from meansparse_cli.runs.report import read_report
+from meansparse_cli.settings.config import TrainConfig
+from meansparse_cli.training.attack import pgd_outcomes
+from meansparse_cli.training.images import read_pixels
+from meansparse_cli.training.operators import MovingMeanSparse, alpha_of_epoch, insert_moving_operators, ramp_epochs
+from meansparse_cli.training.state import EpochResult, best_epoch
 
 
 def test_statistics_are_a_plain_average_first_and_an_exponential_one_later() -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.data import ArrayImages
+from meansparse_cli.data.datasets import ArrayImages
+from meansparse_cli.engine.verify import WITNESSES_SCHEMA, Judgement, judge_images, match_examples, read_images, said_by
 from meansparse_cli.errors import DataError
-from meansparse_cli.sites import find_sites
-from meansparse_cli.sparsify import MeanSparse, insert
-from meansparse_cli.verify import WITNESSES_SCHEMA, Judgement, judge_images, match_examples, read_images, said_by
+from meansparse_cli.operator.sparsify import MeanSparse, insert
+from meansparse_cli.sites.find import find_sites
 
 EPS = 0.1
 
@@ -139,7 +139,7 @@ def test_both_models_are_judged_on_the_same_images() -> None:
 
 
 def _whole(x: Tensor) -> Any:
-    from meansparse_cli.verify import ImageSet
+    from meansparse_cli.engine.verify import ImageSet
 
     return ImageSet("images", x)
 

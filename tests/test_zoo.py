@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli import zoo
 from meansparse_cli.errors import CheckpointError, ConfigError, ModelNotFound
-from meansparse_cli.weights_file import read_checkpoint
-from meansparse_cli.zoo import ZooEntry, build_zoo_model, load_zoo_weights, zoo_entries, zoo_source
+from meansparse_cli.models import zoo
+from meansparse_cli.models.weights_file import read_checkpoint
+from meansparse_cli.models.zoo import ZooEntry, build_zoo_model, load_zoo_weights, zoo_entries, zoo_source
 
 SMALL = ZooEntry("Hendrycks2020AugMix_WRN", "cifar10", "corruptions")
 RESNET18 = ZooEntry("Addepalli2021Towards_RN18", "cifar10", "Linf")

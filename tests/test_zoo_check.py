@@ -11,13 +11,13 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from meansparse_cli import model_check, zoo_check
-from meansparse_cli.adopt import take_out
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.model_check import check_model
-from meansparse_cli.sparsify import MeanSparse
-from meansparse_cli.zoo import ZooEntry, build_zoo_model, zoo_entries
+from meansparse_cli.models import model_check, zoo_check
+from meansparse_cli.models.adopt import take_out
+from meansparse_cli.models.model_check import check_model
+from meansparse_cli.models.zoo import ZooEntry, build_zoo_model, zoo_entries
+from meansparse_cli.operator.sparsify import MeanSparse
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -390,7 +390,7 @@ def test_whatever_a_network_does_becomes_a_row(monkeypatch: pytest.MonkeyPatch) 
     def build(which: ZooEntry) -> nn.Module:
         raise RuntimeError("no such layer\nand more")
 
-    monkeypatch.setattr("meansparse_cli.zoo.build_zoo_model", build)
+    monkeypatch.setattr("meansparse_cli.models.zoo.build_zoo_model", build)
     row = zoo_check.check_entry(zoo_entries()[0])
     assert row["problems"] == ["RuntimeError: no such layer"]
     assert "no such layer" in page_of([row])

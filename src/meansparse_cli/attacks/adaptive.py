@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sparsify import MeanSparse
+from ..operator.sparsify import MeanSparse
 from .batch_queue import Batch, climb
 from .counting import CountedModel
 from .losses import cross_entropy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..sparsify import operators_off
+from ..operator.sparsify import operators_off
 
 
 def device_of(model: nn.Module, default: torch.device) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..sparsify import operators_off
+from ..operator.sparsify import operators_off
 from .judge import full_float32
 
 N_PROBES = 2

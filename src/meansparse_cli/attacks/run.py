@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError, DataError
-from ..sparsify import backward_rule
+from ..operator.sparsify import backward_rule
 from . import find_attack
 from .adaptive import adaptive
 from .apgd import apgd

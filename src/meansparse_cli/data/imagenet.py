@@ -1,0 +1,121 @@
+"""ImageNet as RobustBench evaluates it: each model's own preprocessing, 5,000 fixed validation images, the class numbers.
+
+The list of images and the numbers are read from RobustBench's package, which is not imported for that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to ``size`` x ``size`` pixels: the shorter side to ``resize`` (None: as it is), then the centre.
+
+    ``is_square``: both sides to ``size`` instead, whatever the picture's proportions, and nothing cut off.
+    """
+
+    size: int = 224
+    resize: int | None = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    is_square: bool = False
+
+    def apply(self, image: Image) -> Image:
+        """An RGB image of ``size`` x ``size``; a smaller centre is framed in black, as torchvision does."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import center_crop, resize
+
+        mode = InterpolationMode(self.interpolation)
+        if self.is_square:
+            return resize(image, [self.size, self.size], interpolation=mode)  # type: ignore[return-value, arg-type]
+        if self.resize is not None:
+            image = resize(image, self.resize, interpolation=mode)  # type: ignore[assignment, arg-type]
+        return center_crop(image, [self.size])  # type: ignore[return-value, arg-type]
+
+
+ROBUSTBENCH = {
+    "Res256Crop224": Preprocessing(interpolation="bilinear"),
+    "BicubicRes256Crop224": Preprocessing(),
+    "Crop288": Preprocessing(288, resize=None),
+    "Res224": Preprocessing(interpolation="bilinear", is_square=True),
+}
+"""RobustBench's names."""
+
+
+def preprocessing_of(source: ModelSource, named: str | None = None) -> Preprocessing | None:
+    """``named``, by RobustBench's name, else that of RobustBench or timm for this model; None for another data set.
+
+    Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for another data set.
+    """
+    if named is not None and (named == "none") == (source.dataset == "imagenet"):
+        raise ConfigError(
+            f"--preprocessing {named} with a model of {source.dataset}",
+            hint=f"ImageNet's pictures need one: {', '.join(ROBUSTBENCH)}; those of other data sets are taken as they are: none",
+        )
+    if source.dataset != "imagenet":
+        return None
+    if named is not None:
+        return ROBUSTBENCH[named]
+    if source.kind == "zoo":
+        from ..models.zoo import zoo_preprocessing
+
+        name, timm_name = zoo_preprocessing(source.entry)
+        return _of_timm(timm_name) if timm_name is not None else ROBUSTBENCH[str(name)]
+    if source.kind == "timm":
+        return _of_timm(source.name.removeprefix("timm:"))
+    return _of_torchvision(source.name) if source.kind == "torchvision" else Preprocessing()
+
+
+def _of_timm(name: str) -> Preprocessing:
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        return Preprocessing()
+    size = known.input_size[1]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if known.interpolation == "bilinear" else "bicubic"
+    return Preprocessing(size, int(size / known.crop_pct), interpolation)
+
+
+def _of_torchvision(name: str) -> Preprocessing:
+    from ..models.libraries import torchvision_transforms
+
+    known: Any = torchvision_transforms(name)
+    if not hasattr(known, "crop_size"):
+        return Preprocessing(interpolation="bilinear")
+    interpolation: Literal["bilinear", "bicubic"] = known.interpolation.value
+    return Preprocessing(known.crop_size[0], known.resize_size[0], interpolation)
+
+
+@cache
+def class_numbers() -> dict[str, int]:
+    """WordNet id -> class, 0 to 999."""
+    numbers: dict[str, int] = json.loads(_helper_file("imagenet_class_to_id_map.json").read_text())
+    return numbers
+
+
+@cache
+def evaluation_images() -> tuple[str, ...]:
+    """RobustBench's 5,000 validation images, ``WNID/NAME.JPEG``, in its order."""
+    return tuple(_helper_file("imagenet_test_image_ids.txt").read_text().split())
+
+
+def _helper_file(name: str) -> Path:
+    spec = find_spec("robustbench")
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    for folder in folders:
+        if (path := Path(folder) / "helper_files" / name).is_file():
+            return path
+    raise DataError(f"robustbench is not installed, or without its {name}", hint="pip install robustbench==1.1.1")

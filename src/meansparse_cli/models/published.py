@@ -1,0 +1,91 @@
+"""What RobustBench has published about each model of its zoo, from ``published.json``; no network, no torch.
+
+The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for every
+entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .source import ModelSource
+
+N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
+"""How many images of the original test set (ImageNet: validation set) RobustBench evaluates on."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """One leaderboard card. ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else; None where
+    the card has no such figure. ``parameters`` were counted on the built network.
+    """
+
+    name: str
+    dataset: str
+    threat: str
+    architecture: str
+    parameters: int | None = None
+    eps: str | None = None
+    clean_accuracy: float | None = None
+    autoattack_accuracy: float | None = None
+    external_accuracy: float | None = None
+    corruptions_accuracy: float | None = None
+    unreliable: bool = False
+    """RobustBench's flag: AutoAttack's figure is likely too high for this defence."""
+
+
+@cache
+def _content() -> dict[str, Any]:
+    text = (resources.files(__package__) / "published.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def published_models() -> list[PublishedModel]:
+    """The embedded models, then every entry of the zoo in RobustBench's order."""
+    return [PublishedModel(**row) for row in _content()["models"]]
+
+
+def published_date() -> str:
+    """The month the figures are of, as ``2025-03``."""
+    return str(_content()["date"])
+
+
+def to_json(models: Sequence[PublishedModel]) -> str:
+    """What ``models --json`` prints: date and origin once, then a row a model without its empty fields."""
+    rows = [{k: v for k, v in asdict(m).items() if v not in (None, False)} for m in models]
+    return json.dumps({key: _content()[key] for key in ("date", "origin")} | {"models": rows}, ensure_ascii=False)
+
+
+def published_results(source: "ModelSource") -> dict[str, Any]:
+    """The figures for ``evaluate.yaml`` under ``published``, with their date and number of images; {} if there are none."""
+    keys = (source.name, source.dataset, source.threat)
+    for model in published_models():
+        if source.kind == "zoo" and (model.name, model.dataset, model.threat) == keys:
+            figures = {f.name: value for f in fields(model) if (value := getattr(model, f.name)) is not None}
+            accuracies = {k: v for k, v in figures.items() if k.endswith("_accuracy")}
+            rest = {"n_examples": N_IMAGES[model.dataset], "date": published_date(), "unreliable": model.unreliable}
+            # the cards of the authors' own entries are of the sparsified model, with its operators at work
+            of = "sparsified" if model.architecture.startswith("MeanSparse ") else "base"
+            return {"published": {"of": of} | accuracies | rest}
+    return {}
+
+
+def published_note(results: dict[str, Any]) -> str | None:
+    """One line about ``published_results``, to stand below figures of our own; None if there are none."""
+    if not (published := results.get("published")):
+        return None
+    names = {"clean": "clean", "autoattack": "AutoAttack", "external": "external", "corruptions": "corruptions"}
+    figures = [
+        f"{words} {100 * published[f'{key}_accuracy']:.2f} %"
+        for key, words in names.items()
+        if f"{key}_accuracy" in published
+    ]
+    return (
+        f"published for the {published['of']} model (RobustBench, {published['date']}): {', '.join(figures)}, "
+        f"on the original {published['n_examples']:,} images, so not like for like"
+    )

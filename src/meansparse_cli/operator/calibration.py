@@ -1,0 +1,129 @@
+"""``meansparse calibrate``: one pass over the calibration split, channel statistics at every site.
+
+All sites see the features of the base model (no operator is active), so one pass serves them all. The pass streams: what
+is kept is three numbers a channel. It is saved from time to time and goes on there after a kill.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from ..attacks.judge import float32_set_to
+from ..data.datasets import make_loader
+from ..errors import SiteError, StatisticsError
+from ..files import load_torch, save_torch
+from ..sites.find import Site, untouched, unwrap
+from .sparsify import SparsifiedModel, insert, remove
+from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
+
+SECONDS_BETWEEN_SAVES = 20.0
+
+
+class ChannelObserver(nn.Module):
+    """Stands at a site and adds what passes to its sums; what passes is unchanged."""
+
+    def __init__(self, site: Site, estimator: Estimator) -> None:
+        super().__init__()
+        self.site = site
+        self.sums: ChannelSums = empty(site.channels, estimator)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        try:
+            self.sums = update(self.sums, x, self.site.channel_axis)
+        except StatisticsError as error:
+            raise StatisticsError(f"{self.site.name}: {error.message}", hint=error.hint) from error
+        return x
+
+
+@contextmanager
+def observed(model: nn.Module, sites: Sequence[Site], estimator: Estimator) -> Iterator[SparsifiedModel]:
+    """The only way statistics are collected: observers in, no gradient, eval mode, full float32 on a GPU too; all undone
+    at the end.
+    """
+    with untouched(unwrap(model)):
+        wrapper = insert(model, sites, [ChannelObserver(site, estimator) for site in sites])
+        wrapper.eval()
+        try:
+            with torch.no_grad(), float32_set_to("ieee"):
+                yield wrapper
+        finally:
+            remove(wrapper)
+
+
+def calibrate_channels(
+    model: nn.Module,
+    sites: Sequence[Site],
+    images: "Subset[tuple[Tensor, int]]",
+    *,
+    batch_size: int,
+    estimator: Estimator = "pooled",
+    device: str = "cpu",
+    n_workers: int = 0,
+    state_file: Path | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[ChannelStatistics]:
+    """Statistics of each site over all ``images`` ((channels, height, width) in [0, 1]), in float64.
+
+    With ``state_file``, a pass that was killed goes on from its last save if ``fingerprint`` (weights, images, sites,
+    batch size) is the same. Raises StatisticsError on NaN, on a site without data, on a channel count that changes.
+    """
+    fingerprint = fingerprint or {}
+    with observed(model, sites, estimator) as wrapper:
+        observers = [wrapper.at(site) for site in sites]
+        done = _restore(state_file, fingerprint, observers, estimator)
+        rest = Subset(images.dataset, list(images.indices)[done:])
+        if on_batch is not None and done:
+            on_batch(done)
+        saved = time.monotonic()
+        for n, batch in enumerate(make_loader(rest, batch_size, n_workers) if len(rest) else (), start=1):
+            x = batch[0].to(device)
+            try:
+                wrapper(x)
+            except torch.OutOfMemoryError as error:
+                raise SiteError(f"out of memory at batch size {batch_size}", hint="lower --batch-size") from error
+            _check_reached_once_a_batch(observers, n)
+            done += len(x)
+            if on_batch is not None:
+                on_batch(len(x))
+            if state_file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                _save(state_file, fingerprint, observers, done)
+                saved = time.monotonic()
+        return [compute(o.sums, site.name) for o, site in zip(observers, sites, strict=True)]  # type: ignore[union-attr, arg-type]
+
+
+def _check_reached_once_a_batch(observers: Sequence[Any], n_batches: int) -> None:
+    for observer in observers:
+        if observer.calls != n_batches:
+            times = observer.calls - (n_batches - 1)
+            raise SiteError(
+                f"{observer.site.name} was reached {times} times in one forward pass, expected once",
+                hint="the sites of this model depend on its input: it has no fixed place to put the operator",
+            )
+
+
+def _save(state_file: Path, fingerprint: dict[str, Any], observers: Sequence[Any], done: int) -> None:
+    sums = [{"count": o.sums.count, "mean": o.sums.mean, "spread": o.sums.spread} for o in observers]
+    save_torch(state_file, {"fingerprint": fingerprint, "done": done, "sums": sums})
+
+
+def _restore(
+    state_file: Path | None, fingerprint: dict[str, Any], observers: Sequence[Any], estimator: Estimator
+) -> int:
+    """Put the saved sums back and return how many images they cover; a state of anything else is left aside."""
+    if state_file is None or not state_file.exists():
+        return 0
+    state = load_torch(state_file)
+    if state["fingerprint"] != fingerprint or len(state["sums"]) != len(observers):
+        return 0
+    for observer, sums in zip(observers, state["sums"], strict=True):
+        observer.sums = ChannelSums(sums["count"], sums["mean"], sums["spread"], estimator)
+    return int(state["done"])

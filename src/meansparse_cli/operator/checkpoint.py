@@ -1,0 +1,183 @@
+"""The two safetensors files of a run: statistics per site, and the same with a chosen alpha.
+
+Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated; the header holds the sites, the counts,
+the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each site. The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ..errors import ArtifactError, ConfigError
+from ..files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..sites.find import Site
+    from .sparsify import SparsifiedModel
+    from .statistics import ChannelStatistics
+
+
+Centre = Literal["channel-mean", "zero", "global-mean"]
+Spread = Literal["channel-std", "site-std"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Sites, their statistics in the same order, and alpha (None before the sweep).
+
+    ``site_weights`` (None: 1 everywhere): the alpha of a site is ``alpha`` times its weight, in [0, 1]; a site of weight 0
+    gets no operator. ``centre``: what a feature is replaced by and measured from, its channel's mean, zero, or the mean
+    over all channels of the site (paper, Table 8). ``spread``: the threshold is alpha times the std of the channel, or of
+    the whole site, around their own means.
+    """
+
+    sites: "tuple[Site, ...]"
+    statistics: "tuple[ChannelStatistics, ...]"
+    estimator: str
+    alpha: float | None = None
+    rule: str = "all"
+    """The site rule that chose the sites."""
+    site_weights: tuple[float, ...] | None = None
+    centre: Centre = "channel-mean"
+    spread: Spread = "channel-std"
+
+    def __post_init__(self) -> None:
+        weights = self.site_weights
+        if weights is not None and (
+            len(weights) != len(self.sites) or not all(0 <= w <= 1 for w in weights) or not any(weights)
+        ):
+            raise ConfigError(
+                f"site weights {weights} for {len(self.sites)} sites; expected one a site, in [0, 1], not all 0"
+            )
+        if self.centre not in get_args(Centre) or self.spread not in get_args(Spread):
+            raise ConfigError(
+                f"centre {self.centre!r} and spread {self.spread!r}",
+                hint=f"centre: {', '.join(get_args(Centre))}; spread: {', '.join(get_args(Spread))}",
+            )
+
+    @property
+    def active(self) -> "tuple[Site, ...]":
+        """The sites that get an operator."""
+        weights = self.site_weights or (1.0,) * len(self.sites)
+        return tuple(site for site, weight in zip(self.sites, weights, strict=True) if weight > 0)
+
+    def site_alphas(self, alpha: float) -> dict[str, float]:
+        """The alpha of each site, by name, where the shared one is ``alpha``."""
+        weights = self.site_weights or (1.0,) * len(self.sites)
+        return {site.name: alpha * weight for site, weight in zip(self.sites, weights, strict=True)}
+
+    def in_words(self, alpha: float) -> str:
+        """``alpha 0.3``, and what is not as in the paper: the sites left out, an alpha for each, the centre, the spread."""
+        values = {value for value in self.site_alphas(alpha).values() if value > 0}
+        words = f"alphas {min(values):g} to {max(values):g}" if len(values) > 1 else f"alpha {alpha:g}"
+        if len(self.active) < len(self.sites):
+            words += f" at {len(self.active)} of {len(self.sites)} sites"
+        if self.centre != "channel-mean":
+            words += f", centre {self.centre}"
+        return words if self.spread == "channel-std" else f"{words}, spread {self.spread}"
+
+    def options_id(self) -> str:
+        """What distinguishes this checkpoint from one with the same statistics; empty where nothing does."""
+        options = (self.site_weights, self.centre, self.spread)
+        return "" if options == (None, "channel-mean", "channel-std") else repr(options)
+
+
+def save_checkpoint(
+    path: Path, checkpoint: Checkpoint, *, tensors: dict[str, Any] | None = None, header: dict[str, Any] | None = None
+) -> None:
+    """Write ``checkpoint`` atomically, with more tensors and entries of the header where an export has some."""
+    from safetensors.torch import save
+
+    tensors = dict(tensors or {})
+    for i, s in enumerate(checkpoint.statistics):
+        tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
+    header = (header or {}) | {
+        "sites": [asdict(site) for site in checkpoint.sites],
+        "counts": [s.count for s in checkpoint.statistics],
+        "estimator": checkpoint.estimator,
+        "alpha": checkpoint.alpha,
+        "rule": checkpoint.rule,
+    }
+    # only where they say something, so that a plain checkpoint stays what it was, byte for byte
+    if checkpoint.site_weights is not None:
+        header["site_weights"] = list(checkpoint.site_weights)
+    if (checkpoint.centre, checkpoint.spread) != ("channel-mean", "channel-std"):
+        header |= {"centre": checkpoint.centre, "spread": checkpoint.spread}
+    # one key: safetensors writes several in any order, and equal checkpoints are to have equal bytes
+    write_bytes(path, save(tensors, {"meansparse": json.dumps(header)}))
+
+
+def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again") -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote; ArtifactError if it is anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    from ..sites.find import Site
+    from .statistics import ChannelStatistics
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["meansparse"])
+            names = {field.name for field in fields(Site)}
+            rows = [{k: v for k, v in row.items() if k in names} for row in header["sites"]]
+            sites = tuple(Site(**row | {"shape": tuple(row["shape"])}) for row in rows)
+            statistics = tuple(
+                ChannelStatistics(count, file.get_tensor(f"{i:04d}.mean"), file.get_tensor(f"{i:04d}.std"))
+                for i, count in enumerate(header["counts"])
+            )
+            weights = header.get("site_weights")
+            return Checkpoint(
+                sites, statistics, header["estimator"], header["alpha"], header.get("rule", "all"),
+                None if weights is None else tuple(weights), header.get("centre", "channel-mean"),
+                header.get("spread", "channel-std"),
+            )  # fmt: skip
+    except (ConfigError, SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint=mend) from error
+
+
+def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":
+    """Put the operators of ``checkpoint`` into ``model``, in place, and return the wrapper in eval mode.
+
+    ``alpha`` overrides the checkpoint's own (0 where it has none); the weights of the sites go on multiplying it.
+    """
+    import torch
+
+    from .sparsify import MeanSparse, insert
+
+    value = alpha if alpha is not None else checkpoint.alpha or 0.0
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    weights = checkpoint.site_weights or (1.0,) * len(checkpoint.sites)
+    modules: Sequence[Any] = [
+        MeanSparse(*centred(statistic, checkpoint.centre, checkpoint.spread, weight), value, site.channel_axis).to(
+            device
+        )
+        for site, statistic, weight in zip(checkpoint.sites, checkpoint.statistics, weights, strict=True)
+        if weight > 0
+    ]
+    return insert(model, checkpoint.active, modules).eval()
+
+
+def centred(
+    statistics: "ChannelStatistics",
+    centre: Centre = "channel-mean",
+    spread: Spread = "channel-std",
+    weight: float = 1.0,
+) -> "tuple[Tensor, Tensor]":
+    """What the operator of one site takes for mean and std (channels,), from the statistics that calibrate wrote.
+
+    Every channel took as many values as the others, so the site's mean is the mean of the channels' means, and its
+    variance that of the means plus the mean of the variances.
+    """
+    import torch
+
+    mean, std = statistics.mean, statistics.std
+    if spread == "site-std":
+        std = (std.square().mean() + mean.var(correction=0)).sqrt().expand_as(std)
+    if centre == "zero":
+        mean = torch.zeros_like(mean)
+    elif centre == "global-mean":
+        mean = mean.mean().expand_as(mean)
+    return mean, std * weight

@@ -1,0 +1,126 @@
+"""Whether our results bear out what the paper says of a table: confirmed, contradicted or inconclusive, by a stated rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..stats.accuracy import MIN_FLIPS, Z_95, side_of_zero
+from ..stats.bounds import side_of_difference, side_of_rate
+from ..stats.simultaneous import Z_POWER
+from .tables import Claim
+
+Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
+RULE = (
+    "confirmed: the sum that a claim is about lies beyond its bound, tested at 2.5 % (nominally: up to 5 % on few hundred images); "
+    "contradicted: it lies beyond it on the other side, tested likewise; inconclusive: neither. Against 0 by Agresti and Min's interval, with at least "
+    f"{MIN_FLIPS} examples that changed sides; a difference against another bound by Tango's score test; an accuracy by the "
+    "binomial distribution. Sums and standard errors are paired, example by example. Bounds of clean "
+    'accuracy and of "next to nothing" are ours: the paper says "slightly" or "almost". Of 40 claims that lie right at their bounds, '
+    "about one is confirmed by chance"
+)
+BRACKETS = "In brackets: about how many images would show the paper's number in 4 of 5 samples"
+"""What the number in brackets behind a sentence means."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a claim: ``value`` is our weighted sum with its ``standard_error``, fractions; ``paper`` is the paper's."""
+
+    claim: Claim
+    answer: Answer
+    paper: float
+    value: float | None = None
+    standard_error: float | None = None
+    n: int | None = None
+    why: str = ""
+    stand_in: str = ""
+    """Our model, where the claim names another one."""
+
+    @property
+    def n_for_the_papers(self) -> int | None:
+        """How many images would show a sum as large as the paper's in 80 % of samples, at 2.5 %, by our spread; two digits.
+
+        None where these suffice, or where nothing can be said.
+        """
+        distance = self.paper - self.claim.bound
+        if not self.n or not self.standard_error or not distance:
+            return None
+        needed = self.n * ((Z_95 + Z_POWER) * self.standard_error / distance) ** 2
+        return int(float(f"{needed:.2g}")) if needed > self.n else None
+
+    def to_report(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "answer": self.answer, "paper": self.paper, "ours": self.value, "standard_error": self.standard_error,
+            "n_examples": self.n, "why": self.why, "stand_in": self.stand_in,
+        }  # fmt: skip
+
+
+Lookup = Callable[[tuple[str, str]], tuple[NDArray[np.int64], NDArray[np.bool_]] | None]
+"""A cell's (column, row) -> the examples and whether each is classified correctly; None where it was not run."""
+
+
+def judge(claim: Claim, paper: float, find: Lookup) -> Judgement:
+    """Judge a claim on the outcomes that ``find`` knows. ``paper``: the same weighted sum of the paper's cells."""
+    found = {place: find(place) for place in claim.terms}
+    missing = [f"{column}, {row}" for (column, row), outcomes in found.items() if outcomes is None]
+    if missing:
+        return Judgement(claim, "not run", paper, why=f"not run: {'; '.join(missing)}")
+    examples = [outcomes[0] for outcomes in found.values() if outcomes is not None]
+    if not all(np.array_equal(examples[0], other) for other in examples[1:]):
+        return Judgement(claim, "inconclusive", paper, why="not measured on the same images")
+    each = sum(
+        (claim.terms[place] * outcomes[1].astype(float) for place, outcomes in found.items() if outcomes is not None),
+        start=np.zeros(len(examples[0])),
+    )
+    return _judge_sum(claim, paper, each)
+
+
+def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgement:
+    n = len(each)
+    if claim.is_level:
+        side = side_of_rate(int(each.sum()), n, claim.bound)
+    elif claim.bound:
+        side = side_of_difference(int((each > 0).sum()), int((each < 0).sum()), n, claim.bound)
+    else:
+        side = side_of_zero(each)
+    if claim.is_below:
+        side = -side
+    answer: Answer = "confirmed" if side > 0 else "contradicted" if side < 0 else "inconclusive"
+    return Judgement(claim, answer, paper, float(each.mean()), float(each.std() / n**0.5), n)
+
+
+def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
+    """One claim in words: the paper's number, then ours under each measure."""
+    first = judgements[0][1]
+    parts = []
+    for name, judgement in judgements:
+        if judgement.value is None or judgement.standard_error is None:
+            why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
+            parts.append(f"{name}: **{judgement.answer}**{why}")
+            continue
+        number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
+        left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
+        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{left}")
+    text = first.claim.text[0].upper() + first.claim.text[1:]
+    here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
+    return f"{text} (paper: {number_of(first.paper, first.claim)}).{here} {'. '.join(parts)}."
+
+
+def _what_is_left_open(judgement: Judgement) -> str:
+    """Whether it could still be as the paper has it, and how many images would tell."""
+    assert judgement.value is not None and judgement.standard_error is not None
+    if abs(judgement.paper - judgement.value) > Z_95 * judgement.standard_error > 0:
+        return " (the paper's number lies outside our 95 % interval)"
+    needed = judgement.n_for_the_papers
+    return "" if needed is None else f" (the paper's number would take about {needed:,})"
+
+
+def number_of(value: float, claim: Claim) -> str:
+    """A sum of accuracies as a claim means it: an accuracy in %, or a difference in points."""
+    return f"{100 * value:.2f} %" if claim.is_level else f"{100 * value:+.2f} points"

@@ -1,0 +1,166 @@
+"""Reports: one YAML a stage, with its inputs by sha256, and a hash of its own content.
+
+The four reports form a chain: each names the report before it (and every other file it read) by sha256, and is refused
+when a byte of it changed since. Accuracies are fractions in [0, 1]. Layout of every report:
+
+    schema          "meansparse/<stage>/1"
+    config          the resolved settings, each with where its value came from (flag, file, default)
+    inputs          file -> sha256, of what the stage read
+    outputs         file -> sha256, of what it wrote beside the report
+    results         what the stage found
+    provenance      versions, device, platform, seconds, finished (the only part that differs between equal runs)
+    content_sha256  over all of the above
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files import sha256_of, write_bytes
+from ..errors import ArtifactError
+
+SCHEMA_VERSION = 1
+STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
+
+
+class RunPaths:
+    """Every file name of a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.statistics = folder / "statistics.safetensors"
+        self.checkpoint = folder / "meansparse.safetensors"
+        self.curve_png = folder / "sweep-alpha.png"
+        self.curve_svg = folder / "sweep-alpha.svg"
+        self.outcomes = folder / "outcomes.npz"
+        self.state = folder / "state"
+
+    def report(self, stage: str) -> Path:
+        """The YAML of a stage."""
+        return self.folder / f"{stage}.yaml"
+
+
+def write_report(
+    path: Path,
+    *,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    results: dict[str, Any],
+    device: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write a report atomically and return it."""
+    report: dict[str, Any] = {
+        "schema": f"meansparse/{stage}/{SCHEMA_VERSION}",
+        "config": config,
+        "inputs": inputs,
+        "outputs": outputs,
+        "results": results,
+        "provenance": _provenance(device, seconds),
+    }
+    report["content_sha256"] = _content_hash(report)
+    header = f"# meansparse {stage}: written by the tool; the hash at the end covers every value above it\n"
+    text = header + yaml.safe_dump(report, sort_keys=False, allow_unicode=True, width=120)
+    write_bytes(path, text.encode())
+    return report
+
+
+def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
+    """Read a report and refuse it if it is missing, edited, or of another schema. ``mend`` is the command to run."""
+    if not path.exists():
+        raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {mend}")
+    try:
+        report = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"{path} is not YAML any more: {error}", hint=f"write it again: {mend} --fresh") from error
+    if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
+        found = report.get("schema") if isinstance(report, dict) else type(report).__name__
+        raise ArtifactError(
+            f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'",
+            hint=f"run: {_anew(report, mend)}",
+        )
+    if report.get("content_sha256") != _content_hash(report):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its content_sha256 no longer fits",
+            hint=f"put the original back, or write it again: {_anew(report, mend)}",
+        )
+    return report
+
+
+def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
+    """Refuse a stage whose files are gone or are not the ones its report describes."""
+    for name, expected in report["outputs"].items():
+        path = folder / name
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing", hint=f"run: {_anew(report, mend)}")
+        if sha256_of(path) != expected:
+            raise ArtifactError(
+                f"{path} is not the file that was written (sha256 differs)", hint=f"run: {_anew(report, mend)}"
+            )
+
+
+def _anew(report: Any, mend: str) -> str:
+    """The command that does a stage again: the one that did it, with all its options, where the report tells; else ``mend``."""
+    try:
+        stage = report["schema"].split("/")[1]
+        typed = shlex.split(report["provenance"]["command"])
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError):
+        return f"{mend} --fresh"
+    is_its_own = typed[1:2] == [stage]  # and not `run`, or a later stage that began with this one
+    return shlex.join([*(word for word in typed if word != "--fresh"), "--fresh"]) if is_its_own else f"{mend} --fresh"
+
+
+def _content_hash(report: dict[str, Any]) -> str:
+    body = {key: value for key, value in report.items() if key != "content_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _provenance(device: str, seconds: float) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "device": device,
+        **({"gpu": _gpu_name(device)} if device.startswith("cuda") else {}),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "command": shlex.join(["meansparse", *sys.argv[1:]]),
+        "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _gpu_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def machine_of(provenance: dict[str, Any]) -> str:
+    """The machine behind a report, in words.
+
+    >>> machine_of({"device": "cpu", "platform": "Linux x86_64, 2 cores"})
+    'cpu (Linux x86_64, 2 cores)'
+    """
+    return f"{provenance.get('gpu', provenance['device'])} ({provenance['platform']})"
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result can depend on."""
+    packages = ("meansparse", "torch", "robustbench", "pyautoattack", "numpy")
+    return {name: _version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

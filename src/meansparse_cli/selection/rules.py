@@ -1,0 +1,137 @@
+"""``--alpha-rule``: one alpha for all sites, or one for each stage or site (``alpha_search``); and the checkpoint of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.journal import Journal
+from ..engine.pairs import Column, PairStore
+from ..operator.checkpoint import Checkpoint
+from ..reporting.console import LiveView, percent
+from ..sites.find import Site
+from ..stats.accuracy import PairedDifference, Verdict, paired_difference
+from ..stats.simultaneous import critical_value
+from .choice import SweepPoint
+from .search import Found, candidates_of, depth_groups, search_alphas, site_groups, unseen_blocks
+from .sweep import Sweep, SweepSettings, point_of, sweep_alphas, what_bpda_makes_of
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """An alpha for each site, judged on held-out images that no step of the search looked at.
+
+    All of it on those images alone: ``gain`` over alpha = 0, ``over_shared`` over the shared choice; ``is_carried``: it
+    is not behind the shared choice and gains what the rule asks; ``point`` and ``base``: all measures of it and of
+    alpha = 0; ``fate``: what BPDA makes of it.
+    """
+
+    rule: str
+    found: Found
+    point: SweepPoint
+    base: SweepPoint
+    gain: PairedDifference
+    over_shared: PairedDifference
+    critical: float
+    is_carried: bool
+    fate: Verdict | None
+
+    def in_words(self, curve: str, shared: float) -> list[str]:
+        """For the screen and the report."""
+        n_accepted = sum(step.is_accepted for step in self.found.steps)
+        gains = [percent(d.difference, d.standard_error, signed=True) for d in (self.gain, self.over_shared)]
+        words = [
+            f"{self.rule}: {n_accepted} of {len(self.found.steps)} steps were confirmed; on {curve}, on {self.gain.n:,} images "
+            f"that no step looked at (the sweep before it did): {gains[0]} points against alpha = 0, {gains[1]} against the "
+            "shared alpha"
+        ]
+        alphas = ", ".join(f"{alpha:g}" for alpha in self.found.column)
+        if not self.is_carried:
+            why = (
+                "the search moved nothing"
+                if not n_accepted
+                else "what the search found does not gain what the rule asks"
+            )
+            return [*words, f"the checkpoint carries the shared alpha = {shared:g}: {why} (found: {alphas})"]
+        words.append(f"the checkpoint carries these alphas: {alphas}; the test split has to say what they are worth")
+        if self.fate is not None:
+            words.append(f"what BPDA makes of them: {self.fate.name} ({self.fate.reason})")
+        return words
+
+    def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
+        """Plain values, fractions."""
+        return self.found.to_report(sites) | {
+            "unseen": {
+                "n_examples": self.gain.n, "point": self.point.to_report(self.base), "minus_base": self.gain.difference,
+                "minus_base_standard_error": self.gain.standard_error, "minus_shared": self.over_shared.difference,
+                "minus_shared_standard_error": self.over_shared.standard_error,
+            },
+            "critical_value": self.critical, "is_carried": self.is_carried,
+            "under_bpda": None if self.fate is None else {"verdict": self.fate.name, "reason": self.fate.reason},
+        }  # fmt: skip
+
+
+def alphas_by_rule(
+    rule: str, store: PairStore, settings: SweepSettings, sweep: Sweep, checkpoint: Checkpoint, view: LiveView
+) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
+    """The checkpoint that ``rule`` leads to, and what goes into the report about it.
+
+    ``shared``: the sweep's choice. ``per-depth`` and ``per-site``: a search that starts there. Its result is carried if
+    it keeps the rule of the choice (clean constraint, minimum gain over alpha = 0) on images that it did not look at;
+    otherwise the shared choice stays. The sweep that comes back is on the pools that the search has filled, so that the
+    base model has met every image that anything found.
+    """
+    if rule == "shared":
+        return sweep, replace(checkpoint, alpha=sweep.chosen.alpha), {}
+    sites, blocks = store.model.sites, [len(block) for block in store.blocks]
+    groups = depth_groups(sites) if rule == "per-depth" else site_groups(sites)
+    journal = Journal(store.folder, "start", (settings, groups, blocks, store.ids.tolist()))
+    start = settings.column(journal.once("alpha", lambda: sweep.chosen.alpha))
+    found = search_alphas(
+        store, groups, start=start, candidates=candidates_of(settings.alphas), rule=settings.rule, on_block=view.begin,
+        on_progress=view.advance,
+    )  # fmt: skip
+    for b in range(len(store.blocks)):
+        columns = [store.base, start, found.column]
+        store.score(b, {"plain": columns, "bpda": columns}, view.advance)
+    sweep = sweep_alphas(store, settings, on_block=view.begin, on_progress=view.advance)
+    result = _judge(rule, found, store, settings, sweep)
+    shared = sweep.chosen.alpha
+    report = {
+        "search": result.to_report(sites),
+        "in_words": result.in_words(settings.rule.curve, shared),
+    }
+    if not result.is_carried:
+        return sweep, replace(checkpoint, alpha=shared), report
+    return sweep, with_site_alphas(checkpoint, found.column), report
+
+
+def _judge(rule: str, found: Found, store: PairStore, settings: SweepSettings, sweep: Sweep) -> SearchResult:
+    curve, unseen = settings.rule.curve, unseen_blocks(len(store.blocks))
+
+    def on_unseen(column: Column) -> Tensor:
+        return store.measure(column, curve, unseen)
+
+    mine, base = on_unseen(found.column), on_unseen(store.base)
+    shared = on_unseen(settings.column(sweep.chosen.alpha))
+    critical = critical_value([(mine, other) for other in (base, shared)])
+    gain, over_shared = paired_difference(mine, base), paired_difference(mine, shared)
+    is_moved = any(step.is_accepted for step in found.steps)
+    alone = point_of(store, found.column, max(found.column), unseen)
+    without = point_of(store, store.base, 0.0, unseen)
+    return SearchResult(
+        rule, found, alone, without, gain, over_shared, critical,
+        is_moved and over_shared.difference >= 0 and settings.rule.is_enough(mine, base, critical),
+        what_bpda_makes_of(alone, without, critical_value([(alone.worst, without.worst)])),
+    )  # fmt: skip
+
+
+def with_site_alphas(checkpoint: Checkpoint, column: Column) -> Checkpoint:
+    """``checkpoint`` with an alpha for each of its active sites: the largest is ``alpha``, the others are shares of it."""
+    alphas = dict(zip((site.index for site in checkpoint.active), column, strict=True))
+    largest = max(column)
+    if largest == 0:
+        return replace(checkpoint, alpha=0.0)
+    weights = tuple(alphas.get(site.index, 0.0) / largest for site in checkpoint.sites)
+    return replace(checkpoint, alpha=largest, site_weights=weights)

@@ -1,0 +1,115 @@
+"""``meansparse models``: the zoo with its published figures, as a table, as names, as JSON; and the check of every entry."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..errors import ConfigError, ModelNotFound
+from ..models.published import PublishedModel, published_date, published_models, to_json
+from ..reporting.console import console, note
+
+CHECK_FOLDER = Path("runs/zoo-check")
+
+
+def select_models(
+    dataset: str | None = None, threat: str | None = None, pattern: str | None = None
+) -> list[PublishedModel]:
+    """The models that fit every filter; ``pattern`` is a glob (``wang2023*``) or a part of a name, in any case.
+
+    Raises ConfigError for a data set or threat nobody has, ModelNotFound if nothing is left.
+    """
+    models = published_models()
+    for option, value, known in (
+        ("dataset", dataset, dict.fromkeys(m.dataset for m in models)),
+        ("threat", threat, dict.fromkeys(m.threat for m in models)),
+    ):
+        if value is not None and value.lower() not in (k.lower() for k in known):
+            raise ConfigError(f"--{option} {value}: no model has that", hint=f"one of {', '.join(known)}")
+    wanted = (pattern or "*").lower()
+    wanted = wanted if any(c in wanted for c in "*?[") else f"*{wanted}*"
+    found = [
+        m
+        for m in models
+        if (dataset is None or m.dataset.lower() == dataset.lower())
+        and (threat is None or m.threat.lower() == threat.lower())
+        and fnmatchcase(m.name.lower(), wanted)
+    ]
+    if not found:
+        names = {m.name.lower(): m.name for m in models}
+        near = difflib.get_close_matches((pattern or "").lower(), names, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
+        raise ModelNotFound("no model fits these filters", hint=f"{meant}every name: meansparse models")
+    return found
+
+
+def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal: bool) -> str:
+    """Show the table and return what stdout gets: JSON; or the names, a line each, for a pipe or a loop to read."""
+    if as_json:
+        return to_json(models)
+    for table in models_tables(models, width=console.width):
+        console.print(table)
+    note(
+        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). AA: AutoAttack. "
+        "ext.: an external attack, stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
+    )
+    return "" if to_terminal else "\n".join(m.name for m in models)
+
+
+def models_tables(models: Sequence[PublishedModel], *, width: int) -> Iterator[Table]:
+    """A table a data set and threat, a row a model; accuracies as percentages, a column for each kind that any of them has.
+
+    On less than 130 columns the architecture, which most names hold, is left out.
+    """
+    for dataset, threat in dict.fromkeys((m.dataset, m.threat) for m in models):
+        group = [m for m in models if (m.dataset, m.threat) == (dataset, threat)]
+        figures = {
+            "clean %": [_percent(m.clean_accuracy) for m in group],
+            "AA %": [_percent(m.autoattack_accuracy) + ("?" if m.unreliable else "") for m in group],
+            "ext. %": [_percent(m.external_accuracy) for m in group],
+            "corr. %": [_percent(m.corruptions_accuracy) for m in group],
+        }
+        shown = {name: column for name, column in figures.items() if any(column)}
+        title = f"{dataset}, {threat}: {len(group)} model{'s' * (len(group) != 1)}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("model", overflow="fold")
+        if width >= 130:
+            table.add_column("architecture")
+        for name in ("M par.", *shown):
+            table.add_column(name, justify="right", no_wrap=True)
+        for m, *cells in zip(group, *shown.values(), strict=True):
+            size = "" if m.parameters is None else f"{m.parameters / 1e6:.1f}"
+            table.add_row(m.name, *([m.architecture] if width >= 130 else []), size, *cells)
+        yield table
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def check_models(
+    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
+) -> tuple[str, bool]:
+    """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
+    from ..models.zoo import ZooEntry, zoo_entries
+    from ..models.zoo_check import check_zoo, checks_table, summary
+    from ..runs.folder import run_folder_lock
+
+    wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
+    entries = [entry for entry in zoo_entries() if entry in wanted]
+    if not entries:
+        raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
+    folder = folder or CHECK_FOLDER
+    with run_folder_lock(folder):
+        path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
+    console.print(checks_table(rows, summary(rows)))
+    failed = [row["name"] for row in rows if row["problems"]]
+    if failed:
+        note(f"failed: {', '.join(failed)}")
+    return json.dumps(rows) if as_json else str(path), not failed

@@ -1,0 +1,103 @@
+"""What a training run needs to go on after a kill: written whole after every epoch, one file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArtifactError
+from ..files import load_torch, save_torch
+from ..models.networks import ResNet18
+from ..settings.config import TrainConfig
+from .operators import ramp_epochs
+from .schedule import WeightAverage
+
+NOT_IN_RESULT = {
+    "preset", "run", "data_dir", "device", "workers", "compile", "cuda_graphs", "channels_last", "time_limit",
+    "test_examples", "save_dtype",
+}  # fmt: skip
+"""Settings that say where, how fast or how a network is trained or written, not which."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One line of the training log; accuracies are fractions, on the images that choose the best epoch."""
+
+    epoch: int
+    train_loss: float
+    selection_accuracy: float
+    selection_robust_accuracy: float
+    seconds: float
+
+
+def result_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that the weights depend on; a resumed run must agree in all of them."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_IN_RESULT}
+
+
+def best_epoch(log: list[EpochResult], config: TrainConfig) -> EpochResult:
+    """The last epoch of highest PGD accuracy; for standard training, whose PGD accuracy is near 0, of clean accuracy.
+
+    While alpha grows the last epoch counts as the best: networks of other alphas are not to be compared.
+    """
+    full = [row for row in log if row.epoch + 1 >= ramp_epochs(config)] or log[-1:]
+    if config.method == "standard":
+        return max(full, key=lambda row: (row.selection_accuracy, row.epoch))
+    return max(full, key=lambda row: (row.selection_robust_accuracy, row.epoch))
+
+
+class TrainState:
+    """Network, optimiser, average of the weights, log, and the best epoch's weights, kept in step with ``file``."""
+
+    def __init__(
+        self, file: Path, config: TrainConfig, model: ResNet18, optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None, images_id: str,
+    ) -> None:  # fmt: skip
+        self.file, self.config, self.settings = file, config, result_settings(config) | {"images": images_id}
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.log: list[EpochResult] = []
+        self.best: dict[str, Tensor] = {}
+
+    def resume(self) -> None:
+        """Take up what an earlier run left. Raises ArtifactError if it had other settings."""
+        if not self.file.exists():
+            return
+        state = load_torch(self.file)
+        was, now = state["settings"], self.settings
+        if changed := ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v):
+            raise ArtifactError(
+                f"{self.file} was begun with other settings ({changed})", hint="use another --run, or --fresh"
+            )
+        try:
+            self.log = [EpochResult(**row) for row in state["log"]]
+        except TypeError as error:
+            raise ArtifactError(
+                f"{self.file} was begun by another version", hint="use another --run, or --fresh"
+            ) from error
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.step = state["average_step"]
+            for key, value in self.average.state.items():
+                value.copy_(state["average"][key])
+        self.best = state["best"]
+
+    def finish(self, result: EpochResult, measured: dict[str, Tensor]) -> None:
+        """Add an epoch, keep ``measured`` if it is the best one, and write the file."""
+        self.log.append(result)
+        if best_epoch(self.log, self.config) is result:
+            self.best = {key: value.detach().cpu().clone() for key, value in measured.items()}
+        save_torch(
+            self.file,
+            {
+                "settings": self.settings,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state if self.average is not None else None,
+                "average_step": self.average.step if self.average is not None else 0,
+                "log": [asdict(row) for row in self.log],
+                "best": self.best,
+            },
+        )

@@ -1,0 +1,191 @@
+"""``meansparse train``: adversarial training of the ResNet-18 that the embedded models and the ablations use.
+
+PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
+order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its last
+finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..models.networks import ResNet18
+from ..operator.sparsify import set_alpha
+from ..settings.config import TrainConfig, eps_value
+from .attack import Forward, LinfAscent, attacked, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
+from .augment import DeviceImages
+from .operators import alpha_of_epoch, insert_moving_operators
+from .schedule import WeightAverage, epoch_order, learning_rate, seed_of
+from .state import EpochResult, TrainState
+
+STATE_FILE = "train-state.pt"
+SELECTION_STEPS = 10
+
+
+@contextmanager
+def _sound_weight_gradients(width: int, device: str) -> Iterator[None]:
+    """Without oneDNN where its weight gradient writes out of bounds (torch 2.11 to 2.15).
+
+    Seen on one thread, for channels-last 1x1 convolutions of stride 2 and fewer than 8 input channels.
+    """
+    if torch.device(device).type != "cpu" or width >= 8:
+        yield
+        return
+    onednn: Any = torch.backends.mkldnn
+    was, onednn.enabled = onednn.enabled, False
+    try:
+        yield
+    finally:
+        onednn.enabled = was
+
+
+def train_model(
+    config: TrainConfig,
+    train_set: tuple[Tensor, Tensor],
+    selection_set: tuple[Tensor, Tensor],
+    *,
+    n_classes: int,
+    folder: Path,
+    device: str = "cpu",
+    images_id: str = "",
+    deadline: float | None = None,
+    on_batch: Callable[[int, int, int], None] | None = None,
+    on_epoch: Callable[[list[EpochResult]], None] | None = None,
+) -> tuple[ResNet18, list[EpochResult]]:
+    """Train to the end, or go on where ``folder`` stopped; the best epoch's network in eval mode, and the log.
+
+    Both sets are uint8 images (n, height, width, channels) and labels (n,). The best epoch is the last one of highest PGD
+    accuracy on ``selection_set`` (clean accuracy for standard training). ``images_id``: what tells the training images
+    from others, which a folder begun with them refuses. ``config.eps`` must be set. ``on_batch`` gets
+    epoch, batch and the number of images, ``on_epoch`` the log. No epoch is begun that would probably end after
+    ``deadline`` (``time.monotonic``): the log is then shorter than ``config.epochs``.
+    """
+    assert config.eps is not None
+    eps = eps_value(config.eps)
+    torch.manual_seed(config.seed)
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    last = channels_last(config)
+    images = DeviceImages(*train_set, device=device, padding=config.crop_padding, flip=config.flip, channels_last=last)
+    model = ResNet18(n_classes=n_classes, width=config.width, activation=config.activation, in_channels=images.channels)
+    if config.mean_sparse_alpha is not None:
+        insert_moving_operators(model, (images.channels, images.height, images.width))
+    model.to(memory_format=torch.channels_last if last else torch.contiguous_format).to(device)
+    optimizer = torch.optim.SGD(_parameter_groups(model, config.weight_decay), config.lr, config.momentum)
+    average = WeightAverage(model.state_dict(), config.ema) if config.ema is not None else None
+    measured = copy.deepcopy(model)
+    state = TrainState(folder / STATE_FILE, config, model, optimizer, average, images_id)
+    state.resume()
+    step = _BatchLoss(config, model, device, eps)
+
+    # An incomplete last batch is left out (other images each epoch): every batch has one shape.
+    batch_size = min(config.batch_size, len(images))
+    n_batches = len(images) // batch_size
+    generator = torch.Generator(device)
+    for epoch in range(len(state.log), config.epochs):
+        if deadline is not None and state.log and time.monotonic() + state.log[-1].seconds > deadline:
+            break
+        started, total_loss = time.monotonic(), torch.zeros((), device=device)
+        order = epoch_order(len(images), config.seed, epoch).to(device)
+        model.train()
+        if config.mean_sparse_alpha is not None:
+            set_alpha(model, alpha_of_epoch(config, epoch))
+        for batch in range(n_batches):
+            lr = learning_rate(config.schedule, config.lr, (epoch + batch / n_batches) / config.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            generator.manual_seed(seed_of(config.seed, epoch, batch))
+            x, y = images.batch(order[batch * batch_size : (batch + 1) * batch_size], generator)
+            loss = step(x, y, generator)
+            optimizer.zero_grad(set_to_none=True)
+            with _sound_weight_gradients(config.width, device):
+                loss.backward()
+            optimizer.step()
+            if average is not None:
+                average.update(model.state_dict())
+            total_loss += loss.detach()
+            if on_batch is not None:
+                on_batch(epoch, batch, batch_size)
+        mean_loss = float(total_loss) / n_batches
+        if mean_loss != mean_loss or mean_loss == float("inf"):
+            raise ConfigError(
+                f"the loss is {mean_loss} in epoch {epoch + 1}: training diverged",
+                hint="lower --lr, or --precision fp32",
+            )
+        measured.load_state_dict(average.state if average is not None else model.state_dict())
+        if config.mean_sparse_alpha is not None:
+            set_alpha(measured, alpha_of_epoch(config, epoch))  # not an average of earlier alphas
+        clean, robust = pgd_outcomes(
+            measured,
+            *selection_set,
+            eps=eps,
+            n_steps=SELECTION_STEPS,
+            device=device,
+            precision=config.precision,
+            channels_last=last,
+        )
+        accuracies = int(clean.sum()) / len(clean), int(robust.sum()) / len(robust)
+        seconds = round(time.monotonic() - started, 2)
+        state.finish(EpochResult(epoch, mean_loss, *accuracies, seconds), measured.state_dict())
+        if on_epoch is not None:
+            on_epoch(state.log)
+    measured.load_state_dict(state.best)
+    return measured.eval(), state.log
+
+
+class _BatchLoss:
+    """The loss of one batch, its adversarial images included."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, device: str, eps: float) -> None:
+        self.config, self.model, self.eps = config, model, eps
+        forward: Forward = torch.compile(model, dynamic=False) if config.compile else model
+        self.forward = in_precision(forward, device, config.precision)
+        self.attack = LinfAscent(
+            self.forward, divergence if config.method == "trades" else cross_entropy, eps=eps,
+            step_size=eps_value(config.step_size), n_steps=config.n_steps, cuda_graph=config.cuda_graphs,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        if self.config.method == "standard":
+            return F.cross_entropy(self.forward(x).float(), y)
+        if self.config.method == "pgd":
+            with attacked(self.model):
+                adv = self.attack(x, y, uniform_start(x, self.eps, generator))
+            return F.cross_entropy(self.forward(adv).float(), y)
+        with attacked(self.model):
+            with torch.no_grad():
+                target = F.softmax(self.forward(x).float(), 1)
+            # TRADES starts beside the image: at the image itself the divergence has no gradient
+            noise = torch.empty_like(x).normal_(0, 0.001, generator=generator)
+            adv = self.attack(x, target, x + noise)
+        logits = self.forward(x).float()
+        shift = F.kl_div(
+            F.log_softmax(self.forward(adv).float(), 1),
+            F.log_softmax(logits, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return F.cross_entropy(logits, y) + self.config.beta * shift
+
+
+def channels_last(config: TrainConfig) -> bool:
+    """The memory layout: channels-last is faster, but torch 2.15 on a CPU corrupts memory with it at widths such as 6."""
+    return config.width % 8 == 0 if config.channels_last is None else config.channels_last
+
+
+def _parameter_groups(model: ResNet18, weight_decay: float) -> list[dict[str, object]]:
+    """No decay of an activation's own parameters: it would pull PSiLU towards x / 2, a linear function."""
+    shaping = [p for name, p in model.named_parameters() if name.rsplit(".", 2)[-2].startswith("act")]
+    ids = {id(p) for p in shaping}
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in model.parameters() if id(p) not in ids], "weight_decay": weight_decay}
+    ]
+    return [*groups, {"params": shaping, "weight_decay": 0.0}] if shaping else groups
