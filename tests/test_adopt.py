@@ -16,8 +16,10 @@ from meansparse_cli.models import zoo
 from meansparse_cli.models.adopt import OperatorPlace, adopt, find_published_operators, published_sites, take_out
 from meansparse_cli.models.published_checkpoint import PUBLISHED_FILES, PublishedFile, published_architecture
 from meansparse_cli.models.zoo import ZooEntry, build_zoo_model
+from meansparse_cli.operator.active import alpha_set, example_alphas_set, straight_through
 from meansparse_cli.operator.calibration import calibrate_channels
-from meansparse_cli.operator.sparsify import MeanSparse, alpha_set, example_alphas_set, remove, straight_through
+from meansparse_cli.operator.insertion import remove
+from meansparse_cli.operator.module import MeanSparse
 
 SWIN: dict[str, Any] = {
     "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (2, 2), "num_classes": 10,

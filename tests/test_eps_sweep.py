@@ -21,7 +21,8 @@ from meansparse_cli.engine.eps_sweep import (
 )
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
 
 GRID = ("0.02", "0.05", "0.1")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import ConfigError, SiteError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.reporting.plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
 from meansparse_cli.sites.find import find_sites
 

@@ -17,7 +17,7 @@ from meansparse_cli.models import model_check, zoo_check
 from meansparse_cli.models.adopt import take_out
 from meansparse_cli.models.model_check import check_model
 from meansparse_cli.models.zoo import ZooEntry, build_zoo_model, zoo_entries
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

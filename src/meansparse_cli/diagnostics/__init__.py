@@ -20,7 +20,8 @@ from ..engine.evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, i
 from ..engine.state import Chunk
 from ..errors import ArtifactError
 from ..files import load_torch, save_torch, write_bytes
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from .doubt import Doubt, Subject
 from .gradients import doubt_gradients
 from .outcomes import doubt_outcomes

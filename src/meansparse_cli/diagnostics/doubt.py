@@ -6,12 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..attacks.counting import CountedModel, device_of
+from ..attacks.counting import CountedModel
 from ..attacks.losses import Loss
 from ..attacks.result import Budget
 from ..engine.evaluation import ModelName
-from ..operator.float32 import full_float32
-from ..operator.sparsify import SparsifiedModel, backward_rule
+from ..operator.active import backward_rule
+from ..operator.device import device_of, full_float32
+from ..operator.insertion import SparsifiedModel
 
 Status = Literal["pass", "warn", "not run"]
 Unit = Literal["share", "points", "count", "number"]

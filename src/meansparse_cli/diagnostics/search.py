@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from ..attacks.apgd import N_STEPS, APGDRule
-from ..attacks.batch_queue import Batch, climb
 from ..attacks.budget import enforce_budget
 from ..attacks.losses import LossName
 from ..attacks.problem import Problem
+from ..attacks.queue import Batch, search
 from ..attacks.result import Budget
 from ..attacks.starts import example_generator, uniform_start
 from ..attacks.task import AttackTask
 from ..data.examples import Examples
 from ..errors import AttackError
-from ..operator.float32 import full_float32
-from ..operator.sparsify import backward_rule
+from ..operator.active import backward_rule
+from ..operator.device import full_float32
 from .doubt import CARLINI, PINTOR, Check, Doubt, Subject
 
 RISING = Check("loss still rising at the last step", 0.1, "share", f"{PINTOR}; the limit is ours")
@@ -34,22 +34,15 @@ LARGEST_CHANGE = 0.5
 """With half the pixel range for every pixel, every image can be made the same grey."""
 
 
-class Recorded:
-    """An APGD rule that writes down the best loss of each example at each step: ``history`` (n, n_steps)."""
+class Recorded(APGDRule):
+    """APGD that writes down the best loss of each example at each step, where ``history`` (n, n_steps) is given."""
 
-    def __init__(self, rule: APGDRule, history: Tensor) -> None:
-        self.rule, self.history = rule, history
-        self.n_steps, self.start = rule.n_steps, rule.start
+    history: Tensor | None = None
 
-    def loss(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-        return self.rule.loss(logits, y, target)
-
-    def begin(self, batch: Batch) -> None:
-        self.rule.begin(batch)
-
-    def advance(self, batch: Batch, loss: Tensor, grad: Tensor) -> None:
-        self.history[batch["example"], batch["step"]] = batch["best_loss"]
-        self.rule.advance(batch, loss, grad)
+    def move(self, batch: Batch) -> None:
+        if self.history is not None:
+            self.history[batch["example"], batch["step"]] = batch["best_loss"]
+        super().move(batch)
 
 
 def doubt_search(subject: Subject) -> list[Doubt]:
@@ -158,12 +151,13 @@ def _climb(
     """
     counted = subject.counted()
     x, y = subject.x[rows].contiguous(), subject.y[rows]
-    rule = APGDRule(budget, loss, n_classes=subject.n_classes, n_steps=n_steps)
+    rule = Recorded(budget, loss, n_classes=subject.n_classes, n_steps=n_steps)
+    rule.history = history
     problem = Problem(subject.model, budget, subject.n_classes, subject.seed, subject.batch_size)
     examples = Examples(x, y, subject.indices[rows.cpu()])
     task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, examples, subject.logits(x))
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
-        found = climb(task, rule if history is None else Recorded(rule, history), targets=y[:, None])
+        found = search(task, rule, targets=y[:, None])
     points = enforce_budget(found.points.to(x.device), x, budget)
     broken = found.claimed.to(x.device) & (subject.logits(points).argmax(1) != y)
     if budget == subject.budget:

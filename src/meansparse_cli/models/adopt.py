@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError, SiteError
-from ..operator.sparsify import MeanSparse, SparsifiedModel, insert
+from ..operator.insertion import SparsifiedModel, insert
+from ..operator.module import MeanSparse
 from ..sites.find import Layout, Site, find_sites, untouched, unwrap
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, split_published
 

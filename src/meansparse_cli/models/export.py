@@ -20,7 +20,7 @@ from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..operator.sparsify import SparsifiedModel
+    from ..operator.insertion import SparsifiedModel
     from .source import ModelSource
 
 PREFIX = "base."
@@ -81,7 +81,8 @@ def robustbench_state(source: ModelSource, model: SparsifiedModel) -> dict[str, 
     ``model`` is built on a base that has those places. Raises ConfigError where RobustBench has no such architecture, or
     no operator at one of the sites.
     """
-    from ..operator.sparsify import CHILD_NAME, MeanSparse
+    from ..operator.insertion import CHILD_NAME
+    from ..operator.module import MeanSparse
     from . import zoo
     from .published_checkpoint import operator_buffers, published_architecture
 

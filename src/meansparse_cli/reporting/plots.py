@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, SiteError
-from ..operator.sparsify import MeanSparse, SparsifiedModel
+from ..operator.insertion import SparsifiedModel
+from ..operator.module import MeanSparse
 from ..sites.find import Site
 from .curve import CLEAN, ROBUST, save_figure
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..engine.evaluate import EvaluateSettings
     from ..engine.evaluation import Evaluation
     from ..engine.state import Chunk
-    from ..operator.sparsify import SparsifiedModel
+    from ..operator.insertion import SparsifiedModel
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:

@@ -23,7 +23,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     """
     from ..models import export as formats
     from ..models.source import network_settings
-    from ..operator.sparsify import check_alpha
+    from ..operator.module import check_alpha
     from ..sites.rules import among_published
 
     suffixes = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}

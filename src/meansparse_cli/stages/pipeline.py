@@ -48,7 +48,7 @@ from ..settings.config import CalibrateConfig, FetchConfig, ModelConfig, SweepAl
 from .evaluate import evaluate
 
 if TYPE_CHECKING:
-    from ..operator.sparsify import SparsifiedModel
+    from ..operator.insertion import SparsifiedModel
     from ..sites.find import Site
 
 __all__ = ["calibrate", "ensure_fetched", "evaluate", "fetch", "list_sites", "load_sparsified", "sweep_alpha"]
@@ -137,7 +137,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     """One pass over the calibration split: mean and standard deviation of each channel at each site."""
     from ..data.datasets import content_id, stack_examples, take_examples
     from ..data.imagenet import preprocessing_of
-    from ..operator.calibration import calibrate_channels
+    from ..operator.calibration import PassState, calibrate_channels
     from ..sites.rules import chosen_by, select_sites
 
     run, started = ensure_fetched(config, sources), time.monotonic()
@@ -164,16 +164,23 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     found = sites_of_rule(model, run, config, first.to(device))
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
     console.print(sites_table(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
+    fingerprint = inputs | {
+        "batch_size": config.batch_size,
+        "estimator": config.estimator,
+        "sites": [s.name for s in sites],
+        "preprocessing": repr(preprocessing_of(run.source, config.preprocessing)),
+    }
     with bar("calibrating", len(images)) as advance:
         statistics = calibrate_channels(
-            model, sites, images, batch_size=config.batch_size, estimator=config.estimator, device=device,
-            n_workers=config.workers, state_file=run.paths.state / "calibrate.pt",
-            fingerprint=inputs | {
-                "batch_size": config.batch_size, "estimator": config.estimator, "sites": [s.name for s in sites],
-                "preprocessing": repr(preprocessing_of(run.source, config.preprocessing)),
-            },
+            model,
+            sites,
+            images,
+            batch_size=config.batch_size,
+            estimator=config.estimator,
+            n_workers=config.workers,
+            state=PassState(run.paths.state / "calibrate.pt", fingerprint),
             on_batch=advance,
-        )  # fmt: skip
+        )
     save_checkpoint(
         run.paths.statistics, Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
     )

@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 from ..data.datasets import KNOWN_DATASETS, content_id, load_split, take_examples
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import save_tensors, sha256_of
+from ..operator.active import straight_through
 from ..operator.checkpoint import save_checkpoint
-from ..operator.sparsify import straight_through
 from ..reporting.console import LiveView, console, live, note, percent
 from ..reporting.train_view import draw_training_curve, log_table
 from ..runs.model import pick_device
