@@ -57,9 +57,10 @@ def make() -> tuple[SparsifiedModel, Tensor, Tensor]:
 
 def run(folder: Path, **changes: Any) -> Evaluation:
     model, x, y = make()
+    settings = replace(SETTINGS, **changes)
     return evaluate_robustness(
-        model, x, y, torch.arange(16), alpha=0.3, settings=replace(SETTINGS, **changes), state_folder=folder, fingerprint={}, n_classes=4
-    )  # fmt: skip
+        model, x, y, torch.arange(16), alpha=0.3, settings=settings, state_folder=folder, fingerprint={}, n_classes=4
+    )
 
 
 def test_bf16_searches_and_float32_judges() -> None:
