@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, DataError, SiteError
 from ..operator.insertion import SparsifiedModel, insert
 from ..operator.module import MeanSparse
-from ..sites.find import Layout, Site, find_sites, untouched, unwrap
+from ..sites.channels import Layout
+from ..sites.find import Site, find_sites, untouched, unwrap
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, split_published
 
 
