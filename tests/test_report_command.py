@@ -17,7 +17,8 @@ from meansparse_cli.cli import app
 from meansparse_cli.diagnostics import search
 from meansparse_cli.engine.verify import WITNESSES_SCHEMA
 from meansparse_cli.reporting.html import html_page
-from meansparse_cli.reporting.render import markdown, read_run, render, terminal_text
+from meansparse_cli.reporting.render import markdown, render, terminal_text
+from meansparse_cli.reporting.reports import read_run
 
 FACTORY = """
 import torch

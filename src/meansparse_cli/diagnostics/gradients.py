@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..attacks.losses import choose_loss
 from ..errors import AttackError
-from ..reporting.plots import blocked_shares
+from ..operator.observe import blocked_shares
 from .doubt import AUTOATTACK, CARLINI, OWN, Check, Doubt, Subject
 
 MASKED = Check("features masked, mean of sites", 0.1, "share", OWN)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..stats.accuracy import N_STANDARD_ERRORS
+from ..stats.paired import N_STANDARD_ERRORS
 from .doubt import AUTOATTACK, CARLINI, OWN, Check, Doubt, Subject
 
 N_PASSES = 5
