@@ -27,11 +27,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
     """Every function below ``node``, with its qualified name: ``Class.method``, ``outer.inner``."""
     for child in ast.iter_child_nodes(node):
-        named = isinstance(child, Function | ast.ClassDef)
-        name = f"{prefix}{child.name}" if named else ""
         if isinstance(child, Function):
-            yield name, child
-        yield from functions(child, f"{name}." if named else prefix)
+            yield f"{prefix}{child.name}", child
+        inner = f"{prefix}{child.name}." if isinstance(child, Function | ast.ClassDef) else prefix
+        yield from functions(child, inner)
+
+
+def n_lines(function: Function) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
 def n_parameters(function: Function) -> int:
@@ -87,9 +90,7 @@ def above_the_limits() -> dict[str, set[str]]:
     every = [(path, name, function) for path, tree in TREES.items() for name, function in functions(tree)]
     return {
         "files": {path.name for path, text in TEXTS.items() if len(text.splitlines()) > FILE_LINES},
-        "functions": {
-            name for _, name, function in every if function.end_lineno - function.lineno + 1 > FUNCTION_LINES
-        },
+        "functions": {name for _, name, function in every if n_lines(function) > FUNCTION_LINES},
         "parameters": {
             name
             for path, name, function in every
