@@ -197,7 +197,8 @@ def _doubts(
 ) -> tuple[list[dict[str, Any]], dict[str, Chunk]]:  # fmt: skip
     """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``, and the images that break on the way."""
     from ..attacks.result import Budget
-    from ..diagnostics import DOUBTS_VERSION, find_doubts
+    from ..data.examples import Examples
+    from ..diagnostics import DOUBTS_VERSION, Conditions, KeptAnswers, diagnose
 
     n, device = min(n_examples, len(y)), settings.device
     with live("kinds") as view:
@@ -206,18 +207,25 @@ def _doubts(
         def on_kind(what: str, done: int, total: int) -> None:
             view.begin(f"doubts: {what}", total, done)
 
-        found = find_doubts(
-            model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,
-            budget=Budget(settings.norm, settings.eps), seed=settings.seed, batch_size=settings.batch_size,
-            n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind, state_folder=state_folder,
-            key=f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}",
-        )  # fmt: skip
+        n_classes = count_classes(model, x[:2].to(device))
+        budget = Budget(settings.norm, settings.eps)
+        kept = KeptAnswers(
+            state_folder, f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}", note
+        )
+        found = diagnose(
+            model,
+            Examples(x[:n], y[:n].long(), indices[:n].cpu()).to(device),
+            evaluation,
+            Conditions(budget, settings.seed, settings.batch_size, n_classes),
+            kept=kept,
+            on_kind=on_kind,
+        )
     n_images = sum(len(chunk.positions) for chunk in found.images.values())
     if n_images:
         note(
             f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, as transfer"
         )
-    return [doubt.to_report() for doubt in found.doubts], found.images
+    return [one.to_report() for one in found.diagnostics], found.images
 
 
 def _save_witnesses(
