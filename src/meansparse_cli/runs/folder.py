@@ -244,5 +244,7 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
                     f"another command is at work in {folder}", hint="wait for it, or use another --run"
                 ) from error
             # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
-            log.warning(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
+            log.warning(
+                f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there"
+            )
         yield
