@@ -1,10 +1,10 @@
 """Write the golden runs anew: ``python tests/golden/make.py [SCENE]...`` (a minute on one core).
 
-Only for a change that is meant to change results, or for another torch: the point of these folders is that they are what
-an earlier version left. Say in the commit which files changed, and why. What is written, beside this file:
+Only for a change that is meant to change results, or for another torch: the point of these folders is that they are
+what an earlier version left. Say in the commit which files changed, and why. What is written, beside this file:
 
-    machine.json        versions and CPU of the machine; comparison is to the byte where they are the same
-    done/<scene>        the folder in which all commands of a scene were typed, and ``transcript.txt``, what they printed
+    machine.json        versions and CPU; comparison is to the byte where they are the same
+    done/<scene>        the folder in which all commands of a scene were typed; ``transcript.txt``: what they printed
     half/<name>         a folder as a command leaves it that was stopped with Ctrl-C
 """
 
