@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -16,14 +15,7 @@ from ..files import write_bytes
 from ..reporting.console import console, note, sites_table
 from ..runs.folder import locate_run, lock_for, run_folder_lock
 from ..runs.report import read_report
-from ..settings.arguments import (
-    ExportArguments,
-    ModelsArguments,
-    ReportArguments,
-    SitesArguments,
-    TableArguments,
-    VerifyArguments,
-)
+from ..settings import arguments as told
 from ..settings.commands import SECTIONS, STAGES
 from ..settings.options import StageArguments
 from ..settings.resolve import resolve
@@ -33,13 +25,7 @@ from .options import Flags, Function
 
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
-_MODULES = {
-    "fetch": "pipeline",
-    "calibrate": "pipeline",
-    "sweep-alpha": "pipeline",
-    "evaluate": "pipeline",
-    "measure": "measure",
-}
+_MODULES = dict.fromkeys(STAGES, "pipeline") | {"measure": "measure"}
 """Where in ``stages`` the function of a command is that has a report and no more to say than its path."""
 _OWN: dict[str, Function] = {}
 
@@ -62,8 +48,7 @@ def _stage(name: str, flags: Flags, arguments: StageArguments) -> None:
 
 def _run_stage(name: str, flags: Flags, arguments: StageArguments) -> Path:
     """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
-    config_class: type[Any] = SECTIONS[name]
-    settings, sources = resolve(name, config_class, arguments.config, flags)
+    settings, sources = resolve(name, SECTIONS[name], arguments.config, flags)
     function = getattr(import_module(f"..stages.{_MODULES[name]}", __package__), name.replace("-", "_"))
     with lock_for(settings):
         path: Path = function(settings, sources, fresh=arguments.fresh)
@@ -87,7 +72,7 @@ def run(flags: Flags, arguments: StageArguments) -> None:
 
 
 @_own
-def sites(flags: Flags, arguments: SitesArguments) -> None:
+def sites(flags: Flags, arguments: told.Sites) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.pipeline import list_sites
 
@@ -108,7 +93,7 @@ def plot(flags: Flags, _: StageArguments) -> None:
 
 
 @_own
-def table(_: Flags, given: TableArguments) -> None:
+def table(_: Flags, given: told.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
 
@@ -116,7 +101,7 @@ def table(_: Flags, given: TableArguments) -> None:
 
 
 @_own
-def export(_: Flags, given: ExportArguments) -> None:
+def export(_: Flags, given: told.Export) -> None:
     """The path of the file."""
     from ..stages.export import export as write_export
 
@@ -126,7 +111,7 @@ def export(_: Flags, given: ExportArguments) -> None:
 
 
 @_own
-def verify(flags: Flags, arguments: VerifyArguments) -> None:
+def verify(flags: Flags, arguments: told.Verify) -> None:
     """The report; and an error where an image breaks the rules."""
     from ..stages.verify import verify as verify_images
 
@@ -140,7 +125,7 @@ def verify(flags: Flags, arguments: VerifyArguments) -> None:
 
 
 @_own
-def report(_: Flags, given: ReportArguments) -> None:
+def report(_: Flags, given: told.Report) -> None:
     """The page itself; or the path of the file that it is written to."""
     from ..reporting.render import render
 
@@ -154,7 +139,7 @@ def report(_: Flags, given: ReportArguments) -> None:
 
 
 @_own
-def models(_: Flags, given: ModelsArguments) -> None:
+def models(_: Flags, given: told.Models) -> None:
     """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
     from ..stages.models import check_models, list_models, select_models
 

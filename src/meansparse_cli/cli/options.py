@@ -23,13 +23,13 @@ def typer_function(command: Command, function: Function) -> Callable[..., None]:
         given = {name: typed[name] for name in command.arguments.model_fields if name in typed}
         function({name: typed[name] for name in typed if name not in given}, command.arguments(**given))
 
-    parameters = [_parameter(command, name) for name in command.options.split()]
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    names = command.options.split() or command.arguments.model_fields
+    call.__signature__ = inspect.Signature([_parameter(command, name) for name in names])  # type: ignore[attr-defined]
     return call
 
 
 def _parameter(command: Command, name: str) -> inspect.Parameter:
+    """One option: of a setting None where it was not given, of an argument its default."""
     is_setting = name in command.settings.model_fields
     field = (command.settings if is_setting else command.arguments).model_fields[name]
     shown: Any = field.json_schema_extra
@@ -45,10 +45,8 @@ def _parameter(command: Command, name: str) -> inspect.Parameter:
         default = inspect.Parameter.empty
     elif default is None:
         kind |= None
-    declared = typer.Argument(**words) if shown["is_argument"] else typer.Option(*spellings, **words)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
-    )
+    option = typer.Argument(**words) if shown["is_argument"] else typer.Option(*spellings, **words)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
 def _spellings(name: str, field: FieldInfo) -> list[str]:

@@ -6,21 +6,15 @@ from typing import Annotated
 from .options import ALLOW_PICKLE, THREAT, Alpha, Arguments, Fresh, StageArguments, argument, of_model, of_run, option
 
 
-class SitesArguments(StageArguments):
-    """``meansparse sites``."""
-
+class Sites(StageArguments):
     as_json: bool = of_run("The sites as JSON on stdout, not a table on stderr.", False, spelled=("--json",))
 
 
-class VerifyArguments(StageArguments):
-    """``meansparse verify``."""
-
+class Verify(StageArguments):
     file: Path = argument("Adversarial images: .safetensors, .pt, .npz or .npy.")
 
 
-class TableArguments(Arguments):
-    """``meansparse table``."""
-
+class Table(Arguments):
     number: str = argument(
         "1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the folder."
     )
@@ -33,9 +27,7 @@ class TableArguments(Arguments):
     data_note: str | None = option("What the page says of the data, such as: CIFAR-10, JPEG copies.", None)
 
 
-class ExportArguments(Arguments):
-    """``meansparse export``."""
-
+class Export(Arguments):
     run: Path = argument("Run folder.")
     file: Path | None = argument("File to write; one in the run folder by default.", None)
     format: str = option(
@@ -46,17 +38,13 @@ class ExportArguments(Arguments):
     allow_pickle: Annotated[bool | None, ALLOW_PICKLE] = None
 
 
-class ReportArguments(Arguments):
-    """``meansparse report``."""
-
+class Report(Arguments):
     run: Path = argument("Run folder; or an evaluation, a measurement or a shard in it.")
     format: str = option("table, markdown, json or html (one page, everything inside).", "table")
     output: Path | None = option("File to write, instead of stdout.", None, spelled=("--output", "-o"))
 
 
-class ModelsArguments(Arguments):
-    """``meansparse models``."""
-
+class Models(Arguments):
     dataset: str | None = of_model("digits, cifar10, cifar100 or imagenet.", None)
     threat: Annotated[str | None, THREAT] = None
     model: str | None = of_model("Part of a name, or a glob: [b]wang2023*[/b].", None, metavar="PATTERN")

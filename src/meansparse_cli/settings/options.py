@@ -2,24 +2,22 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 
-from .values import AlphaGrid, EpsGridText, EpsText, Names, SiteRule
-
-
-class Settings(BaseModel):
-    """The settings of a command: frozen, with no other keys; the environment and a YAML file are asked as well."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+from .values import EpsText
 
 
 class Arguments(BaseModel):
-    """What a command is told on the command line alone."""
+    """What a command is told, if no more is said: on the command line alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class Settings(Arguments):
+    """What the environment and a YAML file are asked for as well."""
 
 
 def option(
@@ -60,39 +58,13 @@ DataDir = Annotated[
     Path | None, of_data("Folder that holds the data set; the one that MEANSPARSE_DATA names by default.")
 ]
 NExamples = Annotated[int | None, of_data("How many examples of the split to use.", unset="all", ge=1)]
-Split = Annotated[
-    Literal["test", "held-out", "calibration"], of_data("test; or calibration or held-out, which are training images.")
-]
 Workers = Annotated[int, of_data("Processes that decode images.", ge=0)]
 
-CalibratedSites = Annotated[SiteRule, of_model("Which of the calibrated sites get the operator.")]
 Alpha = Annotated[float | None, of_attack("This alpha, not the chosen one.")]
-Alphas = Annotated[AlphaGrid, of_attack("Grid: 0.05:0.5:0.05 (ends included) or 0.1,0.2,0.3.")]
-Centre = Annotated[
-    Literal["channel-mean", "zero", "global-mean"], of_attack("channel-mean, zero or global-mean (paper, Table 8).")
-]
-Spread = Annotated[Literal["channel-std", "site-std"], of_attack("Unit of alpha: channel-std, or site-std.")]
-Attack = Annotated[
-    Names, of_attack("Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...")
-]
 Eps = Annotated[EpsText | None, of_attack("Budget in [0, 1] pixel units: 8/255 or 0.03.", unset="the data set's own")]
-EpsGrid = Annotated[
-    EpsGridText | None,
-    of_attack(
-        "Budget in [0, 1] pixel units: 8/255, or several: 2/255,8/255 or 1/255:16/255:1/255.",
-        unset="the data set's own",
-    ),
-]
 
-Precision = Annotated[
-    Literal["fp32", "tf32", "bf16"] | None,
-    of_run("Of the search: fp32, tf32 or bf16; tf32 on a GPU by default. Breaks are judged in float32."),
-]
 Device = Annotated[str, of_run("auto, cpu, cuda:0, ...")]
 Seed = Annotated[int, of_run("Seed of example order and attacks.")]
-BlockSize = Annotated[
-    int, of_run("Images between two writes to disk; in a sweep, between two looks of racing as well.", ge=1)
-]
 Fresh = Annotated[bool, of_run("Do it again even if it was done, from nothing.")]
 
 

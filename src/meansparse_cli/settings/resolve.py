@@ -29,9 +29,8 @@ def resolve(
     Returns the settings and, for each field, where its value came from. Raises ConfigError on an unknown key (with the
     nearest known one) and on a value that cannot be used.
     """
-    environment = os.environ.get(DATA_VARIABLE)
     layers: tuple[tuple[str, dict[str, Any]], ...] = (
-        (DATA_VARIABLE, {"data_dir": environment} if environment else {}),
+        (DATA_VARIABLE, {"data_dir": os.environ[DATA_VARIABLE]} if os.environ.get(DATA_VARIABLE) else {}),
         (str(file), _read_config_file(file, command) if file is not None else {}),
         ("flag", {key: value for key, value in flags.items() if value is not None}),
     )

@@ -10,21 +10,12 @@ from .options import (
     DATASET,
     THREAT,
     Alpha,
-    Alphas,
-    Attack,
-    BlockSize,
-    CalibratedSites,
-    Centre,
     DataDir,
     Device,
     Eps,
-    EpsGrid,
     NExamples,
-    Precision,
     Seed,
     Settings,
-    Split,
-    Spread,
     Workers,
     argument,
     of_attack,
@@ -33,7 +24,34 @@ from .options import (
     of_run,
     option,
 )
-from .values import FolderName, Names, Paths, ShardText, SiteRule, parse_alphas
+from .values import AlphaGrid, EpsGridText, FolderName, Names, Paths, ShardText, SiteRule, parse_alphas
+
+Split = Annotated[
+    Literal["test", "held-out", "calibration"], of_data("test; or calibration or held-out, which are training images.")
+]
+CalibratedSites = Annotated[SiteRule, of_model("Which of the calibrated sites get the operator.")]
+Alphas = Annotated[AlphaGrid, of_attack("Grid: 0.05:0.5:0.05 (ends included) or 0.1,0.2,0.3.")]
+Centre = Annotated[
+    Literal["channel-mean", "zero", "global-mean"], of_attack("channel-mean, zero or global-mean (paper, Table 8).")
+]
+Spread = Annotated[Literal["channel-std", "site-std"], of_attack("Unit of alpha: channel-std, or site-std.")]
+Attack = Annotated[
+    Names, of_attack("Attack or preset, may be repeated: apgd-ce, apgd, standard, pgd-50, square, bpda, ...")
+]
+EpsGrid = Annotated[
+    EpsGridText | None,
+    of_attack(
+        "Budget in [0, 1] pixel units: 8/255, or several: 2/255,8/255 or 1/255:16/255:1/255.",
+        unset="the data set's own",
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "tf32", "bf16"] | None,
+    of_run("Of the search: fp32, tf32 or bf16; tf32 on a GPU by default. Breaks are judged in float32."),
+]
+BlockSize = Annotated[
+    int, of_run("Images between two writes to disk; in a sweep, between two looks of racing as well.", ge=1)
+]
 
 
 class ModelConfig(Settings):
@@ -54,8 +72,6 @@ class ModelConfig(Settings):
 
 
 class FetchConfig(ModelConfig):
-    """``meansparse fetch``."""
-
     from_file: Path | None = of_model("Take this file instead of downloading.", None)
 
 
@@ -102,8 +118,6 @@ class AttackConfig(StageConfig):
 
 
 class SweepAlphaConfig(AttackConfig):
-    """``meansparse sweep-alpha``."""
-
     alphas: Alphas = parse_alphas("0.05:0.5:0.05")
     attack: Attack = ()
     """The attacks of the plain curve; those of the objective when not given. Their BPDA twins always run too."""
@@ -163,8 +177,6 @@ class RunConfig(FetchConfig, CalibrateConfig, EvaluateConfig, SweepAlphaConfig):
 
 
 class MeasureConfig(AttackConfig):
-    """``meansparse measure``."""
-
     name: FolderName = of_run("Keep it in measurements/NAME of the run folder; [b]grid[/b] by default.", "grid")
     alphas: Alphas = parse_alphas("0.05:0.5:0.05")
     sites: Names = of_model(
@@ -196,8 +208,6 @@ class VerifyConfig(AttackConfig):
 
 
 class PlotConfig(AttackConfig):
-    """``meansparse plot``."""
-
     run: Path = argument("Run folder.")
     what: Literal["curve", "blocked", "histogram"] = option(
         "curve, blocked (share of features a site) or histogram (of a channel).", "curve"
