@@ -10,7 +10,9 @@ from meansparse_cli.data.imagenet import preprocessing_of
 from meansparse_cli.models.published_checkpoint import PUBLISHED_FILES
 from meansparse_cli.models.source import resolve_model
 from meansparse_cli.paper.tables import paper_table
-from meansparse_cli.settings.config import SECTIONS, check_eps, resolve
+from meansparse_cli.settings.commands import SECTIONS
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.values import check_eps
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 HEADLINE = {

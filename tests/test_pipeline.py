@@ -21,7 +21,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.folder import locate_run, weights_of
-from meansparse_cli.settings.config import ModelConfig
+from meansparse_cli.settings.stages import ModelConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..files import atomic_write
 from ..reporting.console import percent
-from ..settings.config import eps_value
+from ..settings.values import eps_value
 from .evaluation import CLEAN, MODELS, PLAIN, WORST_CASE, Evaluation
 from .state import SETTINGS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import sha256_of
-from ..settings.config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from ..reporting.console import note
 from ..errors import ArtifactError, CheckpointError, ConfigError
 from .report import RunPaths, read_report, verify_outputs

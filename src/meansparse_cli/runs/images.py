@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.config import AttackConfig, StageConfig, SweepAlphaConfig
+from ..settings.stages import AttackConfig, StageConfig, SweepAlphaConfig
 from ..errors import ConfigError, DataError
 from .report import read_report
 from .folder import Run

@@ -6,16 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..operator.checkpoint import Checkpoint, load_checkpoint
-from ..settings.config import (
-    AttackConfig,
-    CalibrateConfig,
-    EvaluateConfig,
-    ModelConfig,
-    SweepAlphaConfig,
-    VerifyConfig,
-    check_eps,
-    eps_grid,
-)
+from ..settings.stages import AttackConfig, CalibrateConfig, EvaluateConfig, ModelConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.values import check_eps, eps_grid
 from ..errors import ArtifactError, ConfigError
 from .folder import Run, verified, weights_id, weights_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import sha256_of
-from ..settings.config import ModelConfig
+from ..settings.stages import ModelConfig
 from ..reporting.console import note
 from .report import read_report, verify_outputs, write_report
 from .folder import Run

@@ -12,7 +12,7 @@ from ..reporting.console import note
 from ..runs.folder import Run, file_name, located, weights_of
 from ..runs.model import checkpoint_in_use, checkpoint_to_evaluate, load_base
 from ..runs.report import read_report
-from ..settings.config import EvaluateConfig, ModelConfig
+from ..settings.stages import EvaluateConfig, ModelConfig
 
 
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:

@@ -44,7 +44,8 @@ from ..runs.model import (
 )
 from ..runs.report import read_report, write_report
 from ..runs.stage_report import config_block, finished, plain, site_row, write_stage
-from ..settings.config import CalibrateConfig, FetchConfig, ModelConfig, SweepAlphaConfig, VerifyConfig, eps_value
+from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.values import eps_value
 from .evaluate import evaluate
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from ..reporting.console import LiveView, console, live, note, percent
 from ..reporting.train_view import draw_training_curve, log_table
 from ..runs.model import pick_device
 from ..runs.report import read_report, verify_outputs, write_report
-from ..settings.config import TrainConfig, check_eps, eps_value
+from ..settings.training import TrainConfig
+from ..settings.values import check_eps, eps_value
 from ..stats.accuracy import Accuracy, accuracy_of
 from ..training.attack import pgd_outcomes
 from ..training.images import read_pixels
