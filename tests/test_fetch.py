@@ -16,8 +16,9 @@ import yaml
 
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, StorageError
 from meansparse_cli.files import sha256_of
-from meansparse_cli.models import fetch, zoo
+from meansparse_cli.models import zoo
 from meansparse_cli.models.fetch import cache_folder, fetch_weights
+from meansparse_cli.models.names import WeightFile
 from meansparse_cli.models.source import ModelSource, load_model
 
 SOURCE = ModelSource("Hendrycks2020AugMix_WRN", "zoo", "cifar10", "corruptions")
@@ -78,7 +79,7 @@ def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     """Google Drive, as far as our code can tell."""
     with Server() as server:
         server.body = checkpoint.read_bytes()
-        monkeypatch.setattr(fetch, "GOOGLE_DRIVE_URL", f"http://127.0.0.1:{server.server_port}/uc?id=")
+        monkeypatch.setattr(zoo, "GOOGLE_DRIVE_URL", f"http://127.0.0.1:{server.server_port}/uc?id=")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -141,7 +142,7 @@ def test_a_page_instead_of_weights_says_what_to_do_by_hand(server: Server, tmp_p
     with pytest.raises(DownloadError, match="Quota exceeded") as raised:
         fetch_weights(SOURCE, cache=tmp_path)
     assert raised.value.hint is not None and FETCH_COMMAND in raised.value.hint
-    assert fetch.file_url(zoo.zoo_source(SOURCE.entry)[0]) in raised.value.hint
+    assert zoo.zoo_source(SOURCE.entry)[0].origin in raised.value.hint
     assert visible(tmp_path) == []
 
 
@@ -200,7 +201,7 @@ def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monk
             self.models = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
 
     source = ModelSource("Chen2020Adversarial", "zoo", "cifar10", "Linf")
-    files = tuple(zoo.WeightFile(f"Chen2020Adversarial.pt_m{i}.pt", drive_id=str(i)) for i in range(2))
+    files = tuple(WeightFile(f"Chen2020Adversarial.pt_m{i}.pt", f"{zoo.GOOGLE_DRIVE_URL}{i}") for i in range(2))
     monkeypatch.setattr(zoo, "zoo_source", lambda entry: files)
     monkeypatch.setattr(zoo, "build_zoo_model", lambda entry: Pair())
     torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, tmp_path / "member.pt")
@@ -218,17 +219,18 @@ def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monk
 KILLED = """
 import sys
 from pathlib import Path
-from meansparse_cli import fetch
-from meansparse_cli.models import ModelSource
-fetch.GOOGLE_DRIVE_URL = sys.argv[1]
-fetch.fetch_weights(ModelSource(*sys.argv[3:]), cache=Path(sys.argv[2]))
+from meansparse_cli.models import zoo
+from meansparse_cli.models.fetch import fetch_weights
+from meansparse_cli.models.source import ModelSource
+zoo.GOOGLE_DRIVE_URL = sys.argv[1]
+fetch_weights(ModelSource(*sys.argv[3:]), cache=Path(sys.argv[2]))
 """
 
 
 def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None:
     server.hangs = True
     what = (SOURCE.name, SOURCE.kind, SOURCE.dataset, SOURCE.threat)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, fetch.GOOGLE_DRIVE_URL, str(tmp_path), *what])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, zoo.GOOGLE_DRIVE_URL, str(tmp_path), *what])
     folder = tmp_path / "cifar10/corruptions"
     while process.poll() is None and not any(p.stat().st_size for p in folder.glob(".*.part")):
         time.sleep(0.02)

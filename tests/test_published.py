@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.models import published
 from meansparse_cli.models.published import published_models, published_note, published_results
-from meansparse_cli.models.source import EMBEDDED, load_model, resolve_model
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.models.trained import EMBEDDED
 from meansparse_cli.models.zoo import zoo_entries
 from meansparse_cli.stages.models import models_tables, select_models
 
@@ -74,7 +75,7 @@ def test_parameters_were_counted() -> None:
 def test_an_installation_ships_the_figures() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["meansparse_cli"]
-    assert any(fnmatch("published.json", pattern) for pattern in patterns)
+    assert any(fnmatch("models/published.json", pattern) for pattern in patterns)
 
 
 def test_names_for_a_loop_and_a_table_for_people() -> None:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from ..operator.calibration import calibrate_channels
-from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ..operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
-from ..sites.find import Site, find_sites
-from .adopt import find_published_operators
-from .channel_evidence import ChannelEvidence, channel_evidence
+from ...operator.calibration import calibrate_channels
+from ...operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ...operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
+from ...sites.find import Site, find_sites
+from ..published_sites import find_published_operators
+from .evidence import ChannelEvidence, channel_evidence
 
 ALPHA = 0.2
 """The paper's usual alpha, used wherever the operator is to act."""

@@ -8,16 +8,17 @@ at that place takes an operator like any other site: calibrate, sweep-alpha, eva
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError, SiteError
-from ..operator.sparsify import MeanSparse, SparsifiedModel, insert
 from ..sites.find import Layout, Site, find_sites, untouched, unwrap
-from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, split_published
+from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, PublishedFile, bare_path
 
 
 class OperatorPlace(nn.Identity):
@@ -41,10 +42,11 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
     if not operators:
         return []
     seen: dict[str, list[tuple[int, ...]]] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda m, args, path=path: seen.setdefault(path, []).append(tuple(args[0].shape)))
-        for path, module in operators.items()
-    ]  # fmt: skip
+
+    def see(path: str) -> Any:
+        return lambda module, args: seen.setdefault(path, []).append(tuple(args[0].shape))
+
+    handles = [module.register_forward_pre_hook(see(path)) for path, module in operators.items()]
     try:
         with untouched(model), torch.no_grad():
             model(images)
@@ -69,61 +71,27 @@ def take_out(model: nn.Module) -> nn.Module:
     return model
 
 
-def adopt(model: nn.Module, images: Tensor, *, alpha: float | None = None) -> SparsifiedModel:
-    """A loaded network with published operators, with ours in their place and their statistics in ours.
-
-    Each operator keeps its own alpha (their ``threshold``) unless ``alpha`` is given. The logits are the same but where
-    a feature lies exactly on the edge of its band, which is inside here (as in the paper) and outside there. ``remove``
-    gives the base model: every place does nothing. Raises SiteError if there is no published operator.
-    """
-    model = unwrap(model)
-    sites = find_published_operators(model, images)
-    if not sites or any(isinstance(module, OperatorPlace) for module in _operators(model).values()):
-        raise SiteError(
-            "this model has no published MeanSparse operator", hint="put ours in: insert(model, sites, ...)"
-        )
-    held = split_published(model.state_dict(), what="this model")
-    device = next(iter(model.parameters())).device
-    operators = []
-    for site in sites:
-        path = held.path_of(site.path)
-        assert path is not None  # its buffers were found by the same three names
-        statistics, own = held.statistics[path], held.alphas[path]
-        operators.append(
-            MeanSparse(statistics.mean, statistics.std, own if alpha is None else alpha, site.channel_axis).to(device)
-        )
-    return insert(take_out(model), sites, operators).eval()
-
-
 def published_sites(
-    model: nn.Module, images: Tensor, held: PublishedCheckpoint | None, patterns: Sequence[str]
+    model: nn.Module, images: Tensor, held: PublishedCheckpoint | None, files: Sequence[PublishedFile]
 ) -> list[Site]:
     """The sites the authors used on ``model``, a base after ``take_out``, in call order and numbered from 0.
 
     Where its file has operators (``held``) they are the file's; else every place of the architecture; else, for the
-    models of the authors' first scheme, the activations whose path, with ``.0`` behind it, matches one of ``patterns``.
+    models of the authors' first scheme, the activations whose path, with ``.0`` behind it, is one of a ``files`` entry.
     """
-    import re
-    from dataclasses import replace
-
     places = find_published_operators(model, images)
     if held is None and places:
         return places
     if held is not None and {held.path_of(site.path) for site in places} >= set(held.statistics):
         chosen = [site for site in places if held.path_of(site.path)]
+    elif held is not None:
+        chosen = [site for site in find_sites(model, images) if held.path_of(site.path)]
+        if len(chosen) != len(held.statistics):
+            missing = sorted(set(held.statistics) - {held.path_of(site.path) for site in chosen})
+            raise CheckpointError(f"the network has no place for {len(missing)} operators of its file: {missing[:3]}")
     else:
-        from .published_checkpoint import bare_path
-
         found = find_sites(model, images)
-        if held is not None:
-            chosen = [site for site in found if held.path_of(site.path)]
-            if len(chosen) != len(held.statistics):
-                missing = sorted(set(held.statistics) - {held.path_of(site.path) for site in chosen})
-                raise CheckpointError(
-                    f"the network has no place for {len(missing)} operators of its file: {missing[:3]}"
-                )
-        else:
-            chosen = [s for s in found if any(re.fullmatch(p, f"{bare_path(s.path)}.0") for p in patterns)]
+        chosen = [s for s in found if any(re.fullmatch(f.pattern, f"{bare_path(s.path)}.0") for f in files)]
     if not chosen:
         raise SiteError(
             "no published MeanSparse model has this architecture", hint="choose among its activations: --sites all"
@@ -133,11 +101,12 @@ def published_sites(
 
 def _operators(model: nn.Module) -> dict[str, nn.Module]:
     """By path. A batch norm has running statistics as well, but no threshold."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, OperatorPlace) or all(isinstance(getattr(module, n, None), Tensor) for n in NEEDED_BUFFERS)
-    }  # fmt: skip
+    return {path: module for path, module in model.named_modules() if _is_operator(module)}
+
+
+def _is_operator(module: nn.Module) -> bool:
+    is_theirs = all(isinstance(getattr(module, name, None), Tensor) for name in NEEDED_BUFFERS)
+    return is_theirs or isinstance(module, OperatorPlace)
 
 
 def _channels(operator: Any) -> int:
@@ -152,12 +121,16 @@ def _site(index: int, path: str, operator: nn.Module, shapes: list[tuple[int, ..
     axis = 1 if len(shape) != 3 and shape[1] == channels else len(shape) - 1
     if shape[axis] != channels:
         raise SiteError(f"{path} has statistics for {channels} channels, its input is {shape}")
-    layout: Layout = (
-        "channels-first" if axis == 1 and len(shape) > 2 else "tokens" if len(shape) == 3 else "channels-last"
-    )
-    if len(shape) == 2:
-        layout = "flat"
+    layouts: dict[int, Layout] = {2: "flat", 3: "tokens"}
     return Site(
-        index=index, name=path, path=path, kind="module", operation="MeanSparse", layout=layout, channel_axis=axis,
-        channels=channels, shape=shape[1:], gate=False,
-    )  # fmt: skip
+        index=index,
+        name=path,
+        path=path,
+        kind="module",
+        operation="MeanSparse",
+        layout=layouts.get(len(shape), "channels-first" if axis == 1 else "channels-last"),
+        channel_axis=axis,
+        channels=channels,
+        shape=shape[1:],
+        gate=False,
+    )
