@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
@@ -22,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits model
 	$(BIN)/meansparse run --config configs/demo.yaml
 
-test: $(STAMP) ## the fast tests (minutes, no network)
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(STAMP) ## the fast tests (minutes, no network), in two processes: make test JOBS=8 for more
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25 -m "not slow"
 
 test-slow: $(STAMP) ## the slow tests: large models of the zoo, with random weights (no network)
 	$(BIN)/python -m pytest -q -m slow
