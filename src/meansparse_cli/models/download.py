@@ -25,7 +25,6 @@ from .weights import looks_like_html
 CHUNK_BYTES = 1 << 16
 PROGRESS_BYTES = 1 << 20
 """A new stretch of this many bytes starts the counting of retries afresh."""
-LONGEST_PAGE_BYTES = 1 << 20
 CONNECT_TIMEOUT = 20.0
 STALL_TIMEOUT = 60.0
 """Seconds without one byte after which the connection is given up."""
@@ -65,7 +64,7 @@ class _Part:
         self.note.write_text(json.dumps(record))
 
     def read_note(self) -> dict[str, Any] | None:
-        """``tag`` and ``total`` of the file that was begun; None if the part is of another address or of nothing known."""
+        """``tag`` and ``total`` of the file that was begun; None if the part is of another address, or of none."""
         try:
             note = json.loads(self.note.read_text())
         except (FileNotFoundError, ValueError):
@@ -79,9 +78,9 @@ def download(
 ) -> None:
     """Fetch ``url`` to ``target``; ``target`` is not there before the last byte has been checked.
 
-    ``expected_sha256`` may be the beginning of a digest. ``on_progress(bytes_so_far, bytes_in_all)`` is called after each
-    piece, the second None if unknown. Raises DownloadError (server, network, a page instead of a file, wrong digest) and
-    StorageError (disk).
+    ``expected_sha256`` may be the beginning of a digest. ``on_progress(bytes_so_far, bytes_in_all)`` is called after
+    each piece, the second None if unknown. Raises DownloadError (server, network, a page instead of a file, wrong
+    digest) and StorageError (disk).
     """
     part, n_failed, farthest = _Part(url, target), 0, 0
     try:
@@ -237,12 +236,8 @@ def _reason(error: Exception) -> str:
 
 
 def _read_page(response: requests.Response) -> str:
-    data = b""
-    for piece in response.iter_content(CHUNK_BYTES):
-        data += piece
-        if len(data) > LONGEST_PAGE_BYTES:
-            break
-    return data.decode("utf-8", errors="replace")
+    pieces = itertools.islice(response.iter_content(CHUNK_BYTES), 16)  # a page is not longer than this
+    return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 def _page_says(page: str) -> str:

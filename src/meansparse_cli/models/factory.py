@@ -1,4 +1,4 @@
-"""The user's own network: ``module:attribute`` or ``file.py:attribute``, a module or what makes one without arguments."""
+"""The user's own network: ``module:attribute`` or ``file.py:attribute``, a module or what makes one."""
 
 from __future__ import annotations
 

@@ -37,39 +37,6 @@ class FetchedFile:
     origin: str
 
 
-@dataclass(frozen=True)
-class FetchedWeights:
-    """What a model's weights are: one file, or an ensemble's several in the order ``load`` takes them, or none.
-
-    There is none for a factory that loads its own weights.
-    """
-
-    files: tuple[FetchedFile, ...]
-
-    @property
-    def path(self) -> Path | None:
-        return self.files[0].path if self.files else None
-
-    @property
-    def sha256(self) -> str | None:
-        """That of the first file."""
-        return self.files[0].sha256 if self.files else None
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def origin(self) -> str:
-        return ", ".join(file.origin for file in self.files)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """What to give to ``load``."""
-        return tuple(file.path for file in self.files)
-
-
 def cache_folder() -> Path:
     """Where weights are kept: $MEANSPARSE_CACHE, or ``meansparse`` in the user's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
@@ -86,9 +53,10 @@ def fetch_weights(
     weights: Path | Sequence[Path] | None = None,
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
-) -> FetchedWeights:
-    """Make sure a model's weights are here, and say which they are.
+) -> tuple[FetchedFile, ...]:
+    """Make sure a model's weights are here, and say which they are, in the order ``load`` takes them.
 
+    One file, or an ensemble's several; none for a factory that gives its network weights of its own.
     ``from_file`` imports a file (an ensemble's files, or their folder) that was got by other means; ``weights`` are
     used where they lie and only identified; otherwise the cache is asked, then the network. ``on_progress`` is called
     with bytes so far and bytes in all (None if unknown), file by file. Raises DownloadError with what to do by hand,
@@ -96,22 +64,23 @@ def fetch_weights(
     """
     model = kind_of(source)
     if weights is not None:
-        return FetchedWeights(tuple(_identify(path, str(path)) for path in model.paths(weights)))
+        return tuple(_identify(path, str(path)) for path in model.paths(weights))
     if model.cache_subfolder is None:
         if from_file is not None:
             raise ConfigError(
                 f"{source.name} takes nothing from the cache", hint="use the file where it is: --weights FILE"
             )
-        return FetchedWeights(tuple(_identify(f.path, f.origin) for f in model.weights() if f.path is not None))
+        return tuple(_identify(f.path, f.origin) for f in model.weights() if f.path is not None)
     cached = _Cached(model, (cache or cache_folder()) / model.cache_subfolder, allow_pickle)
     if from_file is None and (kept := cached.whole()):
-        return FetchedWeights(kept)
+        return kept
     with _lock(cached.folder / f".{cached.stem}.lock"):
         if from_file is not None:
-            return FetchedWeights(cached.import_files(model.paths(from_file)))
+            return cached.import_files(model.paths(from_file))
         # another process may have finished while this one waited
-        kept = cached.whole() or cached.adopt()
-        return FetchedWeights(kept or (cached.download(on_progress) if model.downloads else cached.save()))
+        if kept := cached.whole() or cached.adopt():
+            return kept
+        return cached.download(on_progress) if cached.wanted[0].is_address else cached.save()
 
 
 class _Cached:

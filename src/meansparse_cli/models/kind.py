@@ -1,7 +1,7 @@
 """What the commands ask of a model, whatever its kind; the subclasses answer (``source.py`` lists them).
 
-A kind says which names are its own, which files of weights its models have, how the network is built and filled, and what
-it does to a picture. Nobody outside this package asks which kind a model is.
+A kind says which names are its own, which files of weights its models have, how the network is built and filled, and
+what it does to a picture. Nobody outside this package asks which kind a model is.
 """
 
 from __future__ import annotations
@@ -65,15 +65,10 @@ class ModelKind(ABC):
         """Where in the cache its weights are kept; None where they stay where they are."""
         return None
 
-    @property
-    def downloads(self) -> bool:
-        """Whether ``weights`` are addresses to download from; else the library that builds the network fetches them."""
-        return False
-
     def preprocessing(self, named: str | None = None) -> Preprocessing | None:
         """``named``, by RobustBench's name, else the model's own; None for another data set than ImageNet.
 
-        Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for another data set.
+        Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for other images.
         """
         dataset = self.source.dataset
         if named is not None and (named == "none") == (dataset == "imagenet"):
@@ -126,11 +121,11 @@ class ModelKind(ABC):
         allow_pickle: bool = False,
         published_sites: bool = False,
     ) -> nn.Module:
-        """The network, float32, on the CPU, in eval mode.
+        """The network, filled: float32, on the CPU, in eval mode.
 
         ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
-        comes with or builds itself. ``published_sites``: as for ``build``. Raises CheckpointError for weights that cannot
-        be used, DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
+        comes with or builds itself. ``published_sites``: as for ``build``. Raises CheckpointError for weights that
+        cannot be used, DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
         """
         paths = self.paths(weights)
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()

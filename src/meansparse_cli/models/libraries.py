@@ -88,8 +88,7 @@ class LibraryModel(ModelKind):
 
     def _normalized(self, *, with_weights: bool) -> nn.Module:
         """The network behind its normalisation, under the names of RobustBench's own wrapper."""
-        network = self._create(with_weights=with_weights)
-        mean, std = self._mean_and_std(network)
+        network, mean, std = self._create(with_weights)
         return nn.Sequential(OrderedDict([("normalize", Normalize(mean, std)), ("model", network)]))
 
     @classmethod
@@ -102,12 +101,8 @@ class LibraryModel(ModelKind):
         return bare in cls._names()
 
     @abstractmethod
-    def _create(self, *, with_weights: bool) -> nn.Module:
-        """The library's own network; raises what the library raises."""
-
-    @abstractmethod
-    def _mean_and_std(self, network: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-        """Of each channel of the pictures that the standard weights were trained on."""
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+        """The library's own network, and the mean and std by channel of what it was trained on."""
 
     @abstractmethod
     def _address(self) -> str | None:
@@ -133,16 +128,12 @@ class TimmModel(LibraryModel):
         # older names that it no longer shows are taken too; behind the dot is which of the weights
         return timm.is_model(bare.split(".")[0])  # type: ignore[no-any-return]
 
-    def _create(self, *, with_weights: bool) -> nn.Module:
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
         import timm
 
-        return timm.create_model(self.bare, pretrained=with_weights)  # type: ignore[no-any-return]
-
-    def _mean_and_std(self, network: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-        import timm
-
+        network = timm.create_model(self.bare, pretrained=with_weights)
         facts = timm.data.resolve_data_config({}, model=network)
-        return facts["mean"], facts["std"]
+        return network, facts["mean"], facts["std"]
 
     def _address(self) -> str | None:
         import timm
@@ -180,20 +171,17 @@ class TorchvisionModel(LibraryModel):
 
         return list_models()
 
-    def _create(self, *, with_weights: bool) -> nn.Module:
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
         from torchvision.models import get_model
 
-        return get_model(self.bare, weights="DEFAULT" if with_weights else None)
-
-    def _mean_and_std(self, network: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-        facts = self._transforms()
-        return getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD)
+        network, facts = get_model(self.bare, weights="DEFAULT" if with_weights else None), self._transforms()
+        return network, getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD)
 
     def _address(self) -> str | None:
         return getattr(self._standard_weights(), "url", None)
 
     def _own_preprocessing(self) -> Preprocessing:
-        known: Any = self._transforms()
+        known = self._transforms()
         if not hasattr(known, "crop_size"):
             return Preprocessing(interpolation="bilinear")
         return Preprocessing(known.crop_size[0], known.resize_size[0], known.interpolation.value)
@@ -203,7 +191,7 @@ class TorchvisionModel(LibraryModel):
 
         return getattr(get_model_weights(self.bare), "DEFAULT", None)
 
-    def _transforms(self) -> object | None:
+    def _transforms(self) -> Any:
         """What the standard weights do to a picture; None where torchvision says nothing."""
         weights = self._standard_weights()
-        return None if weights is None else weights.transforms()
+        return weights and weights.transforms()

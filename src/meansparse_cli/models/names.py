@@ -1,4 +1,4 @@
-"""What a model is called, everywhere: the record in ``fetch.yaml``, RobustBench's key, a file of weights, a command's options."""
+"""What a model is called: the record in ``fetch.yaml``, RobustBench's key, its files, the options of a command."""
 
 import re
 from dataclasses import dataclass
@@ -44,6 +44,11 @@ class WeightFile:
     origin: str
     sha256: str | None = None
     path: Path | None = None
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the file can be downloaded; else the library that builds the network fetches it."""
+        return self.origin.startswith("http")
 
 
 def model_options(model: ModelSource | ZooEntry) -> str:

@@ -1,7 +1,7 @@
 """What RobustBench has published about each model of its zoo, from ``published.json``; no network, no torch.
 
-The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for every
-entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
+The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for
+every entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
 """
 
 import json
@@ -19,8 +19,10 @@ N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One leaderboard card. ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else; None where
-    the card has no such figure. ``parameters`` were counted on the built network.
+    """One leaderboard card; None where it has no such figure.
+
+    ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else. ``parameters`` were counted on
+    the built network.
     """
 
     name: str
@@ -62,15 +64,12 @@ def to_json(models: Sequence[PublishedModel]) -> str:
 
 def published_card(source: ModelSource) -> PublishedModel | None:
     """The row of a model, if it has one."""
-    return next((m for m in published_models() if (m.name, m.dataset, m.threat) == _key(source)), None)
-
-
-def _key(source: ModelSource) -> tuple[str, str, str]:
-    return source.name, source.dataset, source.threat
+    key = (source.name, source.dataset, source.threat)
+    return next((m for m in published_models() if (m.name, m.dataset, m.threat) == key), None)
 
 
 def published_results(source: ModelSource) -> dict[str, Any]:
-    """The figures for ``evaluate.yaml`` under ``published``, with their date and number of images; {} if there are none."""
+    """The figures for ``evaluate.yaml`` under ``published``, with date and number of images; {} if there are none."""
     model = published_card(source)
     accuracies = {k: v for k, v in asdict(model).items() if k.endswith("_accuracy") and v is not None} if model else {}
     if model is None or not accuracies:

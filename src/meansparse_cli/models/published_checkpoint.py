@@ -36,9 +36,9 @@ _IMAGENET_ACTIVATIONS = r"stem\.stem\.stem\.2\.0|stages\..+\.F\.[ab]\.2\.0"
 class PublishedFile:
     """One of the authors' models, on the zoo's ``base``; ``name`` is how messages call it.
 
-    ``variant`` is RobustBench's entry for it, without ``Amini2024MeanSparse_`` (None: it has none). ``n_sites`` operators
-    at paths that match ``pattern``, and the classes of ``dataset``: together they tell all files apart. ``alpha`` is the
-    one their evaluation script sets.
+    ``variant`` is RobustBench's entry for it, without ``Amini2024MeanSparse_`` (None: it has none). ``n_sites``
+    operators at paths that match ``pattern``, and the classes of ``dataset``: together they tell all files apart.
+    ``alpha`` is the one their evaluation script sets.
     """
 
     name: str
@@ -163,10 +163,11 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
     held = split_published(state, what=what)
     if held.file is not None and not held.file.is_for(entry):
         m = held.file
+        command = f"{fetch_command(m.model)} --from-file FILE"
         raise CheckpointError(
             f"{what} is MeanSparse's {m.name} for {m.dataset}, {m.threat} "
             f"({m.n_sites} operators, {m.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
-            hint=f"several files are called {m.file_name}; this one belongs to: {fetch_command(m.model)} --from-file FILE",
+            hint=f"several files are called {m.file_name}; this one belongs to: {command}",
         )
     return held.base
 

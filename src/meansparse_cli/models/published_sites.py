@@ -1,9 +1,9 @@
-"""Networks that carry published MeanSparse operators: those become ours, in place.
+"""Networks that carry published MeanSparse operators: these give way to places for ours.
 
-RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is no
-activation: after residual additions, after a branch's last layer. Each is replaced by an ``OperatorPlace``, which does
-nothing and has no weights, so that the network is the base model again, under the base model's own tensor names. A site
-at that place takes an operator like any other site: calibrate, sweep-alpha, evaluate, BPDA and remove need to know nothing.
+RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
+no activation: after residual additions, after a branch's last layer. Each is replaced by an ``OperatorPlace``, which
+does nothing and has no weights, so that the network is the base model again, under the base model's own tensor names. A
+site at that place takes an operator like any other: the stages, BPDA and remove know nothing of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError, SiteError
-from ..sites.find import Layout, Site, find_sites, untouched, unwrap
+from ..sites.channels import layout_of
+from ..sites.find import Site, find_sites, untouched, unwrap
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, PublishedFile, bare_path
 
 
@@ -121,14 +122,13 @@ def _site(index: int, path: str, operator: nn.Module, shapes: list[tuple[int, ..
     axis = 1 if len(shape) != 3 and shape[1] == channels else len(shape) - 1
     if shape[axis] != channels:
         raise SiteError(f"{path} has statistics for {channels} channels, its input is {shape}")
-    layouts: dict[int, Layout] = {2: "flat", 3: "tokens"}
     return Site(
         index=index,
         name=path,
         path=path,
         kind="module",
         operation="MeanSparse",
-        layout=layouts.get(len(shape), "channels-first" if axis == 1 else "channels-last"),
+        layout=layout_of(len(shape), axis),
         channel_axis=axis,
         channels=channels,
         shape=shape[1:],

@@ -1,8 +1,8 @@
 """RobustBench's tables of models; the only file that imports robustbench.
 
 RobustBench 1.1.1 does not import as installed: it asks for ``autoattack`` while its dependency installs
-``pyautoattack``, and for ``pkg_resources``, which setuptools dropped in version 81. Both are lent to it for the length of
-the import.
+``pyautoattack``, and for ``pkg_resources``, which setuptools dropped in version 81. Both are lent to it for the length
+of the import.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Checkpoints of other people: read without running their code, and fitted to a network whatever wrapper named the keys.
+"""Checkpoints of other people: read without running their code, fitted to a network whatever wrapper named the keys.
 
 read_checkpoint    a file         -> what it holds, on the CPU
 state_dict_of      what it holds  -> tensors by key

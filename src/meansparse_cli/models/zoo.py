@@ -94,10 +94,6 @@ class ZooModel(ModelKind):
     def cache_subfolder(self) -> Path:
         return Path(self.source.dataset, self.source.threat)
 
-    @property
-    def downloads(self) -> bool:
-        return True
-
     def weights(self) -> tuple[WeightFile, ...]:
         return zoo_source(self.entry)
 

@@ -1,4 +1,4 @@
-"""A JSON with the fields of RobustBench's ``model_info`` for a sparsified model; what was not measured is null or empty."""
+"""A JSON with the fields of RobustBench's ``model_info`` for a sparsified model; null or empty if not measured."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def model_card(
 ) -> dict[str, Any]:
     """The fields of a ``model_info`` JSON, in its order, for one sparsified model; percentages as text, as there.
 
-    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc``, ``reported`` and ``external`` (the
-    worst case over all attacks, BPDA included) are measured or empty; ``link``, ``name``, ``authors`` and ``venue`` are
-    the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report this defence.
+    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc``, ``reported`` and ``external``
+    (the worst case over all attacks, BPDA included) are measured or empty; ``link``, ``name``, ``authors`` and
+    ``venue`` are the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report
+    this defence.
     """
     results = evaluation["results"] if evaluation is not None else {}
     rows = {row["name"]: row for row in results.get("comparisons", [])}

@@ -80,16 +80,16 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
             allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
-    sha256 = fetched.sha256
-    if not fetched.files or config.weights is not None:
+    sha256 = fetched[0].sha256 if fetched else None
+    if not fetched or config.weights is not None:
         # what nobody has checked yet: that the factory is there, and that the weights are this network's
-        model = load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
+        model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
         sha256 = sha256 or network_id(model)
     results = {
         "model": asdict(run.source),
         "sha256": sha256,
-        "size": fetched.size,
-        "files": [plain(asdict(file)) for file in fetched.files],
+        "size": sum(file.size for file in fetched),
+        "files": [plain(asdict(file)) for file in fetched],
     }
     if report_file.exists() and not fresh:
         before = read_report(report_file, "fetch", mend=run.command("fetch"))["results"]
@@ -110,8 +110,8 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         report_file, stage="fetch", config=config_block(config, sources), inputs={}, outputs={}, results=results,
         device="cpu", seconds=time.monotonic() - started,
     )  # fmt: skip
-    origin = ", ".join(file.origin for file in fetched.files)
-    came = f"{fetched.size:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    origin = ", ".join(file.origin for file in fetched)
+    came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
     note(f"fetch: {run.source.name}, {came}")
     return report_file
 

@@ -1,4 +1,4 @@
-"""Entries of the zoo built with random weights and put through ``check_model``, one after the other or several at a time.
+"""Entries of the zoo built with random weights and put through ``check_model``, one by one or several at a time.
 
 Nothing is downloaded and no GPU is needed: the architectures come from the installed robustbench.
 """
