@@ -12,7 +12,8 @@ import typer
 
 from ..errors import DataError
 from ..files import write_bytes
-from ..reporting.console import console, note, sites_table
+from ..reporting.console import console, note
+from ..reporting.model_tables import show_sites
 from ..runs.folder import locate_run, lock_for, run_folder_lock
 from ..runs.report import read_report
 from ..settings import arguments as told
@@ -80,7 +81,7 @@ def sites(flags: Flags, arguments: told.Sites) -> None:
     if arguments.as_json:
         typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
-    console.print(sites_table(found, chosen))
+    console.print(show_sites(found, chosen))
 
 
 @_own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import sha256_of
-from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
-from ..reporting.console import note
 from ..errors import ArtifactError, CheckpointError, ConfigError
-from .report import RunPaths, read_report, verify_outputs
+from ..files import sha256_of
 from ..settings.shard import read_shard
+from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from .report import RunPaths, read_report, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -239,5 +241,7 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
                     f"another command is at work in {folder}", hint="wait for it, or use another --run"
                 ) from error
             # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
-            note(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
+            log.warning(
+                f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there"
+            )
         yield

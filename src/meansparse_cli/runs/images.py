@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.stages import AttackConfig, StageConfig, SweepAlphaConfig
 from ..errors import ConfigError, DataError
-from .report import read_report
+from ..settings.stages import AttackConfig, StageConfig, SweepAlphaConfig
 from .folder import Run
+from .report import read_report
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..errors import ArtifactError, ConfigError
 from ..operator.checkpoint import Checkpoint, load_checkpoint
 from ..settings.stages import AttackConfig, CalibrateConfig, EvaluateConfig, ModelConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import check_eps, eps_grid
-from ..errors import ArtifactError, ConfigError
 from .folder import Run, verified, weights_id, weights_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def load_base(run: Run, config: ModelConfig, device: str, rule: str = "all") -> 
     Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
     """
     from ..models.source import load_model
-    from ..sites.rules import among_published
     from ..models.weights import network_id
+    from ..sites.rules import among_published
 
     paths = weights_of(run)
     model = load_model(
@@ -92,8 +92,8 @@ def sites_of_rule(model: nn.Module, run: Run, config: CalibrateConfig, images: T
     from ..models.published_checkpoint import published_files_of
     from ..models.published_sites import published_sites
     from ..models.source import kind_of
-    from ..sites.rules import among_published
     from ..sites.find import find_sites
+    from ..sites.rules import among_published
 
     if among_published(config.sites) is None:
         return find_sites(model, images)
