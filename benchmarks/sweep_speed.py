@@ -30,7 +30,7 @@ from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
 from meansparse_cli.operator.sparsify import SparsifiedModel, alpha_set
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas

@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.reporting.sweep_view import show_sweep
-from meansparse_cli.runs.folder import run_folder_lock
+from meansparse_cli.reporting.console import note
+from meansparse_cli.runs.lock import run_folder_lock
 from meansparse_cli.selection.choice import SweepPoint
 from meansparse_cli.stages import measure
 
@@ -194,7 +195,7 @@ def test_named_evaluations_stand_side_by_side(run: str) -> None:
 
 
 def test_measurements_may_run_at_the_same_time_but_not_the_same_one_twice(run: str) -> None:
-    with run_folder_lock(Path(run)), run_folder_lock(Path(run) / "measurements" / "other"):
+    with run_folder_lock(Path(run), note), run_folder_lock(Path(run) / "measurements" / "other", note):
         done("measure", "--run", run, *COMMON, "--alphas", "0.4")
         refused = meansparse("measure", "--run", run, *COMMON, "--alphas", "0.4", "--name", "other")
     assert refused.exit_code == 10 and "another command is at work" in refused.stderr

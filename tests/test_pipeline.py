@@ -20,8 +20,8 @@ from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.runs.folder import locate_run, weights_of
-from meansparse_cli.settings.config import ModelConfig
+from meansparse_cli.runs.context import RunContext
+from meansparse_cli.settings.config import StageConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -224,7 +224,7 @@ def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Pat
     done("calibrate", *tiny, "--weights", "w.pt", *small("calibrate"))
     (tmp_path / "elsewhere").mkdir()
     os.chdir("elsewhere")  # the weights are found from there too
-    assert weights_of(locate_run(ModelConfig(run=Path("../run")))) == [tmp_path / "w.pt"]
+    assert RunContext("load", StageConfig(run=Path("../run"))).weights == [tmp_path / "w.pt"]
     os.chdir(tmp_path)
     Path("w.pt").rename("gone.pt")
     refused = meansparse("sweep-alpha", "--run", "run", *small("sweep-alpha"))
@@ -256,10 +256,10 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.operator.calibration.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
         monkeypatch.setattr(
-            "meansparse_cli.data.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
+            "meansparse_cli.stages.calibrate.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
         )
         meansparse("calibrate", *tiny)
     assert len(seen) == 2 and seen[0] != seen[1]

@@ -373,7 +373,7 @@ def sites(
 
     from ..reporting.console import sites_table
     from ..settings.config import CalibrateConfig, resolve
-    from ..stages.pipeline import list_sites
+    from ..stages.sites import list_sites
 
     settings, sources = resolve("calibrate", CalibrateConfig, config, locals())
     found, chosen = list_sites(settings, sources)
@@ -472,10 +472,9 @@ def run_all(
 ) -> None:  # fmt: skip
     """All four stages. --n-examples and --attack are those of evaluate; a YAML file has a section for each stage."""
     flags = locals()
-    of_evaluate = {"n_examples", "attack"}
-    for stage in ("fetch", "calibrate", "sweep-alpha"):
-        _run_stage(stage, {k: v for k, v in flags.items() if k not in of_evaluate})
-    _stage("evaluate", flags)
+    from ..stages.run import run_all as run_stages
+
+    _say_where("evaluate", run_stages(flags, file=config, fresh=fresh), as_json=as_json)
 
 
 @app.command()
@@ -516,13 +515,14 @@ def verify(
 ) -> None:  # fmt: skip
     """Judge adversarial images afresh, whoever made them."""
     from ..errors import DataError
-    from ..runs.folder import locate_run, run_folder_lock
+    from ..runs.folder import folder_of
+    from ..runs.lock import run_folder_lock
     from ..runs.report import read_report
     from ..settings.config import VerifyConfig, resolve
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, config, locals())
-    with run_folder_lock(locate_run(settings).paths.folder):
+    with run_folder_lock(folder_of(settings), note):
         path, admissible = verify_images(settings, sources, file)
     typer.echo(json.dumps(read_report(path, "verify", mend="")) if as_json else str(path))
     if not admissible:
@@ -539,15 +539,10 @@ def report(
     """Show a run's reports again: tables, verdict, doubts, curves."""
     import shutil
 
-    from ..files import write_bytes
-    from ..reporting.render import render
+    from ..stages.report import report as show
 
-    text = render(run, format, width=shutil.get_terminal_size((120, 24)).columns, to_file=output is not None)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_bytes(output, text.encode())
-        typer.echo(str(output))
+    width = shutil.get_terminal_size((120, 24)).columns
+    typer.echo(show(run, format=format, output=output, width=width), nl=False)
 
 
 _TRAINING = "Training"
@@ -621,11 +616,11 @@ def train(
     from ..settings.config import TrainConfig, resolve
 
     settings, sources = resolve("train", TrainConfig, config, locals())
-    from ..runs.folder import run_folder_lock
+    from ..runs.lock import run_folder_lock
     from ..runs.report import read_report
     from ..stages.train import train, train_folder
 
-    with run_folder_lock(train_folder(settings)):
+    with run_folder_lock(train_folder(settings), note):
         path = train(settings, sources, fresh=fresh)
     if path is None:
         raise typer.Exit(UNFINISHED)
@@ -633,25 +628,15 @@ def train(
 
 
 def _stage(stage: str, flags: dict[str, Any]) -> None:
-    """Run one stage and print what a shell wants to have: the report's path, or the report."""
+    """Run one stage and print what a shell wants to have."""
+    from ..stages.run import run_stage
+
+    path = run_stage(stage, flags, file=flags["config"], fresh=flags["fresh"])
+    _say_where(stage, path, as_json=flags["as_json"])
+
+
+def _say_where(stage: str, path: Path, *, as_json: bool) -> None:
+    """The report's path, or the report."""
     from ..runs.report import read_report
 
-    path = _run_stage(stage, flags)
-    typer.echo(json.dumps(read_report(path, stage, mend="")) if flags["as_json"] else str(path))
-
-
-def _run_stage(stage: str, flags: dict[str, Any]) -> Path:
-    """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
-    from ..runs.folder import lock_for
-    from ..settings.config import COMMANDS, resolve
-    from ..stages import pipeline
-
-    settings, sources = resolve(stage, COMMANDS[stage], flags["config"], flags)
-    function: Any
-    if stage == "measure":
-        from ..stages.measure import measure as function
-    else:
-        function = getattr(pipeline, stage.replace("-", "_"))
-    with lock_for(settings):
-        path: Path = function(settings, sources, fresh=flags["fresh"])
-    return path
+    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(path))

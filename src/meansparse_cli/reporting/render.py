@@ -10,8 +10,7 @@ from typing import Any
 
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
-from ..runs.folder import stage_command
-from ..runs.report import STAGES, RunPaths, machine_of, read_report
+from ..runs.report import STAGES, RunPaths, machine_of, read_report, stage_command
 from .console import note
 from .tables import (
     TextTable,

@@ -97,16 +97,17 @@ def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
     """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
+    # torch is not loaded for a list
     from ..models.zoo import ZooEntry, zoo_entries
     from ..models.zoo_check import check_zoo, checks_table, summary
-    from ..runs.folder import run_folder_lock
+    from ..runs.lock import run_folder_lock
 
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
     entries = [entry for entry in zoo_entries() if entry in wanted]
     if not entries:
         raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
     folder = folder or CHECK_FOLDER
-    with run_folder_lock(folder):
+    with run_folder_lock(folder, note):
         path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
     console.print(checks_table(rows, summary(rows)))
     failed = [row["name"] for row in rows if row["problems"]]
