@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..attacks.counting import CountedModel, device_of
-from ..attacks.judge import full_float32
 from ..attacks.losses import Loss
 from ..attacks.result import Budget
 from ..engine.evaluation import ModelName
+from ..operator.float32 import full_float32
 from ..operator.sparsify import SparsifiedModel, backward_rule
 
 Status = Literal["pass", "warn", "not run"]

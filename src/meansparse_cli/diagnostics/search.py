@@ -8,12 +8,14 @@ from torch import Tensor
 from ..attacks.apgd import N_STEPS, APGDRule
 from ..attacks.batch_queue import Batch, climb
 from ..attacks.budget import enforce_budget
-from ..attacks.judge import full_float32
 from ..attacks.losses import LossName
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..attacks.starts import example_generator, uniform_start
 from ..attacks.task import AttackTask
+from ..data.examples import Examples
 from ..errors import AttackError
+from ..operator.float32 import full_float32
 from ..operator.sparsify import backward_rule
 from .doubt import CARLINI, PINTOR, Check, Doubt, Subject
 
@@ -157,11 +159,9 @@ def _climb(
     counted = subject.counted()
     x, y = subject.x[rows].contiguous(), subject.y[rows]
     rule = APGDRule(budget, loss, n_classes=subject.n_classes, n_steps=n_steps)
-    task = AttackTask(
-        attack=f"doubt-{loss}-{n_steps}", model=counted, x=x, y=y, indices=subject.indices[rows.cpu()],
-        clean_logits=subject.logits(x), budget=budget, seed=subject.seed, batch_size=subject.batch_size,
-        advance=lambda n: None, per_row={"example": torch.arange(len(rows))} if history is not None else {},
-    )  # fmt: skip
+    problem = Problem(subject.model, budget, subject.n_classes, subject.seed, subject.batch_size)
+    examples = Examples(x, y, subject.indices[rows.cpu()])
+    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, examples, subject.logits(x))
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
         found = climb(task, rule if history is None else Recorded(rule, history), targets=y[:, None])
     points = enforce_budget(found.points.to(x.device), x, budget)

@@ -41,9 +41,10 @@ MEASURES = ("clean", "plain", "bpda", "worst")
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
     from ..attacks.precision import precision_on
+    from ..attacks.problem import Problem
     from ..attacks.result import Budget
+    from ..data.examples import Examples
     from ..engine.evaluation import attacks_id
-    from ..engine.pair_attack import PairSettings
     from ..engine.pairs import PairStore
     from ..selection.sweep import families_of
 
@@ -82,9 +83,9 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     passes = {"forward_passes": 0, "backward_passes": 0}
     for one, value in [(one, eps_value(one)) for one in eps_grid(eps)] if plain else [(eps, 0.0)]:
         budget = Budget(run.norm, value)  # type: ignore[arg-type]
-        settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision)
+        problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
         store = PairStore(
-            model, x.to(device), y.to(device), indices, settings, plain=plain, bpda=bpda, folder=state_folder,
+            problem, Examples(x.to(device), y.to(device), indices), plain=plain, bpda=bpda, folder=state_folder,
             block_size=config.block_size,
             key={
                 "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),

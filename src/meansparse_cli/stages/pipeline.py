@@ -250,9 +250,10 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean and robust accuracy of each alpha on the held-out split, plain and BPDA; the chosen alpha's checkpoint."""
     from ..attacks.precision import precision_on
+    from ..attacks.problem import Problem
     from ..attacks.result import Budget
+    from ..data.examples import Examples
     from ..engine.evaluation import attacks_id
-    from ..engine.pair_attack import PairSettings
     from ..engine.pairs import PairStore
     from ..reporting.curve import draw_alpha_curve
     from ..reporting.sweep_view import say_sweep, show_sweep
@@ -289,8 +290,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     n_classes, budget = count_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     precision = precision_on(device, config.precision)
     store = PairStore(
-        model, x.to(device), y.to(device), indices,
-        PairSettings(budget, config.seed, config.batch_size, n_classes, precision),
+        Problem(model, budget, n_classes, config.seed, config.batch_size, precision),
+        Examples(x.to(device), y.to(device), indices),
         plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
         key={
             "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
