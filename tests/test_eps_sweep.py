@@ -7,19 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import AttackResult
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import evaluate
-from meansparse_cli.engine.eps_sweep import (
-    draw_eps_curve,
-    eps_rows,
-    eps_state_folder,
-    eps_table,
-    evaluate_each_eps,
-    headline_eps,
-)
+from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.reporting.eps_curve import draw_eps_curve
+from meansparse_cli.reporting.evaluation_tables import eps_table
 from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
 
 GRID = ("0.02", "0.05", "0.1")
@@ -81,14 +78,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
     """An attack that reaches eps, but fails on the examples of an odd index above eps 0.05."""
     made: list[tuple[str, float, float, list[int]]] = []
 
-    def attack(
-        name: str, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor, *, budget: Budget, **rest: Any
-    ) -> AttackResult:
+    def attack(name: str, problem: Problem, examples: Examples, **rest: Any) -> AttackResult:
+        model, budget, x, y, indices = problem.model, problem.budget, examples.x, examples.y, examples.indices
         made.append((name, float(cast(Threshold, model).sparse.alpha), budget.eps, indices.tolist()))
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0, 0)
+        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
 
     monkeypatch.setattr(evaluate, "run_attack", attack)
     return made
@@ -156,9 +152,10 @@ def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, floa
     rows = eps_rows(found)
     assert [row["eps"] for row in rows] == list(GRID)
     assert all(row["sparsified_accuracy"] <= row["sparsified_plain_attacks_accuracy"] for row in rows)
-    assert eps_table(found).row_count == 4
+    results = found[GRID[0]].to_report() | {"eps_curve": rows}
+    assert len(eps_table(results, with_clean=True).rows) == 4
     for name in ("a", "b"):
-        draw_eps_curve(found, norm="Linf", title="t", png=tmp_path / f"{name}.png", svg=tmp_path / f"{name}.svg")
+        draw_eps_curve(results, norm="Linf", title="t", png=tmp_path / f"{name}.png", svg=tmp_path / f"{name}.svg")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

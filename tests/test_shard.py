@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.reporting.console import note
 from meansparse_cli.runs.lock import run_folder_lock
 from meansparse_cli.settings.shard import Shard, parse_shard, read_shard
 
@@ -171,12 +170,12 @@ def test_shards_at_work_together_one_of_them_killed(run: Path, alone: Path) -> N
 
 
 def test_the_whole_waits_for_its_shards_and_each_shard_is_at_work_once(run: Path) -> None:
-    with run_folder_lock(run, note, shared=True), run_folder_lock(run / "shards" / "shard-1-of-2", note):
+    with run_folder_lock(run, shared=True), run_folder_lock(run / "shards" / "shard-1-of-2"):
         for more in ([], ["--shard", "1/2"]):
             refused = evaluate(run, *more)
             assert refused.exit_code == 10 and "another command is at work" in refused.stderr
         assert evaluate(run, "--shard", "2/2").exit_code == 0
-    with run_folder_lock(run, note):
+    with run_folder_lock(run):
         assert evaluate(run, "--shard", "2/2").exit_code == 10
 
 
@@ -195,9 +194,9 @@ def test_a_network_folder_locks_what_is_open_for_reading_and_writing(
 
     monkeypatch.setattr(fcntl, "flock", like_nfs)
     refused = pytest.raises(ArtifactError, match="another command is at work")
-    with run_folder_lock(tmp_path, note, shared=True), run_folder_lock(tmp_path, note, shared=True), refused:
-        run_folder_lock(tmp_path, note).__enter__()
-    with run_folder_lock(tmp_path, note):
+    with run_folder_lock(tmp_path, shared=True), run_folder_lock(tmp_path, shared=True), refused:
+        run_folder_lock(tmp_path).__enter__()
+    with run_folder_lock(tmp_path):
         pass
 
 
@@ -208,7 +207,7 @@ def test_a_file_system_without_locks_gets_a_note(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with run_folder_lock(tmp_path, note):
+    with run_folder_lock(tmp_path):
         pass
     assert "cannot be locked (Function not implemented)" in " ".join(capsys.readouterr().err.split())
 

@@ -371,7 +371,7 @@ def sites(
     """Show a model's activations and which of them calibrate would use."""
     from dataclasses import asdict
 
-    from ..reporting.console import sites_table
+    from ..reporting.model_tables import show_sites
     from ..settings.config import CalibrateConfig, resolve
     from ..stages.sites import list_sites
 
@@ -380,7 +380,7 @@ def sites(
     if as_json:
         typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
-    console.print(sites_table(found, chosen))
+    console.print(show_sites(found, chosen))
 
 
 @app.command()
@@ -522,7 +522,7 @@ def verify(
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, config, locals())
-    with run_folder_lock(folder_of(settings), note):
+    with run_folder_lock(folder_of(settings)):
         path, admissible = verify_images(settings, sources, file)
     typer.echo(json.dumps(read_report(path, "verify", mend="")) if as_json else str(path))
     if not admissible:
@@ -620,7 +620,7 @@ def train(
     from ..runs.report import read_report
     from ..stages.train import train, train_folder
 
-    with run_folder_lock(train_folder(settings), note):
+    with run_folder_lock(train_folder(settings)):
         path = train(settings, sources, fresh=fresh)
     if path is None:
         raise typer.Exit(UNFINISHED)

@@ -13,11 +13,13 @@ as they are asked for; its test split is RobustBench's 5,000 validation images (
 
 import hashlib
 import io
+import logging
 import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import DataError
 from .imagenet import Preprocessing, class_numbers, evaluation_images
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["calibration", "held-out", "test"]
 Split = Subset[tuple[Tensor, int]]
@@ -287,6 +291,8 @@ def _load_imagenet(data_dir: Path | None, split: SplitName, preprocessing: Prepr
     places = {_in_class_folder(name): i for i, name in enumerate(images.names)}
     wanted = evaluation_images()
     chosen = [places[name] for name in wanted if name in places]
+    if 0 < len(chosen) < len(wanted):
+        _say_that_it_is_a_part(val, len(chosen), len(wanted))
     # a folder of other pictures under ImageNet's class names is taken whole
     return Subset(images, chosen or range(len(images)))
 
@@ -295,17 +301,10 @@ def _in_class_folder(name: str) -> str:
     return "/".join(name.split("/")[-2:])
 
 
-def part_note(images: Split) -> str | None:
-    """What has to be said of a test split that is only a part of RobustBench's validation images; None for any other."""
-    source, n_all = images.dataset, 0
-    if isinstance(source, FileImages) and source.preprocessing is not None and len(images):
-        wanted = evaluation_images()
-        n_all = len(wanted) if _in_class_folder(source.names[images.indices[0]]) in wanted else 0
-    if len(images) >= n_all:
-        return None
-    return (
-        f"imagenet: {source.source} has {len(images):,} of RobustBench's {n_all:,} validation images: "  # type: ignore[attr-defined]
-        "these are the test split"
+@cache  # a stage may open its images more than once
+def _say_that_it_is_a_part(val: Path, n_there: int, n_all: int) -> None:
+    log.warning(
+        f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split"
     )
 
 

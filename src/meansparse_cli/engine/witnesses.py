@@ -9,6 +9,7 @@ witnesses-<model>.pt       one tensor the size of the test set, in its order: th
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,21 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..attacks.budget import within_budget
-from ..attacks.counting import CountedModel, device_of
-from ..attacks.judge import is_misclassified, under_attack
+from ..attacks.counting import device_of
+from ..attacks.judge import judge
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.datasets import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from ..operator.sparsify import SparsifiedModel, alpha_set
-from ..reporting.console import note
 from .evaluate import EvaluateSettings
 from .evaluation import MODELS, TRANSFER, WORST_CASE, Evaluation, ModelName, attack_groups
 from .pool import admissible
 from .state import Chunk, read_chunks
 from .verify import WITNESSES_SCHEMA
+
+log = logging.getLogger(__name__)
 
 LARGEST_TENSOR = 4 << 30
 """Bytes; a larger external form is left out."""
@@ -76,13 +79,13 @@ def _collect(
     robust = outcomes.robust_to(attack_groups(evaluation.attacks)[WORST_CASE])
     wanted = torch.from_numpy(outcomes.correct & ~robust)  # type: ignore[operator]
     device = device_of(model, x.device)
-    counted = CountedModel(model, n_classes=_n_classes(model, x[:1].to(device)), device=device)
     budget = Budget(settings.norm, settings.eps)
+    problem = Problem(model, budget, _n_classes(model, x[:1].to(device)), settings.seed, settings.batch_size)
     images: dict[int, Tensor] = {}
     found_by: dict[int, str] = {}
     # row -> the first image inside the budget, of a source that the evaluation saw break it
     inside_only: dict[int, tuple[Tensor, str]] = {}
-    with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
+    with alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
         for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
             inside = positions < len(y)
@@ -98,7 +101,7 @@ def _collect(
                     inside_only.setdefault(row, (image, by))
             candidates = torch.where(holds.view(-1, 1, 1, 1), candidates, x[rows].cpu())
             labels = y[rows.to(y.device)].to(device)
-            holds &= is_misclassified(counted, candidates.to(device), labels, batch_size=settings.batch_size).cpu()
+            holds &= judge(problem, candidates.to(device), labels).cpu()
             for row, image in zip(rows[holds].tolist(), candidates[holds], strict=True):
                 images[row], found_by[row] = image, by
             wanted[rows[holds]] = False
@@ -108,7 +111,7 @@ def _collect(
         images[row], found_by[row] = inside_only[row]
         wanted[row] = False
     if by_a_hair:
-        note(f"witnesses: {len(by_a_hair)} on {name} are so near the boundary that a second judgement differs")
+        log.info(f"witnesses: {len(by_a_hair)} on {name} are so near the boundary that a second judgement differs")
     if wanted.any():
         raise ArtifactError(
             f"{int(wanted.sum())} broken examples of the {name} model have no image in {folders[0]}",
@@ -166,11 +169,11 @@ def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", witnesses: Wit
     """
     size = len(test) * test[0][0].numel() * 4
     if size > LARGEST_TENSOR:
-        note(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")
+        log.info(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")
         return False
     images, _ = stack_examples(test)
     if n_evaluated < len(test):
-        note(
+        log.info(
             f"witnesses: {path.name} holds the clean image of {len(test) - n_evaluated:,} examples that were not attacked; whoever "
             "judges it counts them as robust. Evaluate the whole split before you pass it on"
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, part_note, stack_examples, take_examples
+from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, stack_examples, take_examples
 from ..data.examples import Examples
 from ..data.imagenet import preprocessing_of
 from ..errors import ArtifactError, ConfigError, DataError
@@ -29,12 +29,14 @@ from .device import pick_device
 from .folder import locate_run
 from .report import STAGES, config_block, done_before, plain, read_report, verify_outputs, write_report
 
+log = logging.getLogger(__name__)
+
 
 class RunContext:
     """A stage and the run it works on.
 
     ``run``: the run folder and its model. ``whole``: the named evaluation or measurement in it that the settings mean, or
-    the run itself. ``place``: where the stage writes, that or the folder of a shard. ``say`` gets lines for people.
+    the run itself. ``place``: where the stage writes, that or the folder of a shard.
     """
 
     def __init__(
@@ -44,7 +46,6 @@ class RunContext:
         sources: dict[str, str] | None = None,
         *,
         fresh: bool = False,
-        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Open the run that the settings mean.
 
@@ -52,7 +53,7 @@ class RunContext:
         that were fetched: it would not use them.
         """
         self.stage, self.config, self.sources = stage, config, sources or {}
-        self.fresh, self.say, self.started = fresh, say, time.monotonic()
+        self.fresh, self.started = fresh, time.monotonic()
         self._reports: dict[Path, dict[str, Any]] = {}
         self._verified: set[str] = set()
         self._splits: dict[str, Split] = {}
@@ -103,10 +104,10 @@ class RunContext:
             return None
         report = self.report_here()
         if differing := done_before(self.stage, report, config, inputs):
-            self.say(differing)
+            log.info(differing)
             return None
         verify_outputs(report, path.parent, mend=self.place.command(self.stage))
-        self.say(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
+        log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
         return path
 
     def write(
@@ -262,9 +263,7 @@ class RunContext:
         """The images of a split."""
         if name not in self._splits:
             preprocessing = preprocessing_of(self.run.source, self.preprocessing)
-            self._splits[name] = images = load_split(self.dataset, self.data_dir, name, preprocessing)
-            if note := part_note(images):
-                self.say(note)
+            self._splits[name] = load_split(self.dataset, self.data_dir, name, preprocessing)
         return self._splits[name]
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:

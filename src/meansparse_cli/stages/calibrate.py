@@ -15,7 +15,8 @@ from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
 from ..operator.calibration import calibrate_channels
 from ..operator.checkpoint import Checkpoint, save_checkpoint
-from ..reporting.console import bar, console, note, sites_table
+from ..reporting.console import bar, console, note
+from ..reporting.model_tables import show_sites
 from ..runs.checks import check_model
 from ..runs.context import RunContext
 from ..settings.config import CalibrateConfig
@@ -28,7 +29,7 @@ from .sites import held_by_weights, sites_of_rule, with_site_rule
 def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """``statistics.safetensors`` and ``calibrate.yaml``, from images or as a published checkpoint stores them."""
     ensure_fetched(config, sources)
-    context = RunContext("calibrate", config, sources, fresh=fresh, say=note)
+    context = RunContext("calibrate", config, sources, fresh=fresh)
     config = with_site_rule(context, config)
     return _take_stored(context, config) if config.statistics == "stored" else _measure(context, config)
 
@@ -44,7 +45,7 @@ def _measure(context: RunContext, config: CalibrateConfig) -> Path:
     check_model(context, model, images, first)
     found = sites_of_rule(context, config, model, first)
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
-    console.print(sites_table(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
+    console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     state_file = context.run.paths.state / "calibrate.pt"
     if context.fresh:
         state_file.unlink(missing_ok=True)
@@ -100,7 +101,7 @@ def _take_stored(context: RunContext, config: CalibrateConfig) -> Path:
     assert shape is not None  # a published checkpoint is one of a known data set
     found = sites_of_rule(context, config, model, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)
-    console.print(sites_table(found, chosen_by(found, config.sites)))
+    console.print(show_sites(found, chosen_by(found, config.sites)))
     statistics = tuple(held.statistics[str(held.path_of(site.path))] for site in sites)
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
     known = held.file

@@ -2,8 +2,8 @@
 
     evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
 
-In order: what was asked for and what is there already; every attack on every example; the doubts, whose own breaks count as
-well; the report.
+In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own breaks
+count as well; the report.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from ..attacks import expand_attacks
 from ..attacks.precision import precision_on
 from ..data.datasets import content_id
-from ..diagnostics import Doubted
-from ..engine.eps_sweep import draw_eps_curve, eps_rows, eps_table, headline_eps
+from ..diagnostics import Diagnosis
+from ..engine.eps_sweep import eps_rows, headline_eps
 from ..engine.evaluate import EvaluateSettings
 from ..engine.evaluation import Evaluation, attacks_id
 from ..engine.pool import read_pool
@@ -25,8 +25,9 @@ from ..engine.state import recorded_setting
 from ..files import discard, sha256_of, write_bytes
 from ..models.published import published_note, published_results
 from ..operator.checkpoint import sparsify
-from ..reporting.console import console, note
-from ..reporting.evaluation_table import doubts_view, evaluation_table
+from ..reporting.console import console, is_wide, note
+from ..reporting.eps_curve import draw_eps_curve
+from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
 from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate
@@ -37,7 +38,7 @@ from .evaluate_work import Asked, Pool, Work
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
-    context = RunContext("evaluate", config, sources, fresh=fresh, say=note)
+    context = RunContext("evaluate", config, sources, fresh=fresh)
     asked = _asked(context, config)
     if done := _done(context, asked):
         return done
@@ -45,18 +46,19 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     work = _begin(context, asked)
     pool = dict(asked.pool)
     evaluations = work.attack(pool)
-    doubts = None
+    diagnosis = None
     if asked.config.doubts:
-        doubts = work.find_doubts(evaluations[work.eps])
-        if doubts.images:  # everything that is known to break an example counts
-            pool |= doubts.images
+        diagnosis = work.diagnose(evaluations[work.eps])
+        if diagnosis.images:  # everything that is known to break an example counts
+            pool |= diagnosis.images
             evaluations = work.attack(pool)
-    results = _shown(work, evaluations[work.eps], doubts, pool)
+    results = _shown(work, evaluations[work.eps], diagnosis, pool)
     outputs = [context.place.paths.outcomes]
     if asked.config.save_witnesses:
         outputs += work.save_witnesses(evaluations[work.eps], pool)
     if len(work.grid) > 1:
-        results["eps_curve"] = _show_eps_curve(work, evaluations)
+        results["eps_curve"] = eps_rows(evaluations)
+        _show_eps_curve(work, results)
     if asked.shard is not None:
         results["n_state_files"] = len(asked.shard.files_in(work.state_folder))
     # late: until here the report before still has its own
@@ -145,20 +147,20 @@ def _discard(work: Work) -> None:
     discard(work.context.whole.paths.folder / "shards")  # reports about what is gone now
 
 
-def _shown(work: Work, evaluation: Evaluation, doubts: Doubted | None, pool: Pool) -> dict[str, Any]:
+def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, pool: Pool) -> dict[str, Any]:
     """The results for the report, once they are on the screen."""
     asked, settings, run = work.asked, work.settings, work.context.run
     results = evaluation.to_report()
     part = "" if asked.shard is None else f" (shard {asked.config.shard})"
-    console.print(evaluation_table(results, f"{work.title(part)}, {run.norm} {work.eps}", width=console.width))
+    console.print(show_evaluation(results, f"{work.title(part)}, {run.norm} {work.eps}", with_interval=is_wide()))
     if asked.shard is not None:
         note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     published = published_results(run.source)
     if line := published_note(published):
         note(line)
-    if doubts is not None:
-        results["doubts"] = [doubt.to_report() for doubt in doubts.doubts]
-        console.print(doubts_view(results))
+    if diagnosis is not None:
+        results["doubts"] = [one.to_report() for one in diagnosis.diagnostics]
+        console.print(show_diagnostics(results))
     return (
         results
         | published
@@ -176,16 +178,15 @@ def _shown(work: Work, evaluation: Evaluation, doubts: Doubted | None, pool: Poo
     )
 
 
-def _show_eps_curve(work: Work, evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
-    """Table and curve of a grid of budgets; its rows for the report."""
+def _show_eps_curve(work: Work, results: dict[str, Any]) -> None:
+    """Table and curve of a grid of budgets."""
     folder = work.context.place.paths.folder
-    console.print(eps_table(evaluations))
+    console.print(eps_table(results, with_clean=True).to_rich())
     draw_eps_curve(
-        evaluations,
+        results,
         norm=work.context.run.norm,
         title=f"{work.title()}, worst case",
         png=folder / "eps-curve.png",
         svg=folder / "eps-curve.svg",
     )
     note(f"curve: {folder / 'eps-curve.png'}")
-    return eps_rows(evaluations)

@@ -1,4 +1,4 @@
-"""An evaluation at work: its attacks, its doubts, its witnesses; see ``evaluate``."""
+"""An evaluation at work: its attacks, its sanity checks, its witnesses; see ``evaluate``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..attacks.result import Budget
 from ..data.datasets import Split
 from ..data.examples import Examples
-from ..diagnostics import DOUBTS_VERSION, Doubted, find_doubts
+from ..diagnostics import DOUBTS_VERSION, Conditions, Diagnosis, KeptAnswers, diagnose
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
 from ..engine.evaluate import EvaluateSettings, evaluate_robustness
 from ..engine.evaluation import Evaluation
@@ -22,7 +22,7 @@ from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
 from ..operator.sparsify import SparsifiedModel
 from ..reporting.console import live, note
-from ..reporting.evaluation_table import progress_table
+from ..reporting.progress import show_attacks
 from ..runs.context import RunContext
 from ..settings.config import EvaluateConfig, eps_value
 from ..settings.shard import Shard
@@ -110,7 +110,7 @@ class Work:
                     state_folder=eps_state_folder(self.state_folder, eps, self.grid),
                     fingerprint=fingerprint,
                     n_classes=self.n_classes,
-                    on_update=progress_table(view),
+                    on_update=show_attacks(view),
                     smaller=smaller,
                     pool=pool,
                     shard=asked.shard,
@@ -118,14 +118,15 @@ class Work:
 
             return evaluate_each_eps(evaluate_one, self.grid)
 
-    def find_doubts(self, evaluation: Evaluation) -> Doubted:
+    def diagnose(self, evaluation: Evaluation) -> Diagnosis:
         """What a sceptical reader asks of the first examples, and the images that break one on the way."""
-        settings, norm = self.settings, self.settings.norm
+        settings = self.settings
         outcomes, n = (
             hashlib.sha256(evaluation.outcomes_npz()),
             min(self.asked.config.n_doubt_examples, len(self.examples)),
         )
-        key = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
+        of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
+        key = f"{DOUBTS_VERSION} {of_what} {n} {settings.norm} {settings.eps} {settings.seed}"
         first = self.examples.at(torch.arange(n))
         with live("kinds") as view:
             view.begin("doubts", None)
@@ -133,19 +134,13 @@ class Work:
             def on_kind(what: str, done: int, total: int) -> None:
                 view.begin(f"doubts: {what}", total, done)
 
-            found = find_doubts(
+            found = diagnose(
                 self.model,
-                first.x,
-                first.y,
-                first.indices,
+                first,
                 evaluation,
-                budget=self.budget,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                n_classes=self.n_classes,
+                Conditions(self.budget, settings.seed, settings.batch_size, self.n_classes),
+                kept=KeptAnswers(self.state_folder / "doubts", key, note),
                 on_kind=on_kind,
-                state_folder=self.state_folder / "doubts",
-                key=f"{DOUBTS_VERSION} {key} {n} {norm} {settings.eps} {settings.seed}",
             )
         if n_images := sum(len(chunk.positions) for chunk in found.images.values()):
             note(

@@ -29,7 +29,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(SUFFIXES)}")
-    context = RunContext("export", StageConfig(run=folder, allow_pickle=allow_pickle), say=note)
+    context = RunContext("export", StageConfig(run=folder, allow_pickle=allow_pickle))
     source = context.run.source
     if alpha is not None:
         check_alpha(alpha)

@@ -17,21 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from ..attacks.precision import Precision, precision_on
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.datasets import Split, content_id
 from ..data.examples import Examples
 from ..engine.evaluation import attacks_id
-from ..engine.pair_attack import PairSettings
 from ..engine.pairs import Column, PairStore, column_of
 from ..errors import ConfigError
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import load_checkpoint, sparsify
-from ..operator.sparsify import SparsifiedModel
-from ..reporting.console import WIDE, console, live, note, percent
+from ..reporting.console import console, is_wide, live, note
+from ..reporting.sweep_tables import measurement_table
 from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..selection.choice import SweepPoint
@@ -39,7 +37,6 @@ from ..selection.sweep import families_of, point_of
 from ..settings.config import MeasureConfig, eps_grid, eps_value
 from ..sites.find import Site
 from ..sites.rules import parse_rule, select_sites
-from ..stats.accuracy import accuracy_of, paired_difference
 
 EVERY = {"single:*": "single:{i}", "first:*": "first:{n}"}
 MEASURES = ("clean", "plain", "bpda", "worst")
@@ -81,7 +78,7 @@ class _Found:
 
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
-    context = RunContext("measure", config, sources, fresh=fresh, say=note)
+    context = RunContext("measure", config, sources, fresh=fresh)
     asked = _asked(context, config)
     if done := context.done(asked.config, asked.inputs):
         return done
@@ -99,16 +96,15 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     if fresh:
         discard(context.place.paths.state)
     found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
-    title = f"{context.run.source.name}, {len(examples):,} {config.split} images"
     for eps in eps_grid(asked.eps) if asked.plain else [asked.eps]:
         budget = Budget(context.run.norm, eps_value(eps))  # type: ignore[arg-type]
-        settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision)
-        store = _open_store(context, asked, model, examples, settings, checkpoint.options_id())
+        problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+        store = _open_store(context, asked, problem, examples, checkpoint.options_id())
         points = _score(store, columns, f"eps {eps}")
         if not asked.plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
         found.add(eps, points, store.passes())
-        console.print(measure_table(points, f"{title}, {context.run.norm} {eps}" if asked.plain else title))
+        _show(context, asked, found, eps)
     return _write(context, asked, examples, found, precision)
 
 
@@ -123,22 +119,12 @@ def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
     return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
 
 
-def _open_store(
-    context: RunContext,
-    asked: _Asked,
-    model: SparsifiedModel,
-    examples: Examples,
-    settings: PairSettings,
-    options: str,
-) -> PairStore:
+def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
     """Every (image, column) pair that this measurement, or one before it, has scored at one eps."""
     config = asked.config
     return PairStore(
-        model,
-        examples.x,
-        examples.y,
-        examples.indices,
-        settings,
+        problem,
+        examples,
         plain=asked.plain,
         bpda=asked.bpda,
         folder=context.place.paths.state,
@@ -147,7 +133,7 @@ def _open_store(
             "statistics": sha256_of(context.run.paths.statistics),
             "weights": context.weights_id,
             "options": options,
-            "precision": settings.precision,
+            "precision": problem.precision,
             "images": f"{context.named_dataset} {config.split}",
         },
     )
@@ -216,28 +202,10 @@ def _clean_alone(point: SweepPoint) -> SweepPoint:
     return replace(point, plain=point.clean[:0], bpda=point.clean[:0], worst=point.clean[:0])
 
 
-def measure_table(points: Points, title: str) -> Table:
-    """As people read it: a row a column of the measurement."""
-    table = Table(
-        title=f"{title} (± standard error; differences are paired)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("sites", overflow="fold")
-    was_attacked = len(points[BASE].plain) > 0
-    accuracies, gains = (("clean", "plain", "worst"), ("plain", "worst")) if was_attacked else (("clean",), ("clean",))
-    for name in ("alpha", *(f"{name} %" for name in accuracies), *(f"{name} - base" for name in gains)):
-        table.add_column(name, justify="right", no_wrap=True)
-    wide, base = console.width >= WIDE, points[BASE]
-    for (rule, alpha), point in points.items():
-        shown = [accuracy_of(getattr(point, name)) for name in accuracies]
-        differences = [paired_difference(getattr(point, name), getattr(base, name)) for name in gains]
-        table.add_row(
-            rule if alpha else "",
-            f"{alpha:g}",
-            *(percent(a.fraction, a.standard_error if wide else None) for a in shown),
-            *(percent(d.difference, d.standard_error, signed=True) if alpha else "" for d in differences),
-        )
-    return table
+def _show(context: RunContext, asked: _Asked, found: _Found, eps: str) -> None:
+    """What was measured at one eps."""
+    rows = [row for row in found.rows if row["eps"] == eps]
+    results = {"rows": rows, "split": asked.config.split, "attacks": list(asked.plain), "n_examples": len(asked.images)}
+    table = measurement_table(results, with_errors=is_wide())
+    title = f"{context.run.source.name}: {table.title}" + (f", {context.run.norm} {eps}" if asked.plain else "")
+    console.print(replace(table, title=title).to_rich())

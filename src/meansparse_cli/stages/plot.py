@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..operator.checkpoint import load_checkpoint, sparsify
+from ..operator.observe import blocked_shares, channel_values, site_called
+from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import note
-from ..reporting.curve import draw_alpha_curve
-from ..reporting.plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
+from ..reporting.operator_plots import draw_blocked, draw_histogram
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import alpha_in_use
@@ -16,7 +17,7 @@ from ..settings.config import PlotConfig
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     """A curve of a finished sweep, or what the operator does at one alpha, into ``plots/`` of the run, PNG and SVG; the PNG."""
-    context = RunContext("plot", config, sources, say=note)
+    context = RunContext("plot", config, sources)
     run, folder = context.run, context.run.paths.folder / "plots"
     if config.what == "curve":
         results = context.verified("sweep-alpha")["results"]

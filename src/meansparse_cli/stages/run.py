@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..reporting.console import note
 from ..runs.lock import lock_for
 from ..settings.config import COMMANDS, STAGES, resolve
 
@@ -18,7 +17,7 @@ def run_stage(command: str, flags: dict[str, Any], *, file: Path | None = None, 
     """Resolve the settings of a stage, do it with its run folder locked; the report's path."""
     name = command.replace("-", "_")
     settings, sources = resolve(command, COMMANDS[command], file, flags)
-    with lock_for(settings, note):
+    with lock_for(settings):
         path: Path = getattr(import_module(f".{name}", __package__), name)(settings, sources, fresh=fresh)
     return path
 

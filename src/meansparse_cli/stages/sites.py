@@ -13,7 +13,6 @@ from ..models.published_checkpoint import (
     published_files_of,
     read_published,
 )
-from ..reporting.console import note
 from ..runs.context import RunContext
 from ..settings.config import CalibrateConfig
 from ..sites.find import Site, find_sites
@@ -24,7 +23,7 @@ from .fetch import ensure_fetched
 def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[Site], dict[int, str]]:
     """Every site, gates included and marked; and by index, for those that calibrate would use, what chose them."""
     ensure_fetched(config, sources)
-    context = RunContext("sites", config, sources, say=note)
+    context = RunContext("sites", config, sources)
     config = with_site_rule(context, config)
     model = context.base(config.sites, device="cpu")
     if (shape := context.image_shape) is not None:

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..attacks.precision import Precision, precision_on
+from ..attacks.precision import precision_on
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.datasets import Split, content_id
 from ..data.examples import Examples
 from ..engine.evaluation import attacks_id
-from ..engine.pair_attack import PairSettings
 from ..engine.pairs import PairStore
 from ..files import discard, sha256_of
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ..operator.sparsify import SparsifiedModel
+from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import console, live, note
-from ..reporting.curve import draw_alpha_curve
-from ..reporting.sweep_view import say_sweep, show_sweep
+from ..reporting.sweep_tables import say_sweep, show_sweep
 from ..runs.checks import check_disjoint, check_model
 from ..runs.context import RunContext
 from ..runs.operators import with_options
@@ -43,7 +42,7 @@ class _Asked:
 
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
-    context = RunContext("sweep-alpha", config, sources, fresh=fresh, say=note)
+    context = RunContext("sweep-alpha", config, sources, fresh=fresh)
     asked = _asked(context, config)
     if done := context.done(asked.config, asked.inputs):
         return done
@@ -56,7 +55,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if fresh:
         discard(context.run.paths.state / "sweep-alpha")
     precision = precision_on(context.device, config.precision)
-    store = _open_store(context, asked, model, examples, checkpoint.options_id(), n_classes, precision)
+    budget = Budget(context.run.norm, eps_value(asked.eps))  # type: ignore[arg-type]
+    problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+    store = _open_store(context, asked, problem, examples, checkpoint.options_id())
     sweep, chosen, by_rule = _sweep(asked, store, checkpoint)
 
     run = context.run
@@ -92,24 +93,12 @@ def _asked(context: RunContext, config: SweepAlphaConfig) -> _Asked:
     return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
 
 
-def _open_store(
-    context: RunContext,
-    asked: _Asked,
-    model: SparsifiedModel,
-    examples: Examples,
-    options: str,
-    n_classes: int,
-    precision: Precision,
-) -> PairStore:
+def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
     """Every (image, alpha) pair that this sweep, or one before it, has scored."""
     config, run = asked.config, context.run
-    budget = Budget(run.norm, eps_value(asked.eps))  # type: ignore[arg-type]
     return PairStore(
-        model,
-        examples.x,
-        examples.y,
-        examples.indices,
-        PairSettings(budget, config.seed, config.batch_size, n_classes, precision),
+        problem,
+        examples,
         plain=asked.plain,
         bpda=asked.bpda,
         folder=run.paths.state / "sweep-alpha",
@@ -120,7 +109,7 @@ def _open_store(
             "options": options,
             "images": f"{context.named_dataset} held-out",
             # not where it is fp32, so that what a sweep on a CPU began before this was a setting goes on
-            **({} if precision == "fp32" else {"precision": precision}),
+            **({} if problem.precision == "fp32" else {"precision": problem.precision}),
         },
     )
 
@@ -146,7 +135,9 @@ def _sweep(asked: _Asked, store: PairStore, checkpoint: Checkpoint) -> tuple[Swe
             on_points=lambda points: view.show(show_sweep(points, plain, None)),
         )
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
-        sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, store, settings, sweep, checkpoint, view)
+        sweep, chosen, by_rule = alphas_by_rule(
+            config.alpha_rule, store, settings, sweep, checkpoint, on_block=view.begin, on_progress=view.advance
+        )
         table = show_sweep(sweep.points, plain, sweep.chosen.alpha)
         view.show(table)
     if not console.is_terminal:

@@ -8,12 +8,13 @@ from torch import nn
 
 from ..attacks.result import Budget
 from ..data.datasets import content_id
-from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by, show_judgements
+from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
 from ..engine.witnesses import examples_at
 from ..errors import DataError
 from ..files import sha256_of
 from ..operator.checkpoint import sparsify
 from ..reporting.console import console, note
+from ..reporting.evaluation_tables import judgements_table
 from ..runs.checks import check_model
 from ..runs.context import RunContext
 from ..runs.folder import file_name
@@ -25,7 +26,7 @@ from .fetch import ensure_fetched
 def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
     """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
     ensure_fetched(config, sources)
-    context = RunContext("verify", config, sources, say=note)
+    context = RunContext("verify", config, sources)
     run, about = context.run, said_by(file)
     config = _as_found(context, config, file, about)
     eps = context.eps_of(config.eps)
@@ -48,13 +49,14 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
                 "an upper bound"
             )
     title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
-    console.print(show_judgements(judgements, title))
+    sets = [judged.to_report() for judged in judgements]
+    console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
     is_admissible = all(judged.is_admissible for judged in judgements)
     report = context.write(
         config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha}),
         {file.name: sha256_of(file), "images": content_id(test)},
         [],
-        {"admissible": is_admissible, "sets": [judged.to_report() for judged in judgements]},
+        {"admissible": is_admissible, "sets": sets},
         path=run.paths.folder / f"verify-{file_name(file.name)}.yaml",
     )
     return report, is_admissible
