@@ -38,7 +38,7 @@ from meansparse_cli.data.datasets import load_split, stack_examples, take_exampl
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.device import keep_freed_memory
-from meansparse_cli.settings.config import eps_value
+from meansparse_cli.settings.values import eps_value
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 IN_HEADER = ("norm", "eps", "batch_size", "seed")  # settings that no cell names: a row has their defaults

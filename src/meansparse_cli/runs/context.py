@@ -16,14 +16,15 @@ from torch.utils.data import Subset
 
 from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, stack_examples, take_examples
 from ..data.examples import Examples
-from ..data.imagenet import preprocessing_of
+from ..data.imagenet import Preprocessing
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
-from ..models.source import load_model, weight_paths
-from ..models.weights_file import network_id
-from ..models.zoo import fetch_command
-from ..settings.config import AttackConfig, ModelConfig, StageConfig, check_eps, eps_grid
+from ..models.names import fetch_command
+from ..models.source import kind_of, load_model
+from ..models.weights import network_id
 from ..settings.shard import Shard
+from ..settings.stages import AttackConfig, ModelConfig, StageConfig
+from ..settings.values import check_eps, eps_grid
 from ..sites.rules import among_published
 from .device import pick_device
 from .folder import locate_run
@@ -185,7 +186,7 @@ class RunContext:
             allow_pickle=self.config.allow_pickle,
             published_sites=among_published(rule) is not None,
         )
-        if source.kind == "factory" and not self.weights and network_id(model) != self.weights_id:
+        if not self.weights and self.weights_id not in (None, network_id(model)):
             raise ArtifactError(
                 f"{source.name} builds another network than the one that was fetched",
                 hint="--weights FILE fixes its weights, or torch.manual_seed; if it was meant to change: "
@@ -205,7 +206,7 @@ class RunContext:
 
     def _check_weights(self, weights: Path) -> None:
         source = self.run.source
-        given = [sha256_of(path) if path.is_file() else None for path in weight_paths(source, weights)]
+        given = [sha256_of(path) if path.is_file() else None for path in kind_of(source).paths(weights)]
         if given != [file["sha256"] for file in self.report("fetch")["results"]["files"]]:
             raise ArtifactError(
                 f"--weights {weights} are not the weights that {self.run.paths.folder} is about",
@@ -214,11 +215,12 @@ class RunContext:
 
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
-        settings, source = self.report("fetch")["config"]["settings"], self.run.source
+        settings = self.report("fetch")["config"]["settings"]
         given = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in ("norm", "weights", "from_file")]
         options = [word for key, value in given if value is not None for word in (key, str(value))]
-        command = fetch_command(source.name, source.dataset, source.threat)
-        return f"{command} {shlex.join([*options, '--run', str(self.run.paths.folder), '--fresh'])}"
+        return (
+            f"{fetch_command(self.run.source)} {shlex.join([*options, '--run', str(self.run.paths.folder), '--fresh'])}"
+        )
 
     # ---- images
 
@@ -247,14 +249,15 @@ class RunContext:
         return self.config.data_dir or (Path(before) if before else None)
 
     @property
-    def preprocessing(self) -> str | None:
-        """RobustBench's name of what is done to ImageNet's pictures: that of the settings, or of calibrate."""
-        return self.config.preprocessing or self.calibrated_with.get("preprocessing")
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to ImageNet's pictures, as the settings name it, or calibrate's, or as the model has it."""
+        named = self.config.preprocessing or self.calibrated_with.get("preprocessing")
+        return kind_of(self.run.source).preprocessing(named)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(channels, height, width) of the images that the model is given; None for a data set nobody knows."""
-        if (preprocessing := preprocessing_of(self.run.source, self.preprocessing)) is not None:
+        if (preprocessing := self.preprocessing) is not None:
             return 3, preprocessing.size, preprocessing.size
         facts = KNOWN_DATASETS.get(self.run.source.dataset)
         return facts.image_shape if facts is not None else None
@@ -262,8 +265,7 @@ class RunContext:
     def split(self, name: SplitName) -> Split:
         """The images of a split."""
         if name not in self._splits:
-            preprocessing = preprocessing_of(self.run.source, self.preprocessing)
-            self._splits[name] = load_split(self.dataset, self.data_dir, name, preprocessing)
+            self._splits[name] = load_split(self.dataset, self.data_dir, name, self.preprocessing)
         return self._splits[name]
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:

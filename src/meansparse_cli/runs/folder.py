@@ -9,10 +9,9 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..models.published_checkpoint import read_published
-from ..models.source import ModelSource, resolve_model
-from ..models.zoo import model_options
-from ..settings.config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from ..models.source import ModelSource, kind_of, resolve_model
 from ..settings.shard import read_shard
+from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .report import RunPaths, read_report, stage_command
 
 ReadReport = Callable[..., dict[str, Any]]
@@ -33,16 +32,14 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
-        folder, source = self.paths.folder, self.source
+        folder = self.paths.folder
         if self.shard is not None:
             folder = folder.parent.parent
         if self.name is not None:
             folder = folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
-            # an embedded model knows its data set
-            dataset = "cifar10" if source.kind == "embedded" else source.dataset
-            model = model_options(source.name, dataset, source.threat)
+            model = kind_of(self.source).options()
         return stage_command(stage, folder, self.name, self.shard, model=model)
 
     def place_of(self, config: ModelConfig) -> Run:
@@ -120,8 +117,8 @@ def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
             f"{path} is not a file of the MeanSparse authors, so it does not say which model it is",
             hint="name its model: --model NAME",
         )
-    file = held.file
-    update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
+    meant = held.file.model
+    update = {"model": meant.name, "dataset": meant.dataset, "threat": meant.threat}
     return config.model_copy(update=update)
 
 

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from ..operator.sparsify import SparsifiedModel
-from ..settings.config import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..sites.rules import among_published, select_sites
 from .context import RunContext
 

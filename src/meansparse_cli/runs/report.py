@@ -26,8 +26,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from ..files import sha256_of, write_bytes
 from ..errors import ArtifactError
+from ..files import sha256_of, write_bytes
 
 SCHEMA_VERSION = 1
 _NOT_IN_REPORT = {"run", "allow_pickle"}

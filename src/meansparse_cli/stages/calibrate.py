@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..data.datasets import Split, content_id, stack_examples, take_examples
-from ..data.imagenet import preprocessing_of
 from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
 from ..operator.calibration import calibrate_channels
@@ -19,7 +18,7 @@ from ..reporting.console import bar, console, note
 from ..reporting.model_tables import show_sites
 from ..runs.checks import check_model
 from ..runs.context import RunContext
-from ..settings.config import CalibrateConfig
+from ..settings.stages import CalibrateConfig
 from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
@@ -64,7 +63,7 @@ def _measure(context: RunContext, config: CalibrateConfig) -> Path:
                 "batch_size": config.batch_size,
                 "estimator": config.estimator,
                 "sites": [s.name for s in sites],
-                "preprocessing": repr(preprocessing_of(context.run.source, config.preprocessing)),
+                "preprocessing": repr(context.preprocessing),
             },
             on_batch=advance,
         )

@@ -31,8 +31,9 @@ from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_eval
 from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate
-from ..settings.config import EvaluateConfig, eps_grid, eps_value
 from ..settings.shard import read_shard
+from ..settings.stages import EvaluateConfig
+from ..settings.values import eps_grid, eps_value
 from .evaluate_work import Asked, Pool, Work
 
 

@@ -24,8 +24,9 @@ from ..operator.sparsify import SparsifiedModel
 from ..reporting.console import live, note
 from ..reporting.progress import show_attacks
 from ..runs.context import RunContext
-from ..settings.config import EvaluateConfig, eps_value
 from ..settings.shard import Shard
+from ..settings.stages import EvaluateConfig
+from ..settings.values import eps_value
 
 Pool = dict[str, Chunk]
 """Images from elsewhere, by where they are from."""

@@ -7,22 +7,23 @@ from typing import Any
 
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
-from ..models.export import model_card, n_test_images, save_card, save_exported, save_robustbench
-from ..models.source import network_settings
+from ..models.export import save_exported, save_robustbench
+from ..models.source import kind_of
 from ..operator.checkpoint import Checkpoint, sparsify
 from ..operator.sparsify import check_alpha
+from ..reporting.card import model_card, n_test_images, save_card
 from ..reporting.console import note
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import checkpoint_in_use, checkpoint_to_evaluate
-from ..settings.config import EvaluateConfig, StageConfig
+from ..settings.stages import EvaluateConfig, StageConfig
 from ..sites.rules import among_published
 
 SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
 
 
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
-    """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
+    """A run's sparsified model as one file, of a ``format`` of ``models/export.py``, or a card; returns its path.
 
     ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to
     be of this very alpha.
@@ -43,7 +44,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     else:
         network = {
             "published_sites": among_published(checkpoint.rule) is not None,
-            "settings": network_settings(source, context.weights),
+            "settings": kind_of(source).network_settings(context.weights),
         }
         save_exported(path, source, base, checkpoint, network)
     value, size = float(checkpoint.alpha or 0), path.stat().st_size

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from ..models.fetch import FetchedWeights, cache_folder, fetch_weights
+from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import load_model
-from ..models.weights_file import network_id
+from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
 from ..runs.report import RunPaths, config_block, plain, read_report, write_report
-from ..settings.config import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
+from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
 
 def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
@@ -25,8 +26,8 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     results = {
         "model": asdict(run.source),
         "sha256": _sha256(run, config, fetched),
-        "size": fetched.size,
-        "files": [plain(asdict(file)) for file in fetched.files],
+        "size": sum(file.size for file in fetched),
+        "files": [plain(asdict(file)) for file in fetched],
     }
     if file.exists() and not fresh and _is_there_already(run, results):
         note(f"fetch: {run.source.name} is already there")
@@ -41,8 +42,8 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         device="cpu",
         seconds=time.monotonic() - started,
     )
-    origin = ", ".join(file.origin for file in fetched.files)
-    came = f"{fetched.size:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    origin = ", ".join(file.origin for file in fetched)
+    came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
     note(f"fetch: {run.source.name}, {came}")
     return file
 
@@ -53,7 +54,7 @@ def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, st
         fetch(FetchConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields}), sources)
 
 
-def _fetch(run: Run, config: FetchConfig) -> FetchedWeights:
+def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
     with live("bytes") as view:
         is_begun = False
 
@@ -74,12 +75,12 @@ def _fetch(run: Run, config: FetchConfig) -> FetchedWeights:
         )
 
 
-def _sha256(run: Run, config: FetchConfig, fetched: FetchedWeights) -> str | None:
+def _sha256(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> str | None:
     """Of the weights; of what a factory builds where there are none. Nothing is taken that the network cannot load."""
-    sha256 = fetched.sha256 if fetched.files else None
-    if run.source.kind != "factory" and config.weights is None:
+    sha256 = fetched[0].sha256 if fetched else None
+    if fetched and config.weights is None:
         return sha256
-    model = load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
+    model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
     return sha256 or network_id(model)
 
 

@@ -34,7 +34,8 @@ from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, point_of
-from ..settings.config import MeasureConfig, eps_grid, eps_value
+from ..settings.stages import MeasureConfig
+from ..settings.values import eps_grid, eps_value
 from ..sites.find import Site
 from ..sites.rules import parse_rule, select_sites
 

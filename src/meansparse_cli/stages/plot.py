@@ -12,7 +12,7 @@ from ..reporting.operator_plots import draw_blocked, draw_histogram
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import alpha_in_use
-from ..settings.config import PlotConfig
+from ..settings.stages import PlotConfig
 
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.lock import lock_for
-from ..settings.config import COMMANDS, STAGES, resolve
+from ..settings.commands import SECTIONS, STAGES
+from ..settings.resolve import resolve
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
@@ -16,7 +17,7 @@ OF_EVALUATE = ("n_examples", "attack")
 def run_stage(command: str, flags: dict[str, Any], *, file: Path | None = None, fresh: bool = False) -> Path:
     """Resolve the settings of a stage, do it with its run folder locked; the report's path."""
     name = command.replace("-", "_")
-    settings, sources = resolve(command, COMMANDS[command], file, flags)
+    settings, sources = resolve(command, SECTIONS[command], file, flags)
     with lock_for(settings):
         path: Path = getattr(import_module(f".{name}", __package__), name)(settings, sources, fresh=fresh)
     return path

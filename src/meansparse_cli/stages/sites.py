@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..models.adopt import published_sites
 from ..models.published_checkpoint import (
     PublishedCheckpoint,
     published_architecture,
     published_files_of,
     read_published,
 )
+from ..models.published_sites import published_sites
+from ..models.source import kind_of
 from ..runs.context import RunContext
-from ..settings.config import CalibrateConfig
+from ..settings.stages import CalibrateConfig
 from ..sites.find import Site, find_sites
 from ..sites.rules import PUBLISHED, among_published, chosen_by
 from .fetch import ensure_fetched
@@ -38,8 +39,8 @@ def with_site_rule(context: RunContext, config: CalibrateConfig) -> CalibrateCon
     """A model that has operators of its own, and statistics that are stored, mean the authors' sites by default."""
     if among_published(config.sites) is not None:
         return config
-    source = context.run.source
-    has_operators = source.kind == "zoo" and published_architecture(source.entry) == source.entry
+    entry = kind_of(context.run.source).entry
+    has_operators = entry is not None and published_architecture(entry) == entry
     is_default = context.sources.get("sites", "default") == "default"
     if is_default and (has_operators or config.statistics == "stored"):
         return config.model_copy(update={"sites": PUBLISHED})
@@ -55,13 +56,12 @@ def sites_of_rule(context: RunContext, config: CalibrateConfig, model: nn.Module
     """The sites that the rule chooses among."""
     if among_published(config.sites) is None:
         return find_sites(model, images)
-    source = context.run.source
-    known = published_files_of(source.entry) if source.kind == "zoo" else []
-    return published_sites(model, images, held_by_weights(context), [m.pattern for m in known])
+    files = published_files_of(kind_of(context.run.source).entry)
+    return published_sites(model, images, held_by_weights(context), files)
 
 
 def held_by_weights(context: RunContext) -> PublishedCheckpoint | None:
     """The published operators in the run's weights, if these are a file that has them."""
-    if context.run.source.kind != "zoo" or len(context.weights) != 1:
+    if kind_of(context.run.source).entry is None or len(context.weights) != 1:
         return None
     return read_published(context.weights[0], allow_pickle=context.config.allow_pickle)

@@ -25,7 +25,8 @@ from ..selection.choice import ChoiceRule
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_alphas
-from ..settings.config import SweepAlphaConfig, eps_value
+from ..settings.stages import SweepAlphaConfig
+from ..settings.values import eps_value
 
 
 @dataclass(frozen=True)

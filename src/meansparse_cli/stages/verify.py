@@ -19,7 +19,8 @@ from ..runs.checks import check_model
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, has_alpha
-from ..settings.config import VerifyConfig, eps_text, eps_value
+from ..settings.stages import VerifyConfig
+from ..settings.values import eps_text, eps_value
 from .fetch import ensure_fetched
 
 

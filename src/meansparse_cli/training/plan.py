@@ -7,7 +7,8 @@ from torch.utils.data import Subset
 
 from ..data.datasets import KNOWN_DATASETS, Split, load_split, take_examples
 from ..errors import ConfigError, DataError
-from ..settings.config import TrainConfig, check_eps
+from ..settings.training import TrainConfig
+from ..settings.values import check_eps
 from .operators import ramp_epochs
 
 N_SELECTION = 1000

@@ -11,7 +11,7 @@ from ..errors import ArtifactError
 from ..files import load_torch, save_torch
 from ..ledger import changes
 from ..models.networks import ResNet18
-from ..settings.config import TrainConfig
+from ..settings.training import TrainConfig
 from .operators import ramp_epochs
 from .schedule import WeightAverage
 

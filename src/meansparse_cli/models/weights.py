@@ -1,4 +1,4 @@
-"""Checkpoints of other people: read without running their code, and fitted to a network whatever wrapper named the keys.
+"""Checkpoints of other people: read without running their code, fitted to a network whatever wrapper named the keys.
 
 read_checkpoint    a file         -> what it holds, on the CPU
 state_dict_of      what it holds  -> tensors by key
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .download import looks_like_html
 
 ALLOW_PICKLE_HINT = "if you trust where the file comes from, let it run its code: the same command with --allow-pickle"
 
@@ -72,6 +71,12 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {_first_line(error)}", hint=again) from error
+
+
+def looks_like_html(head: bytes) -> bool:
+    """Whether a file's first bytes are those of a web page."""
+    text = head[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return text.startswith((b"<!", b"<html", b"<head", b"<body", b"<?xml", b"<title", b"<script"))
 
 
 def fit_weights(

@@ -1,8 +1,8 @@
 """A second opinion on which axis of a tensor holds the channels, from autograd's record of how the tensor came about.
 
-``sites.py`` follows the forward pass; this file knows nothing of it. It walks back from a tensor to the nearest layer
-whose layout is beyond doubt (a convolution or batch norm has its channels on axis 1, a linear layer or layer norm on the
-last), counts the channels of that layer's own weights, and follows the views and permutations in between.
+``sites/`` follows the forward pass; this file knows nothing of it. It walks back from a tensor to the nearest layer
+whose layout is beyond doubt (a convolution or batch norm has its channels on axis 1, a linear layer or layer norm on
+the last), counts the channels of that layer's own weights, and follows the views and permutations in between.
 """
 
 from collections import deque

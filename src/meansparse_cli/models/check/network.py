@@ -1,4 +1,4 @@
-"""Whether MeanSparse works on one network: sites, statistics, operator in, operator out, checkpoint. Random weights will do.
+"""Whether MeanSparse works on one network: sites, statistics, operator in and out, checkpoint. Random weights will do.
 
 What is proved does not depend on trained weights, but it does depend on sane features: in a network fresh from its
 constructor they may fade to nothing or explode on the way to the logits, and then an operator changes nothing and a
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from ..operator.calibration import calibrate_channels
-from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ..operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
-from ..sites.find import Site, find_sites
-from .adopt import find_published_operators
-from .channel_evidence import ChannelEvidence, channel_evidence
+from ...operator.calibration import calibrate_channels
+from ...operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ...operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
+from ...sites.find import Site, find_sites
+from ..published_sites import find_published_operators
+from .evidence import ChannelEvidence, channel_evidence
 
 ALPHA = 0.2
 """The paper's usual alpha, used wherever the operator is to act."""
@@ -67,7 +67,7 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
 def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
     """What was found in ``model``, and every promise that it breaks (none: it passed).
 
-    ``images`` (batch, channels, height, width), at least two and different. ``checkpoint_file`` is written and read back.
+    ``images`` (batch, channels, height, width), at least two and different. ``checkpoint_file`` is written and read.
     The model must be in eval mode; its weights are changed (``settle``). Gates are sites here too, and so are the
     places of published operators. Raises what the model's own code raises.
     """
@@ -79,7 +79,7 @@ def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tupl
 
 @contextmanager
 def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Before every forward pass, the parameters ``names`` get the values they have now: bit-equal needs equal weights."""
+    """The parameters ``names`` get the values they have now before every pass: bit-equal needs equal weights."""
     parameters = dict(model.named_parameters())
     values = {name: parameters[name].detach().clone() for name in names}
 
@@ -184,9 +184,9 @@ def _watched(model: SparsifiedModel, look: Any) -> Iterator[dict[int, Any]]:
 
 def _statistics_problem(x: Tensor, site: Site, operator: MeanSparse) -> str | None:
     """Whether the operator holds the mean and deviation of ``x``, the tensor that really came by at alpha 0."""
-    axis = operator.channel_axis
-    if operator.mean.shape != (x.shape[axis],) or operator.std.shape != operator.mean.shape:
-        return f"{site.name} has {len(operator.mean)} channels, its input {tuple(x.shape)} has {x.shape[axis]} on axis {axis}"
+    axis, shape = operator.channel_axis, tuple(x.shape)
+    if operator.mean.shape != (shape[axis],) or operator.std.shape != operator.mean.shape:
+        return f"{site.name} has {len(operator.mean)} channels, its input {shape} has {shape[axis]} on axis {axis}"
     rows = x.detach().double().movedim(axis, 0).flatten(1)
     std, mean = torch.std_mean(rows, 1, correction=0)
     scale = float(rows.abs().max()) + 1e-12
