@@ -318,7 +318,7 @@ def test_an_alpha_for_each_site_survives_the_file(
 ) -> None:
     import copy
 
-    from meansparse_cli.engine.pair_attack import site_alphas_set
+    from meansparse_cli.operator.sparsify import site_alphas_set
 
     n = len(checkpoint.sites)
     column = tuple([0.0, 0.4, 0.1] + [0.0] * (n - 3))

@@ -15,26 +15,15 @@ MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against th
 RHO = 0.75  # below this fraction of increasing steps, the step size halves
 
 
-def apgd(
-    task: AttackTask,
-    *,
-    loss: LossName = "ce",
-    n_steps: int | None = None,
-    n_restarts: int = 1,
-    starts: Tensor | None = None,
-) -> SearchOutcome:
-    """APGD on ``loss`` from ``n_restarts`` random starts an example (and target, for ``dlr-targeted``).
+def apgd(task: AttackTask, *, loss: LossName = "ce", n_steps: int | None = None) -> SearchOutcome:
+    """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
 
     Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``; ``starts``
-    (n, channels, height, width) replaces the first random start.
+    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``.
     """
-    rule = APGDRule(task.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
-    if loss == "dlr-targeted":
-        targets = likely_targets(task.clean_logits).repeat_interleave(n_restarts, dim=1)
-    else:
-        targets = task.y[:, None].expand(-1, n_restarts)
-    return climb(task, rule, targets=targets, n_attempts=targets.shape[1], starts=starts)
+    rule = APGDRule(task.problem.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
+    targets = likely_targets(task.clean_logits) if loss == "dlr-targeted" else task.examples.y[:, None]
+    return climb(task, rule, targets=targets)
 
 
 class APGDRule:

@@ -17,7 +17,7 @@ from .starts import Start, example_generator
 from .task import AttackTask, SearchOutcome
 
 Batch = dict[str, Tensor]
-"""Tensors of one length, a row an active example. Always there: ``x``, ``y``, ``target``, ``point`` (the image to be
+"""Tensors of one length, a row an active example. Always there: ``x``, ``y``, ``example`` (its position), ``target``, ``point`` (the image to be
 evaluated next), ``step`` (steps taken), ``best_loss``, ``best_point``, ``passes`` (rows, 2) spent in this attempt; of
 the last evaluation, ``improved`` and ``broken``."""
 
@@ -48,18 +48,15 @@ class StepRule(Protocol):
         ...
 
 
-def climb(
-    task: AttackTask, rule: StepRule, *, targets: Tensor, n_attempts: int = 1, starts: Tensor | None = None
-) -> SearchOutcome:
+def climb(task: AttackTask, rule: StepRule, *, targets: Tensor) -> SearchOutcome:
     """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
 
-    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted losses. ``starts``
-    (n, channels, height, width) replaces the random starts of the first attempt.
+    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted losses.
     """
-    n = task.x.shape[0]
-    points = task.x.clone()
+    n_attempts = targets.shape[1]
+    n = task.examples.x.shape[0]
+    points = task.examples.x.clone()
     claimed = torch.zeros(n, dtype=torch.bool, device=points.device)
-    best_loss = torch.full((n,), -torch.inf, device=points.device)
     passes = torch.zeros(n, 2, dtype=torch.int64)
     evaluate = getattr(rule, "evaluate", None)
     waiting = deque((example, 0) for example in range(n))
@@ -68,10 +65,10 @@ def climb(
     report = smooth_progress(task.advance, n, n_attempts)
 
     while waiting or slots:
-        n_free = task.batch_size - len(slots)
+        n_free = task.problem.batch_size - len(slots)
         if waiting and n_free > 0:
             admitted = [waiting.popleft() for _ in range(min(n_free, len(waiting)))]
-            fresh = _admit(task, rule, admitted, targets, starts)
+            fresh = _admit(task, rule, admitted, targets)
             batch = {key: torch.cat([batch[key], fresh[key]]) for key in fresh} if slots else fresh
             slots += admitted
 
@@ -81,7 +78,7 @@ def climb(
             if evaluate is not None:
                 logits, loss = evaluate(task.model, batch, point)
             else:
-                logits = task.model(point) if task.forward is None else task.forward(point, batch)
+                logits = task.model(point, batch.get("alphas"))
                 loss = rule.loss(logits, batch["y"], batch["target"])
         _note_best(batch, point.detach(), loss.detach())
         batch["broken"] = logits.detach().argmax(dim=1) != batch["y"]
@@ -100,14 +97,13 @@ def climb(
             gone_rows = torch.tensor([row for row, leaves in enumerate(left) if leaves])
             kept_rows = torch.tensor([row for row, leaves in enumerate(left) if not leaves], dtype=torch.int64)
             gone_there, kept_there = gone_rows.to(leaving.device), kept_rows.to(leaving.device)
-            gone = {key: batch[key][gone_there] for key in ("point", "best_point", "best_loss", "broken")}
+            gone = {key: batch[key][gone_there] for key in ("point", "best_point", "broken")}
             gone_slots = [slot for slot, leaves in zip(slots, left, strict=True) if leaves]
             # The misclassified point, or the best one of an attempt survived.
             found = torch.where(gone["broken"].view(-1, 1, 1, 1), gone["point"], gone["best_point"])
             examples = torch.tensor([example for example, _ in gone_slots], device=points.device)
             points[examples] = found.to(points.device)
             claimed[examples] = gone["broken"].to(points.device)
-            best_loss[examples] = gone["best_loss"].to(points.device)
             passes.index_add_(0, examples.cpu(), batch["passes"][gone_rows])
             for (example, attempt), is_broken in zip(gone_slots, gone["broken"].tolist(), strict=True):
                 over = is_broken or attempt + 1 == n_attempts
@@ -121,26 +117,24 @@ def climb(
         if slots:
             rule.advance(batch, loss, grad)
             batch["step"] = batch["step"] + 1
-    return SearchOutcome(points, claimed, best_loss, passes)
+    return SearchOutcome(points, claimed, passes)
 
 
-def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor, starts: Tensor | None) -> Batch:
+def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor) -> Batch:
     """The rows of newly admitted (example, attempt) pairs, at their starts, on the model's device."""
     device = task.model.device
     examples = torch.tensor([example for example, _ in slots])
     attempts = torch.tensor([attempt for _, attempt in slots])
-    there = examples.to(task.x.device)
-    x = task.x[there].to(device).contiguous()
+    there = examples.to(task.examples.x.device)
+    x = task.examples.x[there].to(device).contiguous()
     points = []
     for image, (example, attempt) in zip(x.cpu(), slots, strict=True):  # drawn on the CPU, and copied once
-        if starts is not None and attempt == 0:
-            points.append(starts[example].cpu().clamp(0.0, 1.0))
-        else:
-            generator = example_generator(task.seed, task.attack, attempt, int(task.indices[example]))
-            points.append(rule.start(image, generator, task.budget))
+        generator = example_generator(task.problem.seed, task.attack, attempt, int(task.examples.indices[example]))
+        points.append(rule.start(image, generator, task.problem.budget))
     batch: Batch = {
         "x": x,
-        "y": task.y[there].to(device),
+        "y": task.examples.y[there].to(device),
+        "example": examples.to(device),
         "target": targets[examples.to(targets.device), attempts.to(targets.device)].to(device),
         "point": torch.stack(points).to(device),
         "step": torch.zeros(len(slots), dtype=torch.int64, device=device),
@@ -150,7 +144,8 @@ def _admit(task: AttackTask, rule: StepRule, slots: list[Slot], targets: Tensor,
         "broken": torch.zeros(len(slots), dtype=torch.bool, device=device),
         "passes": torch.zeros(len(slots), 2, dtype=torch.int64),  # on the CPU
     }
-    batch |= {name: values[examples.to(values.device)].to(device) for name, values in task.per_row.items()}
+    if task.alphas is not None:
+        batch["alphas"] = task.alphas[examples.to(task.alphas.device)].to(device)
     rule.begin(batch)
     return batch
 

@@ -32,10 +32,10 @@ def fab(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
     An image farther than eps is not claimed. It has no random part, so its result does not depend on the seed, nor on
     the batch. ``n_steps`` defaults to ``N_STEPS``.
     """
-    n, n_steps = len(task.x), N_STEPS if n_steps is None else n_steps
+    n, n_steps = len(task.examples.x), N_STEPS if n_steps is None else n_steps
     targets = likely_targets(task.clean_logits)
     n_attempts = targets.shape[1]
-    points, claimed = task.x.clone(), torch.zeros(n, dtype=torch.bool, device=task.x.device)
+    points, claimed = task.examples.x.clone(), torch.zeros(n, dtype=torch.bool, device=task.examples.x.device)
     passes = torch.zeros(n, 2, dtype=torch.int64)
     waiting = deque((example, 0) for example in range(n))
     slots: list[Slot] = []
@@ -43,8 +43,8 @@ def fab(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
     report = smooth_progress(task.advance, n, n_attempts)
 
     while waiting or slots:
-        if waiting and len(slots) < task.batch_size:
-            admitted = [waiting.popleft() for _ in range(min(task.batch_size - len(slots), len(waiting)))]
+        if waiting and len(slots) < task.problem.batch_size:
+            admitted = [waiting.popleft() for _ in range(min(task.problem.batch_size - len(slots), len(waiting)))]
             fresh = _admit(task, admitted, targets)
             batch = {key: torch.cat([batch[key], fresh[key]]) for key in fresh} if slots else fresh
             slots += admitted
@@ -67,18 +67,19 @@ def fab(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
                 report(n_attempts - attempt if over else 1)
             slots = [slot for slot, leaves in zip(slots, left, strict=True) if not leaves]
             batch = {key: value[~leaving] for key, value in batch.items()}
-    return SearchOutcome(points, claimed, passes=passes)
+    return SearchOutcome(points, claimed, passes)
 
 
 def _admit(task: AttackTask, slots: list[Slot], targets: Tensor) -> Batch:
     device = task.model.device
-    examples, attempts = (torch.tensor(part, device=task.x.device) for part in zip(*slots, strict=True))
-    x = task.x[examples].to(device).contiguous()
+    examples, attempts = (torch.tensor(part, device=task.examples.x.device) for part in zip(*slots, strict=True))
+    x = task.examples.x[examples].to(device).contiguous()
     zeros = torch.zeros(len(slots), dtype=torch.int64, device=device)
-    return {
+    alphas = {} if task.alphas is None else {"alphas": task.alphas[examples.to(task.alphas.device)].to(device)}
+    return alphas | {
         "x": x,
         "point": x.clone(),
-        "y": task.y[examples].to(device),
+        "y": task.examples.y[examples].to(device),
         "target": targets[examples.to(targets.device), attempts.to(targets.device)].to(device),
         "step": zeros,
         "n_asked": zeros,
@@ -89,10 +90,10 @@ def _admit(task: AttackTask, slots: list[Slot], targets: Tensor) -> Batch:
 
 def _step(task: AttackTask, batch: Batch) -> None:
     """One iteration of every row; where a row is broken, ``point`` is the adversarial image."""
-    x, y, norm = batch["x"], batch["y"], task.budget.norm
+    x, y, norm = batch["x"], batch["y"], task.problem.budget.norm
     point = batch["point"].detach().requires_grad_()
     with torch.enable_grad():
-        logits = task.model(point)
+        logits = task.model(point, batch.get("alphas"))
         gap = (logits.gather(1, batch["target"][:, None]) - logits.gather(1, y[:, None])).squeeze(1)
     normal = finite(torch.autograd.grad(gap.sum(), point)[0].detach()).contiguous()
     with torch.no_grad():
@@ -104,12 +105,13 @@ def _step(task: AttackTask, batch: Batch) -> None:
         bias = per_image((lengths[0] / (lengths[0] + lengths[1])).clamp(0, BIAS_MAX))
         moved = (point + OVERSHOOT * to_boundary) * (1 - bias) + (x + OVERSHOOT * from_x) * bias
         moved = moved.clamp(0, 1)
-        within = _size(moved - x, norm) <= task.budget.eps
+        within = _size(moved - x, norm) <= task.problem.budget.eps
         ask = within | ~batch["was_adversarial"] | (batch["step"] % ASK_EVERY == ASK_EVERY - 1)
         adversarial = torch.ones_like(within)
         rows = ask.nonzero().squeeze(1)
         if len(rows):
-            adversarial = adversarial.index_copy(0, rows, task.model(moved[rows]).argmax(dim=1) != y[rows])
+            alphas = batch["alphas"][rows] if "alphas" in batch else None
+            adversarial = adversarial.index_copy(0, rows, task.model(moved[rows], alphas).argmax(dim=1) != y[rows])
         batch["broken"] = adversarial & within
         back = adversarial & ~batch["broken"]
         batch["point"] = torch.where(per_image(back), x + (moved - x) * BACKWARD, moved)

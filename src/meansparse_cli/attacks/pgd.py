@@ -15,16 +15,14 @@ PAPER_STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value for
 STEP_SIZE = 2 / 255  # for any other number of steps
 
 
-def pgd(
-    task: AttackTask, *, n_steps: int | None = None, step_size: float | None = None, starts: Tensor | None = None
-) -> SearchOutcome:
-    """PGD on cross-entropy from one start, uniform in the ball (or ``starts`` (n, channels, height, width)).
+def pgd(task: AttackTask, *, n_steps: int | None = None, step_size: float | None = None) -> SearchOutcome:
+    """PGD on cross-entropy from one start, uniform in the ball.
 
     ``n_steps`` defaults to ``N_STEPS``; ``step_size``, in pixel units, to the constants above for Linf and to
     2.5 eps / n_steps for L2. An example leaves at its first misclassified point.
     """
-    rule = PGDRule(task.budget, n_steps=n_steps or N_STEPS, step_size=step_size)
-    return climb(task, rule, targets=task.y[:, None], starts=starts)
+    rule = PGDRule(task.problem.budget, n_steps=n_steps or N_STEPS, step_size=step_size)
+    return climb(task, rule, targets=task.examples.y[:, None])
 
 
 class PGDRule:

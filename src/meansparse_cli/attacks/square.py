@@ -31,19 +31,19 @@ def square(task: AttackTask, *, n_queries: int | None = None) -> SearchOutcome:
 
     Raises ``AttackError`` for an L2 budget on images under 5 pixels high or wide.
     """
-    height, width = task.x.shape[2:]
-    if task.budget.norm == "L2" and min(height, width) < SMALLEST_L2_IMAGE:
+    height, width = task.examples.x.shape[2:]
+    if task.problem.budget.norm == "L2" and min(height, width) < SMALLEST_L2_IMAGE:
         raise AttackError(f"Square under L2 needs images of 5 x 5 pixels or more, these are {height} x {width}")
-    n, n_queries = len(task.x), N_QUERIES if n_queries is None else n_queries
+    n, n_queries = len(task.examples.x), N_QUERIES if n_queries is None else n_queries
     sizes = torch.tensor([_side(query, task) for query in range(n_queries + 1)], device=task.model.device)
-    points, claimed = task.x.clone(), torch.zeros(n, dtype=torch.bool, device=task.x.device)
+    points, claimed = task.examples.x.clone(), torch.zeros(n, dtype=torch.bool, device=task.examples.x.device)
     passes = torch.zeros(n, 2, dtype=torch.int64)
     waiting, active = deque(range(n)), torch.zeros(0, dtype=torch.int64)
     rows: Rows = {}
     with torch.no_grad():
         while waiting or len(active):
-            if waiting and len(active) < task.batch_size:
-                admitted = [waiting.popleft() for _ in range(min(task.batch_size - len(active), len(waiting)))]
+            if waiting and len(active) < task.problem.batch_size:
+                admitted = [waiting.popleft() for _ in range(min(task.problem.batch_size - len(active), len(waiting)))]
                 fresh = _admit(task, admitted, n_queries)
                 rows = {key: torch.cat([rows[key], fresh[key]]) for key in fresh} if len(active) else fresh
                 active = torch.cat([active, torch.tensor(admitted)])
@@ -60,14 +60,14 @@ def square(task: AttackTask, *, n_queries: int | None = None) -> SearchOutcome:
                 rows, active = {key: value[~leaving] for key, value in rows.items()}, active[~left]
             if rows:
                 rows["query"] = rows["query"] + 1
-    return SearchOutcome(points, claimed, passes=passes)
+    return SearchOutcome(points, claimed, passes)
 
 
 def _side(query: int, task: AttackTask) -> int:
     """The side of the patch at a query: AutoAttack's schedule, which does not depend on the number of queries."""
-    height, width = task.x.shape[2:]
+    height, width = task.examples.x.shape[2:]
     share = P_INIT / 2 ** sum(query - 1 > limit for limit in _HALVINGS)
-    if task.budget.norm == "Linf":
+    if task.problem.budget.norm == "Linf":
         side = max(round(math.sqrt(share * height * width)), 1)
     else:
         side = max(round(math.sqrt(share * height * width)), 3) | 1  # odd
@@ -76,31 +76,31 @@ def _side(query: int, task: AttackTask) -> int:
 
 def _admit(task: AttackTask, examples: list[int], n_queries: int) -> Rows:
     """Rows of new examples: everything they will ever draw, and query 0, the start, as their first proposal."""
-    device, (channels, _, width) = task.model.device, task.x.shape[1:]
-    linf = task.budget.norm == "Linf"
+    device, (channels, _, width) = task.model.device, task.examples.x.shape[1:]
+    linf = task.problem.budget.norm == "Linf"
     n_tiles = 1 if linf else _n_tiles(task)
     starts, draws = [], []
     for example in examples:
-        generator = example_generator(task.seed, task.attack, 0, int(task.indices[example]))
+        generator = example_generator(task.problem.seed, task.attack, 0, int(task.examples.indices[example]))
         shape = (channels, 1, width) if linf else (n_tiles, channels + 1)
         starts.append(torch.rand(shape, generator=generator))
         # of each query: top and left corner (for L2 also of the window that gives way, and a turn), a sign a channel
         draws.append(torch.rand(n_queries + 1, (2 if linf else 5) + channels, generator=generator))
-    there = torch.tensor(examples, device=task.x.device)
-    x = task.x[there].to(device)
+    there = torch.tensor(examples, device=task.examples.x.device)
+    x = task.examples.x[there].to(device)
     start = torch.stack(starts).to(device)
     zeros = torch.zeros(len(examples), dtype=torch.int64, device=device)
-    return {
+    alphas = {} if task.alphas is None else {"alphas": task.alphas[there.to(task.alphas.device)].to(device)}
+    return alphas | {
         "x": x,
-        "y": task.y[there].to(device),
-        "start": (x + task.budget.eps * _sign(start)).clamp(0, 1) if linf else _tiled(task, x, start),
+        "y": task.examples.y[there].to(device),
+        "start": (x + task.problem.budget.eps * _sign(start)).clamp(0, 1) if linf else _tiled(task, x, start),
         "best": x.clone(),
         "loss": torch.full((len(x),), -torch.inf, device=device),  # the margin of ``best``
         "broken": zeros.bool(),
         "query": zeros,
         "n_asked": zeros,
         "draws": torch.stack(draws).to(device),
-        **{name: values[there.to(values.device)].to(device) for name, values in task.per_row.items()},
     }
 
 
@@ -108,7 +108,7 @@ def _propose(task: AttackTask, rows: Rows, sizes: Tensor) -> tuple[Tensor, Tenso
     """The next image of every row, and which of them need an answer."""
     query = rows["query"]
     draw, side = rows["draws"][torch.arange(len(query), device=query.device), query], sizes[query]
-    propose = _linf_patch if task.budget.norm == "Linf" else _l2_patch
+    propose = _linf_patch if task.problem.budget.norm == "Linf" else _l2_patch
     proposal = torch.where(per_image(query == 0), rows["start"], propose(task, rows["x"], rows["best"], draw, side))
     return proposal, (query == 0) | (proposal != rows["best"]).flatten(1).any(dim=1)
 
@@ -119,8 +119,7 @@ def _answer(task: AttackTask, rows: Rows, proposal: Tensor, asked: Tensor) -> No
     if not len(which):
         return
     y, images = rows["y"][which], proposal[which]
-    own = {name: rows[name][which] for name in task.per_row}
-    logits = task.model(images.contiguous()) if task.forward is None else task.forward(images.contiguous(), own)
+    logits = task.model(images.contiguous(), rows["alphas"][which] if "alphas" in rows else None)
     loss, broken = margin(logits, y, y), logits.argmax(dim=1) != y
     better = broken | (loss > rows["loss"][which])
     rows["best"] = rows["best"].index_copy(
@@ -134,14 +133,14 @@ def _answer(task: AttackTask, rows: Rows, proposal: Tensor, asked: Tensor) -> No
 def _linf_patch(task: AttackTask, x: Tensor, best: Tensor, draw: Tensor, side: Tensor) -> Tensor:
     """``best`` with one square, of one colour, moved to the budget's edge."""
     inside = _over_channels(_window(x, draw[:, 0], draw[:, 1], side))
-    eps = task.budget.eps
+    eps = task.problem.budget.eps
     edge = torch.minimum(torch.maximum(best + 2 * eps * _sign(draw[:, 2:, None, None]), x - eps), x + eps).clamp(0, 1)
     return torch.where(inside, edge, best)
 
 
 def _l2_patch(task: AttackTask, x: Tensor, best: Tensor, draw: Tensor, side: Tensor) -> Tensor:
     """The mass of one window, and what the budget has left, moved into another in the shape of ``_pattern``."""
-    delta, channels, eps = best - x, x.shape[1], task.budget.eps
+    delta, channels, eps = best - x, x.shape[1], task.problem.budget.eps
     window, giving = _window(x, draw[:, 0], draw[:, 1], side), _window(x, draw[:, 2], draw[:, 3], side)
     window_, both = _over_channels(window), _over_channels(window | giving)
     shape = _placed(x, draw, side) * _sign(draw[:, 5:, None, None])
@@ -187,7 +186,7 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 def _n_tiles(task: AttackTask) -> int:
-    height, width = task.x.shape[2:]
+    height, width = task.examples.x.shape[2:]
     return (height // (height // 5)) * (width // (height // 5))
 
 
@@ -203,7 +202,7 @@ def _tiled(task: AttackTask, x: Tensor, start: Tensor) -> Tensor:
         signed = turned * _sign(draw[:, 1:, None, None])
         fits = signed[:, :, : max(height - top, 0), : max(width - left, 0)]
         delta[:, :, top : top + fits.shape[2], left : left + fits.shape[3]] = fits
-    return (x + delta / per_image(l2_norm(delta) + 1e-12) * task.budget.eps).clamp(0, 1)
+    return (x + delta / per_image(l2_norm(delta) + 1e-12) * task.problem.budget.eps).clamp(0, 1)
 
 
 def _window(x: Tensor, draw_top: Tensor, draw_left: Tensor, side: Tensor) -> Tensor:

@@ -5,19 +5,16 @@ import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import typer
 
 from ..errors import DataError
-from ..files import write_bytes
 from ..reporting.console import console, note
 from ..reporting.model_tables import show_sites
-from ..runs.folder import locate_run, lock_for, run_folder_lock
 from ..runs.report import read_report
 from ..settings import arguments
-from ..settings.commands import SECTIONS, STAGES
+from ..settings.commands import STAGES
 from ..settings.options import StageArguments
 from ..settings.resolve import resolve
 from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
@@ -26,8 +23,6 @@ from .options import Flags, Function
 
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
-_MODULES = dict.fromkeys(STAGES, "pipeline") | {"measure": "measure"}
-"""Where in ``stages`` the function of a command is that has a report and no more to say than its path."""
 _OWN: dict[str, Function] = {}
 
 
@@ -44,16 +39,10 @@ def _own(function: Function) -> Function:
 
 def _stage(name: str, flags: Flags, given: StageArguments) -> None:
     """The report of one stage."""
-    _print_report(_run_stage(name, flags, given), name, given.as_json)
+    from ..stages.run import run_stage
 
-
-def _run_stage(name: str, flags: Flags, given: StageArguments) -> Path:
-    """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
-    settings, sources = resolve(name, SECTIONS[name], given.config, flags)
-    function = getattr(import_module(f"..stages.{_MODULES[name]}", __package__), name.replace("-", "_"))
-    with lock_for(settings):
-        path: Path = function(settings, sources, fresh=given.fresh)
-    return path
+    path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    _print_report(path, name, given.as_json)
 
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
@@ -63,19 +52,17 @@ def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None 
 
 @_own
 def run(flags: Flags, given: StageArguments) -> None:
-    """The stages one after the other; the number of test images and the attacks on them are for the last one alone."""
-    of_evaluate = {"n_examples", "attack"}
-    shared = {key: value for key, value in flags.items() if key not in of_evaluate}
-    *before, last = STAGES
-    for stage in before:
-        _run_stage(stage, shared, given)
-    _print_report(_run_stage(last, flags, given), last, given.as_json)
+    """The report of the last of the stages."""
+    from ..stages.run import run_all
+
+    path = run_all(flags, file=given.config, fresh=given.fresh)
+    _print_report(path, STAGES[-1], given.as_json)
 
 
 @_own
 def sites(flags: Flags, given: arguments.Sites) -> None:
     """A table for people, or all of it as JSON."""
-    from ..stages.pipeline import list_sites
+    from ..stages.sites import list_sites
 
     found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
     if given.as_json:
@@ -114,10 +101,12 @@ def export(_: Flags, given: arguments.Export) -> None:
 @_own
 def verify(flags: Flags, given: arguments.Verify) -> None:
     """The report; and an error where an image breaks the rules."""
+    from ..runs.folder import folder_of
+    from ..runs.lock import run_folder_lock
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, given.config, flags)
-    with run_folder_lock(locate_run(settings).paths.folder):
+    with run_folder_lock(folder_of(settings)):
         path, admissible = verify_images(settings, sources, given.file)
     _print_report(path, "verify", given.as_json)
     if not admissible:
@@ -128,15 +117,10 @@ def verify(flags: Flags, given: arguments.Verify) -> None:
 @_own
 def report(_: Flags, given: arguments.Report) -> None:
     """The page itself; or the path of the file that it is written to."""
-    from ..reporting.render import render
+    from ..stages.report import report as show
 
     width = shutil.get_terminal_size((120, 24)).columns
-    text = render(given.run, given.format, width=width, to_file=given.output is not None)
-    if given.output is None:
-        typer.echo(text, nl=False)
-        return
-    write_bytes(given.output, text.encode())
-    typer.echo(str(given.output))
+    typer.echo(show(given.run, format=given.format, output=given.output, width=width), nl=False)
 
 
 @_own
@@ -157,6 +141,7 @@ def models(_: Flags, given: arguments.Models) -> None:
 def train(flags: Flags, given: StageArguments) -> None:
     """The path of the weights; exit code 75 where the time limit came first."""
     settings, sources = resolve("train", TrainConfig, given.config, flags)
+    from ..runs.lock import run_folder_lock
     from ..stages.train import train as train_network
     from ..stages.train import train_folder
 

@@ -1,15 +1,16 @@
 """One more APGD on examples of a subject, as the checks of the search need it."""
 
-import torch
 from torch import Tensor
 
 from ..attacks.apgd import APGDRule
 from ..attacks.batch_queue import Batch, climb
 from ..attacks.budget import enforce_budget
-from ..attacks.judge import full_float32
 from ..attacks.losses import LossName
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..attacks.task import AttackTask
+from ..data.examples import Examples
+from ..operator.float32 import full_float32
 from ..operator.sparsify import backward_rule
 from .subject import Subject
 
@@ -37,19 +38,9 @@ def climb_again(
     counted, conditions, own = subject.counted(), subject.conditions, subject.examples.at(rows)
     x = own.x.contiguous()
     rule = APGDRule(budget, loss, n_classes=conditions.n_classes, n_steps=n_steps)
-    task = AttackTask(
-        attack=f"doubt-{loss}-{n_steps}",
-        model=counted,
-        x=x,
-        y=own.y,
-        indices=own.indices,
-        clean_logits=subject.logits(x),
-        budget=budget,
-        seed=conditions.seed,
-        batch_size=conditions.batch_size,
-        advance=lambda n: None,
-        per_row={} if history is None else {"example": torch.arange(len(rows))},
-    )
+    problem = Problem(subject.model, budget, conditions.n_classes, conditions.seed, conditions.batch_size)
+    examples = Examples(x, own.y, own.indices)
+    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, examples, subject.logits(x))
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
         found = climb(task, rule if history is None else Recorded(rule, history), targets=own.y[:, None])
     points = enforce_budget(found.points.to(x.device), x, budget)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ..attacks.judge import float32_set_to
 from ..data.datasets import make_loader
 from ..errors import SiteError, StatisticsError
 from ..files import load_torch, save_torch
 from ..sites.find import Site, untouched, unwrap
+from .float32 import float32_set_to
 from .sparsify import SparsifiedModel, insert, remove
 from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
 

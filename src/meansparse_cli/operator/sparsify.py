@@ -366,6 +366,20 @@ def alpha_set(model: nn.Module, alpha: float) -> Iterator[None]:
 
 
 @contextmanager
+def site_alphas_set(model: SparsifiedModel, alphas: Tensor) -> Iterator[None]:
+    """Give each site its own alpha for a while; ``alphas`` (n_sites,), in the order of ``model.sites``."""
+    operators = [cast(MeanSparse, model.at(site)) for site in model.sites]
+    before = [float(operator.alpha) for operator in operators]
+    try:
+        for operator, alpha in zip(operators, alphas.tolist(), strict=True):
+            operator.set_alpha(alpha)
+        yield
+    finally:
+        for operator, alpha in zip(operators, before, strict=True):
+            operator.set_alpha(alpha)
+
+
+@contextmanager
 def example_alphas_set(model: SparsifiedModel, alphas: Tensor) -> Iterator[None]:
     """Give every example of the next batches an alpha of its own: one batch then serves many alphas.
 
