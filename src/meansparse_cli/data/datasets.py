@@ -34,6 +34,8 @@ from .imagenet import Preprocessing, class_numbers, evaluation_images
 log = logging.getLogger(__name__)
 
 SplitName = Literal["calibration", "held-out", "test"]
+Split = Subset[tuple[Tensor, int]]
+"""Images of a data set, by their positions in its training or test set."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
@@ -151,7 +153,7 @@ ImageSet = ArrayImages | FileImages
 
 def load_split(
     dataset: str, data_dir: Path | None, split: SplitName, preprocessing: Preprocessing | None = None
-) -> "Subset[tuple[Tensor, int]]":
+) -> Split:
     """The images of one split, in a fixed order. Indices are positions in the training or the test set.
 
     ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
@@ -168,15 +170,13 @@ def load_split(
     return Subset(test, range(len(test))) if split == "test" else _part_of_training(train, split)
 
 
-def _part_of_training(train: "ImageSet", split: SplitName) -> "Subset[tuple[Tensor, int]]":
+def _part_of_training(train: "ImageSet", split: SplitName) -> Split:
     order = _permutation(len(train))
     n_held_out = min(HELD_OUT_AT_MOST, int(len(train) * HELD_OUT_FRACTION))
     return Subset(train, sorted(order[:n_held_out] if split == "held-out" else order[n_held_out:]))
 
 
-def take_examples(
-    images: "Subset[tuple[Tensor, int]]", n_examples: int | None, *, seed: int = 0
-) -> "Subset[tuple[Tensor, int]]":
+def take_examples(images: Split, n_examples: int | None, *, seed: int = 0) -> Split:
     """The first ``n_examples`` of a seeded shuffle, so that a larger number contains every smaller one."""
     order = np.random.default_rng([SPLIT_SEED, seed]).permutation(len(images))
     wanted = len(images) if n_examples is None else n_examples
@@ -207,9 +207,7 @@ def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
 
-def check_images(
-    images: "Subset[tuple[Tensor, int]]", n_classes: int, image_shape: tuple[int, ...], where: str
-) -> None:
+def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
     """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
     if not len(images):
         raise DataError(f"{where} is empty")
@@ -221,7 +219,7 @@ def check_images(
         raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
 
 
-def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
+def content_id(images: Split) -> str:
     """sha256 over what identifies the chosen images and labels: pixels in memory, names and checksums on disk."""
     digest, source = hashlib.sha256(), images.dataset
     indices = np.asarray(list(images.indices), dtype=np.int64)
@@ -235,7 +233,7 @@ def content_id(images: "Subset[tuple[Tensor, int]]") -> str:
     return digest.hexdigest()
 
 
-def image_ids(images: "Subset[tuple[Tensor, int]]") -> set[bytes]:
+def image_ids(images: Split) -> set[bytes]:
     """What tells each image from the others: its pixels in memory, its file's content on disk."""
     source, indices = images.dataset, list(images.indices)
     if isinstance(source, ArrayImages):
@@ -278,9 +276,7 @@ def _check_folder(dataset: str, data_dir: Path | None) -> Path:
     return data_dir
 
 
-def _load_imagenet(
-    data_dir: Path | None, split: SplitName, preprocessing: Preprocessing
-) -> "Subset[tuple[Tensor, int]]":
+def _load_imagenet(data_dir: Path | None, split: SplitName, preprocessing: Preprocessing) -> Split:
     """A part of ``train``, which may be over a million files, or of ``val``; the other folder is not opened."""
     data_dir = _check_folder("imagenet", data_dir)
     if split != "test":
@@ -292,7 +288,7 @@ def _load_imagenet(
     images = _open_images(val, preprocessing)
     if isinstance(images, ArrayImages):
         return Subset(images, range(len(images)))
-    places = {"/".join(name.split("/")[-2:]): i for i, name in enumerate(images.names)}
+    places = {_in_class_folder(name): i for i, name in enumerate(images.names)}
     wanted = evaluation_images()
     chosen = [places[name] for name in wanted if name in places]
     if 0 < len(chosen) < len(wanted):
@@ -301,7 +297,11 @@ def _load_imagenet(
     return Subset(images, chosen or range(len(images)))
 
 
-@cache  # a stage opens its images more than once
+def _in_class_folder(name: str) -> str:
+    return "/".join(name.split("/")[-2:])
+
+
+@cache  # a stage may open its images more than once
 def _say_that_it_is_a_part(val: Path, n_there: int, n_all: int) -> None:
     log.warning(
         f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split"

@@ -16,8 +16,7 @@ from ..attacks import expand_attacks
 from ..engine.evaluation import CLEAN, TRANSFER, is_bpda
 from ..files import sha256_of
 from ..reporting.console import note
-from ..runs.folder import stage_command
-from ..runs.report import RunPaths, machine_of, read_report, verify_outputs
+from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource

@@ -64,10 +64,11 @@ def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
     """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
+    # torch is not loaded for a list
     from ..models.names import ZooEntry
     from ..models.zoo import zoo_entries
     from ..reporting.zoo_page import checks_table, summary
-    from ..runs.folder import run_folder_lock
+    from ..runs.lock import run_folder_lock
     from .zoo_check import check_zoo
 
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}

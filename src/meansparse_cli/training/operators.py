@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.checkpoint import Checkpoint
-from ..operator.sparsify import CHILD_NAME, MeanSparse, insert
+from ..operator.insertion import CHILD_NAME, insert
+from ..operator.module import MeanSparse
 from ..operator.statistics import ChannelStatistics
 from ..settings.training import TrainConfig
 from ..sites.find import Site, find_sites
@@ -74,9 +75,11 @@ def take_operators(model: ResNet18, image_shape: tuple[int, ...]) -> tuple[ResNe
     """The network without its operators (a new one), and what they were, for ``save_checkpoint``; counts are batches."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items() if f".{CHILD_NAME}." not in k}
     base = ResNet18(
-        n_classes=model.fc.out_features, width=model.conv1.out_channels, activation=model.activation,
+        n_classes=model.fc.out_features,
+        width=model.conv1.out_channels,
+        activation=model.activation,
         in_channels=model.conv1.in_channels,
-    )  # fmt: skip
+    )
     base.load_state_dict(state)
     sites: list[Site] = find_sites(base.eval(), torch.rand(2, *image_shape))
     operators: list[nn.Module] = [model.get_submodule(site.path).get_submodule(CHILD_NAME) for site in sites]
