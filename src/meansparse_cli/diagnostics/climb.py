@@ -12,7 +12,7 @@ from ..attacks.result import Budget
 from ..attacks.task import AttackTask
 from ..data.examples import Examples
 from ..operator.active import backward_rule
-from ..operator.float32 import full_float32
+from ..operator.device import full_float32
 from .subject import Subject
 
 

@@ -12,8 +12,7 @@ from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.evaluation import ModelName
 from ..operator.active import backward_rule
-from ..operator.device import device_of
-from ..operator.float32 import full_float32
+from ..operator.device import device_of, full_float32
 from ..operator.insertion import SparsifiedModel
 
 
