@@ -1,24 +1,19 @@
 """Images and the three disjoint splits.
 
-``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls into
-which part depends on nothing but the number of training images, so every command sees the same splits.
+``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls
+into which part depends on nothing but the number of training images, so every command sees the same splits.
 
 A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a path: an image folder (one folder a
 class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a folder that holds a ``train`` and a
 ``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
 
-ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are decoded
-as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
+ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are
+decoded as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
 """
 
 import hashlib
-import io
 import logging
-import os
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -29,7 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import DataError
-from .imagenet import Preprocessing, class_numbers, evaluation_images
+from .facts import KNOWN_DATASETS
+from .imagenet import Preprocessing, evaluation_images
+from .images import ArrayImages, FileImages, ImageSet, find_part, open_images, open_path
 
 log = logging.getLogger(__name__)
 
@@ -37,118 +34,8 @@ SplitName = Literal["calibration", "held-out", "test"]
 Split = Subset[tuple[Tensor, int]]
 """Images of a data set, by their positions in its training or test set."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
-
 HELD_OUT_FRACTION, HELD_OUT_AT_MOST = 0.1, 5000
 SPLIT_SEED = 2406_05927
-TEST_NAMES = ("test", "val", "validation")
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What is known of a data set by its name: ``image_shape`` is (channels, height, width)."""
-
-    n_classes: int
-    image_shape: tuple[int, int, int]
-    eps: dict[str, str]
-    """Budget by norm when none is given, as RobustBench evaluates this data set (digits: our own choice)."""
-
-
-KNOWN_DATASETS: dict[str, DatasetFacts] = {
-    "digits": DatasetFacts(10, (1, 8, 8), {"Linf": "0.1", "L2": "0.5"}),
-    "cifar10": DatasetFacts(10, (3, 32, 32), {"Linf": "8/255", "L2": "0.5"}),
-    "cifar100": DatasetFacts(100, (3, 32, 32), {"Linf": "8/255", "L2": "0.5"}),
-    "imagenet": DatasetFacts(1000, (3, 224, 224), {"Linf": "4/255", "L2": "0.5"}),
-}
-
-
-class ArrayImages(Dataset[tuple[Tensor, int]]):
-    """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, *, source: str) -> None:
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
-            raise DataError(
-                f"{source}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}",
-                hint="expected x uint8 of shape (n, height, width, channels) and y integers of shape (n,)",
-            )
-        self.x = torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None]))
-        self.y = y.astype(np.int64)
-        self.n_classes = int(y.max()) + 1 if len(y) else 0
-        if len(y) and int(y.min()) < 0:
-            raise DataError(f"{source}: a label is {int(y.min())}; labels run from 0 to classes - 1")
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.x[index].permute(2, 0, 1).float() / 255, int(self.y[index])
-
-
-class FileImages(Dataset[tuple[Tensor, int]]):
-    """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
-
-    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None) -> None:
-        self.source, self.preprocessing = source, preprocessing
-        self._archive: zipfile.ZipFile | None = None
-        if source.is_dir():
-            names = _names_in(source)
-        else:
-            try:
-                with zipfile.ZipFile(source) as archive:
-                    names = sorted(archive.namelist())
-            except (zipfile.BadZipFile, OSError) as error:
-                raise DataError(f"{source} is not a readable zip: {error}") from error
-        self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
-        self.classes = classes = sorted({n.split("/")[-2] for n in self.names})
-        if not classes:
-            raise DataError(
-                f"no images in {source}",
-                hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
-            )
-        numbers = {name: number for number, name in enumerate(classes)}
-        if preprocessing is not None and set(classes) <= set(class_numbers()):
-            numbers = class_numbers()  # right also where a part of the classes is not there
-        self.n_classes = len(numbers)
-        self.labels = [numbers[n.split("/")[-2]] for n in self.names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def checksums(self, indices: Sequence[int]) -> list[int]:
-        """One number an image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST`` together."""
-        if self.source.is_dir():
-            sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
-            return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]
-        with zipfile.ZipFile(self.source) as archive:
-            return [archive.getinfo(self.names[i]).CRC for i in indices]
-
-    def read(self, index: int) -> bytes:
-        """The file of one image."""
-        if self.source.is_dir():
-            return (self.source / self.names[index]).read_bytes()
-        if self._archive is None:
-            self._archive = zipfile.ZipFile(self.source)
-        return self._archive.read(self.names[index])
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-
-        name = self.names[index]
-        try:
-            image = Image.open(io.BytesIO(self.read(index))).convert("RGB")
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
-        if self.preprocessing is not None:
-            image = self.preprocessing.apply(image)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.permute(2, 0, 1).float() / 255, self.labels[index]
-
-
-ImageSet = ArrayImages | FileImages
 
 
 def load_split(
@@ -259,11 +146,11 @@ def _open_dataset(dataset: str, data_dir: Path | None) -> tuple[ImageSet, ImageS
         if not path.exists():
             known = ", ".join(KNOWN_DATASETS)
             raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
-        return _open_path(path)
+        return open_path(path)
     data_dir = _check_folder(dataset, data_dir)
     if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
         return opened
-    return _open_path(data_dir)
+    return open_path(data_dir)
 
 
 def _check_folder(dataset: str, data_dir: Path | None) -> Path:
@@ -280,12 +167,12 @@ def _load_imagenet(data_dir: Path | None, split: SplitName, preprocessing: Prepr
     """A part of ``train``, which may be over a million files, or of ``val``; the other folder is not opened."""
     data_dir = _check_folder("imagenet", data_dir)
     if split != "test":
-        if (train := _find_part(data_dir, ("train",))) is None:
+        if (train := find_part(data_dir, ("train",))) is None:
             raise DataError(f"no train in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
-        return _part_of_training(_open_images(train, preprocessing), split)
-    if (val := _find_part(data_dir, ("val", "validation", "test"))) is None:
+        return _part_of_training(open_images(train, preprocessing), split)
+    if (val := find_part(data_dir, ("val", "validation", "test"))) is None:
         raise DataError(f"no val in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
-    images = _open_images(val, preprocessing)
+    images = open_images(val, preprocessing)
     if isinstance(images, ArrayImages):
         return Subset(images, range(len(images)))
     places = {_in_class_folder(name): i for i, name in enumerate(images.names)}
@@ -340,55 +227,3 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
             raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
         parts.append(ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)))
     return parts[0], parts[1]
-
-
-def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
-    if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
-        test = _find_part(path, TEST_NAMES)
-        if test is None:
-            raise DataError(
-                f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
-            )
-        images, test_images = _open_images(train), _open_images(test)
-        if (
-            isinstance(images, FileImages)
-            and isinstance(test_images, FileImages)
-            and images.classes != test_images.classes
-        ):
-            differ = sorted(set(images.classes) ^ set(test_images.classes))
-            raise DataError(
-                f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
-                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, and classes are numbered by "
-                "their order",
-                hint="give both parts the same class folders",
-            )
-        return images, test_images
-    return _open_images(path), None
-
-
-def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
-    for name in names:
-        for suffix in ("", ".zip", ".npz"):
-            if (candidate := path / f"{name}{suffix}").exists():
-                return candidate
-    return None
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Every file below a folder, relative to it, in the order of its path's parts."""
-    names = [
-        os.path.relpath(os.path.join(at, file), folder).replace(os.sep, "/")
-        for at, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    ]
-    return sorted(names, key=lambda name: name.split("/"))
-
-
-def _open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
-    if path.suffix != ".npz":
-        return FileImages(path, preprocessing=preprocessing)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, stack_examples, take_examples
+from ..data.datasets import Split, SplitName, load_split, stack_examples, take_examples
 from ..data.examples import Examples
+from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import Preprocessing
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of

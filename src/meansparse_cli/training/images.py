@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.datasets import ArrayImages, Split
+from ..data.datasets import Split
+from ..data.images import ArrayImages
 from ..errors import DataError
 
 Pixels = tuple[Tensor, Tensor]
