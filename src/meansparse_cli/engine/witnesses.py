@@ -23,7 +23,7 @@ from ..attacks.counting import device_of
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import stack_examples
+from ..data.examples import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from ..operator.sparsify import SparsifiedModel, alpha_set

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Split, SplitName, check_images, image_ids, load_split
+from ..data.identity import image_ids
+from ..data.splits import Split, SplitName, check_images, load_split
 from ..errors import DataError
 from .context import RunContext
 

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, stack_examples, take_examples
-from ..data.examples import Examples
+from ..data.examples import Examples, stack_examples
+from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import Preprocessing
+from ..data.splits import Split, SplitName, load_split, take_examples
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from ..data.datasets import Split, content_id, stack_examples, take_examples
+from ..data.examples import stack_examples
+from ..data.identity import content_id
+from ..data.splits import Split, take_examples
 from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
 from ..operator.calibration import calibrate_channels

@@ -15,7 +15,7 @@ import torch
 
 from ..attacks import expand_attacks
 from ..attacks.precision import precision_on
-from ..data.datasets import content_id
+from ..data.identity import content_id
 from ..diagnostics import Diagnosis
 from ..engine.eps_sweep import eps_rows, headline_eps
 from ..engine.evaluate import EvaluateSettings

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..attacks.result import Budget
-from ..data.datasets import Split
 from ..data.examples import Examples
+from ..data.splits import Split
 from ..diagnostics import DOUBTS_VERSION, Conditions, Diagnosis, KeptAnswers, diagnose
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
 from ..engine.evaluate import EvaluateSettings, evaluate_robustness

@@ -21,8 +21,9 @@ import numpy as np
 from ..attacks.precision import Precision, precision_on
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import Split, content_id
 from ..data.examples import Examples
+from ..data.identity import content_id
+from ..data.splits import Split
 from ..engine.evaluation import attacks_id
 from ..engine.pairs import Column, PairStore, column_of
 from ..errors import ConfigError

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.datasets import Split, content_id, take_examples
+from ..data.identity import content_id
+from ..data.splits import Split, take_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, sha256_of
 from ..ledger import changes

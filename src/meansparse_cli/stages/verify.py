@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..attacks.result import Budget
-from ..data.datasets import content_id
+from ..data.identity import content_id
 from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
 from ..engine.witnesses import examples_at
 from ..errors import DataError

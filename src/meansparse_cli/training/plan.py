@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, load_split, take_examples
+from ..data.facts import KNOWN_DATASETS
+from ..data.splits import Split, load_split, take_examples
 from ..errors import ConfigError, DataError
 from ..settings.training import TrainConfig
 from ..settings.values import check_eps
