@@ -29,9 +29,10 @@ from meansparse_cli.data.facts import KNOWN_DATASETS
 from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.engine.pairs import PairStore
 from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
-from meansparse_cli.operator.sparsify import SparsifiedModel, alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race

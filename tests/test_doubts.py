@@ -19,7 +19,8 @@ from meansparse_cli.diagnostics.subject import Subject
 from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
 from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
 from meansparse_cli.files import discard, load_torch, save_torch
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 EPS, N, SIZE = 8 / 255, 16, 4

@@ -14,7 +14,8 @@ from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.reporting.eps_curve import draw_eps_curve
 from meansparse_cli.reporting.evaluation_tables import eps_table
 from meansparse_cli.settings.resolve import resolve

@@ -25,7 +25,8 @@ from meansparse_cli.engine import state as evaluation_state
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, EvaluationProgress, evaluate_robustness
 from meansparse_cli.engine.evaluation import MODELS, attack_groups, run_order
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0
@@ -447,7 +448,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from meansparse_cli.engine import evaluate
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
 
 class Net(nn.Module):
     def __init__(self):

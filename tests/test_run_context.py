@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from meansparse_cli.attacks import judge
 from meansparse_cli.cli import app
 from meansparse_cli.models.networks import ResNet18
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.runs import context
 
 JUDGEMENTS = 3

@@ -15,8 +15,9 @@ from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.operator.float32 import float32_set_to
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.operator.device import float32_set_to
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 0.06)

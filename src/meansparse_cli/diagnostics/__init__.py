@@ -18,7 +18,8 @@ from ..attacks.judge import under_attack
 from ..data.examples import Examples
 from ..engine.evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, is_bpda
 from ..engine.state import Chunk
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from .check import Diagnostic
 from .gradients import check_gradients
 from .inputs import check_inputs

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..attacks.counting import CountedModel, device_of
+from ..attacks.counting import CountedModel
 from ..attacks.losses import Loss
 from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..engine.evaluation import ModelName
-from ..operator.float32 import full_float32
-from ..operator.sparsify import SparsifiedModel, backward_rule
+from ..operator.active import backward_rule
+from ..operator.device import device_of, full_float32
+from ..operator.insertion import SparsifiedModel
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from ..attacks.problem import Problem
 from ..attacks.result import Budget, Norm
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from ..settings.shard import Shard
 from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, attack_version, run_order
 from .pool import admissible

@@ -23,7 +23,7 @@ from ..attacks import run_attack
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..data.examples import Examples
-from ..operator.sparsify import SparsifiedModel
+from ..operator.insertion import SparsifiedModel
 from .evaluation import attack_version
 from .pair_blocks import Block, Column, ColumnOutcomes, block_file, column_of, cut_blocks, load_block, save_block
 from .state import example_ids

@@ -21,7 +21,8 @@ from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..errors import DataError
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
 from .evaluation import ModelName
 

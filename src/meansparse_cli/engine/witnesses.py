@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..attacks.budget import within_budget
-from ..attacks.counting import device_of
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.examples import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.device import device_of
+from ..operator.insertion import SparsifiedModel
 from .evaluate import EvaluateSettings
 from .evaluation import MODELS, TRANSFER, WORST_CASE, Evaluation, ModelName, attack_groups
 from .pool import admissible

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
-from ..operator.sparsify import SparsifiedModel
+from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..sites.rules import among_published, select_sites
 from .context import RunContext

@@ -1,4 +1,4 @@
-"""What some commands are told on the command line alone; none of it is a setting of a stage."""
+"""What some commands take from the command line alone; none of it is a setting of a stage."""
 
 from pathlib import Path
 from typing import Annotated

@@ -14,7 +14,7 @@ from ..data.identity import content_id
 from ..data.splits import Split, take_examples
 from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
-from ..operator.calibration import calibrate_channels
+from ..operator.calibration import PassState, calibrate_channels
 from ..operator.checkpoint import Checkpoint, save_checkpoint
 from ..reporting.console import bar, console, note
 from ..reporting.model_tables import show_sites
@@ -50,6 +50,12 @@ def _measure(context: RunContext, config: CalibrateConfig) -> Path:
     state_file = context.run.paths.state / "calibrate.pt"
     if context.fresh:
         state_file.unlink(missing_ok=True)
+    fingerprint = inputs | {
+        "batch_size": config.batch_size,
+        "estimator": config.estimator,
+        "sites": [s.name for s in sites],
+        "preprocessing": repr(context.preprocessing),
+    }
     with bar("calibrating", len(images)) as advance:
         statistics = calibrate_channels(
             model,
@@ -57,16 +63,8 @@ def _measure(context: RunContext, config: CalibrateConfig) -> Path:
             images,
             batch_size=config.batch_size,
             estimator=config.estimator,
-            device=context.device,
             n_workers=config.workers,
-            state_file=state_file,
-            fingerprint=inputs
-            | {
-                "batch_size": config.batch_size,
-                "estimator": config.estimator,
-                "sites": [s.name for s in sites],
-                "preprocessing": repr(context.preprocessing),
-            },
+            state=PassState(state_file, fingerprint),
             on_batch=advance,
         )
     checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)

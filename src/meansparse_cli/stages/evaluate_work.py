@@ -20,7 +20,7 @@ from ..engine.state import Chunk
 from ..engine.witnesses import collect_witnesses, save_external, save_witnesses
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
-from ..operator.sparsify import SparsifiedModel
+from ..operator.insertion import SparsifiedModel
 from ..reporting.console import live, note
 from ..reporting.progress import show_attacks
 from ..runs.context import RunContext

@@ -10,7 +10,7 @@ from ..files import sha256_of
 from ..models.export import save_exported, save_robustbench
 from ..models.source import kind_of
 from ..operator.checkpoint import Checkpoint, sparsify
-from ..operator.sparsify import check_alpha
+from ..operator.module import check_alpha
 from ..reporting.card import model_card, n_test_images, save_card
 from ..reporting.console import note
 from ..runs.context import RunContext

@@ -67,8 +67,9 @@ def check_models(
     # torch is not loaded for a list
     from ..models.names import ZooEntry
     from ..models.zoo import zoo_entries
+    from ..reporting.zoo_page import checks_table, summary
     from ..runs.lock import run_folder_lock
-    from .zoo_check import check_zoo, checks_table, summary
+    from .zoo_check import check_zoo
 
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
     entries = [entry for entry in zoo_entries() if entry in wanted]
@@ -77,7 +78,7 @@ def check_models(
     folder = folder or CHECK_FOLDER
     with run_folder_lock(folder):
         path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
-    console.print(checks_table(rows, summary(rows)))
+    console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
     failed = [row["name"] for row in rows if row["problems"]]
     if failed:
         note(f"failed: {', '.join(failed)}")

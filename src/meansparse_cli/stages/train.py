@@ -16,8 +16,8 @@ from ..errors import ArtifactError
 from ..files import save_tensors, sha256_of
 from ..ledger import changes
 from ..models.networks import ResNet18
+from ..operator.active import straight_through
 from ..operator.checkpoint import save_checkpoint
-from ..operator.sparsify import straight_through
 from ..reporting.console import LiveView, console, live, note
 from ..reporting.progress import show_epochs
 from ..reporting.training_curve import draw_training_curve

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.checkpoint import Checkpoint
-from ..operator.sparsify import CHILD_NAME, MeanSparse, insert
+from ..operator.insertion import CHILD_NAME, insert
+from ..operator.module import MeanSparse
 from ..operator.statistics import ChannelStatistics
 from ..settings.training import TrainConfig
 from ..sites.find import Site, find_sites

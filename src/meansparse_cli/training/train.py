@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.networks import ResNet18
-from ..operator.sparsify import set_alpha
+from ..operator.active import set_alpha
 from ..settings.training import TrainConfig
 from ..settings.values import eps_value
 from .attack import Forward, LinfAscent, attacked, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start

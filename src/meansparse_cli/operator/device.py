@@ -1,10 +1,18 @@
-"""How float32 is computed: TF32 or IEEE products on a GPU, autocast or not."""
+"""Where a model computes, and how float32 is computed there: TF32 or IEEE products on a GPU, autocast or not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import nn
+
+
+def device_of(model: nn.Module, default: torch.device | None = None) -> torch.device:
+    """The device of the model's first parameter or buffer; ``default`` (the CPU) for a model without either."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return default or torch.device("cpu")
 
 
 @contextmanager
