@@ -1,6 +1,6 @@
-"""Images in memory or on disk: an image folder (one folder a class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, ``y``).
+"""Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
 
-An image is float32 (channels, height, width) in [0, 1]; one of a folder or a zip is decoded as it is asked for.
+An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; one of a folder or a zip is decoded as it is asked for.
 """
 
 import io
@@ -75,7 +75,7 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return len(self.names)
 
     def checksums(self, indices: Sequence[int]) -> list[int]:
-        """One number an image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST`` together."""
+        """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
         if self.source.is_dir():
             sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
             return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]

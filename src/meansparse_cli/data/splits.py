@@ -1,14 +1,14 @@
 """Images and the three disjoint splits.
 
-``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls into
-which part depends on nothing but the number of training images, so every command sees the same splits.
+``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls
+into which part depends on nothing but the number of training images, so every command sees the same splits.
 
 A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a path: an image folder (one folder a
 class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a folder that holds a ``train`` and a
 ``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
 
-ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are decoded
-as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
+ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are
+decoded as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
 """
 
 import logging
@@ -195,8 +195,8 @@ def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
             differ = sorted(set(images.classes) ^ set(test_images.classes))
             raise DataError(
                 f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
-                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, and classes are numbered by "
-                "their order",
+                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, "
+                "and classes are numbered by their order",
                 hint="give both parts the same class folders",
             )
         return images, test_images

@@ -14,7 +14,8 @@ from .context import RunContext
 def check_model(context: RunContext, model: nn.Module, images: Split, batch: Tensor) -> int:
     """How many classes the model knows: as many as ``images`` have, whose size must be the model's.
 
-    ``batch`` (n, channels, height, width) goes through the model, once. Raises DataError where that fails or does not fit.
+    ``batch`` (n, channels, height, width) goes through the model, once. Raises DataError where that fails or does not
+    fit.
     """
     shape = context.image_shape or tuple(batch.shape[1:])
     name = context.named_dataset

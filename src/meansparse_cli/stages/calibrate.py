@@ -1,4 +1,4 @@
-"""``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over calibration images."""
+"""``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ def _stored_operators(context: RunContext) -> PublishedCheckpoint:
     held = held_by_weights(context)
     if held is None:
         raise ConfigError(
-            f"the weights of {context.run.source.name} hold no MeanSparse operators, so no statistics are stored in them",
+            f"the weights of {context.run.source.name} hold no MeanSparse operators, "
+            "so no statistics are stored in them",
             hint="measure them: leave --statistics out",
         )
     if not any(bool(s.std.any()) for s in held.statistics.values()):

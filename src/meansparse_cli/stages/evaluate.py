@@ -2,8 +2,8 @@
 
     evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
 
-In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own breaks
-count as well; the report.
+In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own
+breaks count as well; the report.
 """
 
 from __future__ import annotations

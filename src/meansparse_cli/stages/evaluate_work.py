@@ -145,8 +145,8 @@ class Work:
             )
         if n_images := sum(len(chunk.positions) for chunk in found.images.values()):
             note(
-                f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, "
-                "as transfer"
+                f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
+                "they count, as transfer"
             )
         return found
 

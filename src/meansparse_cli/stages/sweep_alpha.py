@@ -1,4 +1,4 @@
-"""``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the checkpoint of the chosen one."""
+"""``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
 from __future__ import annotations
 
