@@ -1,6 +1,7 @@
 """Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
 
-An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; one of a folder or a zip is decoded as it is asked for.
+An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; those
+of a folder or a zip are decoded as they are asked for.
 """
 
 import io

@@ -60,7 +60,7 @@ def ramp_epochs(config: TrainConfig) -> int:
 
 
 def alpha_of_epoch(config: TrainConfig, epoch: int) -> float:
-    """alpha in ``epoch`` (from 0): equal steps to ``mean_sparse_alpha`` in the last of ``ramp_epochs``, then constant."""
+    """alpha in ``epoch`` (from 0): equal steps to ``mean_sparse_alpha`` in the last of ``ramp_epochs``, then that."""
     assert config.mean_sparse_alpha is not None
     return config.mean_sparse_alpha * min(1.0, (epoch + 1) / ramp_epochs(config))
 
