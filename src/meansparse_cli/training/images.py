@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.datasets import Split
-from ..data.images import ArrayImages
+from ..data.read import ArrayImages
+from ..data.splits import Split
 from ..errors import DataError
 
 Pixels = tuple[Tensor, Tensor]

@@ -11,22 +11,20 @@ ImageNet is a folder with ``train`` and ``val``, one folder a class named by its
 decoded as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
 """
 
-import hashlib
 import logging
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Subset
 
 from ..errors import DataError
+from .examples import in_words
 from .facts import KNOWN_DATASETS
 from .imagenet import Preprocessing, evaluation_images
-from .images import ArrayImages, FileImages, ImageSet, find_part, open_images, open_path
+from .read import ArrayImages, FileImages, ImageSet, open_images
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +32,10 @@ SplitName = Literal["calibration", "held-out", "test"]
 Split = Subset[tuple[Tensor, int]]
 """Images of a data set, by their positions in its training or test set."""
 
+
 HELD_OUT_FRACTION, HELD_OUT_AT_MOST = 0.1, 5000
 SPLIT_SEED = 2406_05927
+TEST_NAMES = ("test", "val", "validation")
 
 
 def load_split(
@@ -72,66 +72,16 @@ def take_examples(images: Split, n_examples: int | None, *, seed: int = 0) -> Sp
     return Subset(images.dataset, [images.indices[i] for i in order[:wanted]])
 
 
-def make_loader(
-    images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0
-) -> DataLoader[tuple[Tensor, int]]:
-    """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
-    return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
-
-
-def stack_examples(images: Dataset[tuple[Tensor, int]], n_workers: int = 0) -> tuple[Tensor, Tensor]:
-    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory."""
-    batches = list(make_loader(images, 64, n_workers))
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-
-
-def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    sizes = sorted({tuple(x.shape) for x, _ in pairs})
-    if len(sizes) > 1:
-        raise DataError(
-            f"images of several sizes: {_by(sizes[0])} and {_by(sizes[-1])}", hint="bring them to one size first"
-        )
-    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
-
-
 def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
     """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
     if not len(images):
         raise DataError(f"{where} is empty")
     shape = tuple(images[0][0].shape)
     if shape != tuple(image_shape):
-        raise DataError(f"{where}: images are {_by(shape)}, the model expects {_by(image_shape)}")
+        raise DataError(f"{where}: images are {in_words(shape)}, the model expects {in_words(image_shape)}")
     found: int = images.dataset.n_classes  # type: ignore[attr-defined]
     if found != n_classes:
         raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
-
-
-def content_id(images: Split) -> str:
-    """sha256 over what identifies the chosen images and labels: pixels in memory, names and checksums on disk."""
-    digest, source = hashlib.sha256(), images.dataset
-    indices = np.asarray(list(images.indices), dtype=np.int64)
-    digest.update(indices.tobytes())
-    if isinstance(source, ArrayImages):
-        digest.update(source.y[indices].tobytes())
-        digest.update(source.x.numpy()[indices].tobytes())
-    elif isinstance(source, FileImages):
-        for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
-            digest.update(f"{source.names[index]} {checksum}\n".encode())
-    return digest.hexdigest()
-
-
-def image_ids(images: Split) -> set[bytes]:
-    """What tells each image from the others: its pixels in memory, its file's content on disk."""
-    source, indices = images.dataset, list(images.indices)
-    if isinstance(source, ArrayImages):
-        return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
-    if isinstance(source, FileImages):
-        return {hashlib.blake2b(source.read(i), digest_size=16).digest() for i in indices}
-    return set()
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(s) for s in shape)
 
 
 def _permutation(n: int) -> list[int]:
@@ -146,11 +96,11 @@ def _open_dataset(dataset: str, data_dir: Path | None) -> tuple[ImageSet, ImageS
         if not path.exists():
             known = ", ".join(KNOWN_DATASETS)
             raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
-        return open_path(path)
+        return _open_path(path)
     data_dir = _check_folder(dataset, data_dir)
     if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
         return opened
-    return open_path(data_dir)
+    return _open_path(data_dir)
 
 
 def _check_folder(dataset: str, data_dir: Path | None) -> Path:
@@ -167,10 +117,10 @@ def _load_imagenet(data_dir: Path | None, split: SplitName, preprocessing: Prepr
     """A part of ``train``, which may be over a million files, or of ``val``; the other folder is not opened."""
     data_dir = _check_folder("imagenet", data_dir)
     if split != "test":
-        if (train := find_part(data_dir, ("train",))) is None:
+        if (train := _find_part(data_dir, ("train",))) is None:
             raise DataError(f"no train in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
         return _part_of_training(open_images(train, preprocessing), split)
-    if (val := find_part(data_dir, ("val", "validation", "test"))) is None:
+    if (val := _find_part(data_dir, ("val", "validation", "test"))) is None:
         raise DataError(f"no val in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
     images = open_images(val, preprocessing)
     if isinstance(images, ArrayImages):
@@ -227,3 +177,35 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
             raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
         parts.append(ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)))
     return parts[0], parts[1]
+
+
+def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
+    if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
+        test = _find_part(path, TEST_NAMES)
+        if test is None:
+            raise DataError(
+                f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
+            )
+        images, test_images = open_images(train), open_images(test)
+        if (
+            isinstance(images, FileImages)
+            and isinstance(test_images, FileImages)
+            and images.classes != test_images.classes
+        ):
+            differ = sorted(set(images.classes) ^ set(test_images.classes))
+            raise DataError(
+                f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
+                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, "
+                "and classes are numbered by their order",
+                hint="give both parts the same class folders",
+            )
+        return images, test_images
+    return open_images(path), None
+
+
+def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
+    for name in names:
+        for suffix in ("", ".zip", ".npz"):
+            if (candidate := path / f"{name}{suffix}").exists():
+                return candidate
+    return None

@@ -1,7 +1,7 @@
-"""Sets of images as they lie on disk or in memory: arrays, class folders, zips of these.
+"""Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
 
-An image folder holds one folder a class; an ``.npz`` ``x`` (uint8, N x H x W x C) and ``y``. Images are float32
-(channels, height, width) in [0, 1].
+An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; those
+of a folder or a zip are decoded as they are asked for.
 """
 
 import io
@@ -21,7 +21,6 @@ from .imagenet import Preprocessing, class_numbers
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
-TEST_NAMES = ("test", "val", "validation")
 
 
 class ArrayImages(Dataset[tuple[Tensor, int]]):
@@ -77,7 +76,7 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return len(self.names)
 
     def checksums(self, indices: Sequence[int]) -> list[int]:
-        """One number an image: its file's CRC, or its size where the files take more than ``READ_AT_MOST`` together."""
+        """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
         if self.source.is_dir():
             sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
             return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]
@@ -112,38 +111,14 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 ImageSet = ArrayImages | FileImages
 
 
-def open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
-    """The training and the test set of a folder that holds both; else one unnamed set."""
-    if path.is_dir() and (train := find_part(path, ("train",))) is not None:
-        test = find_part(path, TEST_NAMES)
-        if test is None:
-            raise DataError(
-                f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
-            )
-        images, test_images = open_images(train), open_images(test)
-        if (
-            isinstance(images, FileImages)
-            and isinstance(test_images, FileImages)
-            and images.classes != test_images.classes
-        ):
-            differ = sorted(set(images.classes) ^ set(test_images.classes))
-            raise DataError(
-                f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
-                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, "
-                "and classes are numbered by their order",
-                hint="give both parts the same class folders",
-            )
-        return images, test_images
-    return open_images(path), None
-
-
-def find_part(path: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder, zip or ``.npz`` of the first of these names in ``path``."""
-    for name in names:
-        for suffix in ("", ".zip", ".npz"):
-            if (candidate := path / f"{name}{suffix}").exists():
-                return candidate
-    return None
+def open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
+    if path.suffix != ".npz":
+        return FileImages(path, preprocessing=preprocessing)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -154,14 +129,3 @@ def _names_in(folder: Path) -> list[str]:
         for file in files
     ]
     return sorted(names, key=lambda name: name.split("/"))
-
-
-def open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
-    """One set of images."""
-    if path.suffix != ".npz":
-        return FileImages(path, preprocessing=preprocessing)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
