@@ -34,8 +34,8 @@ from meansparse_cli.attacks.judge import judge
 from meansparse_cli.attacks.precision import PRECISIONS, precision_on, search_precision
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.data.datasets import load_split, stack_examples, take_examples
-from meansparse_cli.data.examples import Examples
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.settings.values import eps_value

@@ -24,8 +24,9 @@ from meansparse_cli.attacks.judge import judge, under_attack
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator
-from meansparse_cli.data.datasets import KNOWN_DATASETS, load_split, stack_examples, take_examples
-from meansparse_cli.data.examples import Examples
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.facts import KNOWN_DATASETS
+from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.engine.pairs import PairStore
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.active import alpha_set

@@ -22,7 +22,8 @@ from torch.utils.data import Subset
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.data.datasets import FileImages, load_split
+from meansparse_cli.data.read import FileImages
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.errors import DataError
 from meansparse_cli.files import load_torch, save_torch
 from meansparse_cli.models.networks import ACTIVATIONS

@@ -14,7 +14,7 @@ def locked(file: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
     Yields None, or why there is no lock: nothing then keeps others away. Raises BlockingIOError where another holds the
     file and ``wait`` is False, OSError where it cannot be opened.
     """
-    # "a+", because a network folder gives a shared lock only on a file open for reading, and an exclusive one for writing
+    # "a+": a network folder gives a shared lock only on a file open for reading, an exclusive one on one for writing
     with open(file, "a+") as handle:
         yield _lock(handle, shared, wait)
 

@@ -22,7 +22,7 @@ from ..attacks.budget import within_budget
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import stack_examples
+from ..data.examples import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from ..operator.active import alpha_set

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Split, SplitName, check_images, image_ids, load_split
+from ..data.identity import image_ids
+from ..data.splits import Split, SplitName, check_images, load_split
 from ..errors import DataError
 from .context import RunContext
 
@@ -13,7 +14,8 @@ from .context import RunContext
 def check_model(context: RunContext, model: nn.Module, images: Split, batch: Tensor) -> int:
     """How many classes the model knows: as many as ``images`` have, whose size must be the model's.
 
-    ``batch`` (n, channels, height, width) goes through the model, once. Raises DataError where that fails or does not fit.
+    ``batch`` (n, channels, height, width) goes through the model, once. Raises DataError where that fails or does not
+    fit.
     """
     shape = context.image_shape or tuple(batch.shape[1:])
     name = context.named_dataset

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, SplitName, load_split, stack_examples, take_examples
-from ..data.examples import Examples
+from ..data.examples import Examples, stack_examples
+from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import Preprocessing
+from ..data.splits import Split, SplitName, load_split, take_examples
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 class RunContext:
     """A stage and the run it works on.
 
-    ``run``: the run folder and its model. ``whole``: the named evaluation or measurement in it that the settings mean, or
-    the run itself. ``place``: where the stage writes, that or the folder of a shard.
+    ``run``: the run folder and its model. ``whole``: the named evaluation or measurement in it that the settings
+    mean, or the run itself. ``place``: where the stage writes, that or the folder of a shard.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class RunContext:
         return self._splits[name]
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:
-        """The first n images of a split's seeded order, or a shard of these. ``clamp``: fewer where there are no more."""
+        """The first n images of a split's seeded order, or a shard of these; ``clamp``: fewer where it has less."""
         images = self.split(name)
         chosen = take_examples(images, min(n, len(images)) if clamp and n is not None else n, seed=self.config.seed)
         if not len(chosen):

@@ -31,8 +31,8 @@ def pick_device(name: str) -> str:
 def keep_freed_memory() -> bool:
     """Tell glibc not to hand blocks of up to 1 GiB back to the kernel; did it take that?
 
-    A CPU attack takes as much again at its next step; by default each large tensor is mapped afresh and its pages zeroed. Whoever has set
-    MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has decided already.
+    A CPU attack takes as much again at its next step; by default each large tensor is mapped afresh and its pages
+    zeroed. Whoever has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has decided already.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False

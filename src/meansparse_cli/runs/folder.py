@@ -65,7 +65,7 @@ def place_in(folder: Path, config: ModelConfig) -> Path:
 
 
 def shard_in(folder: Path, config: ModelConfig) -> Path:
-    """The folder of a shard's report inside that of the evaluation; this one itself where the settings are no shard's."""
+    """The folder of a shard's report inside that of the evaluation; the latter where the settings are no shard's."""
     shard = getattr(config, "shard", None)
     return folder if shard is None else folder / "shards" / read_shard(shard).name
 

@@ -27,9 +27,9 @@ def load_sparsified(
     """The sparsified model of a finished sweep, ready to use: an ``nn.Module`` in eval mode, images in, logits out.
 
     ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one: as in
-    ``evaluate --alpha`` and ``export --alpha`` at all calibrated sites, around the channel means, whatever the sweep had;
-    0 is bit-identical to the base model. ``allow_pickle``: as ``fetch --allow-pickle``, for a run's weights that need code
-    to load. ``allow_code``: import the ``module:factory`` that an exported file names as its network.
+    ``evaluate --alpha`` and ``export --alpha`` at all calibrated sites, around the channel means, whatever the sweep
+    had; 0 is bit-identical to the base model. ``allow_pickle``: as ``fetch --allow-pickle``, for a run's weights that
+    need code to load. ``allow_code``: import the ``module:factory`` that an exported file names as its network.
     """
     if Path(run).is_file():
         return load_exported(Path(run), alpha=alpha, device=device, allow_code=allow_code)

@@ -166,7 +166,7 @@ def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
 
 
 def _anew(report: Any, mend: str) -> str:
-    """The command that does a stage again: the one that did it, with all its options, where the report tells; else ``mend``."""
+    """The command that does a stage again: the one that did it, options and all, if the report tells; else ``mend``."""
     try:
         stage = report["schema"].split("/")[1]
         typed = shlex.split(report["provenance"]["command"])

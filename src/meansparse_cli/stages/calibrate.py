@@ -1,4 +1,4 @@
-"""``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over calibration images."""
+"""``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from ..data.datasets import Split, content_id, stack_examples, take_examples
+from ..data.examples import stack_examples
+from ..data.identity import content_id
+from ..data.splits import Split, take_examples
 from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
 from ..operator.calibration import PassState, calibrate_channels
@@ -125,7 +127,8 @@ def _stored_operators(context: RunContext) -> PublishedCheckpoint:
     held = held_by_weights(context)
     if held is None:
         raise ConfigError(
-            f"the weights of {context.run.source.name} hold no MeanSparse operators, so no statistics are stored in them",
+            f"the weights of {context.run.source.name} hold no MeanSparse operators, "
+            "so no statistics are stored in them",
             hint="measure them: leave --statistics out",
         )
     if not any(bool(s.std.any()) for s in held.statistics.values()):

@@ -2,8 +2,8 @@
 
     evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
 
-In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own breaks
-count as well; the report.
+In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own
+breaks count as well; the report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from ..attacks import expand_attacks
 from ..attacks.precision import precision_on
-from ..data.datasets import content_id
+from ..data.identity import content_id
 from ..diagnostics import Diagnosis
 from ..engine.eps_sweep import eps_rows, headline_eps
 from ..engine.evaluate import EvaluateSettings

@@ -10,8 +10,8 @@ import torch
 
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import Split
 from ..data.examples import Examples
+from ..data.splits import Split
 from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
 from ..engine.evaluate import EvaluateSettings, evaluate_robustness
@@ -145,8 +145,8 @@ class Work:
             )
         if n_images := sum(len(chunk.positions) for chunk in found.images.values()):
             note(
-                f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, "
-                "as transfer"
+                f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
+                "they count, as transfer"
             )
         return found
 

@@ -25,8 +25,8 @@ SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
     """A run's sparsified model as one file, of a ``format`` of ``models/export.py``, or a card; returns its path.
 
-    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to
-    be of this very alpha.
+    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the
+    evaluation to be of this very alpha.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(SUFFIXES)}")

@@ -1,11 +1,13 @@
-"""``meansparse measure``: many alphas, sites and eps on one split, under plain and BPDA attacks. Nothing is chosen here.
+"""``meansparse measure``: many alphas, sites and eps on one split, under plain and BPDA attacks. Nothing is
+chosen.
 
     measure   model, statistics, a split   -> measurements/<name>/measure.yaml, outcomes.npz
 
-All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of adversarial
-images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a row for each rule
-of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda`` and ``worst``
-(rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass each.
+All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of
+adversarial images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a
+row for each rule of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda``
+and ``worst`` (rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass
+each.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import numpy as np
 from ..attacks.precision import Precision, precision_on
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import Split, content_id
 from ..data.examples import Examples
+from ..data.identity import content_id
+from ..data.splits import Split
 from ..engine.evaluation import attacks_id
 from ..engine.pairs import Column, PairStore, column_of
 from ..errors import ConfigError

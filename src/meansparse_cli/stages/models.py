@@ -1,4 +1,4 @@
-"""``meansparse models``: the zoo with its published figures, as a table, as names, as JSON; and the check of every entry."""
+"""``meansparse models``: the zoo with its published figures, as table, names or JSON; and the check of every entry."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
     for table in models_tables(models, width=console.width):
         console.print(table.to_rich())
     note(
-        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). AA: AutoAttack. "
-        "ext.: an external attack, stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
+        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). "
+        "AA: AutoAttack. ext.: an external attack, stronger than AutoAttack for that model. "
+        "?: RobustBench calls its AutoAttack figure unreliable"
     )
     return "" if to_terminal else "\n".join(m.name for m in models)
 
@@ -63,7 +64,7 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
 def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
-    """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
+    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed."""
     # torch is not loaded for a list
     from ..models.names import ZooEntry
     from ..models.zoo import zoo_entries

@@ -16,7 +16,7 @@ from ..settings.stages import PlotConfig
 
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
-    """A curve of a finished sweep, or what the operator does at one alpha, into ``plots/`` of the run, PNG and SVG; the PNG."""
+    """A curve of a finished sweep, or what the operator does at one alpha, into ``plots/``, PNG and SVG; the PNG."""
     context = RunContext("plot", config, sources)
     run, folder = context.run, context.run.paths.folder / "plots"
     if config.what == "curve":

@@ -1,4 +1,4 @@
-"""``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the checkpoint of the chosen one."""
+"""``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from ..attacks.precision import precision_on
 from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import Split, content_id
 from ..data.examples import Examples
+from ..data.identity import content_id
+from ..data.splits import Split
 from ..engine.evaluation import attacks_id
 from ..engine.pairs import PairStore
 from ..files import discard, sha256_of

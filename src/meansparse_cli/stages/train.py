@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.datasets import Split, content_id, take_examples
+from ..data.identity import content_id
+from ..data.splits import Split, take_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, sha256_of
 from ..ledger import changes
@@ -123,8 +124,8 @@ def _announce(asked: _Asked) -> None:
     )
     if asked.config.paper_selection:
         note(
-            "train: as in the paper the best epoch is chosen on test images, so that its accuracy on them is too good, and "
-            "the held-out images are trained on: choose no alpha on them"
+            "train: as in the paper the best epoch is chosen on test images, so that its accuracy on them is too good, "
+            "and the held-out images are trained on: choose no alpha on them"
         )
 
 
@@ -160,7 +161,7 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
 
 
 def _measure(model: ResNet18, test: Pixels, asked: _Asked) -> dict[str, Accuracy]:
-    """Clean and PGD accuracy; with operators in place, also by an attack whose gradient passes straight through them."""
+    """Clean and PGD accuracy; with operators in place, also where the gradient passes straight through them."""
 
     def accuracies() -> tuple[Accuracy, Accuracy]:
         clean, robust = pgd_outcomes(
@@ -233,7 +234,7 @@ def _tell(asked: _Asked, trained: _Trained, best: int) -> None:
 
 
 def _done_before(asked: _Asked) -> Path | None:
-    """The report of a finished run of the same. Raises ArtifactError for other settings, other images or changed files."""
+    """The report of a finished run of the same. Raises ArtifactError for other settings or images, or changed files."""
     path, config = asked.folder / REPORT, asked.config
     if not path.exists():
         return None

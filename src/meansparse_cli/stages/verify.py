@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..attacks.result import Budget
-from ..data.datasets import content_id
+from ..data.identity import content_id
 from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
 from ..engine.witnesses import examples_at
 from ..errors import DataError
@@ -25,7 +25,7 @@ from .fetch import ensure_fetched
 
 
 def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
-    """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
+    """Judge the images of a file afresh, whoever made them; the report, and whether all of them are admissible."""
     ensure_fetched(config, sources)
     context = RunContext("verify", config, sources)
     run, about = context.run, said_by(file)
@@ -45,9 +45,9 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         judgements.append(judged)
         if images.indices is None and judged.n_unchanged:
             note(
-                f"verify: {judged.n_unchanged:,} of the {judged.n_images:,} images are the clean ones, and nothing in the "
-                "file says whether their examples were attacked: they count as withstood, so that each robust accuracy is "
-                "an upper bound"
+                f"verify: {judged.n_unchanged:,} of the {judged.n_images:,} images are the clean ones, and nothing in "
+                "the file says whether their examples were attacked: they count as withstood, so that each robust "
+                "accuracy is an upper bound"
             )
     title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
     sets = [judged.to_report() for judged in judgements]

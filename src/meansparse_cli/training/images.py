@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.datasets import ArrayImages, Split
+from ..data.read import ArrayImages
+from ..data.splits import Split
 from ..errors import DataError
 
 Pixels = tuple[Tensor, Tensor]

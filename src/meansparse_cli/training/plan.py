@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from ..data.datasets import KNOWN_DATASETS, Split, load_split, take_examples
+from ..data.facts import KNOWN_DATASETS
+from ..data.splits import Split, load_split, take_examples
 from ..errors import ConfigError, DataError
 from ..settings.training import TrainConfig
 from ..settings.values import check_eps
@@ -60,7 +61,7 @@ def check_settings(config: TrainConfig, device: str, *, fresh: bool) -> None:
 
 
 def check_sizes(config: TrainConfig, n_train: int, n_selection: int) -> None:
-    """Batch normalisation has no variance in a batch of one image, and no epoch is best without an image to choose by."""
+    """Batch normalisation has no variance in a batch of one, and no epoch is best without an image to choose by."""
     if min(config.batch_size, n_train) < 2:
         raise ConfigError(
             f"a batch is of {config.batch_size} images out of {n_train}: batch normalisation needs two at least",

@@ -1,8 +1,8 @@
 """``meansparse train``: adversarial training of the ResNet-18 that the embedded models and the ablations use.
 
 PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
-order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its last
-finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
+order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
+last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
 """
 
 import copy
@@ -62,9 +62,10 @@ def train_model(
 ) -> tuple[ResNet18, list[EpochResult]]:
     """Train to the end, or go on where ``folder`` stopped; the best epoch's network in eval mode, and the log.
 
-    ``config.eps`` must be set. The best epoch is the last one of highest PGD accuracy on ``data.selection`` (clean accuracy
-    for standard training). ``on_batch`` gets epoch, batch and the number of images, ``on_epoch`` the log. No epoch is begun
-    that would probably end after ``deadline`` (``time.monotonic``): the log is then shorter than ``config.epochs``.
+    ``config.eps`` must be set. The best epoch is the last one of highest PGD accuracy on ``data.selection`` (clean
+    accuracy for standard training). ``on_batch`` gets epoch, batch and the number of images, ``on_epoch`` the log. No
+    epoch is begun that would probably end after ``deadline`` (``time.monotonic``): the log is then shorter than
+    ``config.epochs``.
     """
     training = _Training(config, data, device, on_batch or (lambda epoch, batch, n: None))
     state = TrainState(
@@ -86,7 +87,7 @@ def train_model(
 
 
 class _Training:
-    """A network, what moves it, and its copy that is measured: the average of its weights, or the weights themselves."""
+    """A network, what moves it, and the copy that is measured: the weights' average, or they themselves."""
 
     def __init__(self, config: TrainConfig, data: TrainingData, device: str, on_batch: OnBatch) -> None:
         assert config.eps is not None
@@ -223,7 +224,7 @@ class _BatchLoss:
 
 
 def channels_last(config: TrainConfig) -> bool:
-    """The memory layout: channels-last is faster, but torch 2.15 on a CPU corrupts memory with it at widths such as 6."""
+    """The memory layout: channels-last is faster, but torch 2.15 on a CPU corrupts memory with it at width 6, say."""
     return config.width % 8 == 0 if config.channels_last is None else config.channels_last
 
 
