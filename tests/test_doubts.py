@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli import diagnostics
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.diagnostics import Conditions, Diagnostic, KeptAnswers, diagnose, noise, search
 from meansparse_cli.diagnostics.outcomes import check_outcomes
 from meansparse_cli.diagnostics.subject import Subject
-from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
-from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
+from meansparse_cli.engine.comparison import Evaluation
+from meansparse_cli.engine.evaluate import Asked, EvaluationRun
+from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
+from meansparse_cli.engine.state import Place
 from meansparse_cli.files import discard, load_torch, save_torch
 from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
 from meansparse_cli.sites.find import find_sites
@@ -109,10 +112,8 @@ def doubts_of(
 ) -> dict[tuple[str, str], Diagnostic]:
     x, y, indices = examples()
     model = sparsified(base, alpha)
-    settings = EvaluateSettings(attacks, "Linf", EPS, len(y))
-    evaluation = evaluate_robustness(
-        model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
-    )
+    problem = Problem(model, Budget("Linf", EPS), n_classes=3, seed=0, batch_size=256, precision="fp32")
+    evaluation = EvaluationRun(problem, Examples(x, y, indices), Asked(attacks, alpha), Place(tmp_path)).attack()
     conditions = Conditions(Budget("Linf", EPS), 0, batch_size, 3)
     found = diagnose(model, Examples(x, y, indices), evaluation, conditions, kept=kept).diagnostics
     return {(doubt.model, doubt.name): doubt for doubt in found}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..attacks.judge import under_attack
 from ..data.examples import Examples
-from ..engine.evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, is_bpda
-from ..engine.state import Chunk
+from ..engine.cells import FoundImages
+from ..engine.comparison import Evaluation
+from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
 from ..operator.sparsify import SparsifiedModel, alpha_set
 from .check import Diagnostic
 from .gradients import check_gradients
@@ -39,7 +40,7 @@ class Diagnosis:
     """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool to be tried for each model."""
 
     diagnostics: list[Diagnostic]
-    images: dict[str, Chunk]
+    images: dict[str, FoundImages]
 
 
 def diagnose(
@@ -59,7 +60,7 @@ def diagnose(
     counted as two.
     """
     found: list[Diagnostic] = []
-    images: dict[str, Chunk] = {}
+    images: dict[str, FoundImages] = {}
     kinds = _kinds(evaluation)
     names = MODELS if evaluation.alpha else MODELS[:1]
     for m, name in enumerate(names):
@@ -77,8 +78,8 @@ def diagnose(
                 if on_kind is not None:
                     on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
-        if (chunk := _as_pool(subject.broken_by)) is not None:
-            images[f"doubts of {name}"] = chunk
+        if (found_images := _as_pool(subject.broken_by)) is not None:
+            images[f"doubts of {name}"] = found_images
     return Diagnosis(found, images)
 
 
@@ -92,7 +93,7 @@ def _kinds(evaluation: Evaluation) -> dict[str, Callable[[Subject], list[Diagnos
     }
 
 
-def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> Chunk | None:
+def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
     """The first image of each position, in order; None where nothing was broken."""
     first: dict[int, Tensor] = {}
     for rows, images in broken_by:
@@ -100,7 +101,5 @@ def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> Chunk | None:
             first.setdefault(row, image)
     if not first:
         return None
-    positions = torch.tensor(sorted(first))
-    every = torch.ones_like(positions, dtype=torch.bool)
-    none = torch.zeros_like(positions)
-    return Chunk(positions, every, none.view(-1, 1).repeat(1, 2), none, torch.stack([first[p] for p in sorted(first)]))
+    ordered = sorted(first)
+    return FoundImages(torch.tensor(ordered), torch.stack([first[row] for row in ordered]))

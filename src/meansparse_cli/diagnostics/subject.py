@@ -9,7 +9,7 @@ from ..attacks.counting import CountedModel, device_of
 from ..attacks.losses import Loss
 from ..attacks.result import Budget
 from ..data.examples import Examples
-from ..engine.evaluation import ModelName
+from ..engine.outcomes import ModelName
 from ..operator.float32 import full_float32
 from ..operator.sparsify import SparsifiedModel, backward_rule
 

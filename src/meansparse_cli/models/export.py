@@ -117,7 +117,7 @@ def model_card(
     worst case over all attacks, BPDA included) are measured or empty; ``link``, ``name``, ``authors`` and ``venue`` are
     the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report this defence.
     """
-    from ..engine.evaluation import is_bpda
+    from ..engine.outcomes import is_bpda
 
     results = evaluation["results"] if evaluation is not None else {}
     rows = {row["name"]: row for row in results.get("comparisons", [])}

@@ -26,24 +26,27 @@ from ..settings.config import EvaluateConfig, eps_grid, eps_value
 from ..settings.shard import read_shard
 
 if TYPE_CHECKING:
-    from torch import Tensor
 
-    from ..engine.evaluate import EvaluateSettings
-    from ..engine.evaluation import Evaluation
-    from ..engine.state import Chunk
-    from ..operator.sparsify import SparsifiedModel
+    from ..attacks.problem import Problem
+    from ..data.examples import Examples
+    from ..engine.cells import FoundImages
+    from ..engine.comparison import Evaluation
+    from ..engine.evaluate import EvaluationRun
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     from ..attacks import expand_attacks
     from ..attacks.precision import precision_on
+    from ..attacks.problem import Problem
     from ..attacks.result import Budget
+    from ..data.examples import Examples
     from ..engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-    from ..engine.evaluate import EvaluateSettings, evaluate_robustness
-    from ..engine.evaluation import attacks_id
-    from ..engine.pool import admissible, read_pool
-    from ..engine.state import recorded_setting
+    from ..engine.evaluate import Asked, EvaluationRun, search_form
+    from ..engine.foreign import read_pool
+    from ..engine.outcomes import attacks_id
+    from ..engine.state import Place
+    from ..ledger import recorded
     from ..models.published import published_note, published_results
     from ..reporting.eps_curve import draw_eps_curve
     from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
@@ -85,54 +88,60 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     model = sparsify(base, checkpoint, alpha=alpha)
     grid = eps_grid(eps)
     eps = headline_eps(grid, run.source.dataset, run.norm)
-    allowed = {name: admissible(chunk, x, Budget(run.norm, eps_value(eps))) for name, chunk in pool.items()}  # type: ignore[arg-type]
-    for name, chunk in allowed.items():
-        note(
-            f"pool: {len(pool[name].positions):,} images of {name} are of these {len(y):,} examples, "
-            f"{len(chunk.positions):,} inside the budget"
-        )
-    begun = None if fresh and shard is None else recorded_setting(state_folder, "precision")
+    begun = None if fresh and shard is None else recorded(state_folder, "precision")
     precision = precision_on(device, config.precision or begun)
-    settings = EvaluateSettings(
-        attacks=attacks, norm=run.norm, eps=eps_value(eps), n_examples=len(y), seed=config.seed,  # type: ignore[arg-type]
-        batch_size=config.batch_size, device=device, individual=config.individual, precision=precision,
-        compile=config.compile,
-        channels_last=device == "cpu" or precision != "fp32" if config.channels_last is None else config.channels_last,
-    )  # fmt: skip
+    is_faster = device == "cpu" or precision != "fp32"
+    channels_last = is_faster if config.channels_last is None else config.channels_last
+    problem = Problem(
+        model,
+        Budget(run.norm, eps_value(eps)),  # type: ignore[arg-type]
+        count_classes(base, x[:2].to(device)),
+        config.seed,
+        config.batch_size,
+        precision,
+        search_form(model, compile=config.compile, channels_last=channels_last),
+    )
+    attacked = Examples(x, y, indices).to(device)
+    allowed = _admitted(problem, attacked, pool)
+    for name, n_allowed in allowed.items():
+        note(
+            f"pool: {len(pool[name]):,} images of {name} are of these {len(y):,} examples, {n_allowed:,} inside the budget"
+        )
     if fresh and shard is not None:
         for file in shard.files_in(state_folder):  # what the others wrote stays
             file.unlink()
     elif fresh:
         discard(state_folder)
         discard(whole.paths.folder / "shards")  # reports about what is gone now
-    n_classes = count_classes(base, x[:2].to(device))
     fingerprint = {
         "weights": str(weights), "statistics": statistics, "split": config.split,
         "dataset": config.dataset or run.source.dataset,
     }  # fmt: skip
 
-    def attack_all(pool: dict[str, Chunk]) -> dict[str, Evaluation]:
-        with live("examples") as view:
-            return evaluate_each_eps(
-                lambda one, smaller: evaluate_robustness(
-                    model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
-                    state_folder=eps_state_folder(state_folder, one, grid), fingerprint=fingerprint, n_classes=n_classes,
-                    on_update=show_attacks(view), smaller=smaller, pool=pool, shard=shard,
-                ),
-                grid,
-            )  # fmt: skip
+    with live("examples") as view:
 
-    evaluations = attack_all(pool)
+        def begin(one: str, smaller: EvaluationRun | None) -> EvaluationRun:
+            return EvaluationRun(
+                replace(problem, budget=Budget(run.norm, eps_value(one))),  # type: ignore[arg-type]
+                attacked,
+                Asked(attacks, alpha, config.individual),
+                Place(eps_state_folder(state_folder, one, grid), fingerprint, shard),
+                smaller=smaller,
+                on_update=show_attacks(view),
+            )
+
+        runs = evaluate_each_eps(begin, grid, pool)
     doubts: list[dict[str, Any]] = []
     if config.doubts:
+        evaluation = runs[eps].evaluation()
         doubts, found_by_doubts = _doubts(
-            model, x, y, indices, evaluations[eps], settings, config.n_doubt_examples, state_folder / "doubts",
-            key=f"{hashlib.sha256(evaluations[eps].outcomes_npz()).hexdigest()} {statistics} {weights}",
+            problem, attacked, evaluation, config.n_doubt_examples, state_folder / "doubts",
+            key=f"{hashlib.sha256(evaluation.outcomes_npz()).hexdigest()} {statistics} {weights}",
         )  # fmt: skip
-        if found_by_doubts:  # everything that is known to break an example counts
-            pool |= found_by_doubts
-            allowed |= found_by_doubts
-            evaluations = attack_all(pool)
+        for one in runs.values():  # everything that is known to break an example counts
+            one.try_pool(found_by_doubts)
+        allowed |= {name: len(found) for name, found in found_by_doubts.items()}
+    evaluations = {one: each.evaluation() for one, each in runs.items()}
     evaluation = evaluations[eps]
     found = evaluation.to_report()
     part = "" if shard is None else f" (shard {config.shard})"
@@ -149,22 +158,20 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         console.print(show_diagnostics(found))
     outputs = [place.paths.outcomes]
     if config.save_witnesses:
-        folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
-        outputs += _save_witnesses(
-            run, place.paths.folder, config, model, operator, evaluation, folders, pool, settings, (x, y, indices)
-        )
+        up_to_this = [each for one, each in runs.items() if eps_value(one) <= eps_value(eps)]
+        outputs += _save_witnesses(run, place.paths.folder, config, operator, up_to_this)
     results = (
         found
         | published
         | {
             "eps": eps,
             "operator": operator,
-            "pool": {name: len(chunk.positions) for name, chunk in allowed.items()},
+            "pool": allowed,
             "site_alphas": checkpoint.site_alphas(alpha),
             "search": {
-                "precision": settings.precision,
-                "compile": settings.compile,
-                "channels_last": settings.channels_last,
+                "precision": precision,
+                "compile": config.compile,
+                "channels_last": channels_last,
             },
         }
     )
@@ -191,36 +198,40 @@ def _n_gone(place: Run, files: list[Path]) -> int:
     return max(before.get("n_state_files", 0) - len(files), 0)
 
 
+def _admitted(problem: Problem, examples: Examples, pool: dict[str, FoundImages]) -> dict[str, int]:
+    """How many images of each pool an attacker may use."""
+    from ..engine.cells import Cells
+
+    return {name: len(Cells(problem, examples).admitted(found)) for name, found in pool.items()}
+
+
 def _doubts(
-    model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, evaluation: Evaluation, settings: EvaluateSettings,
-    n_examples: int, state_folder: Path, *, key: str,
-) -> tuple[list[dict[str, Any]], dict[str, Chunk]]:  # fmt: skip
+    problem: Problem, examples: Examples, evaluation: Evaluation, n_examples: int, state_folder: Path, *, key: str
+) -> tuple[list[dict[str, Any]], dict[str, FoundImages]]:
     """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``, and the images that break on the way."""
-    from ..attacks.result import Budget
-    from ..data.examples import Examples
+    import torch
+
     from ..diagnostics import DOUBTS_VERSION, Conditions, KeptAnswers, diagnose
 
-    n, device = min(n_examples, len(y)), settings.device
+    n, budget = min(n_examples, len(examples)), problem.budget
     with live("kinds") as view:
         view.begin("doubts", None)
 
         def on_kind(what: str, done: int, total: int) -> None:
             view.begin(f"doubts: {what}", total, done)
 
-        n_classes = count_classes(model, x[:2].to(device))
-        budget = Budget(settings.norm, settings.eps)
         kept = KeptAnswers(
-            state_folder, f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}", note
+            state_folder, f"{DOUBTS_VERSION} {key} {n} {budget.norm} {budget.eps} {problem.seed}", note
         )
         found = diagnose(
-            model,
-            Examples(x[:n], y[:n].long(), indices[:n].cpu()).to(device),
+            problem.model,  # type: ignore[arg-type]
+            examples.at(torch.arange(n)),
             evaluation,
-            Conditions(budget, settings.seed, settings.batch_size, n_classes),
+            Conditions(budget, problem.seed, problem.batch_size, problem.n_classes),
             kept=kept,
             on_kind=on_kind,
         )
-    n_images = sum(len(chunk.positions) for chunk in found.images.values())
+    n_images = sum(len(images) for images in found.images.values())
     if n_images:
         note(
             f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, as transfer"
@@ -229,24 +240,19 @@ def _doubts(
 
 
 def _save_witnesses(
-    run: Run, folder: Path, config: EvaluateConfig, model: SparsifiedModel, operator: str, evaluation: Evaluation,
-    folders: list[Path], pool: dict[str, Chunk], settings: EvaluateSettings, examples: tuple[Tensor, Tensor, Tensor],
-) -> list[Path]:  # fmt: skip
+    run: Run, folder: Path, config: EvaluateConfig, operator: str, runs: list[EvaluationRun]
+) -> list[Path]:
     """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
-    from ..engine.witnesses import collect_witnesses, save_external, save_witnesses
+    from ..engine.adversarial import collect_adversarial, save_adversarial, save_external
 
-    x, y, indices = examples
-    witnesses = collect_witnesses(model, x, y, evaluation, folders, settings, pool)
+    found_on = collect_adversarial(runs)
     files = [folder / "witnesses.safetensors"]
-    save_witnesses(
-        files[0], witnesses, indices, norm=settings.norm, eps=settings.eps, alpha=evaluation.alpha, operator=operator
-    )
+    save_adversarial(files[0], found_on, runs[-1], operator)
     test = load_images(run, config, config.split)
-    for name, found in witnesses.items():
+    for name, found in found_on.items():
         file = folder / f"witnesses-{name}.pt"
-        if save_external(file, test, found, len(y)):
+        if save_external(file, test, found, len(runs[-1].cells)):
             files.append(file)
-    note(
-        f"witnesses: {', '.join(f'{len(found.images):,} on {name}' for name, found in witnesses.items())} ({files[0]})"
-    )
+    counts = ", ".join(f"{len(found.images):,} on {name}" for name, found in found_on.items())
+    note(f"witnesses: {counts} ({files[0]})")
     return files

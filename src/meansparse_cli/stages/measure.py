@@ -29,7 +29,7 @@ from ..runs.stage_report import finished, write_stage
 from ..settings.config import MeasureConfig, eps_grid, eps_value
 
 if TYPE_CHECKING:
-    from ..engine.pairs import Column, PairStore
+    from ..engine.grid import Variant, VariantGrid
     from ..selection.choice import SweepPoint
     from ..sites.find import Site
 
@@ -43,8 +43,8 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     from ..attacks.problem import Problem
     from ..attacks.result import Budget
     from ..data.examples import Examples
-    from ..engine.evaluation import attacks_id
-    from ..engine.pairs import PairStore
+    from ..engine.grid import VariantGrid
+    from ..engine.outcomes import attacks_id
     from ..selection.sweep import families_of
 
     run, started = located(config), time.monotonic()
@@ -83,7 +83,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     for one, value in [(one, eps_value(one)) for one in eps_grid(eps)] if plain else [(eps, 0.0)]:
         budget = Budget(run.norm, value)  # type: ignore[arg-type]
         problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
-        store = PairStore(
+        grid = VariantGrid(
             problem, Examples(x.to(device), y.to(device), indices), plain=plain, bpda=bpda, folder=state_folder,
             block_size=config.block_size,
             key={
@@ -91,14 +91,14 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
                 "precision": precision, "images": f"{config.dataset or run.source.dataset} {config.split}",
             },
         )  # fmt: skip
-        points = _score(store, columns, f"eps {one}")
+        points = _score(grid, columns, f"eps {one}")
         if not plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
         for (rule, _), point in points.items():
             rows.append({"eps": one, "sites": rule, **point.to_report(points[BASE])})
             for name, found in outcomes.items():
                 found.append(getattr(point, name).numpy())
-        passes = {key: passes[key] + value for key, value in store.passes().items()}
+        passes = {key: passes[key] + value for key, value in grid.passes().items()}
         shown = {"rows": [row for row in rows if row["eps"] == one], "split": config.split, "attacks": list(plain)}
         budget_note = f", {run.norm} {one}" if plain else ""
         table = measurement_table(shown | {"n_examples": len(y)}, with_errors=is_wide())
@@ -135,32 +135,31 @@ def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
     return list(dict.fromkeys(rules))
 
 
-def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]) -> dict[tuple[str, float], Column]:
+def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]) -> dict[tuple[str, float], Variant]:
     """(rule, alpha) -> an alpha for each site, the base first."""
-    from ..engine.pairs import column_of
+    from ..engine.grid import variant_of
     from ..sites.rules import select_sites
 
-    columns = {BASE: column_of([0.0] * len(sites))}
+    columns = {BASE: variant_of([0.0] * len(sites))}
     for rule in rules:
         used = {site.index for site in select_sites(list(sites), rule)}
         for alpha in alphas:
-            columns[rule, alpha] = column_of([alpha if site.index in used else 0.0 for site in sites])
+            columns[rule, alpha] = variant_of([alpha if site.index in used else 0.0 for site in sites])
     return columns
 
 
 def _score(
-    store: PairStore, columns: dict[tuple[str, float], Column], what: str
+    grid: VariantGrid, columns: dict[tuple[str, float], Variant], what: str
 ) -> dict[tuple[str, float], SweepPoint]:
-    from ..selection.sweep import point_of
+    from ..selection.sweep import in_full, point_of
 
-    wanted = list(dict.fromkeys(columns.values()))
+    variants = list(dict.fromkeys(columns.values()))
     with live("pairs") as view:
-        store.classify(wanted)
-        for b, block in enumerate(store.blocks):
-            if n := store.count_missing(b, {"plain": wanted, "bpda": wanted}):
-                view.begin(f"{what}, images {int(block[-1]) + 1} of {len(store.x)}, {len(wanted)} columns", n)
-            store.score(b, {"plain": wanted, "bpda": wanted}, view.advance)
-    return {key: point_of(store, c, key[1]) for key, c in columns.items()}
+        grid.tell(view.begin, view.advance)
+        grid.classify(variants)
+        for b in range(len(grid.blocks)):
+            grid.score(b, in_full(variants), f"{what}, ")
+    return {key: point_of(grid, variant, key[1]) for key, variant in columns.items()}
 
 
 def _clean_alone(point: SweepPoint) -> SweepPoint:

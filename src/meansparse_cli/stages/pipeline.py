@@ -254,8 +254,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     from ..attacks.problem import Problem
     from ..attacks.result import Budget
     from ..data.examples import Examples
-    from ..engine.evaluation import attacks_id
-    from ..engine.pairs import PairStore
+    from ..engine.grid import VariantGrid
+    from ..engine.outcomes import attacks_id
     from ..reporting.alpha_curve import draw_alpha_curve
     from ..reporting.sweep_tables import say_sweep, show_sweep
     from ..selection.choice import ChoiceRule
@@ -290,7 +290,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         discard(run.paths.state / "sweep-alpha")
     n_classes, budget = count_classes(base, x[:2].to(device)), Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     precision = precision_on(device, config.precision)
-    store = PairStore(
+    grid = VariantGrid(
         Problem(model, budget, n_classes, config.seed, config.batch_size, precision),
         Examples(x.to(device), y.to(device), indices),
         plain=plain, bpda=bpda, folder=run.paths.state / "sweep-alpha", block_size=config.block_size,
@@ -308,14 +308,10 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if config.alpha_rule != "shared":
         check_blocks(len(y), config.block_size)
     with live("pairs") as view:
-        sweep = sweep_alphas(
-            store, settings, on_block=view.begin, on_progress=view.advance,
-            on_points=lambda points: view.show(show_sweep(points, plain, None)),
-        )  # fmt: skip
+        grid.tell(view.begin, view.advance)
+        sweep = sweep_alphas(grid, settings, on_points=lambda points: view.show(show_sweep(points, plain, None)))
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
-        sweep, chosen, by_rule = alphas_by_rule(
-            config.alpha_rule, store, settings, sweep, checkpoint, on_block=view.begin, on_progress=view.advance
-        )
+        sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, grid, settings, sweep, checkpoint)
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
     if not console.is_terminal:
         console.print(show_sweep(sweep.points, plain, sweep.chosen.alpha))
@@ -325,7 +321,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     save_checkpoint(run.paths.checkpoint, chosen)
     results = sweep.to_report() | {
         "alpha": chosen.alpha, "alpha_rule": config.alpha_rule, "n_examples": len(y), "attacks": list(plain),
-        "bpda_attacks": list(bpda), "precision": precision, "estimator": calibrated["results"]["estimator"], **by_rule, **store.passes(),
+        "bpda_attacks": list(bpda), "precision": precision, "estimator": calibrated["results"]["estimator"], **by_rule, **grid.passes(),
     }  # fmt: skip
     draw_alpha_curve(
         results, title=f"{run.source.name}: {len(y):,} held-out images, {run.norm} {eps}", png=run.paths.curve_png, svg=run.paths.curve_svg

@@ -12,7 +12,7 @@ from ..operator.checkpoint import sparsify
 from ..reporting.console import console, note
 from ..reporting.evaluation_tables import judgements_table
 from ..runs.folder import Run, file_name
-from ..runs.images import check_data, load_images
+from ..runs.images import check_data, count_classes, load_images
 from ..runs.model import alpha_in_use, checkpoint_to_evaluate, eps_of, has_alpha, load_base, pick_device
 from ..runs.report import write_report
 from ..runs.stage_report import config_block, plain
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
     """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
+    from torch.utils.data import Subset
+
+    from ..attacks.problem import Problem
     from ..attacks.result import Budget
-    from ..data.datasets import content_id
-    from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
-    from ..engine.witnesses import examples_at
+    from ..data.datasets import content_id, stack_examples
+    from ..data.examples import Examples
+    from ..engine.foreign import match_examples, read_images, said_by
+    from ..engine.verify import Judgement, judge_images
 
     run, started = ensure_fetched(config, sources), time.monotonic()
     about = said_by(file)
@@ -53,10 +57,11 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     judgements: list[Judgement] = []
     for images in image_sets:
         matched = match_examples(images, test, str(file))
-        x, y = examples_at(test, matched.evaluated)
+        x, y = stack_examples(Subset(test, matched.evaluated.tolist()))
         if not judgements:
             check_data(model, run, config, test, x[:2].to(device))
-        judged = judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=device)
+        problem = Problem(model, budget, count_classes(model, x[:1].to(device)), 0, config.batch_size)
+        judged = judge_images(matched, Examples(x, y, matched.evaluated), problem, alpha)
         judgements.append(judged)
         if images.indices is None and judged.n_unchanged:
             note(
