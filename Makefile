@@ -33,10 +33,11 @@ zoo-check: $(STAMP) ## MeanSparse on every model of the zoo, random weights (hal
 	$(BIN)/meansparse models --check --jobs 2 --run runs/zoo-check
 	mkdir -p docs && cp runs/zoo-check/zoo-check.md docs/
 
-check: $(STAMP) ## format, lint, types
+check: $(STAMP) ## format, lint, types, which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an hour on two cores; BENCH="--device cuda" on a GPU)
 	$(BIN)/python benchmarks/attack_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)

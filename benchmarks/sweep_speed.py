@@ -24,18 +24,20 @@ from meansparse_cli.attacks.judge import judge, under_attack
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator
-from meansparse_cli.data.datasets import KNOWN_DATASETS, load_split, stack_examples, take_examples
-from meansparse_cli.data.examples import Examples
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.facts import KNOWN_DATASETS
+from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.engine.grid import VariantGrid
 from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
-from meansparse_cli.operator.sparsify import SparsifiedModel, alpha_set
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
-from meansparse_cli.settings.config import eps_value, parse_alphas
+from meansparse_cli.settings.values import eps_value, parse_alphas
 from meansparse_cli.sites.find import find_sites
 from meansparse_cli.stats.paired import paired_difference
 

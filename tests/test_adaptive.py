@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.adaptive import AdaptiveRule
-from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.pgd import PGDRule
 from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.queue import search
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.runner import SEARCHES
 from meansparse_cli.attacks.task import AttackTask
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 8 / 255)
@@ -81,7 +83,7 @@ def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel)
     y = model(x).argmax(1)
 
     def points(rule: PGDRule) -> Tensor:
-        return climb(task_of("a", model, x, y, BUDGET), rule, targets=y[:, None]).points
+        return search(task_of("a", model, x, y, BUDGET), rule, targets=y[:, None]).points
 
     plain = PGDRule(BUDGET, n_steps=5, step_size=1 / 255)
     assert torch.equal(points(AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=0.0)), points(plain))

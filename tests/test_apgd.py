@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.apgd import APGDRule, apgd
-from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.losses import choose_loss, dlr, likely_targets, margin, targeted_dlr, targeted_margin
 from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.queue import search
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
 from meansparse_cli.attacks.task import AttackTask, SearchOutcome
@@ -102,7 +102,7 @@ def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> 
 
     def run(one: AttackTask, start: Tensor) -> SearchOutcome:
         rule.start = lambda image, generator, budget: start
-        return climb(one, rule, targets=likely_targets(one.clean_logits)[:, :1])
+        return search(one, rule, targets=likely_targets(one.clean_logits)[:, :1])
 
     n_broken = 0
     for example in range(N_EXAMPLES):
@@ -127,15 +127,15 @@ def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> 
 def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: str) -> None:
     net = make_net()
 
-    def search(task: AttackTask) -> SearchOutcome:
+    def attack(task: AttackTask) -> SearchOutcome:
         """From two starts an example where one is the rule: the second waits behind the others."""
         if loss == "dlr-targeted":
             return apgd(task, loss=loss, n_steps=20)
         rule = APGDRule(task.problem.budget, loss, n_classes=6, n_steps=20)  # type: ignore[arg-type]
-        return climb(task, rule, targets=task.examples.y[:, None].expand(-1, 2))
+        return search(task, rule, targets=task.examples.y[:, None].expand(-1, 2))
 
     def run(batch_size: int, order: Tensor) -> tuple[Tensor, Tensor]:
-        outcome = search(some_of(make_task(net, BUDGETS[norm], n_classes=6), order, batch_size))
+        outcome = attack(some_of(make_task(net, BUDGETS[norm], n_classes=6), order, batch_size))
         back = order.argsort()
         return outcome.points[back], outcome.claimed[back]
 
@@ -148,7 +148,7 @@ def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: 
         assert torch.equal(points, other_points)
     few = torch.tensor([7, 2])
     alone = some_of(make_task(net, BUDGETS[norm], n_classes=6), few, 2)
-    assert torch.equal(search(alone).points, points[few])
+    assert torch.equal(attack(alone).points, points[few])
 
 
 def test_starts_differ_by_seed_attack_attempt_and_example() -> None:

@@ -240,7 +240,7 @@ class BandedNet(nn.Module):
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
-        from meansparse_cli.operator.sparsify import MeanSparse
+        from meansparse_cli.operator.module import MeanSparse
 
         self.mean_sparse = MeanSparse(torch.zeros(1), torch.ones(1), alpha=threshold, channel_axis=1)
         self.threshold = threshold

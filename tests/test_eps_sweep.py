@@ -13,13 +13,17 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-from meansparse_cli.engine.evaluate import Asked, EvaluationRun
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan
 from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, site_alphas_set
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.reporting.eps_curve import draw_eps_curve
 from meansparse_cli.reporting.evaluation_tables import eps_table
-from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.stages import EvaluateConfig
+from meansparse_cli.settings.values import eps_grid, parse_eps_grid
 
 GRID = ("0.02", "0.05", "0.1")
 ALL = ("apgd-ce", "square", "transfer")
@@ -89,7 +93,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        with site_alphas_set(cast(SparsifiedModel, model), alphas[0]):
+        with alpha_set(cast(SparsifiedModel, model), alphas[0]):
             broken = model(moved).argmax(1) != y
         return AttackResult(moved, broken, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
 
@@ -112,7 +116,7 @@ def evaluation_of(
     examples: Examples, eps: float, attacks: tuple[str, ...], place: Place, smaller: EvaluationRun | None = None
 ) -> EvaluationRun:
     problem = Problem(Threshold(), Budget("Linf", eps), n_classes=2, seed=0, batch_size=16, precision="fp32")
-    return EvaluationRun(problem, examples, Asked(attacks, 0.25), place, smaller=smaller)
+    return EvaluationRun(problem, examples, Plan(attacks, 0.25), place, smaller=smaller)
 
 
 def test_what_both_models_fell_to_is_not_attacked_again_and_what_is_broken_stays_so(

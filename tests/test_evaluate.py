@@ -23,11 +23,13 @@ from meansparse_cli.attacks.result import AttackResult, Budget, Norm
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells, evaluate
 from meansparse_cli.engine.comparison import Evaluation
-from meansparse_cli.engine.evaluate import Asked, EvaluationProgress, EvaluationRun
+from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import MODELS, attack_groups, run_order
 from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, site_alphas_set
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0
@@ -76,7 +78,7 @@ class FakeAttacks:
         self.calls.append((name, float(alphas[0]), indices.tolist()))
         away = torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
         moved = (x + away * (self.reach[name] * budget.eps * 0.999)).clamp(0, 1)
-        with site_alphas_set(cast(SparsifiedModel, problem.model), alphas[0]):
+        with alpha_set(cast(SparsifiedModel, problem.model), alphas[0]):
             broken = problem.model(moved).argmax(dim=1) != y
         if name in self.lies:
             broken = torch.ones_like(broken)
@@ -116,8 +118,8 @@ def begin(
         batch_size=settings.batch_size,
         precision="fp32",
     )
-    asked = Asked(settings.attacks, alpha, settings.individual)
-    return EvaluationRun(problem, Examples(x, y, indices), asked, Place(folder, fingerprint), **others)
+    plan = Plan(settings.attacks, alpha, settings.individual)
+    return EvaluationRun(problem, Examples(x, y, indices), plan, Place(folder, fingerprint), **others)
 
 
 def run(folder: Path, settings: Settings = SETTINGS, **others: Any) -> Evaluation:
@@ -484,9 +486,10 @@ from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
-from meansparse_cli.engine.evaluate import Asked, EvaluationRun
+from meansparse_cli.engine.evaluate import Plan, EvaluationRun
 from meansparse_cli.engine.state import Place
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 
 class Net(SparsifiedModel):
     def __init__(self):
@@ -515,8 +518,8 @@ def run(folder, hang_at=None):
     cells.run_attack = run_attack
     try:
         problem = Problem(model, Budget("Linf", 0.05), n_classes=4, seed=0, batch_size=16, precision="fp32")
-        asked, place = Asked(("apgd-ce", "bpda-apgd-ce"), 0.5), Place(Path(folder))
-        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), asked, place).attack(), n_calls
+        plan, place = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), Place(Path(folder))
+        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, place).attack(), n_calls
     finally:
         cells.run_attack = real
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import square as square_module
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.fab import fab, project_on_boundary
+from meansparse_cli.attacks.patches import pattern_of
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.square import square
+from meansparse_cli.attacks.square import side_of, square
 from meansparse_cli.attacks.task import AttackTask
 from meansparse_cli.data.examples import Examples
 
@@ -40,12 +40,11 @@ def make_task(budget: Budget, batch_size: int = 16, rows: Tensor | None = None) 
 
 def test_square_has_autoattacks_schedule_and_patterns() -> None:
     theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, resc_schedule=False, norm="L2", device="cpu")
-    task = make_task(BUDGETS[0])
     for query in [1, 11, 12, 51, 52, 201, 202, 500, 502, 1002, 2002, 4002, 5000]:
         side = max(round((theirs.p_selection(query - 1) * 100) ** 0.5), 1)
-        assert square_module._side(query, task) == min(side, 10), query
+        assert side_of(query, BUDGETS[0], 10, 10) == min(side, 10), query
     for side in range(1, 12):
-        pattern, expected = square_module._pattern(side), theirs.eta(side)
+        pattern, expected = pattern_of(side), theirs.eta(side)
         assert torch.allclose(pattern, expected) or torch.allclose(pattern.T, expected), side
         assert pattern.norm().item() == pytest.approx(1.0)
 

@@ -1,7 +1,7 @@
 """Golden runs: what today's commands leave, byte by byte, and folders of an earlier version that are typed again.
 
-Through the command line alone, so that this says the same whatever the modules inside are called. ``golden/make.py`` wrote
-the folders and says how to write them anew; ``golden/scenes.py`` is what is typed.
+Through the command line alone, so that this says the same whatever the modules inside are called. ``golden/make.py``
+wrote the folders and says how to write them anew; ``golden/scenes.py`` is what is typed.
 """
 
 import functools

@@ -14,14 +14,9 @@ from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.attacks.starts import boundary_start
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.grid import VariantGrid, variant_of
-from meansparse_cli.operator.sparsify import (
-    MeanSparse,
-    SparsifiedModel,
-    alpha_set,
-    insert,
-    site_alphas_set,
-    straight_through,
-)
+from meansparse_cli.operator.active import alpha_set, straight_through
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 ALPHAS = (0.0, 0.3, 0.8)
@@ -138,14 +133,14 @@ def test_a_bpda_pair_has_the_trajectory_it_has_alone(
         if alone.broken:
             assert torch.allclose(together.adversarial[k], alone.adversarial[0], atol=1e-6)
         # and as the whole model at these alphas, straight through
-        with site_alphas_set(model, alphas[k]), straight_through(model):
+        with alpha_set(model, alphas[k]), straight_through(model):
             whole = run_attack("apgd-ce", problem_of(model, batch_size=1), one)
         assert bool(whole.broken) == bool(alone.broken)
     assert int(together.broken.sum()) > 0
 
 
 def _alone(model: SparsifiedModel, image: Tensor, alphas: Tensor) -> Tensor:
-    with site_alphas_set(model, alphas), torch.no_grad():
+    with alpha_set(model, alphas), torch.no_grad():
         return model(image)
 
 
@@ -265,7 +260,7 @@ def test_other_attacks_break_a_pair_as_they_would_alone(
     right, alphas = right[keep], alphas[keep]
     result = run_attack(name, problem_of(model, wide), examples.at(right), alphas)
     for k, i in enumerate(right.tolist()):
-        with site_alphas_set(model, alphas[k]):
+        with alpha_set(model, alphas[k]):
             alone = run_attack(name, problem_of(model, wide, batch_size=1), examples.at(torch.tensor([i])))
         assert bool(alone.broken) == bool(result.broken[k])
         if alone.broken:

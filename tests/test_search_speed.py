@@ -13,11 +13,12 @@ from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.comparison import Evaluation
-from meansparse_cli.engine.evaluate import Asked, EvaluationRun, search_form
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan, search_form
 from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.operator.float32 import float32_set_to
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.operator.device import float32_set_to
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 0.06)
@@ -59,7 +60,7 @@ def run(
     model, x, y = make()
     form = search_form(model, compile=compile, channels_last=channels_last)
     problem = Problem(model, BUDGET, 4, seed=0, batch_size=5, precision=precision, search_model=form)
-    return EvaluationRun(problem, Examples(x, y, torch.arange(16)), Asked(attacks, 0.3), Place(folder)).attack()
+    return EvaluationRun(problem, Examples(x, y, torch.arange(16)), Plan(attacks, 0.3), Place(folder)).attack()
 
 
 def test_bf16_searches_and_float32_judges() -> None:

@@ -12,12 +12,13 @@ from torch.utils.data import Subset
 
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.data.datasets import ArrayImages
 from meansparse_cli.data.examples import Examples
+from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.engine.foreign import WITNESSES_SCHEMA, match_examples, read_images, said_by
 from meansparse_cli.engine.verify import Judgement, judge_images
 from meansparse_cli.errors import DataError
-from meansparse_cli.operator.sparsify import MeanSparse, insert
+from meansparse_cli.operator.insertion import insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 EPS = 0.1

@@ -42,8 +42,8 @@ def this_machine() -> dict[str, str]:
 
 
 def seal_again(folder: Path, old: str, new: str) -> None:
-    """Replace ``old`` by ``new`` in the reports of ``folder``, with every hash that hangs on it: of a report's own content,
-    of a report in the one after it, and in the pages about them.
+    """Replace ``old`` by ``new`` in the reports of ``folder``, with every hash that hangs on it: of a report's own
+    content, of a report in the one after it, and in the pages about them.
     """
     texts = {path: path.read_text() for path in folder.rglob("*") if path.suffix in TEXT}
     reports = {path: text for path, text in texts.items() if "content_sha256: " in text and path.suffix == ".yaml"}

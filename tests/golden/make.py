@@ -1,10 +1,10 @@
-"""Write the golden runs anew: ``python tests/golden/make.py`` (two minutes on one core).
+"""Write the golden runs anew: ``python tests/golden/make.py [SCENE]...`` (a minute on one core).
 
-Only for a change that is meant to change results, or for another torch: the point of these folders is that they are what
-an earlier version left. Say in the commit which files changed, and why. What is written, beside this file:
+Only for a change that is meant to change results, or for another torch: the point of these folders is that they are
+what an earlier version left. Say in the commit which files changed, and why. What is written, beside this file:
 
-    machine.json        versions and CPU of the machine; comparison is to the byte where they are the same
-    done/<scene>        the folder in which all commands of a scene were typed, and ``transcript.txt``, what they printed
+    machine.json        versions and CPU; comparison is to the byte where they are the same
+    done/<scene>        the folder in which all commands of a scene were typed; ``transcript.txt``: what they printed
     half/<name>         a folder as a command leaves it that was stopped with Ctrl-C
 """
 
@@ -70,18 +70,17 @@ def keep(place: Path, target: Path) -> None:
         page.write_text(without_figures(page.read_text()))
 
 
-def main() -> None:
-    """All scenes."""
+def main(*names: str) -> None:
+    """All scenes, or those that are named, with what is half-way in them."""
     home = Path.cwd()
-    for name in ("done", "half"):
-        shutil.rmtree(HERE / name, ignore_errors=True)
+    wanted = names or tuple(scene.name for scene in SCENES)
+    jobs = [(make_scene, scene, "done") for scene in SCENES if scene.name in wanted]
+    jobs += [(make_half_way, half, "half") for half in HALF_WAY if half.scene in wanted]
     try:
-        for scene in SCENES:
-            print(scene.name, flush=True)
-            make_scene(scene, HERE / "done" / scene.name)
-        for half in HALF_WAY:
-            print(half.name, "half-way", flush=True)
-            make_half_way(half, HERE / "half" / half.name)
+        for make, what, kind in jobs:
+            print(kind, what.name, flush=True)
+            shutil.rmtree(HERE / kind / what.name, ignore_errors=True)
+            make(what, HERE / kind / what.name)
     finally:
         os.chdir(home)
     (HERE / "machine.json").write_text(json.dumps(this_machine(), indent=1) + "\n")
@@ -91,4 +90,4 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    main()
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The network of the golden runs ``tiny``: three sites of different depths, weights that depend on nothing but this file."""
+"""The network of the golden runs: three sites of different depths, weights that depend on this file alone."""
 
 import torch
 from torch import Tensor, nn

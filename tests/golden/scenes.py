@@ -27,7 +27,7 @@ DIGITS_PAGES = (
 TINY = "--model networks.py:tiny --dataset colours.npz --run run"
 CALIBRATED = (f"fetch {TINY}", f"calibrate {TINY} --batch-size 64")
 SWEEP = f"sweep-alpha {TINY} --eps 0.05 --n-examples 120 --block-size 40 --min-gain 0 --max-clean-drop 10"
-EVALUATE = f"evaluate {TINY} --eps 0.05 --no-doubts"
+EVALUATE = f"evaluate {TINY} --eps 0.07 --no-doubts"
 FEW = "--model networks.py:tiny --dataset few.npz --run run"
 SHARDED = (
     f"evaluate {FEW} --eps 0.05 --n-examples 15 --alpha 0.3 --attack pgd-10 --attack bpda-apgd-ce --no-doubts "
@@ -55,7 +55,7 @@ SCENES = (
         (
             *CALIBRATED,
             f"{SWEEP} --alphas 0.2,0.6 --alpha-rule per-site",
-            f"{EVALUATE} --n-examples 6 --alpha 0.4 --attack apgd-ce --attack fab-t --attack square --individual",
+            f"{EVALUATE} --n-examples 4 --alpha 0.4 --attack apgd-ce --attack fab-t --attack square --individual",
             "export run model.safetensors",
         ),
         ("report run --format markdown",),
@@ -98,7 +98,7 @@ class HalfWay:
 HALF_WAY = (
     HalfWay("calibrate", "tiny", (0,), 1, "calibrate.pt", 3),
     HalfWay("search", "tiny", (0, 1), 2, "search-*.json"),
-    HalfWay("evaluate", "tiny", (0, 1, 2), 3, "000000.pt", 5),
+    HalfWay("evaluate", "tiny", (0, 1, 2), 3, "000000.pt", 7),
     HalfWay("digits-sweep", "digits", (0, 1), 2, "block-*.pt", 2),
     HalfWay("digits-evaluate", "digits", (0, 1, 2), 3, "000000.pt", 5),
     HalfWay("measure", "digits", (0, 1), 5, "block-*.pt", 2),

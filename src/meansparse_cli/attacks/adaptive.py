@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..operator.sparsify import MeanSparse
-from .batch_queue import Batch, climb
+from ..operator.module import MeanSparse
 from .counting import CountedModel
-from .losses import cross_entropy
 from .pgd import PGDRule
+from .queue import Batch, search
 from .result import Budget
 from .task import AttackTask, SearchOutcome
 
@@ -35,7 +34,7 @@ def adaptive(task: AttackTask, *, p: float = 1, q: float = 1, weight: float | No
     """
     step_size = STEP_SIZE if task.problem.budget.norm == "Linf" else None
     rule = AdaptiveRule(task.problem.budget, n_steps=N_STEPS, step_size=step_size, p=p, q=q, weight=weight)
-    return climb(task, rule, targets=task.examples.y[:, None])
+    return search(task, rule, targets=task.examples.y[:, None])
 
 
 class AdaptiveRule(PGDRule):
@@ -55,7 +54,7 @@ class AdaptiveRule(PGDRule):
             model(batch["x"], batch.get("alphas"))
         with _inputs(model.model, lambda operator, z: moved.append(z)):
             logits = model(point, batch.get("alphas"))
-        loss = cross_entropy(logits, batch["y"], batch["target"])
+        loss = self.loss(logits, batch["y"], batch["target"])
         if not clean:
             return logits, loss
         n = len(point)

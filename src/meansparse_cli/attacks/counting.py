@@ -6,14 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..operator.sparsify import SparsifiedModel, example_alphas_set, operators_off
-
-
-def device_of(model: nn.Module, default: torch.device) -> torch.device:
-    """The device of the model's first parameter or buffer; ``default`` for a model without either."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return default
+from ..operator.active import example_alphas_set, operators_off
+from ..operator.insertion import SparsifiedModel
 
 
 class _ValueAndGradient(torch.autograd.Function):

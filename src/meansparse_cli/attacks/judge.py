@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..operator.float32 import full_float32
+from ..operator.device import full_float32
 from .counting import CountedModel
 from .problem import Problem
 

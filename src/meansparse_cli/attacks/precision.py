@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from ..errors import ConfigError
-from ..operator.float32 import float32_set_to, full_float32
+from ..operator.device import float32_set_to, full_float32
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

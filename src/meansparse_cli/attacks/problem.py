@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import AttackError, ConfigError
-from .counting import device_of
+from ..operator.device import device_of
 from .precision import Precision
 from .result import Budget
 

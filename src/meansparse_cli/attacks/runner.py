@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..data.examples import Examples
 from ..errors import DataError
-from ..operator.float32 import full_float32
-from ..operator.sparsify import SparsifiedModel, backward_rule, site_alphas_set
+from ..operator.active import alpha_set, backward_rule
+from ..operator.device import full_float32
+from ..operator.insertion import SparsifiedModel
 from .adaptive import adaptive
 from .apgd import apgd
 from .budget import enforce_budget
@@ -76,7 +77,7 @@ def run_attack(
         else:  # another form of the model cannot take an alpha a row, and one variant needs none
             for variant in alphas.unique(dim=0):
                 rows = (alphas == variant).all(dim=1).to(every.device)
-                with site_alphas_set(cast(SparsifiedModel, problem.model), variant):
+                with alpha_set(cast(SparsifiedModel, problem.model), variant):
                     run.attack(every[rows])
     return AttackResult(run.adversarial, run.broken, run.passes, run.rejected, time.perf_counter() - started)
 

@@ -31,12 +31,12 @@ def check_search(subject: Subject) -> list[Diagnostic]:
 
 
 def _converged(subject: Subject) -> list[Diagnostic]:
-    """The examples that survived everything, from another start: as many steps as before, watched, then twice as many."""
+    """The examples that survived all, from another start: as many steps as before, watched, then twice as many."""
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
         return [check.not_run(subject.name, "no example survived the attacks") for check in (RISING, MORE)]
-    budget = subject.conditions.budget
-    again = replace(subject, conditions=replace(subject.conditions, seed=subject.conditions.seed + 1))
+    budget = subject.problem.budget
+    again = replace(subject, problem=replace(subject.problem, seed=subject.problem.seed + 1))
     history = torch.full((len(rows), N_STEPS), torch.nan, device=subject.x.device)
     broken = climb_again(again, rows, budget, loss="ce", n_steps=N_STEPS, history=history)
     survived = history.cpu()[~broken]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ..data.datasets import stack_examples
+from ..data.examples import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from .cells import FoundImages
@@ -100,7 +100,7 @@ def save_adversarial(
         "schema": WITNESSES_SCHEMA,
         "norm": budget.norm,
         "eps": repr(budget.eps),
-        "alpha": repr(run.asked.alpha),
+        "alpha": repr(run.plan.alpha),
         "operator": operator,
         "found_by": json.dumps(names),
     }

@@ -18,7 +18,8 @@ from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..attacks.result import AttackResult, Budget
 from ..data.examples import Examples
-from ..operator.sparsify import SparsifiedModel, site_alphas_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 
 Variant = tuple[float, ...]
 """An alpha for each site, in the order of ``SparsifiedModel.sites``."""
@@ -77,7 +78,7 @@ class Cells:
         y = self.examples.at(found.rows).y
         images = found.images.to(y.device)
         if variants.ndim == 1:  # as any model can be asked, whatever it does to its batch axis
-            with site_alphas_set(self.model, variants):
+            with alpha_set(self.model, variants):
                 return judge(self.problem, images, y).cpu()
         return judge(self.problem, images, y, variants).cpu()
 

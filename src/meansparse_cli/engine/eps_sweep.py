@@ -9,9 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..data.datasets import KNOWN_DATASETS
+from ..data.facts import KNOWN_DATASETS
 from ..ledger import is_begun_with
-from ..settings.config import eps_value
+from ..settings.values import eps_value
 from .cells import FoundImages
 from .comparison import Evaluation
 from .evaluate import EvaluationRun

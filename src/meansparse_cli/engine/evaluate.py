@@ -21,11 +21,11 @@ from .comparison import Evaluation
 from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order
 from .state import Chunk, EvaluationState, Place, chunk_of
 
-__all__ = ["Asked", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_form"]
+__all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_form"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
     ``individual``: each attack faces every example that is right at its clean image, which gives each a number of its
@@ -98,7 +98,7 @@ class EvaluationRun:
         self,
         problem: Problem,
         examples: Examples,
-        asked: Asked,
+        plan: Plan,
         place: Place,
         *,
         smaller: "EvaluationRun | None" = None,
@@ -109,24 +109,24 @@ class EvaluationRun:
             raise DataError(f"got {n} images, {m} labels and {k} indices")
         if not len(examples):
             raise ConfigError("n_examples = 0 must be 1 or above")
-        self.asked, self.order, self.on_update = asked, run_order(asked.attacks), on_update
+        self.plan, self.order, self.on_update = plan, run_order(plan.attacks), on_update
         self.cells, self.smaller = Cells(problem, examples), smaller
         key = {
             "norm": problem.budget.norm,
             "eps": problem.budget.eps,
             "seed": problem.seed,
             "precision": problem.precision,
-            "alpha": asked.alpha,
+            "alpha": plan.alpha,
         }
         self.state = EvaluationState(place, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
-        alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": asked.alpha}
-        names = MODELS if asked.alpha else MODELS[:1]  # at alpha = 0 the two models are one
+        alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": plan.alpha}
+        names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
         blank, everywhere = self.cells.blank, self.cells.everywhere
         self.models = {name: _Known(everywhere(alphas[name]), blank(), blank()) for name in names}
         self.both_fell = blank()
         if smaller is not None:
             same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
-            if not same or smaller.asked.alpha != asked.alpha:
+            if not same or smaller.plan.alpha != plan.alpha:
                 raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
             self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
 
@@ -150,7 +150,7 @@ class EvaluationRun:
 
     def evaluation(self) -> Evaluation:
         """What is known by now."""
-        examples, alpha = self.cells.examples, self.asked.alpha
+        examples, alpha = self.cells.examples, self.plan.alpha
         base = self._outcomes("base")
         nothing_spent = dict.fromkeys(base.spent, Spent())
         sparsified = self._outcomes("sparsified") if alpha else replace(base, spent=nothing_spent)
@@ -201,7 +201,7 @@ class EvaluationRun:
     def _attack(self, name: ModelName, attack: str) -> None:
         """One attack on one model: the examples that it has not faced yet are attacked."""
         known = self.models[name]
-        wanted = known.right.clone() if self.asked.individual else known.left_by(known.broken)
+        wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
         before = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
         carried = self.cells.blank() if before is None else before & wanted
         attempted, broken, spent = carried & self.both_fell, carried, Spent()

@@ -94,7 +94,7 @@ class VariantGrid:
         return (0.0,) * len(self.sites)
 
     def tell(self, on_block: Callable[[str, int], None], on_progress: Callable[[int], None]) -> None:
-        """``on_block``: what begins, with how many (image, variant, attack) triples; ``on_progress``: those done since."""
+        """``on_block``: what begins, with how many (image, variant, attack) triples; ``on_progress``: how many more."""
         self.on_block, self.on_progress = on_block, on_progress
 
     def decisions(self, kind: str, *key: object) -> Decisions:

@@ -13,7 +13,8 @@ from ..attacks.budget import l2_norm, per_image
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..data.examples import Examples
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
 from .cells import ROUNDING
 from .foreign import MatchedImages

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, SiteError
 from ..sites.find import Site
-from .sparsify import MeanSparse, SparsifiedModel
+from .insertion import SparsifiedModel
+from .module import MeanSparse
 
 Watcher = Callable[[MeanSparse, Tensor], None]
 """Is shown an operator and the features that reach it."""
@@ -18,7 +19,7 @@ Watcher = Callable[[MeanSparse, Tensor], None]
 
 @dataclass(frozen=True)
 class ChannelValues:
-    """One channel at one site: what goes in and what comes out, (values,); ``mean`` and ``threshold`` of its operator."""
+    """One channel at one site: what goes in, what comes out, (values,); ``mean`` and ``threshold`` of its operator."""
 
     before: Tensor
     after: Tensor

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.config import eps_value
+from ..settings.values import eps_value
 from .figure import BLUE, ORANGE, draw_band, draw_grid, save_figure
 
 if TYPE_CHECKING:
@@ -41,4 +41,4 @@ def draw_eps_curve(results: dict[str, Any], *, norm: str, title: str, png: Path,
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title=title)
+    save_figure(draw, (7.2, 4.2), png, svg, title=title, rounded=False)

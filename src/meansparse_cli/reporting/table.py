@@ -13,8 +13,8 @@ from rich.text import Text
 class Table:
     """``rows`` under ``header``; ``strong``: the rows that stand out.
 
-    ``kinds``, a letter a column: ``n`` a number, to the right; ``t`` text that stays in one piece; ``f`` text that folds
-    where there is no room. Left out: the first column folds, the others are numbers.
+    ``kinds``, a letter a column: ``n`` a number, to the right; ``t`` text that stays in one piece; ``f`` text that
+    folds where there is no room. Left out: the first column folds, the others are numbers.
     """
 
     title: str
@@ -28,8 +28,9 @@ class Table:
         return self.kinds[column] if self.kinds else "n" if column else "f"
 
     def to_rich(self, *, strong: str = "bold") -> Group:
-        """For the terminal, under its title."""
-        return Group(Text(self.title, style="bold"), self.body(strong=strong))
+        """For the terminal, under its title where it has one."""
+        title = [Text(self.title, style="bold")] if self.title else []
+        return Group(*title, self.body(strong=strong))
 
     def body(self, *, strong: str = "bold") -> RichTable:
         """For the terminal, without the title."""
