@@ -24,21 +24,22 @@ from meansparse_cli.attacks.judge import judge, under_attack
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator
-from meansparse_cli.data.datasets import KNOWN_DATASETS, load_split, stack_examples, take_examples
-from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine.pairs import PairStore
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.facts import KNOWN_DATASETS
+from meansparse_cli.data.splits import load_split, take_examples
+from meansparse_cli.engine.grid import VariantGrid
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
 from meansparse_cli.operator.insertion import SparsifiedModel
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
-from meansparse_cli.settings.config import eps_value, parse_alphas
+from meansparse_cli.settings.values import eps_value, parse_alphas
 from meansparse_cli.sites.find import find_sites
-from meansparse_cli.stats.accuracy import paired_difference
+from meansparse_cli.stats.paired import paired_difference
 
 RESULTS = Path(__file__).parent / "SWEEP.md"
 IN_HEADER = ("model", "calibration", "alphas", "max_clean_drop", "eps", "batch_size", "block_size")
@@ -65,7 +66,7 @@ def main() -> None:
     images = take_examples(load_split(source.dataset, options.data_dir, "calibration"), options.calibration)
     first, _ = stack_examples(take_examples(images, 4))
     sites = find_sites(base, first.to(options.device))
-    statistics = calibrate_channels(base, sites, images, batch_size=options.batch_size)
+    statistics = calibrate_channels(base, sites, images, batch_size=options.batch_size, device=options.device)
     model = sparsify(base, Checkpoint(tuple(sites), tuple(statistics), "pooled"), alpha=0.0)
     budget = Budget("Linf", eps_value(options.eps or facts.eps["Linf"]))
     grid, _ = grid_of(parse_alphas(options.alphas))
@@ -243,14 +244,14 @@ class Measurement:
         x, y, indices = self.examples(seed)
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            store = PairStore(
+            grid = VariantGrid(
                 self.problem(seed), Examples(x, y, indices),
                 plain=("apgd-ce",), bpda=bpda, folder=Path(folder), key={}, block_size=self.options.block_size,
             )  # fmt: skip
             rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
             settings = SweepSettings(self.grid, rule, (1.0,) * len(self.model.sites), racing=racing)
-            sweep = sweep_alphas(store, settings)
-            seconds, passes = time.perf_counter() - started, store.passes()
+            sweep = sweep_alphas(grid, settings)
+            seconds, passes = time.perf_counter() - started, grid.passes()
         return seconds, sweep, passes["forward_passes"] + 2 * passes["backward_passes"]
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torchvision.transforms import Normalize
 
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
-from meansparse_cli.models import zoo
+from meansparse_cli.models import source, zoo
 from meansparse_cli.models.fetch import fetch_weights
 from meansparse_cli.models.networks import ResNet18
-from meansparse_cli.models.source import ModelSource, load_model, resolve_model, weight_paths
+from meansparse_cli.models.source import ModelSource, kind_of, load_model, resolve_model
 
 NETWORK = {"n_classes": 10, "width": 4, "activation": "silu", "in_channels": 1}
 
@@ -104,7 +104,7 @@ def test_a_trained_file_is_a_model_by_its_own_name(tmp_path: Path) -> None:
     for again in (load_model(source), load_model(resolve_model("digits"), path)):
         assert torch.equal(again(images), model(images))
         assert not again.training
-    assert fetch_weights(source).origin == str(path)
+    assert [file.origin for file in fetch_weights(source)] == [str(path)]
     with pytest.raises(CheckpointError, match="no file"):
         resolve_model(str(tmp_path / "absent.safetensors"))
 
@@ -155,13 +155,13 @@ def test_zoo_models_need_weights_and_come_in_float32(tmp_path: Path) -> None:
 
 
 def test_an_ensembles_files_are_found_by_name_by_folder_or_by_the_first(tmp_path: Path) -> None:
-    source = resolve_model("Chen2020Adversarial")
+    model = kind_of(resolve_model("Chen2020Adversarial"))
     with pytest.raises(CheckpointError, match="holds 0 checkpoints, Chen2020Adversarial has 3"):
-        weight_paths(source, tmp_path)
+        model.paths(tmp_path)
     named = [tmp_path / f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)]
     for path in [*named, tmp_path / "zzz.pt"]:
         path.touch()
-    assert weight_paths(source, tmp_path) == weight_paths(source, named[0]) == tuple(named)
+    assert model.paths(tmp_path) == model.paths(named[0]) == tuple(named)
 
 
 FACTORY = """
@@ -284,3 +284,26 @@ def test_torchvision_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load_model(source)
     assert raised.value.hint is not None
     assert ".pth, then: meansparse fetch --model torchvision:shufflenet_v2_x0_5 --from-file" in raised.value.hint
+
+
+def test_nobody_outside_the_package_asks_for_the_kind() -> None:
+    """A new kind of model is a new class, and no other file changes."""
+    package = Path(source.__file__).parent
+    others = [path for path in package.parent.rglob("*.py") if package not in path.parents]
+    assert len(others) > 50
+    assert not [path.name for path in others if "source.kind" in path.read_text()]
+
+
+@pytest.mark.parametrize("kind", source.KINDS, ids=lambda kind: kind.kind)
+def test_every_kind_claims_its_own_names(kind: type[source.ModelKind]) -> None:
+    names = {
+        "embedded": "digits",
+        "timm": "timm:resnet18",
+        "torchvision": "torchvision:resnet18",
+        "factory": "nets:make",
+        "zoo": "Wong2020Fast",
+    }
+    found = resolve_model(names[kind.kind])
+    assert type(kind_of(found)) is kind
+    with pytest.raises(ConfigError, match="no kind of model 'other'"):
+        kind_of(ModelSource("a", "other", "cifar10", "Linf"))  # type: ignore[arg-type]

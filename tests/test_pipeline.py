@@ -19,9 +19,10 @@ from meansparse_cli import load_sparsified
 from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
+from meansparse_cli.models.factory import FactoryModel
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.runs.folder import locate_run, weights_of
-from meansparse_cli.settings.config import ModelConfig
+from meansparse_cli.runs.context import RunContext
+from meansparse_cli.settings.stages import StageConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -134,7 +135,7 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     names = [row["name"] for row in yaml.safe_load(report.read_text())["results"]["comparisons"]]
     assert "soft-0.05-apgd-ce" in names
 
-    monkeypatch.setattr("meansparse_cli.engine.evaluation.ATTACKS_VERSION", 1_000)
+    monkeypatch.setattr("meansparse_cli.engine.outcomes.ATTACKS_VERSION", 1_000)
     changed = meansparse(*command)
     assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
 
@@ -224,7 +225,7 @@ def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Pat
     done("calibrate", *tiny, "--weights", "w.pt", *small("calibrate"))
     (tmp_path / "elsewhere").mkdir()
     os.chdir("elsewhere")  # the weights are found from there too
-    assert weights_of(locate_run(ModelConfig(run=Path("../run")))) == [tmp_path / "w.pt"]
+    assert RunContext("load", StageConfig(run=Path("../run"))).weights == [tmp_path / "w.pt"]
     os.chdir(tmp_path)
     Path("w.pt").rename("gone.pt")
     refused = meansparse("sweep-alpha", "--run", "run", *small("sweep-alpha"))
@@ -256,11 +257,9 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.operator.calibration.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
-        monkeypatch.setattr(
-            "meansparse_cli.data.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
-        )
+        monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)
     assert len(seen) == 2 and seen[0] != seen[1]
 

@@ -15,9 +15,11 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.models import published
 from meansparse_cli.models.published import published_models, published_note, published_results
-from meansparse_cli.models.source import EMBEDDED, load_model, resolve_model
+from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.models.trained import EMBEDDED
 from meansparse_cli.models.zoo import zoo_entries
-from meansparse_cli.stages.models import models_tables, select_models
+from meansparse_cli.reporting.model_tables import models_tables
+from meansparse_cli.stages.models import select_models
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -74,7 +76,7 @@ def test_parameters_were_counted() -> None:
 def test_an_installation_ships_the_figures() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["meansparse_cli"]
-    assert any(fnmatch("published.json", pattern) for pattern in patterns)
+    assert any(fnmatch("models/published.json", pattern) for pattern in patterns)
 
 
 def test_names_for_a_loop_and_a_table_for_people() -> None:
@@ -93,7 +95,7 @@ def test_the_tables_fit_the_terminal(width: int) -> None:
     models = select_models()
     console = Console(width=width, file=io.StringIO())
     for table in models_tables(models, width=width):
-        console.print(table)
+        console.print(table.to_rich())
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in {m.name for m in models}] == [

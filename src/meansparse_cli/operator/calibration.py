@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ..data.datasets import make_loader
+from ..data.examples import make_loader
 from ..errors import SiteError, StatisticsError
 from ..files import load_torch, save_torch
 from ..sites.find import Site, untouched, unwrap

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attacks import expand_attacks
-from ..engine.evaluation import CLEAN, TRANSFER, is_bpda
+from ..engine.outcomes import CLEAN, TRANSFER, is_bpda
 from ..files import sha256_of
 from ..reporting.console import note
-from ..runs.folder import stage_command
-from ..runs.report import RunPaths, machine_of, read_report, verify_outputs
+from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
@@ -99,7 +98,7 @@ class RunResults:
 
 def read_results(folder: Path) -> RunResults:
     """Every evaluation and measurement in ``folder``. Raises ArtifactError for a folder, report or file that is not whole."""
-    from ..models.source import ModelSource, training_of
+    from ..models.source import ModelSource, kind_of
 
     paths = RunPaths(folder)
     mend = f"meansparse calibrate --run {folder} --model NAME"
@@ -123,7 +122,7 @@ def read_results(folder: Path) -> RunResults:
     typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
     chosen = calibrated["results"]
     return RunResults(
-        folder, source, training_of(source), tuple(found), typed, chosen.get("rule", "all"), len(chosen["sites"])
+        folder, source, kind_of(source).training(), tuple(found), typed, chosen.get("rule", "all"), len(chosen["sites"])
     )
 
 
@@ -131,7 +130,7 @@ def _trained(source: ModelSource) -> dict[str, Any] | None:
     """The report of `meansparse train` beside the weights, if they are still the ones it is about."""
     weights = Path(source.name)
     file = weights.with_name("train.yaml")
-    if source.kind != "embedded" or not (weights.is_file() and file.is_file()):
+    if not (weights.is_file() and file.is_file()):
         return None
     report = read_report(file, "train", mend=f"the command that trained {file.parent}, with")
     return report if report["outputs"].get(weights.name) == sha256_of(weights) else None

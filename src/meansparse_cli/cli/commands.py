@@ -1,0 +1,152 @@
+"""What each command does: its settings, one call of a stage, and what a shell wants to have on stdout."""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from ..errors import DataError
+from ..reporting.console import console, note
+from ..reporting.model_tables import show_sites
+from ..runs.report import read_report
+from ..settings import arguments
+from ..settings.commands import STAGES
+from ..settings.options import StageArguments
+from ..settings.resolve import resolve
+from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
+from ..settings.training import TrainConfig
+from .options import Flags, Function
+
+UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
+
+_OWN: dict[str, Function] = {}
+
+
+def function_of(name: str) -> Function:
+    """What runs when a command is called: the function below that has its name, else the stage."""
+    return _OWN.get(name) or partial(_stage, name)
+
+
+def _own(function: Function) -> Function:
+    """A command with words of its own."""
+    _OWN[function.__name__] = function
+    return function
+
+
+def _stage(name: str, flags: Flags, given: StageArguments) -> None:
+    """The report of one stage."""
+    from ..stages.run import run_stage
+
+    path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    _print_report(path, name, given.as_json)
+
+
+def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
+    """A report as JSON, or else its path, or that of what it is about."""
+    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
+
+
+@_own
+def run(flags: Flags, given: StageArguments) -> None:
+    """The report of the last of the stages."""
+    from ..stages.run import run_all
+
+    path = run_all(flags, file=given.config, fresh=given.fresh)
+    _print_report(path, STAGES[-1], given.as_json)
+
+
+@_own
+def sites(flags: Flags, given: arguments.Sites) -> None:
+    """A table for people, or all of it as JSON."""
+    from ..stages.sites import list_sites
+
+    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
+    if given.as_json:
+        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
+        return
+    console.print(show_sites(found, chosen))
+
+
+@_own
+def plot(flags: Flags, _: StageArguments) -> None:
+    """The path of the picture."""
+    settings, sources = resolve("plot", PlotConfig, None, flags)
+    from ..stages.plot import plot as draw
+
+    typer.echo(str(draw(settings, sources)))
+
+
+@_own
+def table(_: Flags, given: arguments.Table) -> None:
+    """The path of the page."""
+    from ..stages.table import write_table
+
+    typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
+
+
+@_own
+def export(_: Flags, given: arguments.Export) -> None:
+    """The path of the file."""
+    from ..stages.export import export as write_export
+
+    format = "card" if given.card else given.format
+    path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=bool(given.allow_pickle))
+    typer.echo(str(path))
+
+
+@_own
+def verify(flags: Flags, given: arguments.Verify) -> None:
+    """The report; and an error where an image breaks the rules."""
+    from ..runs.folder import folder_of
+    from ..runs.lock import run_folder_lock
+    from ..stages.verify import verify as verify_images
+
+    settings, sources = resolve("verify", VerifyConfig, given.config, flags)
+    with run_folder_lock(folder_of(settings)):
+        path, admissible = verify_images(settings, sources, given.file)
+    _print_report(path, "verify", given.as_json)
+    if not admissible:
+        note("some images break the rules: no attacker may use them")
+        raise typer.Exit(DataError.exit_code)
+
+
+@_own
+def report(_: Flags, given: arguments.Report) -> None:
+    """The page itself; or the path of the file that it is written to."""
+    from ..stages.report import report as show
+
+    width = shutil.get_terminal_size((120, 24)).columns
+    typer.echo(show(given.run, format=given.format, output=given.output, width=width), nl=False)
+
+
+@_own
+def models(_: Flags, given: arguments.Models) -> None:
+    """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
+    from ..stages.models import check_models, list_models, select_models
+
+    selected = select_models(given.dataset, given.threat, given.model)
+    if given.check:
+        text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
+        typer.echo(text)
+        raise typer.Exit(0 if passed else 1)
+    if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
+        typer.echo(text)
+
+
+@_own
+def train(flags: Flags, given: StageArguments) -> None:
+    """The path of the weights; exit code 75 where the time limit came first."""
+    settings, sources = resolve("train", TrainConfig, given.config, flags)
+    from ..runs.lock import run_folder_lock
+    from ..stages.train import train as train_network
+    from ..stages.train import train_folder
+
+    with run_folder_lock(train_folder(settings)):
+        path = train_network(settings, sources, fresh=given.fresh)
+    if path is None:
+        raise typer.Exit(UNFINISHED)
+    _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))

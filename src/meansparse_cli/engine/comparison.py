@@ -1,0 +1,224 @@
+"""The result of an evaluation: both models compared, and the report and the file made of it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
+from ..stats.verdict import Verdict, verdict
+from .outcomes import (
+    CLEAN,
+    MODELS,
+    PLAIN,
+    TRANSFER,
+    WORST_CASE,
+    ModelName,
+    ModelOutcomes,
+    Spent,
+    attack_groups,
+    attack_version,
+    is_bpda,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models on the same examples, each at its worst over ``attacks`` (none: the clean images)."""
+
+    name: str
+    attacks: tuple[str, ...]
+    base: Accuracy
+    sparsified: Accuracy
+    gain: PairedDifference
+
+    def to_report(self) -> dict[str, Any]:
+        """Plain values, fractions."""
+        low, high = self.gain.interval_95
+        return {
+            "name": self.name,
+            "attacks": list(self.attacks),
+            "base_accuracy": self.base.fraction,
+            "base_standard_error": self.base.standard_error,
+            "sparsified_accuracy": self.sparsified.fraction,
+            "sparsified_standard_error": self.sparsified.standard_error,
+            "sparsified_minus_base": self.gain.difference,
+            "sparsified_minus_base_standard_error": self.gain.standard_error,
+            "sparsified_minus_base_interval_95": [low, high],
+            "gained": self.gain.gained,
+            "lost": self.gain.lost,
+        }
+
+
+@dataclass(frozen=True)
+class AttackStep:
+    """One attack on one model, in the order they ran. ``robust``: worst case over this attack and all before it;
+    ``n_new``: how many it broke that nothing before it had.
+
+    BPDA on the base model, where no operator is at work, is the plain attack from another start: without it the
+    sparsified model would face the stronger adversary.
+    """
+
+    attack: str
+    n_faced: int
+    n_broken: int
+    n_new: int
+    robust: Accuracy
+    spent: Spent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """n examples under every attack, on the base and on the sparsified model.
+
+    ``attacks``: in the order they ran, plain ones first. ``indices`` (n,): positions in the data set; ``labels`` (n,).
+    """
+
+    alpha: float
+    attacks: tuple[str, ...]
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    base: ModelOutcomes
+    sparsified: ModelOutcomes
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """``clean``, every group of attacks whose worst case is known for both models, ``worst case`` last."""
+        groups = attack_groups(self.attacks)
+        return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
+
+    def comparison(self, name: str) -> Comparison:
+        """That called ``name``; ``clean`` and ``worst case`` are always there, ``plain attacks`` where one was run."""
+        return next(found for found in self.comparisons if found.name == name)
+
+    def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
+        """Worst case over ``attacks``, or None where it is not known for both models."""
+        base, sparsified = self.base.robust_to(attacks), self.sparsified.robust_to(attacks)
+        if base is None or sparsified is None:
+            return None
+        gain = paired_difference(sparsified, base)
+        return Comparison(name, tuple(attacks), accuracy_of(base), accuracy_of(sparsified), gain)
+
+    @property
+    def verdict(self) -> Verdict:
+        """In words; see ``stats.verdict`` for the rule."""
+        groups = attack_groups(self.attacks)
+        outcomes = {
+            f"{model}_{key}": self.outcomes(model).robust_to(groups[group])
+            for model in MODELS
+            # without a plain attack there is no plain gain that BPDA could remove
+            for key, group in (("plain", PLAIN if groups.get(PLAIN) else WORST_CASE), ("worst", WORST_CASE))
+        }
+        bpda_was_run = any(is_bpda(name) for name in self.attacks)
+        return verdict(**outcomes, bpda_was_run=bpda_was_run, plain_was_run=PLAIN in groups)  # type: ignore[arg-type]
+
+    def outcomes(self, model: ModelName) -> ModelOutcomes:
+        """Those of one model."""
+        return self.base if model == "base" else self.sparsified
+
+    def steps(self, model: ModelName) -> list[AttackStep]:
+        """The attacks on one model in order, ``transfer`` last, with what was left after each."""
+        outcomes, robust, steps = self.outcomes(model), self.outcomes(model).correct.copy(), []
+        for attack in (*self.attacks, TRANSFER):
+            n_new = int((robust & outcomes.broken[attack]).sum())
+            robust = robust & ~outcomes.broken[attack]
+            n_faced, n_broken = int(outcomes.faced[attack].sum()), int(outcomes.broken[attack].sum())
+            steps.append(AttackStep(attack, n_faced, n_broken, n_new, accuracy_of(robust), outcomes.spent[attack]))
+        return steps
+
+    def first_broken_by(self, model: ModelName) -> NDArray[np.int16]:
+        """(n,) int16: what broke the example first, of ``clean``, the attacks in order, ``transfer``; -1: nothing."""
+        outcomes = self.outcomes(model)
+        first = np.full(len(self.labels), -1, dtype=np.int16)
+        for code, attack in reversed(list(enumerate((*self.attacks, TRANSFER), start=1))):
+            first[outcomes.broken[attack]] = code
+        first[~outcomes.correct] = 0
+        return first
+
+    def to_report(self) -> dict[str, Any]:
+        """Plain values for YAML. Accuracies are fractions; only ``seconds`` differs between equal runs."""
+        judged = self.verdict
+        return {
+            "alpha": self.alpha,
+            "n_examples": len(self.labels),
+            "verdict": judged.name,
+            "reason": judged.reason,
+            "comparisons": [comparison.to_report() for comparison in self.comparisons],
+            "attacks": {model: [_step_to_report(step) for step in self.steps(model)] for model in MODELS},
+            "counts": self.counts(),
+            "seconds": {m: {step.attack: round(step.spent.seconds, 3) for step in self.steps(m)} for m in MODELS},
+        }
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Counts that ought to be small, a model each, for a reader who doubts the headline."""
+        counts: dict[str, dict[str, int]] = {}
+        for model in MODELS:
+            outcomes, steps = self.outcomes(model), self.steps(model)
+            first = self.first_broken_by(model)
+            names = (CLEAN, *self.attacks, TRANSFER)
+            firsts = [names[code] for code in first if code > 0]
+            counts[model] = {
+                "claims_rejected": sum(step.spent.rejected for step in steps),
+                "breaks_unconfirmed": sum(step.spent.unconfirmed for step in steps),
+                "first_broken_by_square": firsts.count("square"),
+                "first_broken_by_bpda": sum(is_bpda(name) for name in firsts),
+                "first_broken_by_transfer": firsts.count(TRANSFER),
+                "misclassified_clean": int((~outcomes.correct).sum()),
+            }
+        return {name: {model: counts[model][name] for model in MODELS} for name in counts["base"]}
+
+    def outcomes_npz(self) -> bytes:
+        """Every per-example outcome as a compressed ``.npz``; equal outcomes give equal bytes.
+
+        ``index``, ``label`` (n,); ``name``: clean, the attacks in order, transfer; per model
+        ``<model>_first_broken_by`` (n,), a position in ``name`` or -1 = robust; ``<model>_outcome`` (n, names) int8: 0
+        withstood, 1 broken, -1 not faced.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            "index": self.indices,
+            "label": self.labels,
+            "name": np.array([CLEAN, *self.attacks, TRANSFER]),
+        }
+        for model in MODELS:
+            outcomes = self.outcomes(model)
+            columns = [(~outcomes.correct).astype(np.int8)]
+            for attack in (*self.attacks, TRANSFER):
+                columns.append(np.where(outcomes.faced[attack], outcomes.broken[attack].astype(np.int8), np.int8(-1)))
+            arrays[f"{model}_first_broken_by"] = self.first_broken_by(model)
+            arrays[f"{model}_outcome"] = np.stack(columns, axis=1)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+
+def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
+    """Forward and backward passes of the search, a mean over the examples that it broke or left."""
+    spent = step.spent
+    n = spent.n_attacked_broken if broken else spent.n_attacked - spent.n_attacked_broken
+    if n == 0:
+        return None
+    forward, backward = spent.forward_passes_broken, spent.backward_passes_broken
+    if not broken:
+        forward, backward = spent.forward_passes - forward, spent.backward_passes - backward
+    return {"forward": round(forward / n, 1), "backward": round(backward / n, 1)}
+
+
+def _step_to_report(step: AttackStep) -> dict[str, Any]:
+    return {
+        "attack": step.attack,
+        "implementation": attack_version(step.attack),
+        "n_faced": step.n_faced,
+        "n_broken": step.n_broken,
+        "n_broken_that_nothing_before_had": step.n_new,
+        "robust_accuracy_so_far": step.robust.fraction,
+        "robust_standard_error_so_far": step.robust.standard_error,
+        "forward_passes": step.spent.forward_passes,
+        "backward_passes": step.spent.backward_passes,
+        "passes_a_broken_example": _passes_each(step, broken=True),
+        "passes_a_robust_example": _passes_each(step, broken=False),
+        "rejected": step.spent.rejected,
+        "unconfirmed": step.spent.unconfirmed,
+    }

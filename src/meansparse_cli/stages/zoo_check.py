@@ -1,0 +1,97 @@
+"""``meansparse models --check``: the check of the zoo's entries, with its report in YAML, as a page and on the screen.
+
+The report is written after every entry, so a check that was killed goes on where it was; entries that passed are not
+checked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import write_bytes
+from ..reporting.console import live, note
+from ..reporting.zoo_page import checks_markdown, checks_table, verdict_of
+from ..runs.report import read_report, versions, write_report
+
+if TYPE_CHECKING:
+    from ..models.check.entries import Row
+    from ..models.names import ZooEntry
+
+STAGE = "zoo-check"
+KEYS = ("name", "dataset", "threat")
+ROWS_ON_SCREEN = 12
+
+
+def check_zoo(
+    entries: Sequence[ZooEntry], folder: Path, *, seed: int = 0, fresh: bool = False, n_jobs: int = 1
+) -> tuple[Path, list[Row]]:
+    """Check ``entries``, ``n_jobs`` at a time, and write ``zoo-check.yaml`` and ``zoo-check.md`` into ``folder``.
+
+    Returns the YAML's path and the rows of ``entries``; a row's ``problems`` are empty where the entry passed.
+    """
+    from ..models.check.entries import check_entries
+
+    path = folder / f"{STAGE}.yaml"
+    rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
+    started = time.monotonic()
+    wanted = {_key(entry): entry for entry in entries}
+    todo = [entry for key, entry in wanted.items() if key not in rows]
+    if len(todo) < len(wanted):
+        note(f"{len(wanted) - len(todo)} of {len(wanted)} passed before ({path}); --fresh checks them again")
+    with live("models") as view:
+        view.begin("checking", len(wanted), len(wanted) - len(todo))
+        for row, peak_now in check_entries(todo, seed, n_jobs):
+            rows[_key(row)], peak = row, max(peak, peak_now)
+            _write(path, rows.values(), seed, seconds + time.monotonic() - started, peak)
+            view.advance(1)
+            shown = [r for k, r in rows.items() if k in wanted][-ROWS_ON_SCREEN:]
+            view.show(checks_table(shown).to_rich(strong="red"))
+            if view.display is None:
+                note(f"{row['name']} ({row['dataset']}, {row['threat']}): {verdict_of(row)}, {row['seconds']} s")
+    return path, [rows[key] for key in wanted]
+
+
+def _key(row: Row | ZooEntry) -> tuple[str, ...]:
+    return tuple(row[key] if isinstance(row, dict) else getattr(row, key) for key in KEYS)
+
+
+def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float]:
+    """Rows of an earlier check that need not be done again, its peak memory and its wall time.
+
+    None if the versions changed.
+    """
+    if not path.exists():
+        return {}, 0.0, 0.0
+    report = read_report(path, STAGE, mend="meansparse models --check")
+    if report["provenance"]["versions"] != versions():
+        note(f"{path} was made with other versions; checking anew")
+        return {}, 0.0, 0.0
+    passed = {_key(row): row for row in report["results"]["models"] if not row["problems"]}
+    return passed, report["results"]["peak_rss_gib"], report["provenance"]["seconds"]
+
+
+def _write(path: Path, rows: Iterable[Row], seed: int, seconds: float, peak: float) -> None:
+    from ..models.check.entries import N_IMAGES
+    from ..models.zoo import zoo_entries
+
+    order = [_key(entry) for entry in zoo_entries()]
+    rows = sorted(rows, key=lambda row: order.index(_key(row)))
+    report = write_report(
+        path,
+        stage=STAGE,
+        config={"seed": seed, "n_images": N_IMAGES},
+        inputs={},
+        outputs={},
+        results={
+            "n_models": len(rows),
+            "n_passed": sum(not row["problems"] for row in rows),
+            "peak_rss_gib": round(peak, 2),
+            "models": rows,
+        },
+        device="cpu",
+        seconds=seconds,
+    )
+    write_bytes(path.with_suffix(".md"), checks_markdown(rows, report["provenance"], peak).encode())
