@@ -1,6 +1,7 @@
 """The commands, in pipeline order: options -> settings -> one library call -> the report's path on stdout."""
 
 import errno
+import inspect
 import json
 import signal
 import sys
@@ -8,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from typer.core import TyperGroup
 
 from .. import __version__
@@ -489,6 +491,46 @@ def table(
     from ..stages.table import write_table
 
     typer.echo(str(write_table(number, runs or [], output, data_note=data_note)))
+
+
+def _reproduce(tables: list[str], **flags: Any) -> None:
+    from ..settings.config import resolve
+    from ..settings.paper import ReproduceConfig
+    from ..stages.reproduce import reproduce as make_tables
+
+    settings, _ = resolve("reproduce", ReproduceConfig, None, flags)
+    make_tables(settings, tables)
+
+
+def _options_of(settings: type[BaseModel]) -> Iterator[inspect.Parameter]:
+    """The options that the fields of some settings declare."""
+    for name, field in settings.model_fields.items():
+        shown: Any = field.json_schema_extra
+        kind: Any = next((t for t in get_args(field.annotation) if t is not type(None)), field.annotation)
+        kind = list[str] if get_origin(field.annotation) is tuple else kind
+        names = ["--output", "-o"] if name == "output" else [f"--{name.replace('_', '-')}"]
+        default = shown["unset"] or (True if field.default in (None, (), False, "") else f"{field.default}")
+        option = typer.Option(*names, help=field.description, rich_help_panel=shown["panel"], show_default=default)
+        yield inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        )
+
+
+def _add_reproduce() -> None:
+    from ..settings.paper import ReproduceConfig
+
+    tables = Annotated[
+        list[str],
+        typer.Argument(metavar="TABLE...", help="1 to 12, headline, subset, figure1.", show_default=False),
+    ]
+    first = inspect.Parameter("tables", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=tables)
+    parameters = [first, *_options_of(ReproduceConfig)]
+    _reproduce.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    _reproduce.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command("reproduce", help="Make tables of the paper from nothing; goes on where it was killed.")(_reproduce)
+
+
+_add_reproduce()
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The paper's tables as data: every printed cell, what a result must agree with to stand beside it, and the claims.
 
-From ``paper_tables.yaml``, which says which version of the paper it is of. Accuracies in the YAML are in %, here fractions.
+From ``tables.yaml``, which says which version of the paper it is of. Accuracies in the YAML are in %, here fractions.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Column:
     """Cells of one model or setting. ``model`` and ``dataset`` of the zoo, where the paper's is there; ``clean``: of all rows.
 
     ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack. ``note``: what else to know.
+    ``config`` and ``step``: the YAML of that model, without its ending, and what is done on its run.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Column:
     dataset: str | None = None
     clean: float | None = None
     note: str = ""
+    config: str | None = None
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Claim:
 class PaperTable:
     """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
 
-    ``note``: what the paper leaves open, and what is done here.
+    ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is made,
+    as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
     """
 
     number: str
@@ -92,6 +96,9 @@ class PaperTable:
     column_is: str | None = None
     extra: dict[str, Cell] = field(default_factory=dict)
     note: str = ""
+    steps: tuple[str, ...] = ()
+    models: dict[str, str] = field(default_factory=dict)
+    in_place_of: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
         """The column called ``name``. Raises ConfigError, with the names there are."""
@@ -120,14 +127,14 @@ class PaperTable:
 
 def table_names() -> list[str]:
     """``1`` to ``12``, ``headline`` and ``subset``."""
-    return list(_content()["tables"])
+    return list(content()["tables"])
 
 
 def paper_table(number: str) -> PaperTable:
     """The table of that number or name. Raises ConfigError where there is none."""
-    if number not in _content()["tables"]:
+    if number not in content()["tables"]:
         raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
-    raw = _content()["tables"][number]
+    raw = content()["tables"][number]
     columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
     extra = {}
     if "base" in raw:
@@ -135,9 +142,20 @@ def paper_table(number: str) -> PaperTable:
         extra[BASE_COLUMN] = Cell(BASE_COLUMN, "0", _where({**raw["where"], "alpha": 0}), clean, robust)
     claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
     return PaperTable(
-        number, raw["title"], raw["attack"], raw["by"], columns, claims, _content()["source"], raw.get("column_is"), extra,
+        number,
+        raw["title"],
+        raw["attack"],
+        raw["by"],
+        columns,
+        claims,
+        content()["source"],
+        raw.get("column_is"),
+        extra,
         raw.get("note", ""),
-    )  # fmt: skip
+        tuple(raw["steps"]),
+        raw.get("models", {}),
+        tuple(raw.get("in_place_of", ())),
+    )
 
 
 def in_paper(number: str) -> str:
@@ -146,10 +164,11 @@ def in_paper(number: str) -> str:
 
 
 @cache
-def _content() -> dict[str, Any]:
+def content() -> dict[str, Any]:
+    """All of ``tables.yaml``."""
     text = (resources.files(__package__) / "tables.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
 
 
 def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Column:
@@ -174,6 +193,8 @@ def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Colu
         raw.get("dataset"),
         clean,
         raw.get("note", ""),
+        raw.get("config"),
+        raw.get("step", ""),
     )
 
 
