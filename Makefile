@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
@@ -22,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits model
 	$(BIN)/meansparse run --config configs/demo.yaml
 
-test: $(STAMP) ## the fast tests (minutes, no network)
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(STAMP) ## the fast tests (minutes, no network), in two processes: make test JOBS=8 for more
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25 -m "not slow"
 
 test-slow: $(STAMP) ## the slow tests: large models of the zoo, with random weights (no network)
 	$(BIN)/python -m pytest -q -m slow
@@ -32,10 +33,11 @@ zoo-check: $(STAMP) ## MeanSparse on every model of the zoo, random weights (hal
 	$(BIN)/meansparse models --check --jobs 2 --run runs/zoo-check
 	mkdir -p docs && cp runs/zoo-check/zoo-check.md docs/
 
-check: $(STAMP) ## format, lint, types
+check: $(STAMP) ## format, lint, types, which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(STAMP) ## our attacks beside pyautoattack's: make bench DATA=DIR (an hour on two cores; BENCH="--device cuda" on a GPU)
 	$(BIN)/python benchmarks/attack_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)

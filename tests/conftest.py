@@ -1,5 +1,6 @@
 """Small networks and data of our own; every test is on the CPU, without network, on one thread."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session", autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
-    """The suite fails if it leaves files in the checkout."""
+    """The suite fails if it leaves files in the checkout; with ``-n``, each process looks when its last test is done."""
     root = Path(__file__).parent.parent
     ignored = {".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "runs"}
     before = {p.name for p in root.iterdir()}

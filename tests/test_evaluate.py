@@ -441,8 +441,8 @@ import sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from meansparse_cli import evaluate
-from meansparse_cli.sparsify import MeanSparse
+from meansparse_cli.engine import evaluate
+from meansparse_cli.operator.sparsify import MeanSparse
 
 class Net(nn.Module):
     def __init__(self):

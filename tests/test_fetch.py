@@ -218,8 +218,8 @@ def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monk
 KILLED = """
 import sys
 from pathlib import Path
-from meansparse_cli import fetch
-from meansparse_cli.models import ModelSource
+from meansparse_cli.models import fetch
+from meansparse_cli.models.source import ModelSource
 fetch.GOOGLE_DRIVE_URL = sys.argv[1]
 fetch.fetch_weights(ModelSource(*sys.argv[3:]), cache=Path(sys.argv[2]))
 """

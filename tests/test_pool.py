@@ -129,5 +129,5 @@ def test_a_file_of_another_test_set_is_refused(run: Path, tmp_path: Path) -> Non
     save_file({"images": torch.rand(2, 1, 8, 8), "indices": torch.tensor([0, 10**6])}, file)
     refused = meansparse("evaluate", "--run", run, *WEAK, "--pool", file, "--name", "refused")
     assert refused.exit_code == 7
-    assert "not of the test set" in refused.output
+    assert "not of the test set" in re.sub(r"[\s│]+", " ", refused.output)  # wherever the box breaks its lines
     assert meansparse("evaluate", "--run", run, *WEAK, "--pool", tmp_path / "none.pt").exit_code == 7

@@ -74,7 +74,7 @@ def test_parameters_were_counted() -> None:
 def test_an_installation_ships_the_figures() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["meansparse_cli"]
-    assert any(fnmatch("published.json", pattern) for pattern in patterns)
+    assert any(fnmatch("models/published.json", pattern) for pattern in patterns)
 
 
 def test_names_for_a_loop_and_a_table_for_people() -> None:

@@ -10,7 +10,7 @@ import typer
 from meansparse_cli.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "src" / "meansparse_cli" / "weights" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "src" / "meansparse_cli" / "models" / "weights" / "README.md"]
 COMMANDS: dict[str, set[str]] = {
     name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ def test_the_table_is_robustbenchs() -> None:
 PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from meansparse_cli import zoo
+from meansparse_cli.models import zoo
 assert "robustbench" not in sys.modules, "robustbench was imported too early"
 assert zoo.zoo_entries() == []
 import robustbench

@@ -5,7 +5,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from .errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DIGEST = "sha256"
+"""The key under which a JSON file carries the digest of all the others."""
 
 
 @contextmanager
@@ -74,6 +78,25 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Replace ``target`` by a JSON object that carries a digest of itself, atomically."""
+    as_read = json.loads(json.dumps(content))  # where all keys are text
+    write_bytes(target, json.dumps({**as_read, DIGEST: _digest(as_read)}, indent=1, sort_keys=True).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote, without the digest. Raises ArtifactError where it is damaged; one without a digest is taken."""
+    content = _checked(path, lambda: dict(json.loads(path.read_bytes())))
+    digest = content.pop(DIGEST, None)
+    if digest not in (None, _digest(content)):
+        raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
+    return content  # type: ignore[no-any-return]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def save_torch(target: Path, state: dict[str, Any]) -> None:
     """Atomically save tensors and plain values, so that ``load_torch`` reads them without unpickling code."""
     import io
@@ -92,10 +115,21 @@ def load_torch(path: Path, **kwargs: Any) -> dict[str, Any]:
     return _checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True, **kwargs))
 
 
+def is_whole(path: Path) -> bool:
+    """Whether every checksum of a file that ``save_torch`` wrote is right; torch does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False
+
+
 def _checked(path: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        raise ArtifactError(
-            f"{path} cannot be read: {error}", hint=f"delete it and run the same command again: {path}"
-        ) from error
+        raise ArtifactError(f"{path} cannot be read: {error}", hint=_again(path)) from error
+
+
+def _again(path: Path) -> str:
+    return f"delete it and run the same command again: {path}"

@@ -1,0 +1,218 @@
+"""What a computation keeps in a folder, so that it can be killed at any moment and go on with the same result.
+
+    settings.json             what everything here depends on; ``<writer>-settings.json`` of each further writer
+    <kind>/<number>.pt        pieces, appended, each written whole or not at all and never again
+    <name>.pt                 states, each replaced as a whole
+    <name>.json               decisions, kept as they are made
+
+Several writers (shards, ranks) may write at once, or into folders that are put together later: each has a prefix of its own,
+and everybody reads what anybody wrote. All that is read back is checked: a zip by its checksums, JSON by a digest. A damaged
+piece is named, set aside and done again; nothing else is.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ArtifactError
+from .files import discard, is_whole, load_torch, read_json, save_torch, write_json
+
+SETTINGS = "settings.json"
+OnChange = Literal["refuse", "restart", "beside"]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
+    """What differs between two sets of settings, each as ``key: then -> now``; a key that one of them lacks is None there.
+
+    >>> changes({"seed": 0, "eps": "8/255"}, {"seed": 1, "eps": "8/255"})
+    ['seed: 0 -> 1']
+    """
+    keys = sorted((before.keys() | now.keys()) - set(ignored))
+    return [f"{k}: {shown(before.get(k))} -> {shown(now.get(k))}" for k in keys if before.get(k) != now.get(k)]
+
+
+def shown(value: object) -> str:
+    """A setting as a person compares it: a long one by its beginning and a short hash of the whole."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def key_digest(key: object) -> str:
+    """16 hex digits that stand for ``key`` in the name of a file."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """A folder of results that all depend on ``key``.
+
+    ``on_change`` says what becomes of a folder that was begun with another key: ``refuse`` raises ``ArtifactError`` with the
+    differences and ``mend``; ``restart`` says so and throws the old results away; ``beside`` gives each key a folder of its
+    own inside ``folder``. ``parts`` (part -> what it does, such as an attack and its version) must agree for the parts that
+    both know; further ones may join. ``writer`` is the prefix of this writer's files; ``mend(theirs)`` the hint for settings
+    of the writer ``theirs`` that differ. ``note`` is told of damaged pieces and of restarts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        *,
+        on_change: OnChange = "refuse",
+        parts: Mapping[str, str] | None = None,
+        writer: str | None = None,
+        mend: Callable[[str | None], str] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.writer, self._note = writer, note or (lambda text: None)
+        self._mend = mend or (lambda theirs: "add --fresh to throw it away and start anew")
+        if on_change == "beside":
+            text = json.dumps(dict(key), sort_keys=True, default=str)
+            self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+            return
+        self.folder = folder
+        now = json.loads(json.dumps(dict(key), default=str))
+        if on_change == "restart":
+            self._restart_if_changed(now)
+        self._agree(now, dict(parts or {}))
+
+    @property
+    def prefix(self) -> str:
+        """What the names of this writer's files begin with."""
+        return "" if self.writer is None else f"{self.writer}-"
+
+    # ---- pieces: appended, never changed
+
+    def append(self, kind: str, content: dict[str, Any]) -> str:
+        """Put a finished piece on disk; returns its name."""
+        folder = self.folder / kind
+        own = [file.stem.removeprefix(self.prefix) for file in folder.glob(f"{self.prefix}*.pt")]
+        name = f"{self.prefix}{max((int(stem) for stem in own if stem.isdecimal()), default=-1) + 1:06d}"
+        save_torch(folder / f"{name}.pt", content)
+        return name
+
+    def pieces(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The whole pieces of all writers with their names, in order, one in memory at a time."""
+        for file in sorted((self.folder / kind).glob("*.pt")):
+            content = self._whole(file)
+            if content is not None:
+                yield file.stem, content
+
+    # ---- states: replaced as a whole
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """Replace the state ``name``."""
+        save_torch(self.folder / f"{name}.pt", content)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The state ``name``; None where there is none, or a damaged one."""
+        file = self.folder / f"{name}.pt"
+        return self._whole(file) if file.exists() else None
+
+    # ---- decisions: made once
+
+    def decisions(self, kind: str, key: object) -> "Decisions":
+        """Those of one kind, which depend on ``key`` besides the outcomes."""
+        return Decisions(self.folder / f"{kind}-{key_digest(key)}.json")
+
+    def _whole(self, file: Path) -> dict[str, Any] | None:
+        with contextlib.suppress(ArtifactError):
+            if is_whole(file):
+                return load_torch(file)
+        file.replace(file.with_name(file.name + ".damaged"))
+        self._note(f"{file} is damaged: set aside, and done again")
+        return None
+
+    def _restart_if_changed(self, now: dict[str, Any]) -> None:
+        file = self.folder / SETTINGS
+        if not file.exists():
+            return
+        differing = changes(_settings_in(file, self._mend(None)), now, ignored=("parts", "attacks"))
+        if differing:
+            self._note(f"{self.folder} was begun with other settings ({', '.join(differing)}): begun anew")
+            discard(self.folder)
+
+    def _agree(self, now: dict[str, Any], parts: dict[str, str]) -> None:
+        """Find every writer's settings to be those of ``now``, and put our own beside them."""
+        own = self.folder / f"{self.prefix}{SETTINGS}"
+        known: dict[str, str] = {}
+        for file in sorted(self.folder.glob(f"*{SETTINGS}")):
+            theirs = self._parts_of(file, now, parts)
+            if file == own:
+                known = theirs
+        for piece in self.folder.glob("*/*/*.pt"):
+            file = self.folder / f"{_prefix_of(piece.stem)}{SETTINGS}"
+            if not file.exists():
+                raise ArtifactError(
+                    f"{self.folder} has outcomes and no {file.name}", hint=self._mend(writer_of(piece.stem))
+                )
+        if not parts.items() <= known.items() or not own.exists():
+            write_json(own, now | {"attacks": known | parts})
+
+    def _parts_of(self, file: Path, now: dict[str, Any], parts: dict[str, str]) -> dict[str, str]:
+        """The parts in a file of settings, once both are found to agree with ours."""
+        theirs = writer_of(file.stem)
+        before = _settings_in(file, self._mend(theirs))
+        known: dict[str, str] = before.pop("attacks")
+        both = {f"attack {name}": version for name, version in parts.items() if name in known}
+        differing = changes(before, now) + changes({k: known[k.removeprefix("attack ")] for k in both}, both)
+        if differing:
+            what = f"{theirs} in {self.folder} has" if theirs else f"{self.folder} holds an evaluation with"
+            lines = "\n".join(f"  {line}" for line in differing)
+            raise ArtifactError(f"{what} other settings (then -> now):\n{lines}", hint=self._mend(theirs))
+        return known
+
+
+class Decisions:
+    """Decisions of a computation that may be killed, on disk as they are made.
+
+    A sweep decides on outcomes so far, and what is scored afterwards changes those. A resumed run repeats its decisions
+    from here instead of making them again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.entries: dict[str, Any] = read_json(file) if file.exists() else {}
+
+    def once(self, name: str, decide: Callable[[], Any]) -> Any:
+        """What was decided under ``name``, or what ``decide`` returns now, which is kept. Plain JSON values."""
+        if name not in self.entries:
+            self.entries[name] = decide()
+            write_json(self.file, self.entries)
+        return self.entries[name]
+
+    def keep(self, entries: Mapping[str, Any]) -> None:
+        """Replace all entries."""
+        self.entries = dict(entries)
+        write_json(self.file, self.entries)
+
+
+def recorded(folder: Path, name: str) -> Any:
+    """A setting of whatever was begun in ``folder`` or below it; None where nothing was.
+
+    Whoever goes on elsewhere, or gathers shards, takes over what was left to the device.
+    """
+    for file in sorted(folder.glob(f"**/*{SETTINGS}")):
+        with contextlib.suppress(ArtifactError):  # a damaged file is refused where it is used
+            return read_json(file).get(name)
+    return None
+
+
+def writer_of(stem: str) -> str | None:
+    """The writer of a file: ``shard-1-of-8-000003`` -> ``shard-1-of-8``, ``000003`` -> None."""
+    return _prefix_of(stem).removesuffix("-") or None
+
+
+def _prefix_of(stem: str) -> str:
+    name, dash, _ = stem.rpartition("-")
+    return name + dash
+
+
+def _settings_in(file: Path, hint: str) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+        return content | {"attacks": dict(content["attacks"].items())}
+    except (ArtifactError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}", hint=hint) from error

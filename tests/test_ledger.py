@@ -1,0 +1,119 @@
+"""The ledger: results that survive a kill, refuse other settings, and are checked when they are read back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from meansparse_cli.errors import ArtifactError
+from meansparse_cli.files import read_json, write_json
+from meansparse_cli.ledger import Ledger, changes, recorded
+
+KEY = {"seed": 0, "eps": 0.1}
+
+
+def flip_a_bit(file: Path, at: float = 0.5) -> None:
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    file.write_bytes(data)
+
+
+def numbers(ledger: Ledger, kind: str = "a/b") -> list[int]:
+    return [int(content["n"]) for _, content in ledger.pieces(kind)]
+
+
+def test_pieces_come_back_in_order_to_whoever_opens_the_folder_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, KEY)
+    assert [ledger.append("a/b", {"n": torch.tensor(n)}) for n in range(3)] == ["000000", "000001", "000002"]
+    assert numbers(Ledger(tmp_path, KEY)) == [0, 1, 2]
+    assert numbers(ledger, "a/other") == []
+
+
+def test_writers_have_names_of_their_own_and_read_each_other(tmp_path: Path) -> None:
+    first, second = (Ledger(tmp_path, KEY, writer=f"shard-{i}-of-2") for i in (1, 2))
+    assert first.append("a/b", {"n": torch.tensor(1)}) == "shard-1-of-2-000000"
+    assert second.append("a/b", {"n": torch.tensor(2)}) == "shard-2-of-2-000000"
+    assert numbers(Ledger(tmp_path, KEY)) == numbers(first) == [1, 2]
+
+
+def test_another_key_is_refused_with_the_difference(tmp_path: Path) -> None:
+    Ledger(tmp_path, KEY).append("a/b", {"n": torch.tensor(0)})
+    with pytest.raises(ArtifactError, match=r"seed: 0 -> 7") as error:
+        Ledger(tmp_path, KEY | {"seed": 7}, mend=lambda theirs: f"mend {theirs}")
+    assert error.value.hint == "mend None"
+
+
+def test_another_key_starts_anew_and_says_so(tmp_path: Path) -> None:
+    Ledger(tmp_path, KEY, on_change="restart").put("sums", {"n": torch.tensor(0)})
+    told: list[str] = []
+    same = Ledger(tmp_path, KEY, on_change="restart", note=told.append)
+    assert same.get("sums") is not None and told == []
+    other = Ledger(tmp_path, KEY | {"eps": 0.2}, on_change="restart", note=told.append)
+    assert other.get("sums") is None
+    assert len(told) == 1 and "eps: 0.1 -> 0.2" in told[0]
+
+
+def test_another_key_lives_beside(tmp_path: Path) -> None:
+    Ledger(tmp_path, KEY, on_change="beside").put("block", {"n": torch.tensor(0)})
+    other = Ledger(tmp_path, KEY | {"seed": 1}, on_change="beside")
+    assert other.get("block") is None
+    assert Ledger(tmp_path, KEY, on_change="beside").get("block") is not None
+
+
+def test_parts_may_join_and_must_not_change(tmp_path: Path) -> None:
+    Ledger(tmp_path, KEY, parts={"pgd": "1"})
+    Ledger(tmp_path, KEY, parts={"square": "1"})
+    assert recorded(tmp_path, "attacks") == {"pgd": "1", "square": "1"}
+    with pytest.raises(ArtifactError, match="attack pgd: 1 -> 2"):
+        Ledger(tmp_path, KEY, parts={"pgd": "2"})
+
+
+@pytest.mark.parametrize("at", [0.02, 0.3, 0.5, 0.8, 0.98])
+def test_a_damaged_piece_is_named_set_aside_and_alone(tmp_path: Path, at: float) -> None:
+    ledger = Ledger(tmp_path, KEY)
+    for n in range(3):
+        ledger.append("a/b", {"n": torch.tensor(n), "image": torch.full((300,), float(n))})
+    flip_a_bit(tmp_path / "a/b/000001.pt", at)
+    told: list[str] = []
+    again = Ledger(tmp_path, KEY, note=told.append)
+    found = dict(again.pieces("a/b"))
+    assert list(found) in (["000000", "000002"], ["000000", "000001", "000002"])
+    if "000001" in found:  # the bit was one that no reader looks at
+        assert torch.equal(found["000001"]["image"], torch.full((300,), 1.0)) and int(found["000001"]["n"]) == 1
+    else:
+        assert len(told) == 1 and "000001.pt" in told[0]
+        assert again.append("a/b", {"n": torch.tensor(1)}) == "000003"
+
+
+def test_a_damaged_image_is_never_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, KEY)
+    ledger.put("sums", {"image": torch.arange(5000.0)})
+    flip_a_bit(tmp_path / "sums.pt")
+    assert ledger.get("sums") is None
+
+
+def test_a_decision_is_made_once(tmp_path: Path) -> None:
+    first = Ledger(tmp_path, KEY).decisions("choice", (1, 2))
+    assert first.once("alpha", lambda: [0.1, 0.2]) == [0.1, 0.2]
+    again = Ledger(tmp_path, KEY).decisions("choice", (1, 2))
+    assert again.once("alpha", lambda: pytest.fail("decided twice")) == [0.1, 0.2]
+    assert Ledger(tmp_path, KEY).decisions("choice", (1, 3)).once("alpha", lambda: 5) == 5
+
+
+def test_a_damaged_decision_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "choice.json"
+    write_json(file, {"alpha": 0.25, 1: "a"})
+    assert read_json(file) == {"alpha": 0.25, "1": "a"}
+    file.write_text(file.read_text().replace("0.25", "0.35"))
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_json(file)
+
+
+def test_what_earlier_versions_wrote_has_no_digest_and_is_read(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"alpha": 0.25}')
+    assert read_json(tmp_path / "old.json") == {"alpha": 0.25}
+
+
+def test_long_values_are_shown_by_a_hash() -> None:
+    (line,) = changes({"weights": "a" * 64}, {"weights": "b" * 64})
+    assert line.startswith("weights: aaaaaaaaaaaa... (") and len(line) < 80
