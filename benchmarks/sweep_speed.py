@@ -36,7 +36,7 @@ from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
 from meansparse_cli.settings.config import eps_value, parse_alphas
 from meansparse_cli.sites.find import find_sites
-from meansparse_cli.stats.accuracy import paired_difference
+from meansparse_cli.stats.paired import paired_difference
 
 RESULTS = Path(__file__).parent / "SWEEP.md"
 IN_HEADER = ("model", "calibration", "alphas", "max_clean_drop", "eps", "batch_size", "block_size")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from meansparse_cli.errors import DataError
-from meansparse_cli.stats.accuracy import PairedDifference, accuracy_of, paired_difference, verdict
+from meansparse_cli.stats.paired import PairedDifference, accuracy_of, paired_difference
+from meansparse_cli.stats.verdict import verdict
 
 
 def outcomes(n_right: int, n: int = 1000) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.selection.choice import ChoiceRule, SweepPoint, choose
 from meansparse_cli.selection.racing import Race, behind, load_history, save_history
-from meansparse_cli.stats.simultaneous import adjusted_p, critical_value, examples_to_tell, is_clear
+from meansparse_cli.stats.multiple import adjusted_p, critical_value, examples_to_tell, is_clear
 
 
 def right(n_right: int, n: int = 1000) -> Tensor:

@@ -1,5 +1,6 @@
 """Doubts: two controls, one network for each way an evaluation goes wrong, and the numbers where they are known."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli import diagnostics as doubts
+from meansparse_cli import diagnostics
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.diagnostics import Doubt, find_doubts, search
-from meansparse_cli.diagnostics.doubt import Subject
-from meansparse_cli.diagnostics.outcomes import doubt_outcomes
+from meansparse_cli.data.examples import Examples
+from meansparse_cli.diagnostics import Conditions, Diagnostic, KeptAnswers, diagnose, noise, search
+from meansparse_cli.diagnostics.outcomes import check_outcomes
+from meansparse_cli.diagnostics.subject import Subject
 from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
 from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
+from meansparse_cli.files import discard, load_torch, save_torch
 from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
 from meansparse_cli.sites.find import find_sites
 
@@ -102,28 +105,27 @@ def doubts_of(
     alpha: float = 0.0,
     attacks: tuple[str, ...] = ("apgd-ce", "bpda-apgd-ce"),
     batch_size: int = 256,
-    **kept: Any,
-) -> dict[tuple[str, str], Doubt]:
+    kept: KeptAnswers | None = None,
+) -> dict[tuple[str, str], Diagnostic]:
     x, y, indices = examples()
     model = sparsified(base, alpha)
     settings = EvaluateSettings(attacks, "Linf", EPS, len(y))
     evaluation = evaluate_robustness(
         model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
     )
-    found = find_doubts(
-        model, x, y, indices, evaluation, budget=Budget("Linf", EPS), seed=0, batch_size=batch_size, n_classes=3, **kept
-    ).doubts
+    conditions = Conditions(Budget("Linf", EPS), 0, batch_size, 3)
+    found = diagnose(model, Examples(x, y, indices), evaluation, conditions, kept=kept).diagnostics
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
 
-def warned(doubts: dict[tuple[str, str], Doubt]) -> set[str]:
+def warned(doubts: dict[tuple[str, str], Diagnostic]) -> set[str]:
     return {doubt.name for doubt in doubts.values() if doubt.status == "warn"}
 
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "N_STEPS", 10)
-    monkeypatch.setattr(search, "N_DRAWS", 5)
+    monkeypatch.setattr(noise, "N_DRAWS", 5)
 
 
 # ---- the two controls
@@ -156,7 +158,7 @@ def test_a_loss_that_still_rises_and_one_that_has_settled(tmp_path: Path, monkey
 
     steps = torch.arange(100.0)
     for curve, status, value in ((steps, "warn", 1.0), (1 - 0.9**steps, "pass", 0.0), (0 * steps, "pass", 0.0)):
-        monkeypatch.setattr(search, "_climb", climb_like(curve))
+        monkeypatch.setattr(search, "climb_again", climb_like(curve))
         doubt = doubts_of(Colours(), tmp_path)["base", "loss still rising at the last step"]
         assert (doubt.status, doubt.value) == (status, value)
 
@@ -167,8 +169,10 @@ def test_examples_that_were_never_really_attacked() -> None:
     x, y, indices = examples()
     every = torch.ones(N, dtype=torch.bool)
     budget = Budget("Linf", 0.4)
-    subject = Subject("base", sparsified(Colours(), 0.0), x, y, indices, every, every, True, budget, 0, 256, 3)
-    found = {doubt.name: doubt for doubt in search.doubt_search(subject)}
+    examined = Examples(x, y, indices)
+    conditions = Conditions(budget, 0, 256, 3)
+    subject = Subject("base", sparsified(Colours(), 0.0), examined, every, every, True, conditions)
+    found = {doubt.name: doubt for doubt in search.check_search(subject)}
     assert found["more steps and another start"].value == 1.0
     assert found["more steps and another start"].status == "warn"
     assert found["noise breaks what attacks left"].value > 0  # type: ignore[operator]
@@ -260,26 +264,50 @@ def test_outcomes_that_square_and_transfer_and_float32_make_doubtful() -> None:
     for name, status, values in (
         ("base", "pass", (0.002, 0.01, 1 / 103)), ("sparsified", "warn", (0.003, 0.011, 2 / 105)),
     ):  # fmt: skip
+        conditions = Conditions(Budget("Linf", EPS), 0, 8, 3)
         subject = Subject(
-            name, sparsified(Colours(), 0.0), x, y, indices, y >= 0, y >= 0, True, Budget("Linf", EPS), 0, 8, 3  # type: ignore[arg-type]
+            name, sparsified(Colours(), 0.0), Examples(x, y, indices), y >= 0, y >= 0, True, conditions  # type: ignore[arg-type]
         )  # fmt: skip
-        found = doubt_outcomes(subject, evaluation)
+        found = check_outcomes(subject, evaluation)
         assert [doubt.status for doubt in found] == [status] * 3
         assert [doubt.value for doubt in found] == pytest.approx(values)
 
 
 @pytest.mark.usefixtures("few_steps")
 def test_a_kind_that_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"state_folder": tmp_path / "kept", "key": "one"}
-    first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **kept)
-    (tmp_path / "kept" / "sparsified-outputs.json").write_text('{"key": "one", "doub')  # not of ours: writes are atomic
+    kept = KeptAnswers(tmp_path / "kept", "one")
+    first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
+    file = kept.ledger.folder / "sparsified-outputs.pt"
+    file.write_bytes(file.read_bytes()[:100])  # not of ours: writes are atomic
 
     asked: list[str] = []
-    monkeypatch.setattr(doubts, "doubt_search", lambda subject: asked.append("search") or [])
-    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **kept)
+    monkeypatch.setattr(diagnostics, "check_search", lambda subject: asked.append("search") or [])
+    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
     assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
     assert asked == []
-    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, **(kept | {"key": "two"}))
+    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=KeptAnswers(tmp_path / "kept", "two"))
+    assert asked == ["search", "search"]
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_answers_of_a_version_without_a_ledger_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = KeptAnswers(tmp_path / "kept", "one")
+    first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
+    for file in sorted(kept.ledger.folder.glob("*.pt")):  # as that version wrote them
+        state = load_torch(file)
+        n = sum(len(pair["rows"]) for pair in state["broken_by"])
+        answers = {"key": "one", "doubts": state["doubts"], "n_images": n}
+        (kept.folder / f"{file.stem}.json").write_text(json.dumps(answers))
+        if n:
+            save_torch(kept.folder / file.name, {"key": "one", "broken_by": state["broken_by"]})
+    discard(kept.ledger.folder)
+
+    asked: list[str] = []
+    monkeypatch.setattr(diagnostics, "check_search", lambda subject: asked.append("search") or [])
+    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
+    assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
+    assert asked == []
+    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=KeptAnswers(tmp_path / "kept", "two"))
     assert asked == ["search", "search"]
 
 

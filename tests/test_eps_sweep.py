@@ -9,17 +9,12 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.engine import evaluate
-from meansparse_cli.engine.eps_sweep import (
-    draw_eps_curve,
-    eps_rows,
-    eps_state_folder,
-    eps_table,
-    evaluate_each_eps,
-    headline_eps,
-)
+from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.reporting.eps_curve import draw_eps_curve
+from meansparse_cli.reporting.evaluation_tables import eps_table
 from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
 
 GRID = ("0.02", "0.05", "0.1")
@@ -156,9 +151,10 @@ def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, floa
     rows = eps_rows(found)
     assert [row["eps"] for row in rows] == list(GRID)
     assert all(row["sparsified_accuracy"] <= row["sparsified_plain_attacks_accuracy"] for row in rows)
-    assert eps_table(found).row_count == 4
+    results = found[GRID[0]].to_report() | {"eps_curve": rows}
+    assert len(eps_table(results, with_clean=True).rows) == 4
     for name in ("a", "b"):
-        draw_eps_curve(found, norm="Linf", title="t", png=tmp_path / f"{name}.png", svg=tmp_path / f"{name}.svg")
+        draw_eps_curve(results, norm="Linf", title="t", png=tmp_path / f"{name}.png", svg=tmp_path / f"{name}.svg")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -10,10 +10,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.reporting.sweep_view import show_sweep
+from meansparse_cli.reporting.console import console, is_wide
+from meansparse_cli.reporting.sweep_tables import measurement_table, show_sweep
 from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.selection.choice import SweepPoint
-from meansparse_cli.stages import measure
 
 FACTORY = '''
 import torch
@@ -202,24 +202,27 @@ def test_measurements_may_run_at_the_same_time_but_not_the_same_one_twice(run: s
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_its_table_and_the_sweeps_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure.console, "width", width)
+    monkeypatch.setattr(console, "width", width)
     generator = torch.Generator().manual_seed(0)
     right = torch.ones(1000, dtype=torch.bool)
     weaker = torch.rand(1000, generator=generator) < 0.99
     base, point = SweepPoint(0.0, right, right, right, right), SweepPoint(0.35, weaker, weaker, weaker, weaker)
     name = "first:14 of a long name"
+    rows = [{"eps": "8/255", "sites": sites} | p.to_report(base) for sites, p in (("all", base), (name, point))]
+    rows.append(rows[1] | {"sites": "all"})
+    results = {"rows": rows, "n_examples": 1000, "split": "test", "attacks": ["apgd-ce", "apgd-dlr"]}
     tables = [
-        measure.measure_table({measure.BASE: base, (name, 0.35): point}, "digits, 1,000 test images, Linf 8/255"),
+        measurement_table(results, with_errors=is_wide()).to_rich(),
         show_sweep([base, point], ["apgd-ce", "apgd-dlr"], 0.35),
     ]
-    for table in tables:
-        with measure.console.capture() as capture:
-            measure.console.print(table)
+    for table, n_lines in zip(tables, (9, 8), strict=True):
+        with console.capture() as capture:
+            console.print(table)
         text = capture.get()
         assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= width
         lost = 100 * (1 - weaker.double().mean().item())
         assert f"-{lost:.2f} ± " in text and "100.00" in text
-        assert text.count("\n") <= 8  # no cell is folded
+        assert text.count("\n") <= n_lines  # no cell is folded
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from meansparse_cli.models import published
 from meansparse_cli.models.published import published_models, published_note, published_results
 from meansparse_cli.models.source import EMBEDDED, load_model, resolve_model
 from meansparse_cli.models.zoo import zoo_entries
-from meansparse_cli.stages.models import models_tables, select_models
+from meansparse_cli.reporting.model_tables import models_tables
+from meansparse_cli.stages.models import select_models
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -93,7 +94,7 @@ def test_the_tables_fit_the_terminal(width: int) -> None:
     models = select_models()
     console = Console(width=width, file=io.StringIO())
     for table in models_tables(models, width=width):
-        console.print(table)
+        console.print(table.to_rich())
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in {m.name for m in models}] == [

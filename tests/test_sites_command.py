@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.operator.checkpoint import load_checkpoint
-from meansparse_cli.reporting.console import sites_table
+from meansparse_cli.reporting.model_tables import show_sites
 from meansparse_cli.runs.report import read_report
 from meansparse_cli.settings.config import CalibrateConfig, resolve
 from meansparse_cli.sites.find import Site
@@ -114,7 +114,7 @@ def test_the_table_is_readable_at_80_columns() -> None:
     ]
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(sites_table(sites, {105: "first:3"}))
+        console.print(show_sites(sites, {105: "first:3"}))
     text = capture.get()
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
     assert "…" not in text

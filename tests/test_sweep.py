@@ -211,12 +211,11 @@ def test_what_a_search_found_is_judged_on_images_that_it_did_not_look_at(
 ) -> None:
     store = KnownPairs(tmp_path, 2, one_helps_one_hurts(*parts))
     store.model.sites = [site(i, (8, 4, 4)) for i in range(2)]
-    view = SimpleNamespace(begin=lambda *_: None, advance=lambda n: None)
     grid = settings("worst", alphas=(0.0, 0.3), rule=ChoiceRule("worst", 0.05), racing=False, site_weights=(1.0, 1.0))
     sweep = sweep_alphas(store, grid)
     assert sweep.chosen.alpha == 0
     checkpoint = FakeCheckpoint(sites=tuple(store.model.sites), active=tuple(store.model.sites))
-    _, carried, report = alphas_by_rule("per-site", store, grid, sweep, checkpoint, view)  # type: ignore[arg-type]
+    _, carried, report = alphas_by_rule("per-site", store, grid, sweep, checkpoint)
     found = report["search"]
     assert [step["is_accepted"] for step in found["steps"]] == [False, parts != (2,)]
     assert found["unseen"]["n_examples"] == found["unseen"]["point"]["worst"]["n_examples"] == 100

@@ -141,7 +141,7 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
 
 
 def _always_better(*_: Any) -> Any:
-    from meansparse_cli.stats.accuracy import PairedDifference
+    from meansparse_cli.stats.paired import PairedDifference
 
     return PairedDifference(0.1, 0.01, 3, 0, 30)
 

@@ -373,7 +373,7 @@ def sites(
     """Show a model's activations and which of them calibrate would use."""
     from dataclasses import asdict
 
-    from ..reporting.console import sites_table
+    from ..reporting.model_tables import show_sites
     from ..settings.config import CalibrateConfig, resolve
     from ..stages.pipeline import list_sites
 
@@ -382,7 +382,7 @@ def sites(
     if as_json:
         typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
-    console.print(sites_table(found, chosen))
+    console.print(show_sites(found, chosen))
 
 
 @app.command()

@@ -13,6 +13,7 @@ as they are asked for; its test split is RobustBench's 5,000 validation images (
 
 import hashlib
 import io
+import logging
 import os
 import zipfile
 import zlib
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import DataError
-from ..reporting.console import note
 from .imagenet import Preprocessing, class_numbers, evaluation_images
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["calibration", "held-out", "test"]
 
@@ -301,7 +303,9 @@ def _load_imagenet(
 
 @cache  # a stage opens its images more than once
 def _say_that_it_is_a_part(val: Path, n_there: int, n_all: int) -> None:
-    note(f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split")
+    log.warning(
+        f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split"
+    )
 
 
 def _layouts(dataset: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attacks import PRESETS, find_attack
-from ..stats.accuracy import Accuracy, PairedDifference, Verdict, accuracy_of, paired_difference, verdict
+from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
+from ..stats.verdict import Verdict, verdict
 
 ModelName = Literal["base", "sparsified"]
 MODELS: tuple[ModelName, ModelName] = ("base", "sparsified")
@@ -143,7 +144,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> Verdict:
-        """In words; see ``accuracy.verdict`` for the rule."""
+        """In words; see ``stats.verdict`` for the rule."""
         groups = attack_groups(self.attacks)
         outcomes = {
             f"{model}_{key}": self.outcomes(model).robust_to(groups[group])

@@ -13,10 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -26,8 +22,7 @@ from ..attacks.judge import fresh_logits, under_attack
 from ..attacks.result import Budget
 from ..errors import DataError
 from ..operator.sparsify import SparsifiedModel, alpha_set
-from ..reporting.console import percent
-from ..stats.accuracy import Accuracy, accuracy_of
+from ..stats.paired import Accuracy, accuracy_of
 from .evaluation import ModelName
 
 ROUNDING = {"Linf": 1e-6, "L2": 1e-5}
@@ -254,39 +249,6 @@ def judge_images(
         given.name, budget.norm, len(images), len(y), int((distance[finite] == 0).sum()), int((~finite).sum()), int((~in_range).sum()), int((~near).sum()),
         float(distance.max()) if len(distance) else 0.0, n_misclassified, accuracy, robust,
     )  # fmt: skip
-
-
-def show_judgements(judgements: list[Judgement], title: str) -> Group:
-    """For people: a column a set of images."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
-    for judged in judgements:
-        table.add_column(
-            judged.name if judged.name == "images" else f"found on {judged.name}", justify="right", no_wrap=True
-        )
-
-    def row(words: str, cells: list[str], bad: bool = False) -> None:
-        table.add_row(words, *cells, style="bold red" if bad else None)
-
-    row("images", [f"{j.n_images:,}" for j in judgements])
-    row("examples they speak of", [f"{j.n_evaluated:,}" for j in judgements])
-    row("equal to the clean image", [f"{j.n_unchanged:,}" for j in judgements])
-    for words, key in (
-        ("with NaN or infinity", "n_not_finite"), ("outside [0, 1]", "n_outside_range"),
-        ("outside the budget", "n_outside_budget"),
-    ):  # fmt: skip
-        values = [getattr(judged, key) for judged in judgements]
-        row(words, [f"{value:,}" for value in values], bad=any(values))
-    row(f"largest {judgements[0].norm} distance", [f"{j.largest_distance:.6g}" for j in judgements])
-    for name in judgements[0].robust:
-        row(f"misclassified by {name}", [f"{j.n_misclassified[name]:,}" for j in judgements])
-        row(f"clean accuracy of {name}, %", [_percent(j.clean[name]) for j in judgements])
-        row(f"robust accuracy of {name}, %", [_percent(j.robust[name]) for j in judgements])
-    return Group(Text(title, style="bold"), table)
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return percent(accuracy.fraction, accuracy.standard_error)
 
 
 def _n_classes(model: nn.Module, images: Tensor) -> int:

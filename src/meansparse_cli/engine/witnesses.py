@@ -9,6 +9,7 @@ witnesses-<model>.pt       one tensor the size of the test set, in its order: th
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,13 @@ from ..data.datasets import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from ..operator.sparsify import SparsifiedModel, alpha_set
-from ..reporting.console import note
 from .evaluate import EvaluateSettings
 from .evaluation import MODELS, TRANSFER, WORST_CASE, Evaluation, ModelName, attack_groups
 from .pool import admissible
 from .state import Chunk, read_chunks
 from .verify import WITNESSES_SCHEMA
+
+log = logging.getLogger(__name__)
 
 LARGEST_TENSOR = 4 << 30
 """Bytes; a larger external form is left out."""
@@ -108,7 +110,7 @@ def _collect(
         images[row], found_by[row] = inside_only[row]
         wanted[row] = False
     if by_a_hair:
-        note(f"witnesses: {len(by_a_hair)} on {name} are so near the boundary that a second judgement differs")
+        log.info(f"witnesses: {len(by_a_hair)} on {name} are so near the boundary that a second judgement differs")
     if wanted.any():
         raise ArtifactError(
             f"{int(wanted.sum())} broken examples of the {name} model have no image in {folders[0]}",
@@ -166,11 +168,11 @@ def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", witnesses: Wit
     """
     size = len(test) * test[0][0].numel() * 4
     if size > LARGEST_TENSOR:
-        note(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")
+        log.info(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")
         return False
     images, _ = stack_examples(test)
     if n_evaluated < len(test):
-        note(
+        log.info(
             f"witnesses: {path.name} holds the clean image of {len(test) - n_evaluated:,} examples that were not attacked; whoever "
             "judges it counts them as robust. Evaluate the whole split before you pass it on"
         )

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stats.accuracy import MIN_FLIPS, Z_95, side_of_zero
 from ..stats.bounds import side_of_difference, side_of_rate
-from ..stats.simultaneous import Z_POWER
+from ..stats.multiple import Z_POWER
+from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
 from .tables import Claim
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..reporting.console import percent
-from ..stats.accuracy import Accuracy, PairedDifference
+from ..stats.format import in_points, percent
+from ..stats.paired import Accuracy, PairedDifference
 from .claims import BRACKETS, RULE, sentence
 from .results import Result, RunResults, without_machine_paths
 from .table import FilledCell, FilledColumn, FilledTable, fill_cell
@@ -186,7 +186,7 @@ def _rows(filled: FilledTable, column: FilledColumn) -> list[str]:
             row += ["" if cell.cell.clean is None else percent(cell.cell.clean), _accuracy(cell.clean)]
         row += [percent(cell.cell.robust), _accuracy(cell.robust), _minus_paper(cell)]
         base = None if is_base else filled.paper_base.get((column.column.name, cell.cell.row))
-        row += ["" if base is None else percent(cell.cell.robust - base.robust, signed=True)]
+        row += ["" if base is None else in_points(cell.cell.robust - base.robust)]
         n = "" if cell.robust is None else f"{cell.robust.n:,}"
         row += [_gain(cell.robust_gain), _accuracy(cell.worst), _gain(cell.worst_gain), n]
         lines.append(f"| {' | '.join(row)} |")
@@ -204,9 +204,9 @@ def _accuracy(accuracy: Accuracy | None) -> str:
 
 
 def _gain(gain: PairedDifference | None) -> str:
-    return "" if gain is None else percent(gain.difference, gain.standard_error, signed=True)
+    return "" if gain is None else in_points(gain.difference, gain.standard_error)
 
 
 def _minus_paper(cell: FilledCell) -> str:
     robust = cell.robust
-    return "" if robust is None else percent(robust.fraction - cell.cell.robust, robust.standard_error, signed=True)
+    return "" if robust is None else in_points(robust.fraction - cell.cell.robust, robust.standard_error)

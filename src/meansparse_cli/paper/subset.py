@@ -15,9 +15,9 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..operator.checkpoint import load_checkpoint
-from ..reporting.console import percent
 from ..runs.report import RunPaths, read_report
-from ..stats.accuracy import Accuracy, PairedDifference, accuracy_of, paired_difference
+from ..stats.format import in_points, percent
+from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
 from .claims import BRACKETS, RULE, judge, sentence
 from .page import commands_section
 from .results import Outcomes, Result, RunResults, without_machine_paths
@@ -220,7 +220,7 @@ def _page(rows: Sequence[SubsetRow]) -> list[str]:
 
 
 def _gain(gain: PairedDifference | None) -> str:
-    return "" if gain is None else percent(gain.difference, gain.standard_error, signed=True)
+    return "" if gain is None else in_points(gain.difference, gain.standard_error)
 
 
 def _data(row: SubsetRow) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..stats.accuracy import Accuracy, PairedDifference, accuracy_of, paired_difference
+from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
 from .claims import Judgement, judge
 from .results import Outcomes, Result, RunResults
 from .tables import Cell, Claim, Column, PaperTable

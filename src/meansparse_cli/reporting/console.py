@@ -1,11 +1,10 @@
 """Everything people see, on stderr: progress, tables, errors. stdout is for machines and holds paths or JSON."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -19,13 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import MeanSparseError
-
-if TYPE_CHECKING:
-    from ..sites.find import Site
 
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
@@ -36,9 +31,26 @@ WIDE = 100
 """Columns from which on a table has room for what it leaves out on a terminal of 80."""
 
 
+def is_wide() -> bool:
+    """Whether this terminal has room for more than 80 columns."""
+    return console.width >= WIDE
+
+
 def note(message: str) -> None:
     """One line for people."""
     console.print(message, markup=False)
+
+
+class _LibraryNotes(logging.Handler):
+    """Shows what the library logs: it never prints by itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+_library = logging.getLogger("meansparse_cli")
+_library.addHandler(_LibraryNotes())
+_library.setLevel(logging.INFO)
 
 
 def show_error(error: MeanSparseError) -> None:
@@ -53,7 +65,7 @@ def show_error(error: MeanSparseError) -> None:
 def live(unit: str = "images") -> Iterator["LiveView"]:
     """A progress bar with a table above it, redrawn in place; on a log file, a line from time to time instead."""
     view = LiveView(unit)
-    with view.display if view.display is not None else _nothing():
+    with view.display or nullcontext():
         yield view
 
 
@@ -63,7 +75,7 @@ class LiveView:
     def __init__(self, unit: str) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=40 if console.width >= WIDE else None),  # None: what the words leave
+            BarColumn(bar_width=40 if is_wide() else None),  # None: what the words leave
             MofNCompleteColumn(),
             TextColumn(unit),
             TextColumn("{task.fields[speed]}"),
@@ -119,47 +131,8 @@ def _two_digits(number: float) -> str:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
 def bar(description: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """A progress bar with speed and time left; yields the function that advances it."""
     with live(unit) as view:
         view.begin(description, total)
         yield view.advance
-
-
-_AXES = {"channels-first": "NCHW", "channels-last": "NHWC", "tokens": "NLC", "flat": "NC"}
-
-
-def sites_table(sites: Sequence["Site"], chosen_by: Mapping[int, str]) -> Table:
-    """All sites of a model, the ones in use with the part of the rule that chose them; a function is followed by ()."""
-    n_gates = sum(site.gate for site in sites)
-    title = f"{len(chosen_by)} of {len(sites)} sites chosen" + (
-        f"; {n_gates} of the {len(sites)} are gates" if n_gates else ""
-    )
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("site", overflow="fold")
-    table.add_column("activation", no_wrap=True)
-    table.add_column("layout", no_wrap=True)
-    table.add_column("ch", justify="right", no_wrap=True)
-    table.add_column("place", no_wrap=True)
-    table.add_column("chosen by", overflow="fold", min_width=14)
-    for site in sites:
-        called = site.operation if site.kind == "module" else f"{site.operation}()"
-        layout = _AXES[site.layout] if len(site.shape) < 4 else site.layout
-        place = "gate" if site.gate else "addition" if site.after_addition else "main path" if site.main_path else ""
-        chosen = chosen_by.get(site.index, "-")
-        style = None if site.index in chosen_by else "dim"
-        row = [str(site.index), site.name, called, layout, str(site.channels), place, chosen]
-        table.add_row(*[escape(cell) for cell in row], style=style)
-    return table
-
-
-def percent(fraction: float, standard_error: float | None = None, *, signed: bool = False) -> str:
-    """A fraction as a percentage, with its standard error in points."""
-    text = f"{100 * fraction:+.2f}" if signed else f"{100 * fraction:.2f}"
-    return text if standard_error is None else f"{text} ± {100 * standard_error:.2f}"

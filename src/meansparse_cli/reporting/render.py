@@ -4,91 +4,24 @@ Nothing is computed: every number is in a YAML file of the run folder, whose has
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import ArtifactError, ConfigError
-from ..files import sha256_of
-from ..runs.folder import stage_command
-from ..runs.report import STAGES, RunPaths, machine_of, read_report
-from .console import note
-from .tables import (
-    TextTable,
-    attacks_table,
-    comparisons_table,
-    doubt_sentences,
-    doubts_of,
-    doubts_table,
-    eps_curve_table,
-    measurement_table,
-    sweep_table,
-)
+from rich.console import Console
+from rich.text import Text
 
-Reports = dict[str, dict[str, Any]]
-
-
-def read_run(folder: Path) -> Reports:
-    """Stage -> its report, for every stage of the run that is there; for a named evaluation, a measurement or a shard,
-    its own report and fetch's and calibrate's of its run.
-
-    Raises ``ArtifactError`` for none, or an edited one.
-    """
-    if not folder.is_dir():
-        raise ArtifactError(f"no run folder {folder}", hint="meansparse run --model digits makes one")
-    root = run_of(folder)
-    places = {stage: folder if folder == root or stage in ("evaluate", "measure") else root for stage in STAGES}
-    if folder != root:
-        del places["sweep-alpha"]
-    reports = {
-        stage: read_report(RunPaths(place).report(stage), stage, mend=_command(stage, place, root))
-        for stage, place in places.items()
-        if RunPaths(place).report(stage).exists()
-    }
-    if not reports:
-        raise ArtifactError(f"{folder} holds no report", hint="expected fetch.yaml, calibrate.yaml, ... evaluate.yaml")
-    return reports
-
-
-def _command(stage: str, place: Path, root: Path) -> str:
-    """The command that writes the report of ``stage`` in ``place``."""
-    shard = None
-    if place.parent.name == "shards":
-        shard, place = place.name.removeprefix("shard-").replace("-of-", "/"), place.parent.parent
-    return stage_command(stage, root, None if place == root else place.name, shard)
-
-
-def run_of(folder: Path) -> Path:
-    """The run folder that a named evaluation, a measurement or a shard belongs to; a run's own is its own."""
-    parts = ("evaluations", "measurements", "shards")
-    while folder.parent.name in parts and not RunPaths(folder).report("fetch").exists():
-        folder = folder.parent.parent
-    return folder
-
-
-def outdated(reports: Reports, folder: Path) -> list[str]:
-    """A sentence for each report that was made from another one than the one which is there now."""
-    root = run_of(folder)
-    return [
-        f"{stage}.yaml was made from another {name} than the one that is here now: its numbers are of that one"
-        for stage, report in reports.items()
-        for name, sha256 in report["inputs"].items()
-        if name.removesuffix(".yaml") in STAGES and (root / name).exists() and sha256_of(root / name) != sha256
-    ]
-
-
-def beside(folder: Path) -> list[Path]:
-    """The named evaluations and the measurements of a run."""
-    reports = [*folder.glob("evaluations/*/evaluate.yaml"), *folder.glob("measurements/*/measure.yaml")]
-    return sorted(report.parent for report in reports)
+from ..errors import ConfigError
+from .console import WIDE, note
+from .content import headline, provenance, tables, verdict
+from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table, show_diagnostics
+from .html import html_page
+from .reports import Reports, beside, outdated, read_run
 
 
 def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
     """The run as ``table`` (for a terminal of ``width`` columns, or ``to_file`` and so without colours), ``markdown``,
     ``json`` or ``html``.
     """
-    from .html import html_page
-
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
         "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
@@ -106,73 +39,8 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
     return forms[format](reports, warnings)
 
 
-def headline(reports: Reports) -> str:
-    """What the numbers are about, in one line."""
-    model = _model(reports)
-    if "evaluate" not in reports:
-        return f"{model['name']}, {model['dataset']}: {'measured' if 'measure' in reports else 'not evaluated yet'}"
-    report = reports["evaluate"]
-    settings, results = report["config"]["settings"], report["results"]
-    eps = results.get("eps", settings["eps"])
-    operator = results.get("operator", f"alpha {results['alpha']:g}")
-    return (
-        f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, {operator}, "
-        f"{results['n_examples']:,} {settings.get('split', 'test')} images"
-        + (f" (shard {settings['shard']})" if settings.get("shard") else "")
-    )
-
-
-def tables(reports: Reports, *, interval: bool = True) -> Iterator[TextTable]:
-    """Every table there is something for, in reading order; the doubts are not among them."""
-    if "evaluate" in reports:
-        results = reports["evaluate"]["results"]
-        yield comparisons_table(results, interval=interval)
-        if results.get("eps_curve"):
-            yield eps_curve_table(results)
-        yield attacks_table(results)
-    if "measure" in reports:
-        yield measurement_table(reports["measure"]["results"])
-    if "sweep-alpha" in reports and reports["sweep-alpha"]["results"].get("curve"):
-        yield sweep_table(reports["sweep-alpha"]["results"])
-
-
-def verdict(reports: Reports) -> str:
-    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet; empty for a measurement, which has none."""
-    if "measure" in reports and "evaluate" not in reports:
-        return ""
-    if "evaluate" not in reports:
-        return "none: the run was not evaluated"
-    results = reports["evaluate"]["results"]
-    return f"{results['verdict']}. {results['reason']}"
-
-
-def provenance(reports: Reports) -> list[tuple[str, str]]:
-    """What made each number: commands, versions, device, hashes."""
-    rows = []
-    for stage, report in reports.items():
-        made = report["provenance"]
-        rows.append((stage, made["command"]))
-        rows.append((f"{stage}, report", f"sha256 of its content {report['content_sha256']}, {made['finished']}"))
-    last = reports[list(reports)[-1]]["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    rows += [("versions", versions), ("machine", machine_of(last))]
-    if "evaluate" in reports:
-        settings = reports["evaluate"]["config"]["settings"]
-        rows.append(("seed", str(settings["seed"])))
-        searched = reports["evaluate"]["results"].get("search", {}).get("precision", "fp32")
-        rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
-    weights = reports.get("fetch", {}).get("results", {}).get("sha256")
-    return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
-
-
 def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *, plain: bool = False) -> str:
     """Text no wider than ``width`` columns, 80 at least; ``plain``: without colours, wherever it is printed."""
-    from rich.console import Console, Group
-    from rich.text import Text
-
-    from .console import WIDE
-    from .evaluation_table import doubts_view, rich_table
-
     width = max(width, 80)
     console = Console(width=width, highlight=False, force_terminal=False if plain else None)
     with console.capture() as capture:
@@ -181,46 +49,24 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
             console.print(Text(f"OUTDATED: {sentence}", style="bold red"))
         if verdict(reports):
             console.print(Text(f"verdict: {verdict(reports)}\n"))
-        for table in tables(reports, interval=width >= WIDE):
-            console.print(Group(Text(table.title, style="bold"), rich_table(table)))
-        if doubts_of(reports.get("evaluate", {}).get("results", {})):
-            console.print(doubts_view(reports["evaluate"]["results"]))
+        for table in tables(reports, with_interval=width >= WIDE):
+            console.print(table.to_rich())
+        if diagnostics_of(reports.get("evaluate", {}).get("results", {})):
+            console.print(show_diagnostics(reports["evaluate"]["results"]))
     return capture.get()
 
 
 def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
-    """For a README or an appendix: the tables, the verdict, the doubts, and what made them."""
+    """For a README or an appendix: the tables, the verdict, the diagnostics, and what made them."""
     parts = [f"### {headline(reports)}", *(f"**Outdated: {sentence}.**" for sentence in warnings)]
     parts += [f"**Verdict: {verdict(reports)}.**"] if verdict(reports) else []
     for table in tables(reports):
-        parts += [f"{table.title}.", markdown_table(table)]
+        parts += [f"{table.title}.", table.to_markdown()]
     results = reports.get("evaluate", {}).get("results", {})
-    if doubts_of(results):
-        doubts = doubts_table(results)
-        parts += [f"{doubts.title}.", markdown_table(doubts)]
-        sentences = doubt_sentences(results, "warn")
-        parts += ["\n".join(f"- {name}: {text}" for name, text in sentences)] if sentences else []
+    if diagnostics_of(results):
+        table = diagnostics_table(results)
+        parts += [f"{table.title}.", table.to_markdown()]
+        if sentences := diagnostic_sentences(results, "warn"):
+            parts.append("\n".join(f"- {name}: {text}" for name, text in sentences))
     parts.append("\n".join(f"- {name}: `{value}`" for name, value in provenance(reports)))
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: TextTable) -> str:
-    """Pipes and dashes; the rows that stand out in bold."""
-    lines = [_pipes(table.header), "|" + "|".join("---" if i == 0 else "---:" for i in range(len(table.header))) + "|"]
-    for i, row in enumerate(table.rows):
-        lines.append(_pipes([f"**{cell}**" if i in table.strong and cell else cell for cell in row]))
-    return "\n".join(lines)
-
-
-def _pipes(cells: "tuple[str, ...] | list[str]") -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _model(reports: Reports) -> dict[str, Any]:
-    unknown = {"name": "a model", "dataset": "unknown data"}
-    return reports.get("fetch", {}).get("results", {}).get("model", unknown)  # type: ignore[no-any-return]
-
-
-def _data_of(reports: Reports) -> str:
-    given = reports.get("calibrate", {}).get("config", {}).get("settings", {}).get("dataset")
-    return str(given or _model(reports)["dataset"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import sha256_of
 from ..settings.config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
-from ..reporting.console import note
 from ..errors import ArtifactError, CheckpointError, ConfigError
 from .report import RunPaths, read_report, verify_outputs
 from ..settings.shard import read_shard
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -242,5 +244,5 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
                     f"another command is at work in {folder}", hint="wait for it, or use another --run"
                 ) from error
             # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
-            note(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
+            log.warning(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
         yield

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import sha256_of
 from ..settings.config import ModelConfig
-from ..reporting.console import note
 from .report import read_report, verify_outputs, write_report
 from .folder import Run
 
 if TYPE_CHECKING:
     from ..sites.find import Site
 
+log = logging.getLogger(__name__)
 
 _NOT_IN_REPORT = {"run", "allow_pickle"}
 # Settings that change how fast or where a result is computed, not which result it is.
@@ -41,10 +42,10 @@ def finished(stage: str, run: Run, config: ModelConfig, inputs: dict[str, str], 
         what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or other
         more = changed == ["n_examples"] and stage != "calibrate"  # whose state goes with the pass that it belongs to
         kept = "what is done of it is kept" if more else "the report is replaced once this is done"
-        note(f"{stage}: was done before with other settings ({what}); {kept}")
+        log.info(f"{stage}: was done before with other settings ({what}); {kept}")
         return None
     verify_outputs(report, run.paths.folder, mend=run.command(stage))
-    note(f"{stage}: already done, nothing to do ({path}); --fresh does it again")
+    log.info(f"{stage}: already done, nothing to do ({path}); --fresh does it again")
     return path
 
 

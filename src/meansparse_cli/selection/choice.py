@@ -12,9 +12,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..reporting.console import percent
-from ..stats.accuracy import accuracy_of, paired_difference
-from ..stats.simultaneous import adjusted_p, critical_value, examples_to_tell, is_clear
+from ..stats.format import in_points
+from ..stats.multiple import adjusted_p, critical_value, examples_to_tell, is_clear
+from ..stats.paired import accuracy_of, paired_difference
 
 Curve = Literal["plain", "bpda", "worst", "apgd-ce"]
 CURVES: tuple[Curve, ...] = ("plain", "bpda", "worst")
@@ -67,7 +67,7 @@ class ChoiceRule:
 
     ``min_gain``: in paired standard errors, what the best alpha must gain over alpha = 0 on the objective; with less the
     answer is alpha = 0. None: 0 on the plain curve, as the method says; under BPDA and in the worst case the
-    simultaneous 95 % critical value of this sweep (about 2.5; see ``simultaneous``), and at least 6 changed examples.
+    simultaneous 95 % critical value of this sweep (about 2.5; see ``stats.multiple``), and at least 6 changed examples.
     """
 
     objective: str
@@ -166,8 +166,8 @@ def choose(points: Sequence[SweepPoint], rule: ChoiceRule) -> Choice:
     enough = best.alpha != 0 and rule.is_enough(mine, theirs, critical)
     rival = _nearest_rival(best, allowed(points, rule.max_clean_drop), curve)
     numbers = (
-        f"{percent(gain.difference, gain.standard_error, signed=True)} points against alpha = 0 on {curve}, clean "
-        f"{percent(cost.difference, signed=True)}"
+        f"{in_points(gain.difference, gain.standard_error)} points against alpha = 0 on {curve}, clean "
+        f"{in_points(cost.difference)}"
     )
     n_out = len(points) - len(allowed(points, rule.max_clean_drop))
     n_dropped = len(points) - n_out - len(running)

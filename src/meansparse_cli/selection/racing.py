@@ -22,7 +22,7 @@ from statistics import NormalDist
 from ..engine.pairs import Column
 from ..errors import ArtifactError
 from ..files import write_bytes
-from ..stats.accuracy import Outcomes, as_outcomes
+from ..stats.paired import Outcomes, as_outcomes
 
 CONFIDENCE = 0.95
 TOLERANCE = 1.0  # paired standard errors of the full sweep

@@ -1,6 +1,6 @@
 """``--alpha-rule``: one alpha for all sites, or one for each stage or site (``alpha_search``); and the checkpoint of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +9,11 @@ from torch import Tensor
 from ..engine.journal import Journal
 from ..engine.pairs import Column, PairStore
 from ..operator.checkpoint import Checkpoint
-from ..reporting.console import LiveView, percent
 from ..sites.find import Site
-from ..stats.accuracy import PairedDifference, Verdict, paired_difference
-from ..stats.simultaneous import critical_value
+from ..stats.format import in_points
+from ..stats.multiple import critical_value
+from ..stats.paired import PairedDifference, paired_difference
+from ..stats.verdict import Verdict
 from .choice import SweepPoint
 from .search import Found, candidates_of, depth_groups, search_alphas, site_groups, unseen_blocks
 from .sweep import Sweep, SweepSettings, point_of, sweep_alphas, what_bpda_makes_of
@@ -40,7 +41,7 @@ class SearchResult:
     def in_words(self, curve: str, shared: float) -> list[str]:
         """For the screen and the report."""
         n_accepted = sum(step.is_accepted for step in self.found.steps)
-        gains = [percent(d.difference, d.standard_error, signed=True) for d in (self.gain, self.over_shared)]
+        gains = [in_points(d.difference, d.standard_error) for d in (self.gain, self.over_shared)]
         words = [
             f"{self.rule}: {n_accepted} of {len(self.found.steps)} steps were confirmed; on {curve}, on {self.gain.n:,} images "
             f"that no step looked at (the sweep before it did): {gains[0]} points against alpha = 0, {gains[1]} against the "
@@ -73,7 +74,14 @@ class SearchResult:
 
 
 def alphas_by_rule(
-    rule: str, store: PairStore, settings: SweepSettings, sweep: Sweep, checkpoint: Checkpoint, view: LiveView
+    rule: str,
+    store: PairStore,
+    settings: SweepSettings,
+    sweep: Sweep,
+    checkpoint: Checkpoint,
+    *,
+    on_block: Callable[[str, int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The checkpoint that ``rule`` leads to, and what goes into the report about it.
 
@@ -89,13 +97,13 @@ def alphas_by_rule(
     journal = Journal(store.folder, "start", (settings, groups, blocks, store.ids.tolist()))
     start = settings.column(journal.once("alpha", lambda: sweep.chosen.alpha))
     found = search_alphas(
-        store, groups, start=start, candidates=candidates_of(settings.alphas), rule=settings.rule, on_block=view.begin,
-        on_progress=view.advance,
+        store, groups, start=start, candidates=candidates_of(settings.alphas), rule=settings.rule, on_block=on_block,
+        on_progress=on_progress,
     )  # fmt: skip
     for b in range(len(store.blocks)):
         columns = [store.base, start, found.column]
-        store.score(b, {"plain": columns, "bpda": columns}, view.advance)
-    sweep = sweep_alphas(store, settings, on_block=view.begin, on_progress=view.advance)
+        store.score(b, {"plain": columns, "bpda": columns}, on_progress)
+    sweep = sweep_alphas(store, settings, on_block=on_block, on_progress=on_progress)
     result = _judge(rule, found, store, settings, sweep)
     shared = sweep.chosen.alpha
     report = {

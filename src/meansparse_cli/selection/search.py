@@ -18,7 +18,7 @@ from ..engine.journal import Journal
 from ..engine.pairs import Column, Family, PairStore, column_of
 from ..errors import ConfigError
 from ..sites.find import Site
-from ..stats.accuracy import paired_difference
+from ..stats.paired import paired_difference
 from .choice import ChoiceRule
 
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at

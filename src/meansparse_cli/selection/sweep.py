@@ -15,8 +15,8 @@ from ..attacks import ATTACKS, expand_attacks, find_attack
 from ..engine.journal import Journal
 from ..engine.pairs import Column, Family, PairStore, column_of
 from ..errors import ConfigError
-from ..stats.accuracy import Verdict, verdict
-from ..stats.simultaneous import is_clear
+from ..stats.multiple import is_clear
+from ..stats.verdict import Verdict, verdict
 from .choice import CURVES, OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
 from .racing import Drop, Race, load_history, save_history
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import sparsify
-from ..reporting.console import console, live, note
+from ..reporting.console import console, is_wide, live, note
 from ..runs.folder import Run, located, weights_id
 from ..runs.images import check_logits, count_classes, examples, images_id, load_images, split_note
 from ..runs.model import alpha_in_use, checkpoint_to_evaluate, eps_of, load_base, pick_device
@@ -39,20 +39,15 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     from ..attacks import expand_attacks
     from ..attacks.precision import precision_on
     from ..attacks.result import Budget
-    from ..engine.eps_sweep import (
-        draw_eps_curve,
-        eps_rows,
-        eps_state_folder,
-        eps_table,
-        evaluate_each_eps,
-        headline_eps,
-    )
+    from ..engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
     from ..engine.evaluate import EvaluateSettings, evaluate_robustness
     from ..engine.evaluation import attacks_id
     from ..engine.pool import admissible, read_pool
     from ..engine.state import recorded_setting
     from ..models.published import published_note, published_results
-    from ..reporting.evaluation_table import doubts_view, evaluation_table, progress_table
+    from ..reporting.eps_curve import draw_eps_curve
+    from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
+    from ..reporting.progress import show_attacks
 
     run, started = located(config), time.monotonic()
     whole = run.place_of(config)
@@ -122,7 +117,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
                 lambda one, smaller: evaluate_robustness(
                     model, x.to(device), y.to(device), indices, alpha=alpha, settings=replace(settings, eps=eps_value(one)),
                     state_folder=eps_state_folder(state_folder, one, grid), fingerprint=fingerprint, n_classes=n_classes,
-                    on_update=progress_table(view), smaller=smaller, pool=pool, shard=shard,
+                    on_update=show_attacks(view), smaller=smaller, pool=pool, shard=shard,
                 ),
                 grid,
             )  # fmt: skip
@@ -141,7 +136,8 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     evaluation = evaluations[eps]
     found = evaluation.to_report()
     part = "" if shard is None else f" (shard {config.shard})"
-    console.print(evaluation_table(found, f"{run.source.name}, {operator}, {len(y):,} {config.split} images{part}, {run.norm} {eps}", width=console.width))  # fmt: skip
+    title = f"{run.source.name}, {operator}, {len(y):,} {config.split} images{part}, {run.norm} {eps}"
+    console.print(show_evaluation(found, title, with_interval=is_wide()))
     if shard is not None:
         note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     published = published_results(run.source)
@@ -150,7 +146,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     outcomes = evaluation.outcomes_npz()
     if config.doubts:
         found["doubts"] = doubts
-        console.print(doubts_view(found))
+        console.print(show_diagnostics(found))
     outputs = [place.paths.outcomes]
     if config.save_witnesses:
         folders = [eps_state_folder(state_folder, one, grid) for one in grid if eps_value(one) <= eps_value(eps)]
@@ -173,10 +169,10 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         }
     )
     if len(grid) > 1:
-        console.print(eps_table(evaluations))
         results["eps_curve"] = eps_rows(evaluations)
+        console.print(eps_table(results, with_clean=True).to_rich())
         draw_eps_curve(
-            evaluations, norm=run.norm, title=f"{run.source.name}, {operator}, {len(y):,} {config.split} images, worst case",
+            results, norm=run.norm, title=f"{run.source.name}, {operator}, {len(y):,} {config.split} images, worst case",
             png=place.paths.folder / "eps-curve.png", svg=place.paths.folder / "eps-curve.svg",
         )  # fmt: skip
         note(f"curve: {place.paths.folder / 'eps-curve.png'}")
@@ -201,7 +197,8 @@ def _doubts(
 ) -> tuple[list[dict[str, Any]], dict[str, Chunk]]:  # fmt: skip
     """What ``evaluate.yaml`` holds under ``doubts``, from the first ``n_examples``, and the images that break on the way."""
     from ..attacks.result import Budget
-    from ..diagnostics import DOUBTS_VERSION, find_doubts
+    from ..data.examples import Examples
+    from ..diagnostics import DOUBTS_VERSION, Conditions, KeptAnswers, diagnose
 
     n, device = min(n_examples, len(y)), settings.device
     with live("kinds") as view:
@@ -210,18 +207,25 @@ def _doubts(
         def on_kind(what: str, done: int, total: int) -> None:
             view.begin(f"doubts: {what}", total, done)
 
-        found = find_doubts(
-            model, x[:n].to(device), y[:n].to(device), indices[:n], evaluation,
-            budget=Budget(settings.norm, settings.eps), seed=settings.seed, batch_size=settings.batch_size,
-            n_classes=count_classes(model, x[:2].to(device)), on_kind=on_kind, state_folder=state_folder,
-            key=f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}",
-        )  # fmt: skip
+        n_classes = count_classes(model, x[:2].to(device))
+        budget = Budget(settings.norm, settings.eps)
+        kept = KeptAnswers(
+            state_folder, f"{DOUBTS_VERSION} {key} {n} {settings.norm} {settings.eps} {settings.seed}", note
+        )
+        found = diagnose(
+            model,
+            Examples(x[:n], y[:n].long(), indices[:n].cpu()).to(device),
+            evaluation,
+            Conditions(budget, settings.seed, settings.batch_size, n_classes),
+            kept=kept,
+            on_kind=on_kind,
+        )
     n_images = sum(len(chunk.positions) for chunk in found.images.values())
     if n_images:
         note(
             f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: they count, as transfer"
         )
-    return [doubt.to_report() for doubt in found.doubts], found.images
+    return [one.to_report() for one in found.diagnostics], found.images
 
 
 def _save_witnesses(

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import load_checkpoint, sparsify
-from ..reporting.console import console, live, note, percent
+from ..reporting.console import console, is_wide, live, note
+from ..reporting.sweep_tables import measurement_table
 from ..runs.folder import located, verified, weights_id
 from ..runs.images import check_logits, count_classes, examples, images_id, split_note
 from ..runs.model import eps_of, load_base, pick_device
@@ -28,8 +29,6 @@ from ..runs.stage_report import finished, write_stage
 from ..settings.config import MeasureConfig, eps_grid, eps_value
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..engine.pairs import Column, PairStore
     from ..selection.choice import SweepPoint
     from ..sites.find import Site
@@ -99,8 +98,10 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
             for name, found in outcomes.items():
                 found.append(getattr(point, name).numpy())
         passes = {key: passes[key] + value for key, value in store.passes().items()}
+        shown = {"rows": [row for row in rows if row["eps"] == one], "split": config.split, "attacks": list(plain)}
         budget_note = f", {run.norm} {one}" if plain else ""
-        console.print(measure_table(points, f"{run.source.name}, {len(y):,} {config.split} images{budget_note}"))
+        table = measurement_table(shown | {"n_examples": len(y)}, with_errors=is_wide())
+        console.print(replace(table, title=f"{run.source.name}: {table.title}{budget_note}").to_rich())
     _save_outcomes(place.paths, indices, y, outcomes)
     results = {
         "n_examples": len(y), "split": config.split, "attacks": list(plain), "bpda_attacks": list(bpda),
@@ -164,34 +165,6 @@ def _score(
 def _clean_alone(point: SweepPoint) -> SweepPoint:
     """Without the curves of attacks that were not run."""
     return replace(point, plain=point.clean[:0], bpda=point.clean[:0], worst=point.clean[:0])
-
-
-def measure_table(points: dict[tuple[str, float], SweepPoint], title: str) -> Table:
-    """As people read it: a row a column of the measurement."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from ..reporting.console import WIDE
-    from ..stats.accuracy import accuracy_of, paired_difference
-
-    table = Table(
-        title=f"{title} (± standard error; differences are paired)", title_justify="left", box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("sites", overflow="fold")
-    was_attacked = len(points[BASE].plain) > 0
-    accuracies, gains = (("clean", "plain", "worst"), ("plain", "worst")) if was_attacked else (("clean",), ("clean",))
-    for name in ("alpha", *(f"{name} %" for name in accuracies), *(f"{name} - base" for name in gains)):
-        table.add_column(name, justify="right", no_wrap=True)
-    wide, base = console.width >= WIDE, points[BASE]
-    for (rule, alpha), point in points.items():
-        shown = [accuracy_of(getattr(point, name)) for name in accuracies]
-        differences = [paired_difference(getattr(point, name), getattr(base, name)) for name in gains]
-        table.add_row(
-            rule if alpha else "", f"{alpha:g}", *(percent(a.fraction, a.standard_error if wide else None) for a in shown),
-            *(percent(d.difference, d.standard_error, signed=True) if alpha else "" for d in differences),
-        )  # fmt: skip
-    return table
 
 
 def _save_outcomes(paths: RunPaths, indices: Any, y: Any, outcomes: dict[str, list[Any]]) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from ..errors import ConfigError, ModelNotFound
 from ..models.published import PublishedModel, published_date, published_models, to_json
 from ..reporting.console import console, note
+from ..reporting.model_tables import models_tables
 
 CHECK_FOLDER = Path("runs/zoo-check")
 
@@ -54,43 +52,12 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
     if as_json:
         return to_json(models)
     for table in models_tables(models, width=console.width):
-        console.print(table)
+        console.print(table.to_rich())
     note(
         f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). AA: AutoAttack. "
         "ext.: an external attack, stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
     )
     return "" if to_terminal else "\n".join(m.name for m in models)
-
-
-def models_tables(models: Sequence[PublishedModel], *, width: int) -> Iterator[Table]:
-    """A table a data set and threat, a row a model; accuracies as percentages, a column for each kind that any of them has.
-
-    On less than 130 columns the architecture, which most names hold, is left out.
-    """
-    for dataset, threat in dict.fromkeys((m.dataset, m.threat) for m in models):
-        group = [m for m in models if (m.dataset, m.threat) == (dataset, threat)]
-        figures = {
-            "clean %": [_percent(m.clean_accuracy) for m in group],
-            "AA %": [_percent(m.autoattack_accuracy) + ("?" if m.unreliable else "") for m in group],
-            "ext. %": [_percent(m.external_accuracy) for m in group],
-            "corr. %": [_percent(m.corruptions_accuracy) for m in group],
-        }
-        shown = {name: column for name, column in figures.items() if any(column)}
-        title = f"{dataset}, {threat}: {len(group)} model{'s' * (len(group) != 1)}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("model", overflow="fold")
-        if width >= 130:
-            table.add_column("architecture")
-        for name in ("M par.", *shown):
-            table.add_column(name, justify="right", no_wrap=True)
-        for m, *cells in zip(group, *shown.values(), strict=True):
-            size = "" if m.parameters is None else f"{m.parameters / 1e6:.1f}"
-            table.add_row(m.name, *([m.architecture] if width >= 130 else []), size, *cells)
-        yield table
-
-
-def _percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
 def check_models(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import discard, sha256_of
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ..reporting.console import bar, console, live, note, sites_table
+from ..reporting.console import bar, console, live, note
+from ..reporting.model_tables import show_sites
 from ..runs.folder import Run, locate_run, located, verified, weights_id
 from ..runs.images import (
     check_data,
@@ -163,7 +164,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     check_data(model, run, config, images, first.to(device))
     found = sites_of_rule(model, run, config, first.to(device))
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
-    console.print(sites_table(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
+    console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     with bar("calibrating", len(images)) as advance:
         statistics = calibrate_channels(
             model, sites, images, batch_size=config.batch_size, estimator=config.estimator, device=device,
@@ -217,7 +218,7 @@ def _take_stored(run: Run, config: CalibrateConfig, sources: dict[str, str], fre
     assert shape is not None  # a published checkpoint is one of a known data set
     found = sites_of_rule(model, run, config, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)
-    console.print(sites_table(found, chosen_by(found, config.sites)))
+    console.print(show_sites(found, chosen_by(found, config.sites)))
     paths = [str(held.path_of(site.path)) for site in sites]
     statistics = tuple(held.statistics[path] for path in paths)
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
@@ -254,8 +255,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     from ..engine.evaluation import attacks_id
     from ..engine.pair_attack import PairSettings
     from ..engine.pairs import PairStore
-    from ..reporting.curve import draw_alpha_curve
-    from ..reporting.sweep_view import say_sweep, show_sweep
+    from ..reporting.alpha_curve import draw_alpha_curve
+    from ..reporting.sweep_tables import say_sweep, show_sweep
     from ..selection.choice import ChoiceRule
     from ..selection.rules import alphas_by_rule
     from ..selection.search import check_blocks
@@ -311,7 +312,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
             on_points=lambda points: view.show(show_sweep(points, plain, None)),
         )  # fmt: skip
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
-        sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, store, settings, sweep, checkpoint, view)
+        sweep, chosen, by_rule = alphas_by_rule(
+            config.alpha_rule, store, settings, sweep, checkpoint, on_block=view.begin, on_progress=view.advance
+        )
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
     if not console.is_terminal:
         console.print(show_sweep(sweep.points, plain, sweep.chosen.alpha))

@@ -16,8 +16,9 @@ from ..settings.config import PlotConfig
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     """A curve of a finished sweep, or what the operator does at one alpha, into ``plots/`` of the run folder, PNG and SVG; returns the PNG."""
-    from ..reporting.curve import draw_alpha_curve
-    from ..reporting.plots import blocked_shares, channel_values, draw_blocked, draw_histogram, site_called
+    from ..operator.observe import blocked_shares, channel_values, site_called
+    from ..reporting.alpha_curve import draw_alpha_curve
+    from ..reporting.operator_plots import draw_blocked, draw_histogram
 
     run = located(config)
     folder = run.paths.folder / "plots"

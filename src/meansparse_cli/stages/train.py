@@ -15,12 +15,14 @@ from ..errors import ArtifactError, ConfigError, DataError
 from ..files import save_tensors, sha256_of
 from ..operator.checkpoint import save_checkpoint
 from ..operator.sparsify import straight_through
-from ..reporting.console import LiveView, console, live, note, percent
-from ..reporting.train_view import draw_training_curve, log_table
+from ..reporting.console import LiveView, console, live, note
+from ..reporting.progress import show_epochs
+from ..reporting.training_curve import draw_training_curve
 from ..runs.model import pick_device
 from ..runs.report import read_report, verify_outputs, write_report
 from ..settings.config import TrainConfig, check_eps, eps_value
-from ..stats.accuracy import Accuracy, accuracy_of
+from ..stats.format import percent
+from ..stats.paired import Accuracy, accuracy_of
 from ..training.attack import pgd_outcomes
 from ..training.images import read_pixels
 from ..training.operators import ramp_epochs, take_operators
@@ -245,7 +247,7 @@ def _bar(view: LiveView, config: TrainConfig, n_images: int) -> Any:
 
 def _table(view: LiveView, config: TrainConfig, selected_on: str) -> Any:
     def on_epoch(log: list[EpochResult]) -> None:
-        view.show(log_table(log, best_epoch(log, config).epoch, selected_on))
+        view.show(show_epochs(log, best_epoch(log, config).epoch, selected_on))
         if not console.is_terminal:
             row = log[-1]
             note(f"epoch {row.epoch + 1} of {config.epochs}: loss {row.train_loss:.3f}, {selected_on} clean {percent(row.selection_accuracy)} %, PGD-10 {percent(row.selection_robust_accuracy)} %, {row.seconds:.1f} s")  # fmt: skip

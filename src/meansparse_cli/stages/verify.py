@@ -10,6 +10,7 @@ from ..errors import DataError
 from ..files import sha256_of
 from ..operator.checkpoint import sparsify
 from ..reporting.console import console, note
+from ..reporting.evaluation_tables import judgements_table
 from ..runs.folder import Run, file_name
 from ..runs.images import check_data, load_images
 from ..runs.model import alpha_in_use, checkpoint_to_evaluate, eps_of, has_alpha, load_base, pick_device
@@ -26,7 +27,7 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     """Judge the images of a file afresh, whoever made them; returns the report, and whether all of them are admissible."""
     from ..attacks.result import Budget
     from ..data.datasets import content_id
-    from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by, show_judgements
+    from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
     from ..engine.witnesses import examples_at
 
     run, started = ensure_fetched(config, sources), time.monotonic()
@@ -63,13 +64,14 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
                 "whether their examples were attacked: they count as withstood, so that each robust accuracy is an upper bound"
             )
     title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
-    console.print(show_judgements(judgements, title))
+    sets = [judged.to_report() for judged in judgements]
+    console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
     path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
     inputs = {file.name: sha256_of(file), "images": content_id(test)}
     resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     report = write_report(
         path, stage="verify", config=config_block(resolved, sources), inputs=inputs, outputs={},
-        results=plain({"admissible": all(j.is_admissible for j in judgements), "sets": [j.to_report() for j in judgements]}),
+        results=plain({"admissible": all(j.is_admissible for j in judgements), "sets": sets}),
         device=device, seconds=time.monotonic() - started,
     )  # fmt: skip
     return path, bool(report["results"]["admissible"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .accuracy import MIN_FLIPS, Z_95, Outcomes, as_outcomes, paired_difference
+from .paired import MIN_FLIPS, Z_95, Outcomes, as_outcomes, paired_difference
 
 N_DRAWS = 4000
 Z_POWER = 0.8416212335729143  # 80 % power

@@ -1,0 +1,146 @@
+"""The tables of an evaluation, from the ``results`` of its report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..engine.evaluation import CLEAN, MODELS, TRANSFER, WORST_CASE
+from ..stats.format import in_points, interval, percent
+from .table import Table
+
+COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
+
+
+def comparisons_table(results: dict[str, Any], *, with_interval: bool = True) -> Table:
+    """Clean, each attack or group whose number is known, worst case last: both models and the paired difference."""
+    header = ["", "base %", "sparsified %", "gain, points", "95 % interval", "won/lost"]
+    rows = []
+    for row in results["comparisons"]:
+        between = interval(*row["sparsified_minus_base_interval_95"], digits=1)
+        rows.append([row["name"], *_accuracies_and_gain(row), between, f"{row['gained']}/{row['lost']}"])
+    if not with_interval:
+        for cells in (header, *rows):
+            del cells[4]
+    strong = frozenset(i for i, row in enumerate(rows) if row[0] == WORST_CASE)
+    return Table("Accuracy, ± standard error; gains are paired", tuple(header), [tuple(row) for row in rows], strong)
+
+
+def attacks_table(results: dict[str, Any]) -> Table:
+    """Each attack in the order it ran: how many it was given, how many of these it broke, what was left after it."""
+    steps = {model: {step["attack"]: step for step in results["attacks"][model]} for model in MODELS}
+    rows = []
+    for attack in [*(name for name in steps["base"] if name != TRANSFER), TRANSFER]:
+        row = [attack]
+        for model in MODELS:
+            step = steps[model][attack]
+            row += [f"{step['n_broken']}/{step['n_faced']}", percent(step["robust_accuracy_so_far"])]
+        rows.append(tuple(row))
+    header = ("attack", "base broken", "left %", "sparsified broken", "left %")
+    return Table("Attacks, in the order they ran: broken of those faced, right after all so far", header, rows)
+
+
+def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
+    """The worst case at each eps, where there were several; ``with_clean``: the clean images too, as eps 0."""
+    rows = [(row["eps"], *_accuracies_and_gain(row), row["verdict"]) for row in results.get("eps_curve", [])]
+    if with_clean:
+        clean = next(row for row in results["comparisons"] if row["name"] == CLEAN)
+        rows.insert(0, ("0 (clean)", *_accuracies_and_gain(clean), ""))
+    return Table("Worst case by eps", ("eps", "base %", "sparsified %", "gain, points", "verdict"), rows)
+
+
+def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The diagnostics of an evaluation; none where it was made without, or before there were any but counts."""
+    found = results.get("doubts")
+    return found if isinstance(found, list) else []
+
+
+def diagnostics_table(results: dict[str, Any]) -> Table:
+    """A row a check: its status and value on each model, and the limit."""
+    found = diagnostics_of(results)
+    rows: list[tuple[str, ...]] = []
+    strong: set[int] = set()
+    for name in dict.fromkeys(row["name"] for row in found):
+        of = {row["model"]: row for row in found if row["name"] == name}
+        if any(row["status"] == "warn" for row in of.values()):
+            strong.add(len(rows))
+        one = next(iter(of.values()))
+        sign = "≥" if one["at_least"] else "≤"
+        cells = [_status(of[model]) if model in of else "" for model in MODELS]
+        rows.append((name, *cells, f"{sign} {_value(one['limit'], one['unit'])}"))
+    n = sum(row["status"] == "warn" for row in found)
+    title = f"Doubts: {n or 'no'} warning{'s' * (n != 1)}"
+    return Table(title, ("", "base", "sparsified", "limit"), rows, frozenset(strong))
+
+
+def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, str]]:
+    """(check on model, what was found and who asks for it) of each check with one of ``statuses``; none means all."""
+    return [
+        (f"{row['name']} ({row['model']})", f"{row['sentence']} [{row['source']}]")
+        for row in diagnostics_of(results)
+        if not statuses or row["status"] in statuses
+    ]
+
+
+def judgements_table(sets: Sequence[dict[str, Any]], norm: str, title: str) -> Table:
+    """Of ``verify``: a column for each set of images; what no attacker may use stands out."""
+    rows = {
+        "images": [f"{one['n_images']:,}" for one in sets],
+        "examples they speak of": [f"{one['n_evaluated']:,}" for one in sets],
+        "equal to the clean image": [f"{one['n_unchanged']:,}" for one in sets],
+    }
+    forbidden = {
+        "with NaN or infinity": [one["n_not_finite"] for one in sets],
+        "outside [0, 1]": [one["n_outside_range"] for one in sets],
+        "outside the budget": [one["n_outside_budget"] for one in sets],
+    }
+    strong = frozenset(i for i, counts in enumerate(forbidden.values(), start=len(rows)) if any(counts))
+    rows |= {words: [f"{count:,}" for count in counts] for words, counts in forbidden.items()}
+    rows[f"largest {norm} distance"] = [f"{one['largest_distance']:.6g}" for one in sets]
+    for model in (model for model in MODELS if model in sets[0]):
+        found = [one[model] for one in sets]
+        rows[f"misclassified by {model}"] = [f"{one['n_misclassified']:,}" for one in found]
+        rows[f"clean accuracy of {model}, %"] = [percent(one["clean_accuracy"]) for one in found]
+        robust = [percent(one["robust_accuracy"], one["robust_standard_error"]) for one in found]
+        rows[f"robust accuracy of {model}, %"] = robust
+    names = [one["name"] if one["name"] == "images" else f"found on {one['name']}" for one in sets]
+    return Table(title, ("", *names), [(words, *cells) for words, cells in rows.items()], strong)
+
+
+def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool) -> Group:
+    """For the terminal: accuracies and paired gains, then the verdict."""
+    table = comparisons_table(results, with_interval=with_interval)
+    verdict = results["verdict"]
+    return Group(
+        Text(title, style="bold"),
+        Text(f"{table.title}; won/lost: examples", style="italic"),
+        table.body(),
+        Text.assemble("verdict: ", (verdict, COLOURS.get(verdict, "bold")), f". {results['reason']}"),
+    )
+
+
+def show_diagnostics(results: dict[str, Any]) -> Group:
+    """For the terminal: every check with the number behind it, and in words what warns."""
+    parts: list[RenderableType] = [diagnostics_table(results).to_rich(strong="bold red")]
+    for name, sentence in diagnostic_sentences(results, "warn"):
+        parts.append(Text.assemble((f"{name}: ", "bold"), sentence))
+    return Group(*parts)
+
+
+def _accuracies_and_gain(row: dict[str, Any]) -> list[str]:
+    accuracies = [percent(row[f"{model}_accuracy"], row[f"{model}_standard_error"]) for model in MODELS]
+    return [*accuracies, in_points(row["sparsified_minus_base"], row["sparsified_minus_base_standard_error"])]
+
+
+def _status(row: dict[str, Any]) -> str:
+    word = {"pass": "pass", "warn": "WARN", "not run": "not run"}[row["status"]]
+    return word if row["value"] is None else f"{word} {_value(row['value'], row['unit'])}"
+
+
+def _value(value: float, unit: str) -> str:
+    if unit in ("share", "points"):
+        return f"{percent(value, digits=1).removesuffix('.0')} {'%' if unit == 'share' else 'pts'}"
+    if unit == "count":
+        return f"{value:g}"
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.0e}"

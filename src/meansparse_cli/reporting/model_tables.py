@@ -1,0 +1,65 @@
+"""Tables of models: the zoo with its published figures, and the sites of one model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+
+from ..stats.format import percent
+from .table import Table
+
+if TYPE_CHECKING:
+    from ..models.published import PublishedModel
+    from ..sites.find import Site
+
+LAYOUTS = {"channels-first": "NCHW", "channels-last": "NHWC", "tokens": "NLC", "flat": "NC"}
+ROOM_FOR_ARCHITECTURES = 130
+"""Columns from which on the architecture, which most names hold, is shown as well."""
+
+
+def models_tables(models: "Sequence[PublishedModel]", *, width: int) -> Iterator[Table]:
+    """A table a data set and threat, a row a model; accuracies in percent, a column for each kind that any of them has."""
+    is_wide = width >= ROOM_FOR_ARCHITECTURES
+    for dataset, threat in dict.fromkeys((m.dataset, m.threat) for m in models):
+        group = [m for m in models if (m.dataset, m.threat) == (dataset, threat)]
+        figures = {
+            "clean %": [percent(m.clean_accuracy) for m in group],
+            "AA %": [percent(m.autoattack_accuracy) + ("?" if m.unreliable else "") for m in group],
+            "ext. %": [percent(m.external_accuracy) for m in group],
+            "corr. %": [percent(m.corruptions_accuracy) for m in group],
+        }
+        columns = {
+            "model": [m.name for m in group],
+            **({"architecture": [m.architecture for m in group]} if is_wide else {}),
+            "M par.": ["" if m.parameters is None else f"{m.parameters / 1e6:.1f}" for m in group],
+            **{name: column for name, column in figures.items() if any(column)},
+        }
+        title = f"{dataset}, {threat}: {len(group)} model{'s' * (len(group) != 1)}"
+        kinds = "ff" if is_wide else "f"
+        rows = list(zip(*columns.values(), strict=True))
+        yield Table(title, tuple(columns), rows, kinds=kinds.ljust(len(columns), "n"))
+
+
+def show_sites(sites: "Sequence[Site]", chosen_by: Mapping[int, str]) -> RenderableType:
+    """For the terminal: all sites of a model, those in use with the part of the rule that chose them, the others dim.
+
+    A function is followed by ``()``.
+    """
+    n_gates = sum(site.gate for site in sites)
+    gates = f"; {n_gates} of the {len(sites)} are gates" if n_gates else ""
+    rows = [
+        (
+            str(site.index),
+            site.name,
+            site.operation if site.kind == "module" else f"{site.operation}()",
+            LAYOUTS[site.layout] if len(site.shape) < 4 else site.layout,
+            str(site.channels),
+            "gate" if site.gate else "addition" if site.after_addition else "main path" if site.main_path else "",
+            chosen_by.get(site.index, "-"),
+        )
+        for site in sites
+    ]
+    header = ("#", "site", "activation", "layout", "ch", "place", "chosen by")
+    unused = frozenset(i for i, site in enumerate(sites) if site.index not in chosen_by)
+    title = f"{len(chosen_by)} of {len(sites)} sites chosen{gates}"
+    return Table(title, header, rows, unused, kinds="nfttntf").to_rich(strong="dim")

@@ -1,0 +1,54 @@
+"""The one table: plain text in rows and columns, shown on a terminal, in Markdown and (``html``) on a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Table:
+    """``rows`` under ``header``; ``strong``: the rows that stand out.
+
+    ``kinds``, a letter a column: ``n`` a number, to the right; ``t`` text that stays in one piece; ``f`` text that folds
+    where there is no room. Left out: the first column folds, the others are numbers.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    strong: frozenset[int] = frozenset()
+    kinds: str = ""
+
+    def kind(self, column: int) -> str:
+        """The letter of one column."""
+        return self.kinds[column] if self.kinds else "n" if column else "f"
+
+    def to_rich(self, *, strong: str = "bold") -> Group:
+        """For the terminal, under its title."""
+        return Group(Text(self.title, style="bold"), self.body(strong=strong))
+
+    def body(self, *, strong: str = "bold") -> RichTable:
+        """For the terminal, without the title."""
+        shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, name in enumerate(self.header):
+            kind = self.kind(i)
+            shown.add_column(name, justify="right" if kind == "n" else "left", no_wrap=kind != "f", overflow="fold")
+        for i, row in enumerate(self.rows):
+            shown.add_row(*(Text(cell) for cell in row), style=strong if i in self.strong else None)
+        return shown
+
+    def to_markdown(self) -> str:
+        """Pipes and dashes; the rows that stand out in bold."""
+        dashes = "|".join("---:" if self.kind(i) == "n" else "---" for i in range(len(self.header)))
+        lines = [_pipes(self.header), f"|{dashes}|"]
+        for i, row in enumerate(self.rows):
+            lines.append(_pipes([f"**{cell}**" if i in self.strong and cell else cell for cell in row]))
+        return "\n".join(lines)
+
+
+def _pipes(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
