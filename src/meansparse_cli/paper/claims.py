@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats.bounds import side_of_difference, side_of_rate
+from ..stats.format import percent
 from ..stats.multiple import Z_POWER
 from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
 from .tables import Claim
@@ -55,12 +56,24 @@ class Judgement:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "answer": self.answer, "paper": self.paper, "ours": self.value, "standard_error": self.standard_error,
-            "n_examples": self.n, "why": self.why, "stand_in": self.stand_in,
-        }  # fmt: skip
+        return {name: getattr(self, field) for field, name in REPORTED.items()}
+
+    @classmethod
+    def from_report(cls, claim: Claim, found: dict[str, Any]) -> Judgement:
+        """What ``to_report`` said of ``claim``."""
+        return cls(claim, **{field: found[name] for field, name in REPORTED.items()})
 
 
+REPORTED = {
+    "answer": "answer",
+    "paper": "paper",
+    "value": "ours",
+    "standard_error": "standard_error",
+    "n": "n_examples",
+    "why": "why",
+    "stand_in": "stand_in",
+}
+"""Field of a judgement -> its key in a report."""
 Lookup = Callable[[tuple[str, str]], tuple[NDArray[np.int64], NDArray[np.bool_]] | None]
 """A cell's (column, row) -> the examples and whether each is classified correctly; None where it was not run."""
 
@@ -100,16 +113,20 @@ def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
     first = judgements[0][1]
     parts = []
     for name, judgement in judgements:
-        if judgement.value is None or judgement.standard_error is None:
+        if judgement.value is None:
             why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
             parts.append(f"{name}: **{judgement.answer}**{why}")
-            continue
-        number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
-        left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
-        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{left}")
-    text = first.claim.text[0].upper() + first.claim.text[1:]
+        else:
+            left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
+            parts.append(f"{name}: **{judgement.answer}**, {with_error(judgement)} on {judgement.n:,} images{left}")
     here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
-    return f"{text} (paper: {number_of(first.paper, first.claim)}).{here} {'. '.join(parts)}."
+    return f"{first.claim.sentence} (paper: {first.claim.number(first.paper)}).{here} {'. '.join(parts)}."
+
+
+def with_error(judgement: Judgement) -> str:
+    """Our number of a claim that was judged, with its standard error in points."""
+    assert judgement.value is not None and judgement.standard_error is not None
+    return f"{judgement.claim.number(judgement.value)} ± {percent(judgement.standard_error)}"
 
 
 def _what_is_left_open(judgement: Judgement) -> str:
@@ -119,8 +136,3 @@ def _what_is_left_open(judgement: Judgement) -> str:
         return " (the paper's number lies outside our 95 % interval)"
     needed = judgement.n_for_the_papers
     return "" if needed is None else f" (the paper's number would take about {needed:,})"
-
-
-def number_of(value: float, claim: Claim) -> str:
-    """A sum of accuracies as a claim means it: an accuracy in %, or a difference in points."""
-    return f"{100 * value:.2f} %" if claim.is_level else f"{100 * value:+.2f} points"

@@ -16,9 +16,13 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from ..stats.format import in_points, percent
 
 BASE_COLUMN = "base"
 LAST = "sparsified"
+NAMES = {"headline": "the headline figure", "subset": "the subset table"}
+Place = tuple[str, str]
+"""(column, row) of a cell."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Cell:
     clean: float | None
     robust: float
 
+    @property
+    def is_base(self) -> bool:
+        """Is it of the base model, at alpha 0?"""
+        return float(self.where.get("alpha", "1")) == 0
+
 
 @dataclass(frozen=True)
 class Column:
@@ -45,8 +54,8 @@ class Column:
 
     name: str
     cells: tuple[Cell, ...]
-    n_examples: int | None
     attack: str
+    n_examples: int | None = None
     model: str | None = None
     dataset: str | None = None
     clean: float | None = None
@@ -59,23 +68,31 @@ class Column:
 class Claim:
     """``text`` is what the paper says; the weighted sum of the cells' accuracies lies above ``bound`` if it is true.
 
-    ``terms``: (column, row) -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is
-    ``robust``, ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
-    ``is_below``: it lies below ``bound`` instead.
+    ``terms``: cell -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is ``robust``,
+    ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
+    ``is_below``: it lies below ``bound`` instead. ``paper``: the paper's own sum, where its cells do not give it.
     """
 
     text: str
-    terms: dict[tuple[str, str], float]
+    terms: dict[Place, float]
     measure: str = "robust"
     bound: float = 0.0
     is_below: bool = False
     paper: float | None = None
-    """The paper's own sum, where its cells do not give it."""
 
     @property
     def is_level(self) -> bool:
         """Is it about one accuracy, not about a difference?"""
         return list(self.terms.values()) == [1.0]
+
+    @property
+    def sentence(self) -> str:
+        """The text, as a sentence begins."""
+        return self.text[0].upper() + self.text[1:]
+
+    def number(self, value: float) -> str:
+        """A sum of accuracies as the claim means it: an accuracy in %, or a difference in points."""
+        return f"{percent(value)} %" if self.is_level else f"{in_points(value)} points"
 
 
 @dataclass(frozen=True)
@@ -87,18 +104,18 @@ class PaperTable:
     """
 
     number: str
+    source: str
     title: str
     attack: str
     by: str
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...]
-    source: str
+    steps: list[str]
+    extra: dict[str, Cell]
     column_is: str | None = None
-    extra: dict[str, Cell] = field(default_factory=dict)
     note: str = ""
-    steps: tuple[str, ...] = ()
     models: dict[str, str] = field(default_factory=dict)
-    in_place_of: tuple[str, ...] = ()
+    in_place_of: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> Column:
         """The column called ``name``. Raises ConfigError, with the names there are."""
@@ -125,44 +142,6 @@ class PaperTable:
         return not claim.is_below and len(alphas) > 1 and all((alpha > 0) == (weight > 0) for weight, alpha in alphas)
 
 
-def table_names() -> list[str]:
-    """``1`` to ``12``, ``headline`` and ``subset``."""
-    return list(content()["tables"])
-
-
-def paper_table(number: str) -> PaperTable:
-    """The table of that number or name. Raises ConfigError where there is none."""
-    if number not in content()["tables"]:
-        raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
-    raw = content()["tables"][number]
-    columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
-    extra = {}
-    if "base" in raw:
-        clean, robust = _accuracies(raw["base"], 1 / 100)
-        extra[BASE_COLUMN] = Cell(BASE_COLUMN, "0", _where({**raw["where"], "alpha": 0}), clean, robust)
-    claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
-    return PaperTable(
-        number,
-        raw["title"],
-        raw["attack"],
-        raw["by"],
-        columns,
-        claims,
-        content()["source"],
-        raw.get("column_is"),
-        extra,
-        raw.get("note", ""),
-        tuple(raw["steps"]),
-        raw.get("models", {}),
-        tuple(raw.get("in_place_of", ())),
-    )
-
-
-def in_paper(number: str) -> str:
-    """How a table is called: ``Table 3``, ``the headline figure``."""
-    return {"headline": "the headline figure", "subset": "the subset table"}.get(number, f"Table {number}")
-
-
 @cache
 def content() -> dict[str, Any]:
     """All of ``tables.yaml``."""
@@ -171,40 +150,53 @@ def content() -> dict[str, Any]:
     return found
 
 
+def table_names() -> list[str]:
+    """``1`` to ``12``, ``headline`` and ``subset``."""
+    return list(content()["tables"])
+
+
+def in_paper(number: str) -> str:
+    """How a table is called: ``Table 3``, ``the headline figure``."""
+    return NAMES.get(number, f"Table {number}")
+
+
+@cache
+def paper_table(number: str) -> PaperTable:
+    """The table of that number or name. Raises ConfigError where there is none."""
+    if number not in content()["tables"]:
+        raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
+    raw = content()["tables"][number]
+    columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
+    extra = {}
+    if "base" in raw:
+        extra[BASE_COLUMN] = _cell(BASE_COLUMN, "0", {**raw["where"], "alpha": 0}, raw["base"], 1 / 100)
+    claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
+    as_it_is = ("title", "attack", "by", "steps", "column_is", "note", "models", "in_place_of")
+    return PaperTable(number, content()["source"], columns=columns, claims=claims, extra=extra, **_given(raw, as_it_is))
+
+
+def _given(raw: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: raw[key] for key in keys if key in raw}
+
+
 def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Column:
     cells = []
-    scale = 1.0 if table["by"] == "fraction" else 1 / 100
     for row, values in raw["cells"].items():
         where = {**table["where"], **raw.get("where", {})}
         if table["by"] == "index":  # of a site, as in ``meansparse sites``
             where["sites"] = where["sites"].format(i=row, n=row + 1)
         else:
             where[table["by"]] = row
-        clean, robust = _accuracies(values, scale)
-        cells.append(Cell(name, f"{row}", _where(where), clean, robust))
-    clean = raw["clean"] / 100 if "clean" in raw else None
-    n_examples = raw.get("n_examples", table.get("n_examples"))
-    return Column(
-        name,
-        tuple(cells),
-        n_examples,
-        raw.get("attack", table["attack"]),
-        raw.get("model"),
-        raw.get("dataset"),
-        clean,
-        raw.get("note", ""),
-        raw.get("config"),
-        raw.get("step", ""),
-    )
+        cells.append(_cell(name, f"{row}", where, values, 1.0 if table["by"] == "fraction" else 1 / 100))
+    given = _given({**_given(table, ("attack", "n_examples")), **raw}, tuple(Column.__dataclass_fields__))
+    clean = {"clean": raw["clean"] / 100} if "clean" in raw else {}
+    return Column(name, **(given | clean | {"cells": tuple(cells)}))
 
 
-def _where(raw: Mapping[str, Any]) -> dict[str, str]:
-    return {key: f"{value}" for key, value in raw.items()}
-
-
-def _accuracies(values: Any, scale: float) -> tuple[float | None, float]:
+def _cell(column: str, row: str, where: Mapping[str, Any], values: Any, scale: float) -> Cell:
     clean, robust = values if isinstance(values, list) else (None, values)
-    return None if clean is None else _scaled(clean, scale), _scaled(robust, scale)
+    texts = {key: f"{value}" for key, value in where.items()}
+    return Cell(column, row, texts, None if clean is None else _scaled(clean, scale), _scaled(robust, scale))
 
 
 def _scaled(value: float, scale: float) -> float:
@@ -212,19 +204,19 @@ def _scaled(value: float, scale: float) -> float:
 
 
 def _claims(raw: Mapping[str, Any], columns: tuple[Column, ...]) -> list[Claim]:
-    bound = raw.get("at_most", raw.get("at_least", 0.0)) / 100
-    rest: dict[str, Any] = {"measure": raw.get("of", "robust"), "bound": bound, "is_below": "at_most" in raw}
-    rest["paper"] = raw["paper"] / 100 if "paper" in raw else None
+    rest: dict[str, Any] = {
+        "measure": raw.get("of", "robust"),
+        "bound": raw.get("at_most", raw.get("at_least", 0.0)) / 100,
+        "is_below": "at_most" in raw,
+        "paper": raw["paper"] / 100 if "paper" in raw else None,
+    }
     if "columns" not in raw:
-        terms = {_place(key): float(weight) for key, weight in raw["holds"].items()}
-        return [Claim(raw["text"], terms, **rest)]
-    return [
-        Claim(f"{raw['text']} ({column.name})", {(column.name, f"{row}"): float(w) for row, w in raw["holds"].items()}, **rest)
-        for column in columns
-        if fnmatchcase(column.name, raw["columns"])
-    ]  # fmt: skip
+        return [Claim(raw["text"], {_place(key): float(weight) for key, weight in raw["holds"].items()}, **rest)]
+    names = [column.name for column in columns if fnmatchcase(column.name, raw["columns"])]
+    rows = {f"{row}": float(weight) for row, weight in raw["holds"].items()}
+    return [Claim(f"{raw['text']} ({n})", {(n, row): weight for row, weight in rows.items()}, **rest) for n in names]
 
 
-def _place(key: str) -> tuple[str, str]:
+def _place(key: str) -> Place:
     column, _, row = key.partition("/")
     return column, row
