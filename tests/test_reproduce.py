@@ -105,7 +105,7 @@ def test_a_data_set_can_have_a_folder_of_its_own() -> None:
 def test_what_is_not_there_is_refused() -> None:
     for names, config, said in (
         (["13"], {}, "no table '13'"),
-        (["12"], {"only": "wrn"}, "no headline model wrn"),
+        (["12"], {"only": "wrn"}, "not among the headline models: wrn"),
     ):
         with pytest.raises(ConfigError, match=said):
             plan(ReproduceConfig.model_validate(config), names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from .tables import PaperTable, content, in_paper, paper_table
 
 FIGURE = "figure1"
 EMBEDDED = "resnet18-w16"
-USUAL_ALPHA = "0.2"
-"""Which the paper recommends."""
 PGD_GELU = "pgd-gelu"
 """The trained model in whose place ``--model`` stands."""
+USUAL_ALPHA = "0.2"
+"""Which the paper recommends."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,6 @@ class Step:
         return f'mkdir -p {folder} && cp "$({typed})" {file}'
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A calibrated run: what every command on it has in front, and at its end. ``config``: its own YAML says the budget."""
-
-    run: Path
-    calibrated: Step
-    front: dict[str, Any]
-    end: dict[str, Any]
-    alpha: str | None = None
-
-
 def plan(config: ReproduceConfig, names: Iterable[str]) -> list[Step]:
     """The commands of these tables, and of ``figure1``: each once, after those that it needs.
 
@@ -63,173 +52,161 @@ def plan(config: ReproduceConfig, names: Iterable[str]) -> list[Step]:
     return list(planner.steps.values())
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A calibrated run folder, what is done on it for which column of a table, and at which alpha where a step leaves that open.
+
+    ``front`` and ``end``: the options that every command on it has.
+    """
+
+    folder: Path
+    calibrated: Step
+    front: dict[str, Any]
+    end: dict[str, Any]
+    steps: Sequence[str]
+    column: str
+    alpha: str | None
+
+
 class _Planner:
     def __init__(self, config: ReproduceConfig) -> None:
         self.config, self.steps = config, dict[tuple[str, ...], Step]()
-        batch_size = config.batch_size or (1000 if config.device.startswith("cuda") else 250)
-        self.machine: dict[str, Any] = {"device": config.device, "batch-size": batch_size}
-        grids = {
-            name: grid.get("quick" if config.quick else "full", grid["full"])
-            for name, grid in content()["grids"].items()
-        }
-        self.values = {name: getattr(config, name.replace("-", "_")) or grid for name, grid in grids.items()}
-        self.values |= {"attack": config.attack, "eps": config.eps}
+        self.model = config.model or EMBEDDED
+        self.folder = config.run or config.runs_dir / folder_name(self.model)
+        self.device = {"device": config.device}
+        self.batch_size = {"batch-size": config.batch_size or (1000 if config.device.startswith("cuda") else 250)}
+        self.values: dict[str, Any] = {"attack": config.attack, "eps": config.eps}
+        for name, grid in content()["grids"].items():
+            usual = grid.get("quick" if config.quick else "full", grid["full"])
+            self.values[name] = getattr(config, name.replace("-", "_")) or usual
 
     def table(self, table: PaperTable) -> None:
         """The commands of one table."""
-        if table.models:
-            runs, after = self._of_trained(table)
-        elif table.by == "fraction":
-            runs, after = self._of_parts(table)
-        elif table.in_place_of and self.config.model is None:
-            runs, after = self._of_headline(table)
-        else:
-            columns = table.in_place_of or ("",)
-            alpha = table.column(columns[0]).cells[-1].where["alpha"] if table.in_place_of else None
-            subject = self._of_model(self._run, self.config.model or EMBEDDED, alpha=alpha)
-            runs, after = [_of_column(name, subject.run) for name in columns], self._measured(subject, table.steps)
+        named, after = list[str](), list[Step]()
+        for run in self._runs(table):
+            after += [self._measured(run, name) for name in run.steps]
+            named.append(f"{run.column}={run.folder}" if run.column else f"{run.folder}")
+        if any(column.config for column in table.columns) and self.config.model is None:
+            named = sorted({*named, *self._earlier(table)})
         page = ["-o", f"{self.config.output}", *options({"data-note": self.config.data_note})]
-        self._step("table", table.number, *runs, *page, after=after)
+        self._step("table", table.number, *named, *page, after=after)
 
     def figure(self) -> None:
         """A channel before and after the operator."""
-        subject = self._of_model(self._run, self.config.model or EMBEDDED)
-        words = options(content()[FIGURE] | self._data() | {"device": self.config.device})
+        run = self._run(self.folder, {"model": self.model})
+        words = options(content()[FIGURE] | self._data() | self.device)
         copy_to = self.config.output / f"{FIGURE}.png"
-        self._step("plot", f"{subject.run}", *words, after=[subject.calibrated], copy_to=copy_to)
+        self._step("plot", f"{run.folder}", *words, after=[run.calibrated], copy_to=copy_to)
 
-    # ---- the runs of a table, as the words of ``meansparse table``, and the commands that make them
+    def _runs(self, table: PaperTable) -> Iterator[_Run]:
+        if table.models:
+            return self._trained(table)
+        if table.by == "fraction":
+            return self._parts(table)
+        if table.in_place_of and self.config.model is None:
+            return self._headline(table)
+        columns: list[tuple[str, str | None]] = [("", None)]
+        if table.in_place_of:
+            columns = [(name, table.column(name).cells[-1].where["alpha"]) for name in table.in_place_of]
+        source = {"model": self.model}
+        return (self._run(self.folder, source, table.steps, column=name, alpha=alpha) for name, alpha in columns)
 
-    def _of_trained(self, table: PaperTable) -> tuple[list[str], list[Step]]:
-        runs, after = list[str](), list[Step]()
+    def _trained(self, table: PaperTable) -> Iterator[_Run]:
+        """A run of each model of ``meansparse train``, which is trained where it is not there."""
         for column, kind in table.models.items():
+            name = f"{kind}-w{self.config.width}"
+            file, after = self.config.models_dir / name / "model.safetensors", list[Step]()
             if kind == PGD_GELU and self.config.model is not None:
-                subject = self._of_model(self._run, self.config.model)
-            else:
-                name = f"{kind}-w{self.config.width}"
-                file, trained = self._trained(kind, self.config.models_dir / name)
-                subject = self._of_model(self.config.runs_dir / name, f"{file}", after=trained)
-            runs.append(_of_column(column, subject.run))
-            after += self._measured(subject, table.steps)
-        return runs, after
+                yield self._run(self.folder, {"model": self.model}, table.steps, column=column)
+                continue
+            if not file.exists():
+                method, activation = kind.split("-")
+                network = {"method": method, "activation": activation, "width": self.config.width, "run": file.parent}
+                words = options(
+                    {"preset": self.config.preset, "dataset": "cifar10"} | network | self._data() | self.device
+                )
+                after = [self._step("train", *words, *shlex.split(self.config.train_options))]
+            yield self._run(self.config.runs_dir / name, {"model": file}, table.steps, column=column, after=after)
 
-    def _of_parts(self, table: PaperTable) -> tuple[list[str], list[Step]]:
+    def _parts(self, table: PaperTable) -> Iterator[_Run]:
+        """A run of each share of the calibration images, and of all of them."""
         config = self.config.headline_config
-        run = self._run if config is None else self.config.runs_dir / config.stem
-        runs, after = list[str](), list[Step]()
+        folder = self.folder if config is None else self.config.runs_dir / config.stem
+        source, alpha = ({"model": self.model}, USUAL_ALPHA) if config is None else ({"config": config}, None)
         for part in [*(cell.row for cell in table.columns[0].cells), "1"]:
-            place = run.with_name(f"{run.name}-part-{part}")
-            more = {"fraction": part}
-            if config is None:
-                subject = self._of_model(place, self.config.model or EMBEDDED, more=more, alpha=USUAL_ALPHA)
-            else:
-                subject = self._of_config(place, config, self._data() | self.machine, more=more)
-            runs.append(f"{subject.run}")
-            after += self._measured(subject, table.steps)
-        return runs, after
+            place = folder.with_name(f"{folder.name}-part-{part}")
+            yield self._run(place, source | {"fraction": part}, table.steps, alpha=alpha)
 
-    def _of_headline(self, table: PaperTable) -> tuple[list[str], list[Step]]:
-        """One job a model: the page has what was run in any of them."""
-        columns = {column.config: column for column in table.columns if column.config is not None}
-        known = {column.config for name in ("1", "12", "headline") for column in paper_table(name).columns}
-        if unknown := set(self.config.only) - known:
+    def _headline(self, table: PaperTable) -> Iterator[_Run]:
+        """A run of each model of the zoo, or of those of them that ``--only`` names."""
+        known = [column.config for column in paper_table("headline").columns if column.config]
+        columns = {column.config: column for column in table.columns if column.config}
+        only = self.config.only or known
+        if not set(only) <= set(known):
             raise ConfigError(
-                f"no headline model {', '.join(sorted(unknown))}",
-                hint=f"--only one of: {', '.join(sorted(filter(None, known)))}",
+                f"not among the headline models: {', '.join(only)}", hint=f"--only of: {', '.join(known)}"
             )
-        chosen = [name for name in columns if not self.config.only or name in self.config.only]
-        if not chosen:
-            raise ConfigError(
-                f"no model of {in_paper(table.number)} in --only {' '.join(self.config.only)}",
-                hint=f"its models: {', '.join(columns)}",
-            )
-        after = list[Step]()
-        for name in chosen:
-            end = self._data(columns[name].dataset) | {"device": self.config.device}
-            alpha = columns[name].cells[-1].where["alpha"]
-            subject = self._of_config(self.config.runs_dir / name, Path("configs") / f"{name}.yaml", end, alpha=alpha)
-            steps = [column.step for column in table.columns if column.config == name]
-            after += self._measured(subject, sorted(steps))
-        folders = {name: self.config.runs_dir / name for name in columns}
-        return sorted(f"{f}" for name, f in folders.items() if name in chosen or (f / "calibrate.yaml").exists()), after
+        if not set(only) & set(columns):
+            said = f"no model of {in_paper(table.number)} in --only {' '.join(only)}"
+            raise ConfigError(said, hint=f"its models: {', '.join(columns)}")
+        for name, column in columns.items():
+            if name in only:
+                steps = [other.step for other in table.columns if other.config == name]
+                end = self._data(column.dataset) | self.device
+                source = {"config": Path("configs") / f"{name}.yaml"}
+                alpha = column.cells[-1].where["alpha"]
+                yield self._run(self.config.runs_dir / name, source, steps, alpha=alpha, end=end)
 
-    # ---- a calibrated run
+    def _earlier(self, table: PaperTable) -> Iterator[str]:
+        """The runs of its models that are there: with one job a model, the page has what was run in any of them."""
+        for column in table.columns:
+            folder = self.config.runs_dir / f"{column.config}"
+            if (folder / "calibrate.yaml").exists():
+                yield f"{folder}"
 
-    @property
-    def _run(self) -> Path:
-        return self.config.run or self.config.runs_dir / folder_name(self.config.model or EMBEDDED)
-
-    def _trained(self, kind: str, folder: Path) -> tuple[Path, list[Step]]:
-        """The weights of a model of ``meansparse train``, and its training where they are not there."""
-        file = folder / "model.safetensors"
-        if file.exists():
-            return file, []
-        method, activation = kind.split("-")
-        of_model = {"preset": self.config.preset, "dataset": "cifar10", "method": method, "activation": activation}
-        words = options(
-            of_model | {"width": self.config.width, "run": folder} | self._data() | {"device": self.config.device}
-        )
-        return file, [self._step("train", *words, *shlex.split(self.config.train_options))]
-
-    def _of_model(
+    def _run(
         self,
-        run: Path,
-        model: str,
+        folder: Path,
+        source: dict[str, Any],
+        steps: Sequence[str] = (),
         *,
-        more: Mapping[str, Any] | None = None,
+        column: str = "",
+        alpha: str | None = None,
         after: Sequence[Step] = (),
-        alpha: str | None = None,
-    ) -> _Subject:
-        end = self._data() | self.machine
-        words = options({"run": run, "model": model} | dict(more or {}) | end)
-        return _Subject(run, self._step("calibrate", *words, after=after), {"run": run}, end, alpha)
+        end: dict[str, Any] | None = None,
+    ) -> _Run:
+        """``source``: the options of ``calibrate`` alone; a configuration is one of every command, and says the budget."""
+        end = self._data() | self.device | self.batch_size if end is None else end
+        calibrated = self._step("calibrate", *options({"run": folder} | source | end), after=after)
+        front = {"run": folder} | {key: value for key, value in source.items() if key == "config"}
+        return _Run(folder, calibrated, front, end, steps, column, alpha)
 
-    def _of_config(
-        self,
-        run: Path,
-        config: Path,
-        end: dict[str, Any],
-        *,
-        more: Mapping[str, Any] | None = None,
-        alpha: str | None = None,
-    ) -> _Subject:
-        front = {"config": config, "run": run}
-        words = options(front | dict(more or {}) | end)
-        return _Subject(run, self._step("calibrate", *words), front, end, alpha)
+    def _measured(self, run: _Run, name: str) -> Step:
+        """A measurement or an evaluation of ``tables.yaml`` on a run."""
+        given = {"name": name} | content()["steps"][name]
+        command, values = given.pop("command", "measure"), self.values | {"alpha": run.alpha}
+        left_out = ("norm", "eps") if "config" in run.front else ()
+        own = {key: _filled(value, values) for key, value in given.items() if key not in left_out}
+        data = {key: value for key, value in run.end.items() if key == "data-dir"}
+        if own["attack"] == "none":
+            words = options(run.front | own | data | {"n-examples": self.config.n_clean} | run.end)
+        else:
+            words = options(run.front | own | data | {"n-examples": self.config.n_examples} | run.end)
+            if command == "measure" and "batch-size" in run.end:
+                words += options({"block-size": run.end["batch-size"]})
+            words += shlex.split(self.config.attack_options)
+        words += options({"fresh": self.config.fresh}) if command == "evaluate" else []
+        return self._step(command, *words, after=[run.calibrated])
 
-    def _data(self, dataset: str | None = None) -> dict[str, str]:
-        """``--data-dir``; a data set of its own folder goes before the one for all."""
-        sets = {column.dataset for column in paper_table("headline").columns}
+    def _data(self, dataset: str | None = None) -> dict[str, Any]:
+        """``--data-dir``: the folder of the data set, else the one for all."""
         folders = dict[str | None, str]()
         for given in self.config.data_dir:
             name, equals, folder = given.partition("=")
-            folders |= {name: folder} if equals and name in sets else {None: given}
+            is_of_one = equals and name in {column.dataset for column in paper_table("headline").columns}
+            folders |= {name: folder} if is_of_one else {None: given}
         found = folders.get(dataset, folders.get(None))
         return {} if found is None else {"data-dir": found}
-
-    # ---- commands
-
-    def _measured(self, subject: _Subject, names: Iterable[str]) -> list[Step]:
-        """The measurements and evaluations of these names on a run."""
-        return [self._measure(subject, name, content()["steps"][name]) for name in names]
-
-    def _measure(self, subject: _Subject, name: str, given: Mapping[str, Any]) -> Step:
-        config = self.config
-        values = self.values | {"alpha": subject.alpha}
-        command, name = given.get("command", "measure"), given.get("name", name)
-        own = {key: _filled(value, values) for key, value in given.items() if key not in ("command", "name")}
-        if "config" in subject.front:  # which says the budget
-            own = {key: value for key, value in own.items() if key not in ("norm", "eps")}
-        is_attacked = own["attack"] != "none"
-        images = {"n-examples": config.n_examples if is_attacked else config.n_clean}
-        words = [*options(subject.front | {"name": name} | own), *options(_with(subject.end, images))]
-        if is_attacked and command == "measure" and "batch-size" in subject.end:
-            words += options({"block-size": subject.end["batch-size"]})
-        if is_attacked:
-            words += shlex.split(config.attack_options)
-        if command == "evaluate":
-            words += options({"fresh": config.fresh})
-        return self._step(command, *words, after=[subject.calibrated])
 
     def _step(self, *words: str, after: Sequence[Step] = (), copy_to: Path | None = None) -> Step:
         return self.steps.setdefault(words, Step(words, tuple(after), copy_to))
@@ -260,15 +237,5 @@ def folder_name(model: str) -> str:
     return name.removesuffix(".safetensors").replace(":", "_")
 
 
-def _of_column(column: str, run: Path) -> str:
-    return f"{column}={run}" if column else f"{run}"
-
-
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
     return values[value[1:]] if isinstance(value, str) and value.startswith("$") else value
-
-
-def _with(end: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-    """The number of images stands behind the folder that they are in."""
-    folder = {key: value for key, value in end.items() if key == "data-dir"}
-    return folder | dict(images) | {key: value for key, value in end.items() if key not in folder}
