@@ -37,7 +37,7 @@ from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.data.datasets import load_split, stack_examples, take_examples
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.allocator import keep_freed_memory
-from meansparse_cli.settings.config import eps_value
+from meansparse_cli.settings.values import eps_value
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 IN_HEADER = ("norm", "eps", "batch_size", "seed")  # settings that no cell names: a row has their defaults

@@ -34,7 +34,7 @@ from meansparse_cli.runs.allocator import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
-from meansparse_cli.settings.config import eps_value, parse_alphas
+from meansparse_cli.settings.values import eps_value, parse_alphas
 from meansparse_cli.sites.find import find_sites
 from meansparse_cli.stats.paired import paired_difference
 

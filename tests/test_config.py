@@ -4,16 +4,10 @@ import pytest
 import yaml
 
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.settings.config import (
-    COMMANDS,
-    CalibrateConfig,
-    EvaluateConfig,
-    SweepAlphaConfig,
-    check_eps,
-    eps_value,
-    parse_alphas,
-    resolve,
-)
+from meansparse_cli.settings.commands import SECTIONS
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.stages import CalibrateConfig, EvaluateConfig, SweepAlphaConfig
+from meansparse_cli.settings.values import check_eps, eps_value, parse_alphas
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -67,14 +61,15 @@ def test_zero_and_false_can_be_set(tmp_path: Path) -> None:
 )
 def test_bad_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve("calibrate", COMMANDS["calibrate"], written(tmp_path, text), {})
+        resolve("calibrate", SECTIONS["calibrate"], written(tmp_path, text), {})
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
 def test_every_shipped_config_is_valid(file: Path) -> None:
-    for command, cls in COMMANDS.items():
-        resolve(command, cls, file, {})
+    for command, cls in SECTIONS.items():
+        if command != "train":
+            resolve(command, cls, file, {})
     keys = [line.split(":")[0].strip() for line in file.read_text().splitlines() if ":" in line and not line.lstrip().startswith("#")]  # fmt: skip
     assert keys
     assert yaml.safe_load(file.read_text())

@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from meansparse_cli.data.datasets import KNOWN_DATASETS
-from meansparse_cli.data.imagenet import preprocessing_of
 from meansparse_cli.models.published_checkpoint import PUBLISHED_FILES
-from meansparse_cli.models.source import resolve_model
+from meansparse_cli.models.source import kind_of, resolve_model
 from meansparse_cli.paper.tables import paper_table
-from meansparse_cli.settings.config import SECTIONS, check_eps, resolve
+from meansparse_cli.settings.commands import SECTIONS
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.values import check_eps
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 HEADLINE = {
@@ -66,7 +67,8 @@ def test_headline_configs_are_the_papers(name: str) -> None:
     files = [f for f in PUBLISHED_FILES if f.is_for(source.entry)]
     measure, _ = resolve("measure", SECTIONS["measure"], file, {})
     assert measure.alphas == (float(cell.where["alpha"]),)  # type: ignore[attr-defined]
-    assert preprocessing_of(source, calibrate.preprocessing) == preprocessing_of(source)  # type: ignore[attr-defined]
+    model = kind_of(source)
+    assert model.preprocessing(calibrate.preprocessing) == model.preprocessing()  # type: ignore[attr-defined]
     assert f"The authors chose {cell.where['alpha']}," in text and files[0].alpha == float(cell.where["alpha"])
     assert f"the authors' own {files[0].n_sites}:" in text
     base, sparsified = column.cells

@@ -15,7 +15,9 @@ from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
 from meansparse_cli.reporting.eps_curve import draw_eps_curve
 from meansparse_cli.reporting.evaluation_tables import eps_table
-from meansparse_cli.settings.config import EvaluateConfig, eps_grid, parse_eps_grid, resolve
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.stages import EvaluateConfig
+from meansparse_cli.settings.values import eps_grid, parse_eps_grid
 
 GRID = ("0.02", "0.05", "0.1")
 ALL = ("apgd-ce", "square", "transfer")

@@ -18,10 +18,11 @@ from meansparse_cli.cli import app
 from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.models import zoo
-from meansparse_cli.models.export import model_card, robustbench_state
-from meansparse_cli.models.source import ModelSource, build_network
+from meansparse_cli.models.export import robustbench_state
+from meansparse_cli.models.source import ModelSource, kind_of
 from meansparse_cli.operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from meansparse_cli.operator.statistics import ChannelStatistics
+from meansparse_cli.reporting.card import model_card
 from meansparse_cli.sites.find import Site
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -265,7 +266,7 @@ def test_unknown_formats_are_refused(calibrated: nn.Module) -> None:
 def test_centre_and_site_weights_reach_robustbenchs_format(calibrated: nn.Module) -> None:
     statistics = load_checkpoint(Path("run/statistics.safetensors"))
     weights = (0.0, 0.5) + (1.0,) * 8
-    base = build_network(SOURCE, published_sites=True)
+    base = kind_of(SOURCE).build(published_sites=True)
     base.load_state_dict(calibrated.state_dict())
     ours = sparsify(base.eval(), replace(statistics, alpha=0.4, site_weights=weights, centre="zero"))
     theirs = architecture(sparse=True).eval()

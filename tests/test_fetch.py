@@ -16,8 +16,9 @@ import yaml
 
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, StorageError
 from meansparse_cli.files import sha256_of
-from meansparse_cli.models import fetch, zoo
+from meansparse_cli.models import zoo
 from meansparse_cli.models.fetch import cache_folder, fetch_weights
+from meansparse_cli.models.names import WeightFile
 from meansparse_cli.models.source import ModelSource, load_model
 
 SOURCE = ModelSource("Hendrycks2020AugMix_WRN", "zoo", "cifar10", "corruptions")
@@ -78,7 +79,7 @@ def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     """Google Drive, as far as our code can tell."""
     with Server() as server:
         server.body = checkpoint.read_bytes()
-        monkeypatch.setattr(fetch, "GOOGLE_DRIVE_URL", f"http://127.0.0.1:{server.server_port}/uc?id=")
+        monkeypatch.setattr(zoo, "GOOGLE_DRIVE_URL", f"http://127.0.0.1:{server.server_port}/uc?id=")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -93,12 +94,12 @@ def visible(cache: Path) -> list[str]:
 
 def test_a_second_fetch_downloads_nothing(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    first = fetch_weights(SOURCE, cache=tmp_path, on_progress=lambda done, total: seen.append((done, total)))
-    second = fetch_weights(SOURCE, cache=tmp_path)
+    (first,) = fetch_weights(SOURCE, cache=tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    (second,) = fetch_weights(SOURCE, cache=tmp_path)
     assert first == second
     assert server.n_requests == 1
     assert seen[-1] == (len(server.body), len(server.body))
-    assert first.path is not None and first.path == tmp_path / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
+    assert first.path == tmp_path / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
     assert first.path.read_bytes() == server.body
     record = yaml.safe_load(first.path.with_name(f"{first.path.name}.yaml").read_text())
     assert record == {"size": len(server.body), "sha256": sha256_of(first.path), "origin": first.origin}
@@ -109,8 +110,7 @@ def test_a_second_fetch_downloads_nothing(server: Server, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("spoil", ["half", "changed", "html", "gone", "half without record"])
 def test_a_spoilt_file_is_fetched_again(server: Server, tmp_path: Path, spoil: str) -> None:
-    first = fetch_weights(SOURCE, cache=tmp_path)
-    assert first.path is not None
+    (first,) = fetch_weights(SOURCE, cache=tmp_path)
     data = bytearray(server.body)
     if spoil == "changed":
         data[len(data) // 2] ^= 1
@@ -123,7 +123,7 @@ def test_a_spoilt_file_is_fetched_again(server: Server, tmp_path: Path, spoil: s
         first.path.write_bytes(data[: len(data) // 2])
     if "without record" in spoil:
         first.path.with_name(f"{first.path.name}.yaml").unlink()
-    assert fetch_weights(SOURCE, cache=tmp_path) == first
+    assert fetch_weights(SOURCE, cache=tmp_path) == (first,)
     assert first.path.read_bytes() == server.body
     assert server.n_requests == 2
 
@@ -132,7 +132,7 @@ def test_a_file_put_there_by_hand_is_taken_if_it_loads(server: Server, checkpoin
     target = tmp_path / "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"
     target.parent.mkdir(parents=True)
     target.write_bytes(checkpoint.read_bytes())
-    assert fetch_weights(SOURCE, cache=tmp_path).origin == "found in the cache"
+    assert [f.origin for f in fetch_weights(SOURCE, cache=tmp_path)] == ["found in the cache"]
     assert server.n_requests == 0
 
 
@@ -141,7 +141,7 @@ def test_a_page_instead_of_weights_says_what_to_do_by_hand(server: Server, tmp_p
     with pytest.raises(DownloadError, match="Quota exceeded") as raised:
         fetch_weights(SOURCE, cache=tmp_path)
     assert raised.value.hint is not None and FETCH_COMMAND in raised.value.hint
-    assert fetch.file_url(zoo.zoo_source(SOURCE.entry)[0]) in raised.value.hint
+    assert zoo.zoo_source(SOURCE.entry)[0].origin in raised.value.hint
     assert visible(tmp_path) == []
 
 
@@ -174,12 +174,12 @@ def test_from_file_is_checked_before_it_is_taken(server: Server, checkpoint: Pat
     with pytest.raises(CheckpointError, match="another model"):
         fetch_weights(SOURCE, cache=tmp_path / "cache", from_file=bad)
     assert visible(tmp_path / "cache") == []
-    taken = fetch_weights(SOURCE, cache=tmp_path / "cache", from_file=checkpoint)
+    (taken,) = fetch_weights(SOURCE, cache=tmp_path / "cache", from_file=checkpoint)
     assert taken.origin == str(checkpoint.resolve())
-    assert fetch_weights(SOURCE, cache=tmp_path / "cache") == taken
+    assert fetch_weights(SOURCE, cache=tmp_path / "cache") == (taken,)
     with pytest.raises(CheckpointError):
         fetch_weights(SOURCE, cache=tmp_path / "cache", from_file=bad)
-    assert fetch_weights(SOURCE, cache=tmp_path / "cache") == taken  # a refused file does not cost the old one
+    assert fetch_weights(SOURCE, cache=tmp_path / "cache") == (taken,)  # a refused file does not cost the old one
     assert server.n_requests == 0
 
 
@@ -188,9 +188,9 @@ def test_from_file_replaces_what_another_format_left(server: Server, checkpoint:
 
     fetch_weights(SOURCE, cache=tmp_path, from_file=checkpoint)
     save_file(zoo.build_zoo_model(SOURCE.entry).state_dict(), tmp_path / "mine.safetensors")
-    taken = fetch_weights(SOURCE, cache=tmp_path, from_file=tmp_path / "mine.safetensors")
-    assert fetch_weights(SOURCE, cache=tmp_path) == taken
-    assert taken.path is not None and taken.path.suffix == ".safetensors"
+    (taken,) = fetch_weights(SOURCE, cache=tmp_path, from_file=tmp_path / "mine.safetensors")
+    assert fetch_weights(SOURCE, cache=tmp_path) == (taken,)
+    assert taken.path.suffix == ".safetensors"
 
 
 def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,17 +200,17 @@ def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monk
             self.models = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
 
     source = ModelSource("Chen2020Adversarial", "zoo", "cifar10", "Linf")
-    files = tuple(zoo.WeightFile(f"Chen2020Adversarial.pt_m{i}.pt", drive_id=str(i)) for i in range(2))
+    files = tuple(WeightFile(f"Chen2020Adversarial.pt_m{i}.pt", f"{zoo.GOOGLE_DRIVE_URL}{i}") for i in range(2))
     monkeypatch.setattr(zoo, "zoo_source", lambda entry: files)
     monkeypatch.setattr(zoo, "build_zoo_model", lambda entry: Pair())
     torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, tmp_path / "member.pt")
     server.body = (tmp_path / "member.pt").read_bytes()
     fetched = fetch_weights(source, cache=tmp_path / "cache")
-    assert [p.name for p in fetched.paths] == [f.file_name for f in files]
+    assert [f.path.name for f in fetched] == [f.file_name for f in files]
     assert fetch_weights(source, cache=tmp_path / "cache") == fetched
     assert server.n_requests == 2
-    assert fetched.path is not None and load_model(source, fetched.path) is not None
-    fetched.paths[1].write_bytes(b"half")
+    assert load_model(source, fetched[0].path) is not None
+    fetched[1].path.write_bytes(b"half")
     assert fetch_weights(source, cache=tmp_path / "cache") == fetched
     assert server.n_requests == 3
 
@@ -218,17 +218,18 @@ def test_an_ensembles_files_are_all_fetched(server: Server, tmp_path: Path, monk
 KILLED = """
 import sys
 from pathlib import Path
-from meansparse_cli.models import fetch
+from meansparse_cli.models import zoo
+from meansparse_cli.models.fetch import fetch_weights
 from meansparse_cli.models.source import ModelSource
-fetch.GOOGLE_DRIVE_URL = sys.argv[1]
-fetch.fetch_weights(ModelSource(*sys.argv[3:]), cache=Path(sys.argv[2]))
+zoo.GOOGLE_DRIVE_URL = sys.argv[1]
+fetch_weights(ModelSource(*sys.argv[3:]), cache=Path(sys.argv[2]))
 """
 
 
 def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None:
     server.hangs = True
     what = (SOURCE.name, SOURCE.kind, SOURCE.dataset, SOURCE.threat)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, fetch.GOOGLE_DRIVE_URL, str(tmp_path), *what])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, zoo.GOOGLE_DRIVE_URL, str(tmp_path), *what])
     folder = tmp_path / "cifar10/corruptions"
     while process.poll() is None and not any(p.stat().st_size for p in folder.glob(".*.part")):
         time.sleep(0.02)
@@ -237,13 +238,13 @@ def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None
     assert not (folder / f"{SOURCE.name}.pt").exists()
     server.hangs = False
     server.release.set()
-    fetched = fetch_weights(SOURCE, cache=tmp_path)
-    assert fetched.path is not None and fetched.path.read_bytes() == server.body
+    (fetched,) = fetch_weights(SOURCE, cache=tmp_path)
+    assert fetched.path.read_bytes() == server.body
     assert len(visible(tmp_path)) == 2
 
 
 def test_weights_are_used_where_they_lie(checkpoint: Path, tmp_path: Path) -> None:
-    fetched = fetch_weights(SOURCE, cache=tmp_path, weights=checkpoint)
+    (fetched,) = fetch_weights(SOURCE, cache=tmp_path, weights=checkpoint)
     assert (fetched.path, fetched.sha256) == (checkpoint, sha256_of(checkpoint))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="no weights at"):
@@ -252,7 +253,7 @@ def test_weights_are_used_where_they_lie(checkpoint: Path, tmp_path: Path) -> No
 
 def test_models_that_need_no_cache(tmp_path: Path) -> None:
     factory = ModelSource("nets:make", "factory", "cifar10", "Linf")
-    assert fetch_weights(factory, cache=tmp_path).paths == ()
+    assert fetch_weights(factory, cache=tmp_path) == ()
     with pytest.raises(ConfigError, match="--weights FILE"):
         fetch_weights(factory, cache=tmp_path, from_file=tmp_path / "weights.pt")
 
@@ -268,10 +269,10 @@ def test_timm_weights_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(timm, "create_model", create_model)
     source = ModelSource("timm:resnet10t.c3_in1k", "timm", "imagenet", "Linf")
-    first = fetch_weights(source, cache=tmp_path)
-    assert fetch_weights(source, cache=tmp_path) == first
+    (first,) = fetch_weights(source, cache=tmp_path)
+    assert fetch_weights(source, cache=tmp_path) == (first,)
     assert n_built == [True]
-    assert first.path is not None and load_model(source, first.path) is not None
+    assert load_model(source, first.path) is not None
     assert n_built == [True, False]
 
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.data.datasets import content_id, load_split, stack_examples
-from meansparse_cli.data.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images, preprocessing_of
+from meansparse_cli.data.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images
 from meansparse_cli.errors import ConfigError, DataError
-from meansparse_cli.models.source import resolve_model
+from meansparse_cli.models.source import kind_of, resolve_model
 
 LISTED = evaluation_images()[:3]
 SIZES = [(300, 280), (260, 400), (90, 120)]
@@ -131,15 +131,15 @@ def test_preprocessing_is_robustbenchs(name: str, size: tuple[int, int], tmp_pat
     ],
 )
 def test_each_model_has_its_own(model: str, threat: str, expected: Preprocessing) -> None:
-    found = preprocessing_of(resolve_model(model, "imagenet", threat))
+    found = kind_of(resolve_model(model, "imagenet", threat)).preprocessing()
     assert found is not None
     assert (found.size, found.resize) == (expected.size, expected.resize)
     assert found.resize is None or found.interpolation == expected.interpolation
 
 
 def test_other_data_sets_have_none() -> None:
-    assert preprocessing_of(resolve_model("digits")) is None
-    assert preprocessing_of(resolve_model("Wang2023Better_WRN-70-16", "cifar10", "L2")) is None
+    assert kind_of(resolve_model("digits")).preprocessing() is None
+    assert kind_of(resolve_model("Wang2023Better_WRN-70-16", "cifar10", "L2")).preprocessing() is None
 
 
 def test_the_stages_run_on_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,10 @@ def test_a_preprocessing_by_name_holds_for_every_stage(
 
 def test_a_preprocessing_that_does_not_fit_the_data_set_is_refused() -> None:
     swin, digits = resolve_model("Liu2023Comprehensive_Swin-L", "imagenet", "Linf"), resolve_model("digits")
-    assert preprocessing_of(swin, "Res224") == ROBUSTBENCH["Res224"]
-    assert preprocessing_of(digits, "none") is None
+    assert kind_of(swin).preprocessing("Res224") == ROBUSTBENCH["Res224"]
+    assert kind_of(digits).preprocessing("none") is None
     for source, name in ((swin, "none"), (digits, "Res224")):
         with pytest.raises(ConfigError, match=f"--preprocessing {name} with a model of {source.dataset}"):
-            preprocessing_of(source, name)
+            kind_of(source).preprocessing(name)
     unknown = CliRunner().invoke(app, ["calibrate", "--model", "digits", "--preprocessing", "Res225"])
     assert unknown.exit_code == 3 and "Res224" in unknown.stderr

@@ -14,7 +14,7 @@ from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, M
 from meansparse_cli.models import zoo
 from meansparse_cli.models.fetch import fetch_weights
 from meansparse_cli.models.networks import ResNet18
-from meansparse_cli.models.source import ModelSource, load_model, resolve_model, weight_paths
+from meansparse_cli.models.source import ModelSource, kind_of, load_model, resolve_model
 
 NETWORK = {"n_classes": 10, "width": 4, "activation": "silu", "in_channels": 1}
 
@@ -104,7 +104,7 @@ def test_a_trained_file_is_a_model_by_its_own_name(tmp_path: Path) -> None:
     for again in (load_model(source), load_model(resolve_model("digits"), path)):
         assert torch.equal(again(images), model(images))
         assert not again.training
-    assert fetch_weights(source).origin == str(path)
+    assert [file.origin for file in fetch_weights(source)] == [str(path)]
     with pytest.raises(CheckpointError, match="no file"):
         resolve_model(str(tmp_path / "absent.safetensors"))
 
@@ -155,13 +155,13 @@ def test_zoo_models_need_weights_and_come_in_float32(tmp_path: Path) -> None:
 
 
 def test_an_ensembles_files_are_found_by_name_by_folder_or_by_the_first(tmp_path: Path) -> None:
-    source = resolve_model("Chen2020Adversarial")
+    model = kind_of(resolve_model("Chen2020Adversarial"))
     with pytest.raises(CheckpointError, match="holds 0 checkpoints, Chen2020Adversarial has 3"):
-        weight_paths(source, tmp_path)
+        model.paths(tmp_path)
     named = [tmp_path / f"Chen2020Adversarial.pt_m{i}.pt" for i in range(3)]
     for path in [*named, tmp_path / "zzz.pt"]:
         path.touch()
-    assert weight_paths(source, tmp_path) == weight_paths(source, named[0]) == tuple(named)
+    assert model.paths(tmp_path) == model.paths(named[0]) == tuple(named)
 
 
 FACTORY = """

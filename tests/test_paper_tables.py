@@ -7,7 +7,7 @@ import pytest
 from meansparse_cli.attacks import expand_attacks
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.paper.tables import paper_table, table_names
-from meansparse_cli.settings.config import parse_alphas, parse_eps
+from meansparse_cli.settings.values import parse_alphas, parse_eps
 from meansparse_cli.sites.rules import parse_rule
 
 N_CELLS = {

@@ -19,9 +19,10 @@ from meansparse_cli import load_sparsified
 from meansparse_cli.attacks import PRESETS
 from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
+from meansparse_cli.models.factory import FactoryModel
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.folder import locate_run, weights_of
-from meansparse_cli.settings.config import ModelConfig
+from meansparse_cli.settings.stages import ModelConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -258,9 +259,7 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
     seen: list[Any] = []
     monkeypatch.setattr("meansparse_cli.operator.calibration.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
-        monkeypatch.setattr(
-            "meansparse_cli.data.imagenet.preprocessing_of", lambda *_, resized=resized: Preprocessing(8, resized)
-        )
+        monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)
     assert len(seen) == 2 and seen[0] != seen[1]
 

@@ -16,6 +16,7 @@ from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
 from meansparse_cli.errors import CheckpointError
 from meansparse_cli.models import published_checkpoint, zoo
+from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_checkpoint import (
     PUBLISHED_FILES,
     PublishedFile,
@@ -25,7 +26,6 @@ from meansparse_cli.models.published_checkpoint import (
     split_published,
     without_operators,
 )
-from meansparse_cli.models.zoo import ZooEntry
 from meansparse_cli.sites.rules import among_published, parse_rule
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)

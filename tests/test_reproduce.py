@@ -12,8 +12,8 @@ from meansparse_cli.errors import ConfigError
 from meansparse_cli.paper.plan import FIGURE, Step, plan
 from meansparse_cli.paper.results import attacks_of
 from meansparse_cli.paper.tables import Cell, paper_table, table_names
-from meansparse_cli.settings.config import eps_grid, parse_alphas
-from meansparse_cli.settings.paper import ReproduceConfig
+from meansparse_cli.settings.arguments import Reproduce
+from meansparse_cli.settings.values import eps_grid, parse_alphas
 from meansparse_cli.stages.reproduce import CommandFailed, _Runner
 
 MEASURED = [name for name in table_names() if name != "subset"]
@@ -54,7 +54,7 @@ def makes(step: Step, cell: Cell) -> bool:
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_cell_is_made_by_a_command(name: str) -> None:
-    steps = [step for step in plan(ReproduceConfig(), [name]) if step.words[0] in ("measure", "evaluate")]
+    steps = [step for step in plan(Reproduce(tables=[name])) if step.words[0] in ("measure", "evaluate")]
     attacked = [step for step in steps if given(step)["--attack"] != ["none"]]
     for column in paper_table(name).columns:
         for cell in column.cells:
@@ -67,7 +67,7 @@ def test_every_cell_is_made_by_a_command(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in MEASURED if not paper_table(name).in_place_of])
 def test_quick_makes_what_the_claims_need(name: str) -> None:
     table = paper_table(name)
-    steps = [step for step in plan(ReproduceConfig(quick=True, model="digits"), [name]) if "--attack" in step.words]
+    steps = [step for step in plan(Reproduce(tables=[name], quick=True, model="digits")) if "--attack" in step.words]
     for claim in table.claims:
         for place in claim.terms if claim.measure != "clean" else ():
             assert any(makes(step, table.cell(*place)) for step in steps if given(step)["--attack"] != ["none"]), claim
@@ -76,7 +76,7 @@ def test_quick_makes_what_the_claims_need(name: str) -> None:
 @pytest.mark.parametrize("name", [*table_names(), FIGURE])
 @pytest.mark.parametrize("model", [None, "digits"])
 def test_every_command_comes_after_those_it_needs(name: str, model: str | None, tmp_path: Path) -> None:
-    steps = plan(ReproduceConfig(model=model, models_dir=tmp_path), [name])
+    steps = plan(Reproduce(tables=[name], model=model, models_dir=tmp_path))
     assert all(steps.index(before) < i for i, step in enumerate(steps) for before in step.after)
     assert steps[-1].words[0] == ("plot" if name == FIGURE else "table")
     reached = {steps[-1]}
@@ -87,17 +87,17 @@ def test_every_command_comes_after_those_it_needs(name: str, model: str | None, 
 
 
 def test_the_subset_table_at_the_published_alpha() -> None:
-    config = ReproduceConfig(headline_config=Path("configs/cifar10-l2-wrn-70-16.yaml"), data_dir=("D",))
-    calibrate, measure, *_, table = plan(config, ["subset"])
+    config = Reproduce(tables=["subset"], headline_config=Path("configs/cifar10-l2-wrn-70-16.yaml"), data_dir=("D",))
+    calibrate, measure, *_, table = plan(config)
     run = "runs/tables/cifar10-l2-wrn-70-16-part-0.1"
     assert given(calibrate)["--fraction"] == ["0.1"] and given(calibrate)["--run"] == given(measure)["--run"] == [run]
     assert not {"--alphas", "--eps", "--norm"} & set(measure.words), "the configuration says them"
     assert len([word for word in table.words if "-part-" in word]) == 5
-    assert given(plan(ReproduceConfig(), ["subset"])[1])["--alphas"] == ["0.2"]
+    assert given(plan(Reproduce(tables=["subset"]))[1])["--alphas"] == ["0.2"]
 
 
 def test_a_data_set_can_have_a_folder_of_its_own() -> None:
-    steps = plan(ReproduceConfig(data_dir=("A", "imagenet=B")), ["12"])
+    steps = plan(Reproduce(tables=["12"], data_dir=("A", "imagenet=B")))
     found = {given(step)["--config"][0]: given(step)["--data-dir"] for step in steps if step.words[0] == "evaluate"}
     assert found["configs/imagenet-linf-swin-l.yaml"] == ["B"] and found["configs/cifar10-linf-wrn-94-16.yaml"] == ["A"]
 
@@ -108,8 +108,8 @@ def test_what_is_not_there_is_refused() -> None:
         (["12"], {"only": "wrn"}, "not among the headline models: wrn"),
     ):
         with pytest.raises(ConfigError, match=said):
-            plan(ReproduceConfig.model_validate(config), names)
-    assert meansparse("reproduce", "3", "--jobs", "0").exit_code == 3
+            plan(Reproduce.model_validate({"tables": names} | config))
+    assert meansparse("reproduce", "3", "--jobs", "0").exit_code == 2
 
 
 def test_the_figure_is_copied_to_the_pages() -> None:

@@ -11,7 +11,8 @@ from meansparse_cli.cli import app
 from meansparse_cli.operator.checkpoint import load_checkpoint
 from meansparse_cli.reporting.model_tables import show_sites
 from meansparse_cli.runs.report import read_report
-from meansparse_cli.settings.config import CalibrateConfig, resolve
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.stages import CalibrateConfig
 from meansparse_cli.sites.find import Site
 
 runner = CliRunner()

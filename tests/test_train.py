@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.models.networks import ACTIVATIONS, PSiLU, PSSiLU, ResNet18
-from meansparse_cli.settings.config import TrainConfig
+from meansparse_cli.settings.training import TrainConfig
 from meansparse_cli.sites.find import find_sites
 from meansparse_cli.training import train as train_module
 from meansparse_cli.training.attack import LinfAscent, attacked, cross_entropy, divergence, pgd_outcomes, uniform_start

@@ -27,7 +27,8 @@ from meansparse_cli.errors import DataError
 from meansparse_cli.files import load_torch, save_torch
 from meansparse_cli.models.networks import ACTIVATIONS
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.settings.config import TrainConfig, resolve
+from meansparse_cli.settings.resolve import resolve
+from meansparse_cli.settings.training import TrainConfig
 from meansparse_cli.stages.train import with_preset
 from meansparse_cli.training.attack import pgd_outcomes
 from meansparse_cli.training.images import read_pixels

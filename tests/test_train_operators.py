@@ -15,7 +15,7 @@ from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.checkpoint import load_checkpoint, sparsify
 from meansparse_cli.runs.report import read_report
-from meansparse_cli.settings.config import TrainConfig
+from meansparse_cli.settings.training import TrainConfig
 from meansparse_cli.training.attack import pgd_outcomes
 from meansparse_cli.training.images import read_pixels
 from meansparse_cli.training.operators import MovingMeanSparse, alpha_of_epoch, insert_moving_operators, ramp_epochs

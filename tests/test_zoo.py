@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import CheckpointError, ConfigError, ModelNotFound
-from meansparse_cli.models import zoo
-from meansparse_cli.models.weights_file import read_checkpoint
-from meansparse_cli.models.zoo import ZooEntry, build_zoo_model, load_zoo_weights, zoo_entries, zoo_source
+from meansparse_cli.models.names import ZooEntry
+from meansparse_cli.models.robustbench import import_robustbench
+from meansparse_cli.models.weights import read_checkpoint
+from meansparse_cli.models.zoo import build_zoo_model, load_zoo_weights, zoo_entries, zoo_source
 
 SMALL = ZooEntry("Hendrycks2020AugMix_WRN", "cifar10", "corruptions")
 RESNET18 = ZooEntry("Addepalli2021Towards_RN18", "cifar10", "Linf")
@@ -54,7 +55,7 @@ def test_the_table_is_robustbenchs() -> None:
     assert ZooEntry("Bartoldson2024Adversarial_WRN-94-16", "cifar10", "Linf") in entries
     for entry in entries:
         files = zoo_source(entry)
-        assert files and all((f.drive_id is None) != (f.url is None) for f in files)
+        assert files and all(f.origin.startswith("https://") and f.path is None for f in files)
     assert len(zoo_source(ZooEntry("Chen2020Adversarial", "cifar10", "Linf"))) == 3
     assert zoo_source(ZooEntry("Standard_R50", "imagenet", "Linf"))[0].sha256 == "0676ba61"
     with pytest.raises(ModelNotFound):
@@ -94,7 +95,7 @@ def test_the_import_is_mended_only_where_it_is_broken(tmp_path: Path, has_autoat
 def test_robustbench_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "robustbench.model_zoo.models", None)
     with pytest.raises(ConfigError, match="pip install robustbench"):
-        zoo._import_robustbench()
+        import_robustbench()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     ]:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
-            zoo.load_zoo_weights(build_zoo_model(SMALL), SMALL, [path])
+            load_zoo_weights(build_zoo_model(SMALL), SMALL, [path])
     path = tmp_path / "weights.safetensors"
     path.write_bytes(whole[:100])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

@@ -1,4 +1,4 @@
-"""ImageNet as RobustBench evaluates it: each model's own preprocessing, 5,000 fixed validation images, the class numbers.
+"""ImageNet as RobustBench evaluates it: what preprocessing there is, 5,000 fixed validation images, the class numbers.
 
 The list of images and the numbers are read from RobustBench's package, which is not imported for that.
 """
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from ..models.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -52,51 +50,6 @@ ROBUSTBENCH = {
     "Res224": Preprocessing(interpolation="bilinear", is_square=True),
 }
 """RobustBench's names."""
-
-
-def preprocessing_of(source: ModelSource, named: str | None = None) -> Preprocessing | None:
-    """``named``, by RobustBench's name, else that of RobustBench or timm for this model; None for another data set.
-
-    Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for another data set.
-    """
-    if named is not None and (named == "none") == (source.dataset == "imagenet"):
-        raise ConfigError(
-            f"--preprocessing {named} with a model of {source.dataset}",
-            hint=f"ImageNet's pictures need one: {', '.join(ROBUSTBENCH)}; those of other data sets are taken as they are: none",
-        )
-    if source.dataset != "imagenet":
-        return None
-    if named is not None:
-        return ROBUSTBENCH[named]
-    if source.kind == "zoo":
-        from ..models.zoo import zoo_preprocessing
-
-        name, timm_name = zoo_preprocessing(source.entry)
-        return _of_timm(timm_name) if timm_name is not None else ROBUSTBENCH[str(name)]
-    if source.kind == "timm":
-        return _of_timm(source.name.removeprefix("timm:"))
-    return _of_torchvision(source.name) if source.kind == "torchvision" else Preprocessing()
-
-
-def _of_timm(name: str) -> Preprocessing:
-    import timm
-
-    known = timm.get_pretrained_cfg(name)
-    if known is None:
-        return Preprocessing()
-    size = known.input_size[1]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if known.interpolation == "bilinear" else "bicubic"
-    return Preprocessing(size, int(size / known.crop_pct), interpolation)
-
-
-def _of_torchvision(name: str) -> Preprocessing:
-    from ..models.libraries import torchvision_transforms
-
-    known: Any = torchvision_transforms(name)
-    if not hasattr(known, "crop_size"):
-        return Preprocessing(interpolation="bilinear")
-    interpolation: Literal["bilinear", "bicubic"] = known.interpolation.value
-    return Preprocessing(known.crop_size[0], known.resize_size[0], interpolation)
 
 
 @cache

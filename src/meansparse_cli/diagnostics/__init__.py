@@ -1,9 +1,9 @@
 """Sanity checks of an evaluation: reasons not to believe it, each with the number behind it.
-
-What a sceptical reader asks for after "Evaluating adversarial robustness" (Carlini et al. 2019), what AutoAttack flags, and
-the indicators of attack failure of Pintor et al. (2022), besides what follows from the operator itself: what it masks,
-and where its gradient points. The limits stand beside the checks. A check that warns says which number not to build on; an
-image that breaks an example on the way, of noise or of another start, is handed back, so that it can count.
+ What a sceptical reader asks for after "Evaluating adversarial robustness" (Carlini et al. 2019), what AutoAttack
+flags, and the indicators of attack failure of Pintor et al. (2022), besides what follows from the operator itself:
+what it masks, and where its gradient points. The limits stand beside the checks. A check that warns says which number
+not to build on; an image that breaks an example on the way, of noise or of another start, is handed back, so that it
+can count.
 
 In options, reports and state folders the checks are called ``doubts``.
 """
@@ -36,7 +36,7 @@ DOUBTS_VERSION = 2
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool to be tried for each model."""
+    """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool for each model."""
 
     diagnostics: list[Diagnostic]
     images: dict[str, Chunk]
@@ -53,10 +53,10 @@ def diagnose(
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
 
-    ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each kind of check is kept there as it ends,
-    and read back. ``on_kind`` is called as each kind begins, with what it is of, how many are done and how many there are.
-    Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a backward pass
-    counted as two.
+    ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each kind of check is kept there as
+    it ends, and read back. ``on_kind`` is called as each kind begins, with what it is of, how many are done and how
+    many there are. Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a
+    backward pass counted as two.
     """
     found: list[Diagnostic] = []
     images: dict[str, Chunk] = {}

@@ -31,7 +31,8 @@ def climb_again(
 ) -> Tensor:
     """APGD through the backward rule of the subject on the examples at ``rows`` (m,), judged: broken (m,) on the CPU.
 
-    What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each step.
+    What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
+    step.
     """
     counted, conditions, own = subject.counted(), subject.conditions, subject.examples.at(rows)
     x = own.x.contiguous()

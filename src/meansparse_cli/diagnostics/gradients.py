@@ -28,10 +28,10 @@ def _masked(subject: Subject) -> Diagnostic:
     shares = blocked_shares(subject.model, subject.x, batch_size=subject.conditions.batch_size)
     by_site = {site.name: share for site, share in zip(subject.model.sites, shares, strict=True)}
     mean, largest = sum(shares) / len(shares), max(shares)
-    worst = subject.model.sites[shares.index(largest)].name
+    worst = f"{percent(largest, digits=1)} % at {subject.model.sites[shares.index(largest)].name}"
     sentence = (
-        f"{percent(mean, digits=1)} % of the features of a site are replaced by their mean, {percent(largest, digits=1)} % "
-        f"at {worst}: no plain gradient passes there, so that plain attacks see less than there is"
+        f"{percent(mean, digits=1)} % of the features of a site are replaced by their mean, {worst}: no plain "
+        "gradient passes there, so that plain attacks see less than there is"
     )
     return MASKED.judged(subject.name, mean, sentence, largest=largest, sites=by_site)
 

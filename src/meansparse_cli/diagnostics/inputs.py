@@ -41,9 +41,9 @@ def check_inputs(subject: Subject) -> Diagnostic:
     value = gains[best]
     if value <= N_STANDARD_ERRORS * errors[best]:
         value = min(value, 0.0)
+    accuracy, gain = percent(float(clean.mean()), digits=1), in_points(gains[best], digits=1)
     sentence = (
-        f"pixels from {float(subject.x.min()):.2g} to {float(subject.x.max()):.2g}: clean accuracy "
-        f"{percent(float(clean.mean()), digits=1)} %; {in_points(gains[best], digits=1)} points with inputs {best}, the best "
-        "of the scales that models are trained on"
+        f"pixels from {float(subject.x.min()):.2g} to {float(subject.x.max()):.2g}: clean accuracy {accuracy} %; "
+        f"{gain} points with inputs {best}, the best of the scales that models are trained on"
     )
     return NORMALISATION.judged(subject.name, value, sentence, **gains)

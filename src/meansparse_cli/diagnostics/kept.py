@@ -18,7 +18,8 @@ class KeptAnswers:
 
     def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:
         self.folder, self.key = folder, key
-        self.ledger = Ledger(folder, {"key": key}, on_change="beside", note=note)
+        # below a folder of its own: two folders below an evaluation's state, every file is taken for outcomes
+        self.ledger = Ledger(folder / "answers", {"key": key}, on_change="beside", note=note)
 
     def once(self, kind: str, subject: Subject, check: Callable[[Subject], list[Diagnostic]]) -> list[Diagnostic]:
         """What was found before, with the images that broke an example; or what ``check`` finds now."""
@@ -34,7 +35,7 @@ class KeptAnswers:
         return [Diagnostic(**one) for one in state["doubts"]]
 
     def _from_before(self, name: str) -> dict[str, Any] | None:
-        """What a version without a ledger left: answers in JSON, images beside them; None for a damaged file or another key."""
+        """What a version without a ledger left: answers in JSON, images beside them; None for anything else."""
         file = self.folder / f"{name}.json"
         try:
             answers = json.loads(file.read_text())

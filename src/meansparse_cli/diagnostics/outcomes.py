@@ -1,4 +1,4 @@
-"""Do the outcomes of the evaluation themselves look as they should? Nothing is run for this, and every example counts."""
+"""Do the outcomes of the evaluation look as they should? Nothing is run for this, and every example counts."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ REFUSED = Check("breaks that float32 refuses", 0.01, "share", OWN)
 
 
 def check_outcomes(subject: Subject, evaluation: Evaluation) -> list[Diagnostic]:
-    """Square against the attacks with gradients, transfer against a model's own attacks, the search against the judge."""
+    """Square against attacks with gradients, transfer against a model's own attacks, the search against the judge."""
     return [_black_box(subject, evaluation), _transfer(subject, evaluation), _refused(subject, evaluation)]
 
 

@@ -65,7 +65,7 @@ def _not_logits(subject: Subject) -> Diagnostic:
     in_range = ((outputs >= 0) & (outputs <= 1)).all(dim=1)
     probabilities = in_range & ((outputs.sum(dim=1) - 1).abs() <= 1e-4)
     sentence = (
-        f"{int(probabilities.sum())} of {len(outputs)} outputs lie in [0, 1] and sum to one: a softmax inside the model "
-        "flattens the losses that attacks climb"
+        f"{int(probabilities.sum())} of {len(outputs)} outputs lie in [0, 1] and sum to one: "
+        "a softmax inside the model flattens the losses that attacks climb"
     )
     return NOT_LOGITS.judged(subject.name, float(probabilities.float().mean()), sentence)

@@ -31,7 +31,7 @@ def check_search(subject: Subject) -> list[Diagnostic]:
 
 
 def _converged(subject: Subject) -> list[Diagnostic]:
-    """The examples that survived everything, from another start: as many steps as before, watched, then twice as many."""
+    """The examples that survived all, from another start: as many steps as before, watched, then twice as many."""
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
         return [check.not_run(subject.name, "no example survived the attacks") for check in (RISING, MORE)]

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..settings.config import eps_value
+from ..settings.values import eps_value
 from .evaluation import MODELS, PLAIN, WORST_CASE, Evaluation
 from .state import SETTINGS
 

@@ -8,10 +8,9 @@ model's weights are never "already there".
 
 import contextlib
 import os
-import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,11 @@ import yaml
 
 from ..errors import CheckpointError, ConfigError, DownloadError, StorageError
 from ..files import atomic_write, save_torch, sha256_of, write_bytes
-from . import zoo
 from .download import Progress, download
-from .source import ModelSource, embedded_weights, load_model, weight_paths
-from .weights_file import ALLOW_PICKLE_HINT
-
-GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="
-"""An id of the zoo is put behind it. The same address works in a browser."""
+from .kind import ModelKind
+from .names import ModelSource, fetch_command, plain_name
+from .source import kind_of
+from .weights import ALLOW_PICKLE_HINT
 
 CACHE_VARIABLE = "MEANSPARSE_CACHE"
 
@@ -38,37 +35,6 @@ class FetchedFile:
     size: int
     sha256: str
     origin: str
-
-
-@dataclass(frozen=True)
-class FetchedWeights:
-    """What a model's weights are: ``path`` and ``sha256`` of the first file, ``size`` in bytes of all of them.
-
-    ``files`` has all, in the order ``load_model`` takes them: one, or an ensemble's several, or none for a factory that
-    loads its own weights (then ``path`` is None).
-    """
-
-    path: Path | None
-    sha256: str
-    size: int
-    origin: str
-    files: tuple[FetchedFile, ...]
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """What to give to ``load_model``."""
-        return tuple(f.path for f in self.files)
-
-
-def _fetched(files: Iterable[FetchedFile], *, origin: str | None = None) -> FetchedWeights:
-    files = tuple(files)
-    return FetchedWeights(
-        path=files[0].path if files else None,
-        sha256=files[0].sha256 if files else "",
-        size=sum(f.size for f in files),
-        origin=origin or ", ".join(f.origin for f in files),
-        files=files,
-    )
 
 
 def cache_folder() -> Path:
@@ -87,127 +53,132 @@ def fetch_weights(
     weights: Path | Sequence[Path] | None = None,
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
-) -> FetchedWeights:
-    """Make sure a model's weights are here, and say which they are.
+) -> tuple[FetchedFile, ...]:
+    """Make sure a model's weights are here, and say which they are, in the order ``load`` takes them.
 
+    One file, or an ensemble's several; none for a factory that gives its network weights of its own.
     ``from_file`` imports a file (an ensemble's files, or their folder) that was got by other means; ``weights`` are
     used where they lie and only identified; otherwise the cache is asked, then the network. ``on_progress`` is called
     with bytes so far and bytes in all (None if unknown), file by file. Raises DownloadError with what to do by hand,
     CheckpointError for a file that is not this model's, StorageError when the disk is full.
     """
+    model = kind_of(source)
     if weights is not None:
-        return _fetched(_identify(p, origin=str(p)) for p in weight_paths(source, weights))
-    if source.kind in ("embedded", "factory"):
+        return tuple(_identify(path, str(path)) for path in model.paths(weights))
+    if model.cache_subfolder is None:
         if from_file is not None:
             raise ConfigError(
                 f"{source.name} takes nothing from the cache", hint="use the file where it is: --weights FILE"
             )
-        if source.kind == "factory":
-            return _fetched((), origin=source.name)
-        trained = source.name.endswith(".safetensors")
-        origin = source.name if trained else f"embedded:{source.name}"
-        return _fetched([_identify(embedded_weights(source), origin=origin)])
-    folder = (cache_folder() if cache is None else cache) / _subfolder(source)
-    stem = _plain(source.name)
-    wanted = zoo.zoo_source(source.entry) if source.kind == "zoo" else (zoo.WeightFile(f"{stem}.pt"),)
-    targets = [folder / w.file_name for w in wanted]
-    alone = [folder / f"{stem}{suffix}" for suffix in (".pt", ".safetensors")]
-    if from_file is None and (kept := _whole_in_cache(targets, alone)):
-        return _fetched(kept)
-    with _lock(folder / f".{stem}.lock"):
+        return tuple(_identify(f.path, f.origin) for f in model.weights() if f.path is not None)
+    cached = _Cached(model, (cache or cache_folder()) / model.cache_subfolder, allow_pickle)
+    if from_file is None and (kept := cached.whole()):
+        return kept
+    with _lock(cached.folder / f".{cached.stem}.lock"):
         if from_file is not None:
-            return _import_files(source, weight_paths(source, from_file), targets, alone, allow_pickle)
+            return cached.import_files(model.paths(from_file))
         # another process may have finished while this one waited
-        if kept := _whole_in_cache(targets, alone) or _adopt(source, targets, allow_pickle):
-            return _fetched(kept)
-        if source.kind == "zoo":
-            return _download_all(source, wanted, targets, allow_pickle, on_progress)
-        return _fetched([_save_timm(source, targets[0])])
+        if kept := cached.whole() or cached.adopt():
+            return kept
+        return cached.download(on_progress) if cached.wanted[0].is_address else cached.save()
 
 
-def file_url(file: zoo.WeightFile) -> str:
-    """The address a file of the zoo is downloaded from."""
-    return file.url if file.url is not None else f"{GOOGLE_DRIVE_URL}{file.drive_id}"
+class _Cached:
+    """The place of one model in the cache."""
 
+    def __init__(self, model: ModelKind, folder: Path, allow_pickle: bool) -> None:
+        self.model, self.folder, self.allow_pickle = model, folder, allow_pickle
+        self.name, self.stem = model.source.name, plain_name(model.source.name)
+        self.wanted = model.weights()
+        self.targets = [folder / file.file_name for file in self.wanted]
+        self.alone = [folder / f"{self.stem}{suffix}" for suffix in (".pt", ".safetensors")]
+        """Where one file with all weights is kept, also for an ensemble."""
 
-def _download_all(
-    source: ModelSource,
-    wanted: Sequence[zoo.WeightFile],
-    targets: Sequence[Path],
-    allow_pickle: bool,
-    on_progress: Progress | None,
-) -> FetchedWeights:
-    origins = [file_url(w) for w in wanted]
-    # each file waits under another name until all of them have been loaded together
-    waiting = [t.with_name(f"{t.name}.unchecked") for t in targets]
-    for file, url, target, path in zip(wanted, origins, targets, waiting, strict=True):
-        if path.exists() or _recorded(target) is not None:
-            continue
+    def whole(self) -> tuple[FetchedFile, ...] | None:
+        """The cached files if all are as they were when they were taken, else None."""
+        for candidates in (self.targets, *([path] for path in self.alone)):
+            records = tuple(r for target in candidates if (r := _recorded(target)) is not None)
+            if len(records) == len(candidates):
+                return records
+        return None
+
+    def adopt(self) -> tuple[FetchedFile, ...] | None:
+        """Files without a side file, put here by hand or by a run killed just before it wrote one, if they load."""
+        if not all(t.is_file() for t in self.targets) or any(_side_file(t).exists() for t in self.targets):
+            return None
         try:
-            download(url, path, expected_sha256=file.sha256, on_progress=on_progress)
-        except DownloadError as error:
-            raise DownloadError(f"could not download {source.name}: {error}", hint=_by_hand(source, origins)) from error
-    arrived = [w if w.exists() else t for w, t in zip(waiting, targets, strict=True)]
-    try:
-        _check_loads(source, arrived, allow_pickle)
-    except CheckpointError as error:
-        if error.hint == ALLOW_PICKLE_HINT:
-            raise  # nothing is wrong with the file: with the flag it is taken without another download
-        for path in arrived:
-            path.unlink(missing_ok=True)
-        raise DownloadError(
-            f"what was downloaded for {source.name} cannot be used: {error.message}", hint=_by_hand(source, origins)
-        ) from error
-    return _fetched(
-        _keep(path, target, origin, os.replace) for path, target, origin in zip(arrived, targets, origins, strict=True)
-    )
+            self.check_loads(self.targets)
+        except CheckpointError:
+            return None
+        return tuple(_record(target, "found in the cache") for target in self.targets)
 
+    def import_files(self, paths: Sequence[Path]) -> tuple[FetchedFile, ...]:
+        """Copies of files that were got by other means."""
+        self.check_loads(paths)
+        targets = self.targets
+        if len(paths) == 1:  # also an ensemble saved as one; safetensors are known by their suffix
+            targets = [self.alone[1] if paths[0].suffix == ".safetensors" else self.alone[0]]
+        kept = tuple(_keep(p, t, str(p.resolve()), _copy) for p, t in zip(paths, targets, strict=True))
+        for older in {*targets, *self.alone} - {file.path for file in kept}:
+            _side_file(older).unlink(missing_ok=True)  # from now on the imported file is the one
+        return kept
 
-def _import_files(
-    source: ModelSource, paths: Sequence[Path], targets: Sequence[Path], alone: Sequence[Path], allow_pickle: bool
-) -> FetchedWeights:
-    _check_loads(source, paths, allow_pickle)
-    if len(paths) == 1:  # also an ensemble saved as one; safetensors are known by their suffix
-        targets = [alone[1] if paths[0].suffix == ".safetensors" else alone[0]]
-    kept = tuple(_keep(p, t, str(p.resolve()), _copy) for p, t in zip(paths, targets, strict=True))
-    for older in {*targets, *alone} - {f.path for f in kept}:
-        _side_file(older).unlink(missing_ok=True)  # from now on the imported file is the one
-    return _fetched(kept)
+    def save(self) -> tuple[FetchedFile, ...]:
+        """Keep what a library gives in our own cache, so that later runs use the same bytes without a network."""
+        (target,) = self.targets
+        save_torch(target, self.model.load().state_dict())
+        return (_record(target, self.name),)
 
+    def download(self, on_progress: Progress | None) -> tuple[FetchedFile, ...]:
+        """Each file waits under another name until all of them have been loaded together."""
+        waiting = [target.with_name(f"{target.name}.unchecked") for target in self.targets]
+        for file, target, path in zip(self.wanted, self.targets, waiting, strict=True):
+            if path.exists() or _recorded(target) is not None:
+                continue
+            try:
+                download(file.origin, path, expected_sha256=file.sha256, on_progress=on_progress)
+            except DownloadError as error:
+                raise DownloadError(f"could not download {self.name}: {error}", hint=self.by_hand()) from error
+        arrived = [path if path.exists() else target for path, target in zip(waiting, self.targets, strict=True)]
+        try:
+            self.check_loads(arrived)
+        except CheckpointError as error:
+            if error.hint == ALLOW_PICKLE_HINT:
+                raise  # nothing is wrong with the file: with the flag it is taken without another download
+            for path in arrived:
+                path.unlink(missing_ok=True)
+            raise DownloadError(
+                f"what was downloaded for {self.name} cannot be used: {error.message}", hint=self.by_hand()
+            ) from error
+        return tuple(
+            _keep(path, target, file.origin, os.replace)
+            for path, target, file in zip(arrived, self.targets, self.wanted, strict=True)
+        )
 
-def _whole_in_cache(targets: Sequence[Path], alone: Sequence[Path]) -> tuple[FetchedFile, ...] | None:
-    """The cached files if all are as they were when they were taken, else None."""
-    for candidates in (targets, *([a] for a in alone)):
-        records = tuple(r for t in candidates if (r := _recorded(t)) is not None)
-        if len(records) == len(candidates):
-            return records
-    return None
+    def check_loads(self, paths: Sequence[Path]) -> None:
+        """Load the files into the model they are for, once, to see that it works."""
+        for path in paths:
+            if zipfile.is_zipfile(path):
+                # torch maps the file and leaves the checksums of its members alone
+                with zipfile.ZipFile(path) as archive:
+                    try:
+                        damaged = archive.testzip()
+                    except (zipfile.BadZipFile, EOFError, OSError) as error:
+                        damaged = str(error)
+                if damaged is not None:
+                    raise CheckpointError(
+                        f"{path} is damaged at {damaged}", hint="get it again: its bytes have changed"
+                    )
+        self.model.load(paths, allow_pickle=self.allow_pickle)
 
-
-def _adopt(source: ModelSource, targets: Sequence[Path], allow_pickle: bool) -> tuple[FetchedFile, ...] | None:
-    """Files without a side file, put here by hand or by a run killed just before it wrote one, if they load."""
-    if not all(t.is_file() for t in targets) or any(_side_file(t).exists() for t in targets):
-        return None
-    try:
-        _check_loads(source, targets, allow_pickle)
-    except CheckpointError:
-        return None
-    return tuple(_record(t, "found in the cache") for t in targets)
-
-
-def _check_loads(source: ModelSource, paths: Sequence[Path], allow_pickle: bool) -> None:
-    """Load the files into the model they are for, once, to see that it works."""
-    for path in paths:
-        if zipfile.is_zipfile(path):
-            # torch maps the file and leaves the checksums of its members alone
-            with zipfile.ZipFile(path) as archive:
-                try:
-                    damaged = archive.testzip()
-                except (zipfile.BadZipFile, EOFError, OSError) as error:
-                    damaged = str(error)
-            if damaged is not None:
-                raise CheckpointError(f"{path} is damaged at {damaged}", hint="get it again: its bytes have changed")
-    load_model(source, paths, allow_pickle=allow_pickle)
+    def by_hand(self) -> str:
+        urls = [file.origin for file in self.wanted]
+        what, option = ("it", "FILE") if len(urls) == 1 else ("them, in this order, into one folder", "FOLDER")
+        listed = "\n".join(f"  {url}" for url in urls)
+        return (
+            f"fetch {what} by hand, with a browser or on another machine:\n{listed}\n"
+            f"then: {fetch_command(self.model.source)} --from-file {option}"
+        )
 
 
 def _keep(path: Path, target: Path, origin: str, move: Callable[[Path, Path], object]) -> FetchedFile:
@@ -222,12 +193,6 @@ def _copy(path: Path, target: Path) -> None:
         return
     with atomic_write(target) as temporary:
         shutil.copyfile(path, temporary)
-
-
-def _save_timm(source: ModelSource, target: Path) -> FetchedFile:
-    """Keep what timm's hub gives in our own cache, so that later runs use the same bytes without a network."""
-    save_torch(target, load_model(source).state_dict())
-    return _record(target, source.name)
 
 
 def _identify(path: Path, origin: str) -> FetchedFile:
@@ -258,24 +223,6 @@ def _recorded(target: Path) -> FetchedFile | None:
     if not target.is_file() or target.stat().st_size != size or sha256_of(target) != sha256:
         return None
     return FetchedFile(target, size, sha256, origin)
-
-
-def _subfolder(source: ModelSource) -> Path:
-    return Path(source.dataset, source.threat) if source.kind == "zoo" else Path(source.kind)
-
-
-def _plain(name: str) -> str:
-    """A model's name as a file name."""
-    return re.sub(r"[^\w.+-]+", "_", name.removeprefix("timm:")).strip("._") or "model"
-
-
-def _by_hand(source: ModelSource, urls: Sequence[str]) -> str:
-    command = zoo.fetch_command(source.name, source.dataset, source.threat)
-    what, option = ("it", "FILE") if len(urls) == 1 else ("them, in this order, into one folder", "FOLDER")
-    listed = "\n".join(f"  {url}" for url in urls)
-    return (
-        f"fetch {what} by hand, with a browser or on another machine:\n{listed}\nthen: {command} --from-file {option}"
-    )
 
 
 @contextlib.contextmanager

@@ -6,13 +6,19 @@ The attacks work in [0, 1], so the normalisation belongs inside the model, as Ro
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.imagenet import Preprocessing
 from ..errors import DownloadError, ModelNotFound
+from .kind import ModelKind
+from .names import ModelSource, WeightFile, plain_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,84 +38,160 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """``model`` behind its normalisation, under the names of RobustBench's own wrapper."""
-    return nn.Sequential(OrderedDict([("normalize", Normalize(mean, std)), ("model", model)]))
+class LibraryModel(ModelKind):
+    """``LIBRARY:NAME`` with the standard weights, for images in [0, 1]."""
+
+    dataset = "imagenet"
+    catalogue: str
+    """Where a person finds every name."""
+
+    def __init__(self, source: ModelSource) -> None:
+        super().__init__(source)
+        self.bare = source.name.removeprefix(f"{self.kind}:")
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return name.startswith(f"{cls.kind}:")
+
+    @classmethod
+    def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
+        bare = name.removeprefix(f"{cls.kind}:")
+        if not cls._has(bare):
+            close = difflib.get_close_matches(bare, cls._names(), n=5, cutoff=0.5)
+            hint = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}" if close else f"see {cls.catalogue}"
+            raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
+        return super().resolve(name, dataset, threat)
+
+    @property
+    def cache_subfolder(self) -> Path:
+        return Path(self.kind)
+
+    def weights(self) -> tuple[WeightFile, ...]:
+        return (WeightFile(f"{plain_name(self.source.name)}.pt", self.source.name),)
+
+    def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
+        try:
+            return self._normalized(with_weights=False)
+        except Exception as error:  # the libraries raise their own kinds
+            raise ModelNotFound(f"{self.kind} cannot build {self.bare!r}: {error}") from error
+
+    def _load_own(self) -> nn.Module:
+        try:
+            return self._normalized(with_weights=True)
+        except Exception as error:  # the library, its hub client and their network layers each raise their own kinds
+            place = self._address() or f"{self.kind}'s model page"
+            raise DownloadError(
+                f"{self.kind} could not fetch the weights of {self.bare!r}: {error}",
+                hint=f"get the file by hand from {place}, then: "
+                f"meansparse fetch --model {self.source.name} --from-file FILE",
+            ) from error
+
+    def _normalized(self, *, with_weights: bool) -> nn.Module:
+        """The network behind its normalisation, under the names of RobustBench's own wrapper."""
+        network, mean, std = self._create(with_weights)
+        return nn.Sequential(OrderedDict([("normalize", Normalize(mean, std)), ("model", network)]))
+
+    @classmethod
+    @abstractmethod
+    def _names(cls) -> list[str]:
+        """Every name that the library shows."""
+
+    @classmethod
+    def _has(cls, bare: str) -> bool:
+        return bare in cls._names()
+
+    @abstractmethod
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+        """The library's own network, and the mean and std by channel of what it was trained on."""
+
+    @abstractmethod
+    def _address(self) -> str | None:
+        """Where the standard weights can be got by hand."""
 
 
-def check_timm_name(name: str) -> None:
-    """Raises ModelNotFound for a model that timm does not have."""
+class TimmModel(LibraryModel):
+    """``timm:NAME``."""
+
+    kind = "timm"
+    catalogue = "timm.list_models()"
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        import timm
+
+        return timm.list_models()  # type: ignore[no-any-return]
+
+    @classmethod
+    def _has(cls, bare: str) -> bool:
+        import timm
+
+        # older names that it no longer shows are taken too; behind the dot is which of the weights
+        return timm.is_model(bare.split(".")[0])  # type: ignore[no-any-return]
+
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+        import timm
+
+        network = timm.create_model(self.bare, pretrained=with_weights)
+        facts = timm.data.resolve_data_config({}, model=network)
+        return network, facts["mean"], facts["std"]
+
+    def _address(self) -> str | None:
+        import timm
+
+        facts = timm.get_pretrained_cfg(self.bare)
+        hub_id = facts.hf_hub_id if facts else None
+        return f"https://huggingface.co/{hub_id}" if hub_id else facts and facts.url
+
+    def _own_preprocessing(self) -> Preprocessing:
+        return timm_preprocessing(self.bare)
+
+
+def timm_preprocessing(name: str) -> Preprocessing:
+    """What timm's standard weights of ``name`` do to a picture."""
     import timm
 
-    if not timm.is_model(name.removeprefix("timm:").split(".")[0]):
-        close = difflib.get_close_matches(name.removeprefix("timm:"), timm.list_models(), n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(f'timm:{c}' for c in close)}" if close else "see timm.list_models()"
-        raise ModelNotFound(f"timm has no model {name.removeprefix('timm:')!r}", hint=hint)
-
-
-def load_timm(name: str, *, with_weights: bool) -> nn.Module:
-    """``timm:NAME`` for images in [0, 1]. Raises DownloadError where its weights cannot be fetched."""
-    import timm
-
-    bare = name.removeprefix("timm:")
-    try:
-        model = timm.create_model(bare, pretrained=with_weights)
-    except Exception as error:  # timm, its hub client and their network layers each raise their own kinds
-        if not with_weights:
-            raise ModelNotFound(f"timm cannot build {bare!r}: {error}") from error
-        raise DownloadError(
-            f"timm could not fetch the weights of {bare!r}: {error}", hint=_timm_by_hand(name, bare)
-        ) from error
-    facts = timm.data.resolve_data_config({}, model=model)
-    return normalized(model, facts["mean"], facts["std"])
-
-
-def _timm_by_hand(name: str, bare: str) -> str:
-    import timm
-
-    facts = timm.get_pretrained_cfg(bare)
-    hub_id = facts.hf_hub_id if facts else None
-    place = (
-        f"https://huggingface.co/{hub_id}" if hub_id else (facts.url if facts and facts.url else "timm's model page")
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        return Preprocessing()
+    size = known.input_size[1]
+    return Preprocessing(
+        size, int(size / known.crop_pct), "bilinear" if known.interpolation == "bilinear" else "bicubic"
     )
-    return f"get the file by hand from {place}, then: meansparse fetch --model {name} --from-file FILE"
 
 
-def check_torchvision_name(name: str) -> None:
-    """Raises ModelNotFound for a model that torchvision does not have."""
-    from torchvision.models import list_models
+class TorchvisionModel(LibraryModel):
+    """``torchvision:NAME``."""
 
-    bare, known = name.removeprefix("torchvision:"), list_models()
-    if bare not in known:
-        close = difflib.get_close_matches(bare, known, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(f'torchvision:{c}' for c in close)}" if close else "see torchvision.models"
-        raise ModelNotFound(f"torchvision has no model {bare!r}", hint=hint)
+    kind = "torchvision"
+    catalogue = "torchvision.models"
 
+    @classmethod
+    def _names(cls) -> list[str]:
+        from torchvision.models import list_models
 
-def load_torchvision(name: str, *, with_weights: bool) -> nn.Module:
-    """``torchvision:NAME`` for images in [0, 1]. Raises DownloadError where its weights cannot be fetched."""
-    from torchvision.models import get_model, get_model_weights
+        return list_models()
 
-    bare = name.removeprefix("torchvision:")
-    try:
-        model = get_model(bare, weights="DEFAULT" if with_weights else None)
-    except Exception as error:  # building and downloading each raise their own kinds
-        if not with_weights:
-            raise ModelNotFound(f"torchvision cannot build {bare!r}: {error}") from error
-        url = getattr(getattr(get_model_weights(bare), "DEFAULT", None), "url", "torchvision's model page")
-        raise DownloadError(
-            f"torchvision could not fetch the weights of {bare!r}: {error}",
-            hint=f"get the file by hand from {url}, then: meansparse fetch --model {name} --from-file FILE",
-        ) from error
-    facts = torchvision_transforms(name)
-    return normalized(model, getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD))
+    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+        from torchvision.models import get_model
 
+        network, facts = get_model(self.bare, weights="DEFAULT" if with_weights else None), self._transforms()
+        return network, getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD)
 
-def torchvision_transforms(name: str) -> object | None:
-    """What the standard weights of ``torchvision:NAME`` do to a picture: an object with ``resize_size``, ``crop_size``,
-    ``interpolation``, ``mean`` and ``std`` for a classifier; None where torchvision says nothing.
-    """
-    from torchvision.models import get_model_weights
+    def _address(self) -> str | None:
+        return getattr(self._standard_weights(), "url", None)
 
-    weights = getattr(get_model_weights(name.removeprefix("torchvision:")), "DEFAULT", None)
-    return None if weights is None else weights.transforms()  # type: ignore[no-any-return]
+    def _own_preprocessing(self) -> Preprocessing:
+        known = self._transforms()
+        if not hasattr(known, "crop_size"):
+            return Preprocessing(interpolation="bilinear")
+        return Preprocessing(known.crop_size[0], known.resize_size[0], known.interpolation.value)
+
+    def _standard_weights(self) -> Any:
+        from torchvision.models import get_model_weights
+
+        return getattr(get_model_weights(self.bare), "DEFAULT", None)
+
+    def _transforms(self) -> Any:
+        """What the standard weights do to a picture; None where torchvision says nothing."""
+        weights = self._standard_weights()
+        return weights and weights.transforms()

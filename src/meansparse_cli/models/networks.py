@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class PSiLU(nn.Module):
-    """Parametric SiLU, x * sigmoid(a x), with one learnable ``a`` a module (Dai et al. 2022); begins as SiLU (a = 1)."""
+    """Parametric SiLU, x * sigmoid(a x), one learnable ``a`` a module (Dai et al. 2022); begins as SiLU (a = 1)."""
 
     def __init__(self) -> None:
         super().__init__()

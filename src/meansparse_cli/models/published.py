@@ -1,18 +1,17 @@
 """What RobustBench has published about each model of its zoo, from ``published.json``; no network, no torch.
 
-The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for every
-entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
+The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for
+every entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .source import ModelSource
+from .names import ModelSource
 
 N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """How many images of the original test set (ImageNet: validation set) RobustBench evaluates on."""
@@ -20,8 +19,10 @@ N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One leaderboard card. ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else; None where
-    the card has no such figure. ``parameters`` were counted on the built network.
+    """One leaderboard card; None where it has no such figure.
+
+    ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else. ``parameters`` were counted on
+    the built network.
     """
 
     name: str
@@ -61,18 +62,22 @@ def to_json(models: Sequence[PublishedModel]) -> str:
     return json.dumps({key: _content()[key] for key in ("date", "origin")} | {"models": rows}, ensure_ascii=False)
 
 
-def published_results(source: "ModelSource") -> dict[str, Any]:
-    """The figures for ``evaluate.yaml`` under ``published``, with their date and number of images; {} if there are none."""
-    keys = (source.name, source.dataset, source.threat)
-    for model in published_models():
-        if source.kind == "zoo" and (model.name, model.dataset, model.threat) == keys:
-            figures = {f.name: value for f in fields(model) if (value := getattr(model, f.name)) is not None}
-            accuracies = {k: v for k, v in figures.items() if k.endswith("_accuracy")}
-            rest = {"n_examples": N_IMAGES[model.dataset], "date": published_date(), "unreliable": model.unreliable}
-            # the cards of the authors' own entries are of the sparsified model, with its operators at work
-            of = "sparsified" if model.architecture.startswith("MeanSparse ") else "base"
-            return {"published": {"of": of} | accuracies | rest}
-    return {}
+def published_card(source: ModelSource) -> PublishedModel | None:
+    """The row of a model, if it has one."""
+    key = (source.name, source.dataset, source.threat)
+    return next((m for m in published_models() if (m.name, m.dataset, m.threat) == key), None)
+
+
+def published_results(source: ModelSource) -> dict[str, Any]:
+    """The figures for ``evaluate.yaml`` under ``published``, with date and number of images; {} if there are none."""
+    model = published_card(source)
+    accuracies = {k: v for k, v in asdict(model).items() if k.endswith("_accuracy") and v is not None} if model else {}
+    if model is None or not accuracies:
+        return {}
+    rest = {"n_examples": N_IMAGES[model.dataset], "date": published_date(), "unreliable": model.unreliable}
+    # the cards of the authors' own entries are of the sparsified model, with its operators at work
+    of = "sparsified" if model.architecture.startswith("MeanSparse ") else "base"
+    return {"published": {"of": of} | accuracies | rest}
 
 
 def published_note(results: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""The authors' own checkpoints (``*_WS.pt``, and RobustBench's ``Amini2024MeanSparse_*``): a base's weights and its operators.
+"""The authors' own checkpoints (``*_WS.pt``, RobustBench's ``Amini2024MeanSparse_*``): a base's weights and operators.
 
 Each operator is five buffers or seven: ``running_mean`` and ``running_var`` (channels,), ``threshold`` (their name for
 alpha), and three or four that are of no use afterwards. The tensors that are left when these are taken off are the base
@@ -11,88 +11,83 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.datasets import KNOWN_DATASETS
 from ..errors import CheckpointError
 from ..operator.statistics import ChannelStatistics
-
-if TYPE_CHECKING:
-    from .zoo import ZooEntry
+from .names import ZooEntry, fetch_command
+from .weights import read_checkpoint, state_dict_of
 
 NEEDED_BUFFERS = ("running_mean", "running_var", "threshold")
 OTHER_BUFFERS = ("flag_update_statistics", "batch_num", "momentum", "epsilon")
 
 _RESIDUAL = r"layer\.\d+\.block\.\d+\.meansparse_[012]|meansparse_end"
 _ACTIVATIONS = r"layer\.\d+\.block\.\d+\.relu_[01]\.0|relu\.0"
+_SWIN = r"layers\.\d+\.blocks\.\d+\.(mlp\.)?meansparse[12]"
+_CONVNEXT = r"stages\.\d+\.blocks\.\d+\.(mlp\.act\.0|drop_path\.1)"
+_IMAGENET_ACTIVATIONS = r"stem\.stem\.stem\.2\.0|stages\..+\.F\.[ab]\.2\.0"
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One of the authors' models: its file, the zoo's base, RobustBench's entry for it (None: it has none).
+    """One of the authors' models, on the zoo's ``base``; ``name`` is how messages call it.
 
-    ``n_sites`` operators at paths that match ``pattern``, ``n_classes`` outputs: together they tell all files apart.
-    ``alpha`` is the one their evaluation script sets. ``name`` is how messages call it.
+    ``variant`` is RobustBench's entry for it, without ``Amini2024MeanSparse_`` (None: it has none). ``n_sites``
+    operators at paths that match ``pattern``, and the classes of ``dataset``: together they tell all files apart.
+    ``alpha`` is the one their evaluation script sets.
     """
 
     name: str
-    file_name: str
     dataset: str
     threat: str
     base: str
-    entry: str | None
+    variant: str | None
     n_sites: int
-    n_classes: int
     pattern: str
     alpha: float
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.base}_WS.pt"
+
+    @property
+    def entry(self) -> str | None:
+        """RobustBench's name of the sparsified model."""
+        return self.variant and f"Amini2024MeanSparse_{self.variant}"
+
+    @property
+    def n_classes(self) -> int:
+        return KNOWN_DATASETS[self.dataset].n_classes
+
+    @property
+    def model(self) -> ZooEntry:
+        """The entry of the zoo whose architecture takes the whole file, or else its base."""
+        return ZooEntry(self.entry or self.base, self.dataset, self.threat)
 
     def is_for(self, entry: ZooEntry) -> bool:
         """Whether the file can be loaded as this entry of the zoo: RobustBench's for it, or its base."""
         return (entry.dataset, entry.threat) == (self.dataset, self.threat) and entry.name in (self.base, self.entry)
 
 
+_WRN_94, _WRN_70 = "Bartoldson2024Adversarial_WRN-94-16", "Wang2023Better_WRN-70-16"
+_SWIN_L, _CONVNEXT_L = "Liu2023Comprehensive_Swin-L", "Liu2023Comprehensive_ConvNeXt-L"
+_RA, _RA_1 = "RaWRN-70-16", "RaWRN-70-16, first version"
+
 PUBLISHED_FILES = (
-    PublishedFile(
-        "WRN-94-16", "Bartoldson2024Adversarial_WRN-94-16_WS.pt", "cifar10", "Linf",
-        "Bartoldson2024Adversarial_WRN-94-16", "Amini2024MeanSparse_S-WRN-94-16", 136, 10, _RESIDUAL, 0.15,
-    ),
-    PublishedFile(
-        "RaWRN-70-16", "Peng2023Robust_WS.pt", "cifar10", "Linf",
-        "Peng2023Robust", "Amini2024MeanSparse_Ra_WRN_70_16", 214, 10, _RESIDUAL, 0.25,
-    ),
-    PublishedFile(
-        "RaWRN-70-16, first version", "Peng2023Robust_WS.pt", "cifar10", "Linf",
-        "Peng2023Robust", "Amini2024MeanSparse_Ra_WRN_70_16", 143, 10, _ACTIVATIONS, 0.25,
-    ),
-    PublishedFile(
-        "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar10", "Linf",
-        "Wang2023Better_WRN-70-16", None, 67, 10, _ACTIVATIONS, 0.20,
-    ),
-    PublishedFile(
-        "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar10", "L2",
-        "Wang2023Better_WRN-70-16", "Amini2024MeanSparse_S-WRN-70-16", 100, 10, _RESIDUAL, 0.25,
-    ),
-    PublishedFile(
-        "WRN-70-16", "Wang2023Better_WRN-70-16_WS.pt", "cifar100", "Linf",
-        "Wang2023Better_WRN-70-16", "Amini2024MeanSparse_S-WRN-70-16", 100, 100, _RESIDUAL, 0.15,
-    ),
-    PublishedFile(
-        "Swin-L", "Liu2023Comprehensive_Swin-L_WS.pt", "imagenet", "Linf",
-        "Liu2023Comprehensive_Swin-L", "Amini2024MeanSparse_Swin-L", 96, 1000,
-        r"layers\.\d+\.blocks\.\d+\.(mlp\.)?meansparse[12]", 0.10,
-    ),
-    PublishedFile(
-        "ConvNeXt-L", "Liu2023Comprehensive_ConvNeXt-L_WS.pt", "imagenet", "Linf",
-        "Liu2023Comprehensive_ConvNeXt-L", "Amini2024MeanSparse_ConvNeXt-L", 72, 1000,
-        r"stages\.\d+\.blocks\.\d+\.(mlp\.act\.0|drop_path\.1)", 0.30,
-    ),
-    PublishedFile(
-        "RaWRN-101-2", "Peng2023Robust_WS.pt", "imagenet", "Linf",
-        "Peng2023Robust", None, 75, 1000, r"stem\.stem\.stem\.2\.0|stages\..+\.F\.[ab]\.2\.0", 0.20,
-    ),
-)  # fmt: skip
+    PublishedFile("WRN-94-16", "cifar10", "Linf", _WRN_94, "S-WRN-94-16", 136, _RESIDUAL, 0.15),
+    PublishedFile(_RA, "cifar10", "Linf", "Peng2023Robust", "Ra_WRN_70_16", 214, _RESIDUAL, 0.25),
+    PublishedFile(_RA_1, "cifar10", "Linf", "Peng2023Robust", "Ra_WRN_70_16", 143, _ACTIVATIONS, 0.25),
+    PublishedFile("WRN-70-16", "cifar10", "Linf", _WRN_70, None, 67, _ACTIVATIONS, 0.20),
+    PublishedFile("WRN-70-16", "cifar10", "L2", _WRN_70, "S-WRN-70-16", 100, _RESIDUAL, 0.25),
+    PublishedFile("WRN-70-16", "cifar100", "Linf", _WRN_70, "S-WRN-70-16", 100, _RESIDUAL, 0.15),
+    PublishedFile("Swin-L", "imagenet", "Linf", _SWIN_L, "Swin-L", 96, _SWIN, 0.10),
+    PublishedFile("ConvNeXt-L", "imagenet", "Linf", _CONVNEXT_L, "ConvNeXt-L", 72, _CONVNEXT, 0.30),
+    PublishedFile("RaWRN-101-2", "imagenet", "Linf", "Peng2023Robust", None, 75, _IMAGENET_ACTIVATIONS, 0.20),
+)
 """Every file the authors published, from their code and RobustBench's; the sites are those really used."""
 
 
@@ -121,22 +116,17 @@ class PublishedCheckpoint:
         return next((path for path in (bare, f"{bare}.0") if path in self.statistics), None)
 
 
-def published_architecture(entry: ZooEntry) -> ZooEntry | None:
+def published_architecture(entry: ZooEntry | None) -> ZooEntry | None:
     """The entry of the zoo whose architecture has the authors' operators and takes the weights of ``entry``.
 
     An ``Amini2024MeanSparse_*`` entry is its own. None where RobustBench has no such architecture.
     """
-    from .zoo import ZooEntry
-
-    for file in PUBLISHED_FILES:
-        if file.entry is not None and file.is_for(entry):
-            return ZooEntry(file.entry, file.dataset, file.threat)
-    return None
+    return next((file.model for file in published_files_of(entry) if file.entry is not None), None)
 
 
-def published_files_of(entry: ZooEntry) -> list[PublishedFile]:
-    """The authors' files for this base, the newer one first."""
-    return [file for file in PUBLISHED_FILES if file.is_for(entry)]
+def published_files_of(entry: ZooEntry | None) -> list[PublishedFile]:
+    """The authors' files for this model, the newer one first; none for a model that is not of the zoo (None)."""
+    return [file for file in PUBLISHED_FILES if entry is not None and file.is_for(entry)]
 
 
 def has_operators(state: Iterable[str]) -> bool:
@@ -146,8 +136,6 @@ def has_operators(state: Iterable[str]) -> bool:
 
 def read_published(path: Path, *, allow_pickle: bool = False) -> PublishedCheckpoint | None:
     """The base and the operators of a checkpoint file, or None if it has no operators."""
-    from .zoo import read_checkpoint, state_dict_of
-
     state = state_dict_of(read_checkpoint(path, allow_pickle=allow_pickle), str(path))
     return split_published(state, what=str(path)) if has_operators(state) else None
 
@@ -169,25 +157,23 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
 
     Raises CheckpointError if they are those of another published model, which may differ in nothing but its weights.
     """
-    from .zoo import fetch_command, state_dict_of
-
     state = state_dict_of(checkpoint, what)
     if not has_operators(state):
         return checkpoint
     held = split_published(state, what=what)
     if held.file is not None and not held.file.is_for(entry):
         m = held.file
-        right = fetch_command(m.entry or m.base, m.dataset, m.threat)
+        command = f"{fetch_command(m.model)} --from-file FILE"
         raise CheckpointError(
-            f"{what} is MeanSparse's {m.name} for {m.dataset}, {m.threat} ({m.n_sites} operators, {m.n_classes} classes), "
-            f"not {entry.name} for {entry.dataset}, {entry.threat}",
-            hint=f"several files are called {m.file_name}; this one belongs to: {right} --from-file FILE",
+            f"{what} is MeanSparse's {m.name} for {m.dataset}, {m.threat} "
+            f"({m.n_sites} operators, {m.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
+            hint=f"several files are called {m.file_name}; this one belongs to: {command}",
         )
     return held.base
 
 
 def bare_path(path: str) -> str:
-    """A module path without the prefixes that DataParallel, torch.compile and normalisation wrappers put before it."""
+    """A module path without the prefixes of wrappers: DataParallel, torch.compile, a normalisation."""
     return re.sub(r"^((module|_orig_mod|model)\.)+", "", path)
 
 

@@ -1,21 +1,13 @@
-"""The RobustBench zoo: its entries, their architectures, their files. The only file that imports robustbench.
+"""The RobustBench zoo: its entries, their architectures, their files, and which of them a name means.
 
-RobustBench 1.1.1 does not import as installed: it asks for ``autoattack`` while its dependency installs
-``pyautoattack``, and for ``pkg_resources``, which setuptools dropped in version 81. ``_import_robustbench`` lends it
-both for the length of the import. Downloading is left to ``fetch.py``, reading a checkpoint to ``weights_file.py``.
+What a checkpoint holds is read in ``weights.py``; the published MeanSparse models are in ``published_checkpoint.py``.
 """
 
-import contextlib
-import importlib
-import importlib.util
-import io
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -23,9 +15,25 @@ import torch
 from torch import nn
 
 from ..data.datasets import KNOWN_DATASETS
-from ..errors import CheckpointError, ConfigError, ModelNotFound
-from .published_checkpoint import has_operators, without_operators
-from .weights_file import fit_weights, read_checkpoint, state_dict_of
+from ..data.imagenet import ROBUSTBENCH, Preprocessing
+from ..errors import CheckpointError, ModelNotFound
+from .kind import ModelKind
+from .libraries import timm_preprocessing
+from .names import ModelSource, WeightFile, ZooEntry, fetch_command
+from .published_checkpoint import has_operators, published_architecture, without_operators
+from .published_sites import take_out
+from .robustbench import quietly, robustbench_tables
+from .trained import EMBEDDED
+from .weights import fit_weights, read_checkpoint, state_dict_of
+
+GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="
+"""An id of the zoo is put behind it. The same address works in a browser."""
+
+HEADLINE = {
+    "bartoldson2024": "Bartoldson2024Adversarial_WRN-94-16",
+    "bartoldson2024adversarial": "Bartoldson2024Adversarial_WRN-94-16",
+}
+"""Where a paper has several models and its name alone means the one everybody means."""
 
 LENIENT = (
     "Andriushchenko2020Understanding",
@@ -46,28 +54,91 @@ LENIENT = (
 """Entries whose published file holds more than the model; RobustBench loads them, and all of ImageNet, not strictly."""
 
 
-@dataclass(frozen=True)
-class ZooEntry:
-    """One model of the zoo, by the three words RobustBench uses: the same name can stand in several tables."""
+class ZooModel(ModelKind):
+    """A name of RobustBench's, or the beginning of just one."""
 
-    name: str
-    dataset: str
-    threat: str
+    kind = "zoo"
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return True
+
+    @classmethod
+    def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
+        entries = zoo_entries()
+        # images in a folder of one's own say nothing about the model's data set
+        dataset = dataset if dataset in {e.dataset for e in entries} else cls.dataset
+        here = [e for e in entries if (e.dataset, e.threat) == (dataset, threat)]
+        found = _matching(name, here)
+        if len(found) == 1:
+            return super().resolve(found[0].name, dataset, threat)
+        where = f"RobustBench's {dataset} models for {threat}"
+        if found:
+            listed = ", ".join(e.name for e in found)
+            raise ModelNotFound(
+                f"{name!r} can mean {len(found)} of {where}: {listed}", hint=f"choose one: --model {found[0].name}"
+            )
+        if elsewhere := _matching(name, entries):
+            options = "\n".join(f"  --model {e.name} --dataset {e.dataset} --threat {e.threat}" for e in elsewhere[:8])
+            raise ModelNotFound(f"no {name!r} among {where}", hint=f"the zoo has it elsewhere:\n{options}")
+        raise ModelNotFound(
+            f"no model is called {name!r}",
+            hint=f"{_nearest(name, [e.name for e in here] + list(EMBEDDED))}; every name: meansparse models",
+        )
+
+    @property
+    def entry(self) -> ZooEntry:
+        return self.source.entry
+
+    @property
+    def cache_subfolder(self) -> Path:
+        return Path(self.source.dataset, self.source.threat)
+
+    def weights(self) -> tuple[WeightFile, ...]:
+        return zoo_source(self.entry)
+
+    def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
+        architecture = published_architecture(self.entry) if published_sites else None
+        return take_out(build_zoo_model(architecture or self.entry))
+
+    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
+        network = self.build(published_sites=published_sites)
+        return load_zoo_weights(network, self.entry, paths, allow_pickle=allow_pickle)
+
+    def _load_own(self) -> nn.Module:
+        command = fetch_command(self.source)
+        raise CheckpointError(f"no weights given for {self.source.name}", hint=f"download them with: {command}")
+
+    def _own_preprocessing(self) -> Preprocessing:
+        if (timm_name := _timm_name(self.entry)) is not None:
+            return timm_preprocessing(timm_name)
+        return ROBUSTBENCH[str(_row(self.entry).get("preprocessing"))]
+
+    def _file_names(self) -> list[str]:
+        return [file.file_name for file in self.weights()]
 
 
-@dataclass(frozen=True)
-class WeightFile:
-    """One file to download: on Google Drive (``drive_id``) or at ``url``; ``sha256`` may be a prefix of the digest."""
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
 
-    file_name: str
-    drive_id: str | None = None
-    url: str | None = None
-    sha256: str | None = None
+
+def _matching(name: str, entries: list[ZooEntry]) -> list[ZooEntry]:
+    """The entries a name can mean: the one that is called so, or all that begin so."""
+    wanted = _folded(HEADLINE.get(name.lower(), name))
+    exact = [e for e in entries if _folded(e.name) == wanted]
+    return exact or [e for e in entries if wanted and _folded(e.name).startswith(wanted)]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The most similar names; a paper's name is compared with what stands before the architecture."""
+    by_spelling = {_folded(k).split("_")[0]: k for k in reversed(known)} | {_folded(k): k for k in known}
+    close = [by_spelling[s] for s in difflib.get_close_matches(_folded(name), by_spelling, n=5, cutoff=0.55)]
+    return f"did you mean {', '.join(dict.fromkeys(close))}" if close else "nothing comes near"
 
 
 def zoo_entries() -> list[ZooEntry]:
     """Every model of the zoo, in RobustBench's order. Loads robustbench: a few seconds the first time."""
-    return list(_tables())
+    return list(robustbench_tables())
 
 
 def zoo_source(entry: ZooEntry) -> tuple[WeightFile, ...]:
@@ -83,14 +154,14 @@ def zoo_source(entry: ZooEntry) -> tuple[WeightFile, ...]:
 
         return (_web_file(file_name, ResNet50_Weights.IMAGENET1K_V1.url),)
     if isinstance(drive, str):
-        return (WeightFile(file_name, drive_id=drive),)
-    return tuple(WeightFile(f"{file_name}_m{i}.pt", drive_id=part) for i, part in enumerate(drive))
+        return (WeightFile(file_name, f"{GOOGLE_DRIVE_URL}{drive}"),)
+    return tuple(WeightFile(f"{file_name}_m{i}.pt", f"{GOOGLE_DRIVE_URL}{part}") for i, part in enumerate(drive))
 
 
 def build_zoo_model(entry: ZooEntry) -> nn.Module:
     """The architecture with random weights, in eval mode; nothing is downloaded."""
     # one architecture (BiT) calls .cuda() as it is built; its forward pass moves the tensor where it is needed
-    with _quietly(), mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
+    with quietly(), mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
         if (timm_name := _timm_name(entry)) is not None:
             import timm
 
@@ -113,7 +184,7 @@ def load_zoo_weights(
     Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
     """
     lenient = entry.dataset == "imagenet" or entry.name.startswith(LENIENT)
-    mend = f"download the right file with: {fetch_command(entry.name, entry.dataset, entry.threat)}"
+    mend = f"download the right file with: {fetch_command(entry)}"
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
         checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
@@ -128,18 +199,6 @@ def load_zoo_weights(
         for module, weights in parts:
             fit_weights(module, weights, what=f"{path.name} as {entry.name}", lenient=lenient, mend=mend)
     return model.eval()
-
-
-def fetch_command(name: str, dataset: str = "cifar10", threat: str = "Linf") -> str:
-    """The command that downloads a model, with only the options it needs."""
-    return f"meansparse fetch{model_options(name, dataset, threat)}"
-
-
-def model_options(name: str, dataset: str = "cifar10", threat: str = "Linf") -> str:
-    """`` --model NAME``, with the data set and the threat where the name alone would mean another model."""
-    dataset_option = "" if dataset == "cifar10" else f" --dataset {dataset}"
-    threat_option = "" if threat == "Linf" else f" --threat {threat}"
-    return f" --model {name}{dataset_option}{threat_option}"
 
 
 def _fits_exactly(model: nn.Module, checkpoint: Any, path: Path) -> bool:
@@ -165,35 +224,19 @@ def _web_file(file_name: str, url: str) -> WeightFile:
     """PyTorch's file names end in the first eight digits of their sha256, as ``resnet50-0676ba61.pth``."""
     tail = url.rsplit("/", 1)[-1].split(".")[0].rsplit("-", 1)[-1]
     is_digest = len(tail) == 8 and all(c in "0123456789abcdef" for c in tail)
-    return WeightFile(file_name, url=url, sha256=tail if is_digest else None)
-
-
-@cache
-def _tables() -> dict[ZooEntry, dict[str, Any]]:
-    tables = _import_robustbench().model_dicts
-    return {
-        ZooEntry(name, dataset.value, threat.value): row
-        for dataset, threats in tables.items()
-        for threat, rows in threats.items()
-        for name, row in rows.items()
-    }
-
-
-def zoo_preprocessing(entry: ZooEntry) -> tuple[str | None, str | None]:
-    """RobustBench's name for what an ImageNet model does to a picture, and the name in timm of a model that has its own."""
-    return _row(entry).get("preprocessing"), _timm_name(entry)
+    return WeightFile(file_name, url, sha256=tail if is_digest else None)
 
 
 def _row(entry: ZooEntry) -> dict[str, Any]:
     try:
-        return _tables()[entry]
+        return robustbench_tables()[entry]
     except KeyError:
         raise ModelNotFound(f"RobustBench has no {entry.name} for {entry.dataset}, {entry.threat}") from None
 
 
 def _timm_name(entry: ZooEntry) -> str | None:
     """The name under which RobustBench registers an entry with timm, if it does: such an entry has no Drive file."""
-    _tables()
+    robustbench_tables()
     import timm
 
     name = f"{entry.name}_{entry.dataset}_{entry.threat}".lower().replace("-", "_")
@@ -202,46 +245,3 @@ def _timm_name(entry: ZooEntry) -> str | None:
 
 def _is_torchvision(entry: ZooEntry) -> bool:
     return entry.dataset == "imagenet" and entry.name == "Standard_R50"
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """What other people's code prints and warns of is not our user's business."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _import_robustbench() -> ModuleType:
-    lent: dict[str, ModuleType] = {}
-    try:
-        if not _is_installed("autoattack"):
-            lent["autoattack"] = importlib.import_module("pyautoattack")
-            lent["autoattack.state"] = importlib.import_module("pyautoattack.state")
-        if not _is_installed("pkg_resources"):
-            lent["pkg_resources"] = _pkg_resources()
-        sys.modules.update(lent)
-        with _quietly():
-            return importlib.import_module("robustbench.model_zoo.models")
-    except ImportError as error:
-        raise ConfigError(
-            f"RobustBench cannot be imported: {error}", hint="install it: python -m pip install robustbench==1.1.1"
-        ) from error
-    finally:
-        for name in lent:  # whoever asks for the real one later must not find ours
-            sys.modules.pop(name, None)
-
-
-def _is_installed(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
-
-
-def _pkg_resources() -> ModuleType:
-    """The one function RobustBench uses of it: the path of a file that lies beside a module."""
-    module = ModuleType("pkg_resources")
-
-    def resource_filename(name: str, resource: str) -> str:
-        return str(Path(str(sys.modules[name].__file__)).parent / resource)
-
-    module.resource_filename = resource_filename  # type: ignore[attr-defined]
-    return module

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import ArtifactError, ConfigError
-from ..files import write_bytes
+from ..files import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,8 +90,6 @@ def save_checkpoint(
     path: Path, checkpoint: Checkpoint, *, tensors: dict[str, Any] | None = None, header: dict[str, Any] | None = None
 ) -> None:
     """Write ``checkpoint`` atomically, with more tensors and entries of the header where an export has some."""
-    from safetensors.torch import save
-
     tensors = dict(tensors or {})
     for i, s in enumerate(checkpoint.statistics):
         tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
@@ -107,8 +105,7 @@ def save_checkpoint(
         header["site_weights"] = list(checkpoint.site_weights)
     if (checkpoint.centre, checkpoint.spread) != ("channel-mean", "channel-std"):
         header |= {"centre": checkpoint.centre, "spread": checkpoint.spread}
-    # one key: safetensors writes several in any order, and equal checkpoints are to have equal bytes
-    write_bytes(path, save(tensors, {"meansparse": json.dumps(header)}))
+    save_tensors(path, tensors, {"meansparse": json.dumps(header)})
 
 
 def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again") -> Checkpoint:

@@ -18,7 +18,7 @@ Watcher = Callable[[MeanSparse, Tensor], None]
 
 @dataclass(frozen=True)
 class ChannelValues:
-    """One channel at one site: what goes in and what comes out, (values,); ``mean`` and ``threshold`` of its operator."""
+    """One channel at one site: what goes in, what comes out, (values,); ``mean`` and ``threshold`` of its operator."""
 
     before: Tensor
     after: Tensor

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..settings.paper import ReproduceConfig
+from ..settings.arguments import Reproduce
 from .tables import PaperTable, content, in_paper, paper_table
 
 FIGURE = "figure1"
@@ -38,13 +38,13 @@ class Step:
         return f'mkdir -p {folder} && cp "$({typed})" {file}'
 
 
-def plan(config: ReproduceConfig, names: Iterable[str]) -> list[Step]:
+def plan(config: Reproduce) -> list[Step]:
     """The commands of these tables, and of ``figure1``: each once, after those that it needs.
 
     Raises ConfigError for a table that is not there, or of which nothing is left to do.
     """
     planner = _Planner(config)
-    for name in names:
+    for name in config.tables:
         if name == FIGURE:
             planner.figure()
         else:
@@ -69,7 +69,7 @@ class _Run:
 
 
 class _Planner:
-    def __init__(self, config: ReproduceConfig) -> None:
+    def __init__(self, config: Reproduce) -> None:
         self.config, self.steps = config, dict[tuple[str, ...], Step]()
         self.model = config.model or EMBEDDED
         self.folder = config.run or config.runs_dir / folder_name(self.model)

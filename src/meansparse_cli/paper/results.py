@@ -112,7 +112,7 @@ def attacks_of(name: str) -> frozenset[str]:
 
 def read_results(folder: Path) -> RunResults:
     """Every evaluation and measurement in ``folder``. Raises ArtifactError for a folder, report or file that is not whole."""
-    from ..models.source import ModelSource, training_of
+    from ..models.source import ModelSource, kind_of
 
     fetched, calibrated = (
         read_report(RunPaths(folder).report(stage), stage, mend=f"meansparse {stage} --run {folder} --model NAME")
@@ -132,14 +132,14 @@ def read_results(folder: Path) -> RunResults:
     typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
     chosen = calibrated["results"]
     rule, n_sites = chosen.get("rule", "all"), len(chosen["sites"])
-    return RunResults(folder, source, training_of(source), tuple(found), typed, rule, n_sites)
+    return RunResults(folder, source, kind_of(source).training(), tuple(found), typed, rule, n_sites)
 
 
 def _trained(source: ModelSource) -> list[dict[str, Any]]:
     """The report of `meansparse train` beside the weights, if they are still the ones it is about."""
     weights = Path(source.name)
     file = weights.with_name("train.yaml")
-    if source.kind != "embedded" or not (weights.is_file() and file.is_file()):
+    if not (weights.is_file() and file.is_file()):
         return []
     report = read_report(file, "train", mend=f"the command that trained {file.parent}, with")
     return [report] if report["outputs"].get(weights.name) == sha256_of(weights) else []

@@ -1,7 +1,7 @@
 """The curve of a sweep, from its report: accuracies over alpha with error bands and the chosen alpha, as PNG and SVG.
-
-Three panels, for the three differ by tens of points and change by a few: clean accuracy; robust accuracy under the plain
-attacks, under BPDA and in the worst case; and the paired difference from alpha = 0, whose band is the one to judge by.
+ Three panels, for the three differ by tens of points and change by a few: clean accuracy; robust accuracy under the
+plain attacks, under BPDA and in the worst case; and the paired difference from alpha = 0, whose band is the one to
+judge by.
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ def tables(reports: Reports, *, with_interval: bool = True) -> Iterator[Table]:
 
 
 def verdict(reports: Reports) -> str:
-    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet; empty for a measurement, which has none."""
+    """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet; empty for a measurement."""
     if "measure" in reports and "evaluate" not in reports:
         return ""
     if "evaluate" not in reports:

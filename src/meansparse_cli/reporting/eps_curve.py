@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.config import eps_value
+from ..settings.values import eps_value
 from .figure import BLUE, ORANGE, draw_band, draw_grid, save_figure
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ ROOM_FOR_ARCHITECTURES = 130
 
 
 def models_tables(models: "Sequence[PublishedModel]", *, width: int) -> Iterator[Table]:
-    """A table a data set and threat, a row a model; accuracies in percent, a column for each kind that any of them has."""
+    """A table a data set and threat, a row a model; accuracies in percent, a column for each kind that any has."""
     is_wide = width >= ROOM_FOR_ARCHITECTURES
     for dataset, threat in dict.fromkeys((m.dataset, m.threat) for m in models):
         group = [m for m in models if (m.dataset, m.threat) == (dataset, threat)]

@@ -13,8 +13,8 @@ from rich.text import Text
 class Table:
     """``rows`` under ``header``; ``strong``: the rows that stand out.
 
-    ``kinds``, a letter a column: ``n`` a number, to the right; ``t`` text that stays in one piece; ``f`` text that folds
-    where there is no room. Left out: the first column folds, the others are numbers.
+    ``kinds``, a letter a column: ``n`` a number, to the right; ``t`` text that stays in one piece; ``f`` text that
+    folds where there is no room. Left out: the first column folds, the others are numbers.
     """
 
     title: str

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import sha256_of
-from ..settings.config import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from ..errors import ArtifactError, CheckpointError, ConfigError
-from .report import RunPaths, read_report, verify_outputs
+from ..files import sha256_of
 from ..settings.shard import read_shard
+from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from .report import RunPaths, read_report, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
@@ -37,19 +37,16 @@ class Run:
 
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
-        folder, source = self.paths.folder, self.source
+        folder = self.paths.folder
         if self.shard is not None:
             folder = folder.parent.parent
         if self.name is not None:
             folder = folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
-            from ..models.zoo import model_options
+            from ..models.source import kind_of
 
-            # an embedded model knows its data set
-            model = model_options(
-                source.name, "cifar10" if source.kind == "embedded" else source.dataset, source.threat
-            )
+            model = kind_of(self.source).options()
         return stage_command(stage, folder, self.name, self.shard, model=model)
 
     def place_of(self, config: ModelConfig) -> Run:
@@ -116,8 +113,8 @@ def _with_model_of_file(config: FetchConfig, path: Path) -> FetchConfig:
             f"{path} is not a file of the MeanSparse authors, so it does not say which model it is",
             hint="name its model: --model NAME",
         )
-    file = held.file
-    update = {"model": file.entry or file.base, "dataset": file.dataset, "threat": file.threat}
+    meant = held.file.model
+    update = {"model": meant.name, "dataset": meant.dataset, "threat": meant.threat}
     return config.model_copy(update=update)
 
 
@@ -138,9 +135,9 @@ def located(config: ModelConfig) -> Run:
 
 def _check_weights(run: Run, weights: Path, fetched: dict[str, Any]) -> None:
     """Raises ArtifactError where ``--weights`` of a later stage are not those that were fetched: it would not use them."""
-    from ..models.source import weight_paths
+    from ..models.source import kind_of
 
-    given = [sha256_of(path) if path.is_file() else None for path in weight_paths(run.source, weights)]
+    given = [sha256_of(path) if path.is_file() else None for path in kind_of(run.source).paths(weights)]
     if given != [file["sha256"] for file in fetched["results"]["files"]]:
         raise ArtifactError(
             f"--weights {weights} are not the weights that {run.paths.folder} is about",
@@ -181,12 +178,12 @@ def weights_of(run: Run) -> list[Path]:
 
 def _fetch_anew(run: Run, report: dict[str, Any]) -> str:
     """The fetch command with what its report says it was given: without its weights it would end with others."""
-    from ..models.zoo import fetch_command
+    from ..models.names import fetch_command
 
-    settings, source = report["config"]["settings"], run.source
+    settings = report["config"]["settings"]
     given = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in ("norm", "weights", "from_file")]
     options = [word for key, value in given if value is not None for word in (key, str(value))]
-    command = fetch_command(source.name, source.dataset, source.threat)
+    command = fetch_command(run.source)
     return f"{command} {shlex.join([*options, '--run', str(run.paths.folder), '--fresh'])}"
 
 
@@ -244,5 +241,7 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
                     f"another command is at work in {folder}", hint="wait for it, or use another --run"
                 ) from error
             # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
-            log.warning(f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there")
+            log.warning(
+                f"{folder} cannot be locked ({error.strerror}): see to it that one command at a time is at work there"
+            )
         yield

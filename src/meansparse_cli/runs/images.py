@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..settings.config import AttackConfig, StageConfig, SweepAlphaConfig
 from ..errors import ConfigError, DataError
-from .report import read_report
+from ..settings.stages import AttackConfig, StageConfig, SweepAlphaConfig
 from .folder import Run
+from .report import read_report
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple[Tensor, int]]:
     """The images of a split: of the data set of the settings, of calibrate's, or of the model's, in that order."""
     from ..data.datasets import load_split
-    from ..data.imagenet import preprocessing_of
+    from ..models.source import kind_of
 
     dataset, data_dir, named = config.dataset, config.data_dir, config.preprocessing
     if (before := _calibrated_with(run, config)) is not None:
@@ -29,7 +29,8 @@ def load_images(run: Run, config: StageConfig, split: SplitName) -> Subset[tuple
         dataset = dataset or before["dataset"]
         data_dir = data_dir or (Path(before["data_dir"]) if before["data_dir"] else None)
         named = named or before.get("preprocessing")
-    return load_split(dataset or run.source.dataset, data_dir, split, preprocessing_of(run.source, named))
+    preprocessing = kind_of(run.source).preprocessing(named)
+    return load_split(dataset or run.source.dataset, data_dir, split, preprocessing)
 
 
 def _calibrated_with(run: Run, config: StageConfig) -> dict[str, Any] | None:
@@ -44,10 +45,10 @@ def _calibrated_with(run: Run, config: StageConfig) -> dict[str, Any] | None:
 def image_shape(run: Run, config: StageConfig) -> tuple[int, int, int] | None:
     """(channels, height, width) of the images that the model is given; None for a data set nobody knows."""
     from ..data.datasets import KNOWN_DATASETS
-    from ..data.imagenet import preprocessing_of
+    from ..models.source import kind_of
 
     named = config.preprocessing or (_calibrated_with(run, config) or {}).get("preprocessing")
-    if (preprocessing := preprocessing_of(run.source, named)) is not None:
+    if (preprocessing := kind_of(run.source).preprocessing(named)) is not None:
         return 3, preprocessing.size, preprocessing.size
     facts = KNOWN_DATASETS.get(run.source.dataset)
     return facts.image_shape if facts is not None else None

@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..operator.checkpoint import Checkpoint, load_checkpoint
-from ..settings.config import (
-    AttackConfig,
-    CalibrateConfig,
-    EvaluateConfig,
-    ModelConfig,
-    SweepAlphaConfig,
-    VerifyConfig,
-    check_eps,
-    eps_grid,
-)
 from ..errors import ArtifactError, ConfigError
+from ..operator.checkpoint import Checkpoint, load_checkpoint
+from ..settings.stages import AttackConfig, CalibrateConfig, EvaluateConfig, ModelConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.values import check_eps, eps_grid
 from .folder import Run, verified, weights_id, weights_of
 
 if TYPE_CHECKING:
@@ -49,14 +41,14 @@ def load_base(run: Run, config: ModelConfig, device: str, rule: str = "all") -> 
     Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
     """
     from ..models.source import load_model
+    from ..models.weights import network_id
     from ..sites.rules import among_published
-    from ..models.weights_file import network_id
 
     paths = weights_of(run)
     model = load_model(
         run.source, paths or None, allow_pickle=config.allow_pickle, published_sites=among_published(rule) is not None
     )
-    if run.source.kind == "factory" and not paths and network_id(model) != weights_id(run):
+    if not paths and weights_id(run) not in (None, network_id(model)):
         raise ArtifactError(
             f"{run.source.name} builds another network than the one that was fetched",
             hint=f"--weights FILE fixes its weights, or torch.manual_seed; if it was meant to change: {run.command('fetch')} --fresh",
@@ -67,9 +59,10 @@ def load_base(run: Run, config: ModelConfig, device: str, rule: str = "all") -> 
 def held_by_weights(run: Run, config: ModelConfig) -> PublishedCheckpoint | None:
     """The published operators in the run's weights, if these are a file that has them."""
     from ..models.published_checkpoint import read_published
+    from ..models.source import kind_of
 
     paths = weights_of(run)
-    if run.source.kind != "zoo" or len(paths) != 1:
+    if kind_of(run.source).entry is None or len(paths) != 1:
         return None
     return read_published(paths[0], allow_pickle=config.allow_pickle)
 
@@ -77,11 +70,13 @@ def held_by_weights(run: Run, config: ModelConfig) -> PublishedCheckpoint | None
 def with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) -> CalibrateConfig:
     """A model that has operators of its own, and statistics that are stored, mean the authors' sites by default."""
     from ..models.published_checkpoint import published_architecture
+    from ..models.source import kind_of
     from ..sites.rules import PUBLISHED, among_published
 
     if among_published(config.sites) is not None:
         return config
-    has_operators = run.source.kind == "zoo" and published_architecture(run.source.entry) == run.source.entry
+    entry = kind_of(run.source).entry
+    has_operators = entry is not None and published_architecture(entry) == entry
     if sources.get("sites", "default") == "default" and (has_operators or config.statistics == "stored"):
         return config.model_copy(update={"sites": PUBLISHED})
     if config.statistics == "stored":
@@ -94,15 +89,16 @@ def with_site_rule(run: Run, config: CalibrateConfig, sources: dict[str, str]) -
 
 def sites_of_rule(model: nn.Module, run: Run, config: CalibrateConfig, images: Tensor) -> list[Site]:
     """The sites that the rule chooses among."""
-    from ..models.adopt import published_sites
     from ..models.published_checkpoint import published_files_of
-    from ..sites.rules import among_published
+    from ..models.published_sites import published_sites
+    from ..models.source import kind_of
     from ..sites.find import find_sites
+    from ..sites.rules import among_published
 
     if among_published(config.sites) is None:
         return find_sites(model, images)
-    known = published_files_of(run.source.entry) if run.source.kind == "zoo" else []
-    return published_sites(model, images, held_by_weights(run, config), [m.pattern for m in known])
+    files = published_files_of(kind_of(run.source).entry)
+    return published_sites(model, images, held_by_weights(run, config), files)
 
 
 def alpha_in_use(run: Run, given: float | None) -> tuple[float, str]:

@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
-from ..files import sha256_of, write_bytes
 from ..errors import ArtifactError
+from ..files import sha256_of, write_bytes
 
 SCHEMA_VERSION = 1
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")

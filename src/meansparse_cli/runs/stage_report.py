@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import sha256_of
-from ..settings.config import ModelConfig
-from .report import read_report, verify_outputs, write_report
+from ..settings.stages import ModelConfig
 from .folder import Run
+from .report import read_report, verify_outputs, write_report
 
 if TYPE_CHECKING:
     from ..sites.find import Site

@@ -22,8 +22,9 @@ from ..runs.images import check_logits, count_classes, examples, images_id, load
 from ..runs.model import alpha_in_use, checkpoint_to_evaluate, eps_of, load_base, pick_device
 from ..runs.report import read_report
 from ..runs.stage_report import finished, write_stage
-from ..settings.config import EvaluateConfig, eps_grid, eps_value
 from ..settings.shard import read_shard
+from ..settings.stages import EvaluateConfig
+from ..settings.values import eps_grid, eps_value
 
 if TYPE_CHECKING:
     from torch import Tensor

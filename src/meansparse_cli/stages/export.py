@@ -8,21 +8,22 @@ from typing import Any
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint, sparsify
+from ..reporting.card import model_card, n_test_images, save_card
 from ..reporting.console import note
 from ..runs.folder import Run, file_name, located, weights_of
 from ..runs.model import checkpoint_in_use, checkpoint_to_evaluate, load_base
 from ..runs.report import read_report
-from ..settings.config import EvaluateConfig, ModelConfig
+from ..settings.stages import EvaluateConfig, ModelConfig
 
 
 def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
-    """A run's sparsified model as one file, of a ``format`` of ``export.py``; returns its path.
+    """A run's sparsified model as one file, of a ``format`` of ``models/export.py``, or a card; returns its path.
 
     ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the evaluation to
     be of this very alpha.
     """
     from ..models import export as formats
-    from ..models.source import network_settings
+    from ..models.source import kind_of
     from ..operator.sparsify import check_alpha
     from ..sites.rules import among_published
 
@@ -39,8 +40,8 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     if format == "card":
         evaluation = _evaluation_of(run, checkpoint)
         norm = run.norm if evaluation is None else evaluation["config"]["settings"]["norm"]
-        formats.save_card(path, formats.model_card(run.source, norm, checkpoint, evaluation))
-        total, n = formats.n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
+        save_card(path, model_card(run.source, norm, checkpoint, evaluation))
+        total, n = n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
         if total and n < total:
             note(
                 f"export: a leaderboard asks for all {total:,} test images, these figures are of {n:,}: {run.command('evaluate')} --n-examples {total}"
@@ -53,7 +54,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     else:
         network = {
             "published_sites": among_published(checkpoint.rule) is not None,
-            "settings": network_settings(run.source, weights_of(run)),
+            "settings": kind_of(run.source).network_settings(weights_of(run)),
         }
         formats.save_exported(path, run.source, base, checkpoint, network)
     note(f"export: {run.source.name}, {len(checkpoint.active)} sites, alpha {value:g}, {path.stat().st_size:,} bytes")

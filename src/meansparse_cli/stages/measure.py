@@ -26,7 +26,8 @@ from ..runs.images import check_logits, count_classes, examples, images_id, spli
 from ..runs.model import eps_of, load_base, pick_device
 from ..runs.report import RunPaths
 from ..runs.stage_report import finished, write_stage
-from ..settings.config import MeasureConfig, eps_grid, eps_value
+from ..settings.stages import MeasureConfig
+from ..settings.values import eps_grid, eps_value
 
 if TYPE_CHECKING:
     from ..engine.pairs import Column, PairStore

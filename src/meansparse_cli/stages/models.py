@@ -64,9 +64,10 @@ def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
     """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
-    from ..models.zoo import ZooEntry, zoo_entries
-    from ..models.zoo_check import check_zoo, checks_table, summary
+    from ..models.names import ZooEntry
+    from ..models.zoo import zoo_entries
     from ..runs.folder import run_folder_lock
+    from .zoo_check import check_zoo, checks_table, summary
 
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
     entries = [entry for entry in zoo_entries() if entry in wanted]

@@ -45,7 +45,8 @@ from ..runs.model import (
 )
 from ..runs.report import read_report, write_report
 from ..runs.stage_report import config_block, finished, plain, site_row, write_stage
-from ..settings.config import CalibrateConfig, FetchConfig, ModelConfig, SweepAlphaConfig, VerifyConfig, eps_value
+from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.values import eps_value
 from .evaluate import evaluate
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
     from ..models.fetch import cache_folder, fetch_weights
     from ..models.source import load_model
-    from ..models.weights_file import network_id
+    from ..models.weights import network_id
 
     run, started = locate_run(config), time.monotonic()
     report_file = run.paths.report("fetch")
@@ -81,16 +82,16 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
             allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
-    sha256 = fetched.sha256 if fetched.files else None
-    if run.source.kind == "factory" or config.weights is not None:
+    sha256 = fetched[0].sha256 if fetched else None
+    if not fetched or config.weights is not None:
         # what nobody has checked yet: that the factory is there, and that the weights are this network's
-        model = load_model(run.source, fetched.paths or None, allow_pickle=config.allow_pickle)
+        model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
         sha256 = sha256 or network_id(model)
     results = {
         "model": asdict(run.source),
         "sha256": sha256,
-        "size": fetched.size,
-        "files": [plain(asdict(file)) for file in fetched.files],
+        "size": sum(file.size for file in fetched),
+        "files": [plain(asdict(file)) for file in fetched],
     }
     if report_file.exists() and not fresh:
         before = read_report(report_file, "fetch", mend=run.command("fetch"))["results"]
@@ -111,8 +112,8 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         report_file, stage="fetch", config=config_block(config, sources), inputs={}, outputs={}, results=results,
         device="cpu", seconds=time.monotonic() - started,
     )  # fmt: skip
-    origin = ", ".join(file.origin for file in fetched.files)
-    came = f"{fetched.size:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    origin = ", ".join(file.origin for file in fetched)
+    came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
     note(f"fetch: {run.source.name}, {came}")
     return report_file
 
@@ -137,7 +138,7 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
 def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """One pass over the calibration split: mean and standard deviation of each channel at each site."""
     from ..data.datasets import content_id, stack_examples, take_examples
-    from ..data.imagenet import preprocessing_of
+    from ..models.source import kind_of
     from ..operator.calibration import calibrate_channels
     from ..sites.rules import chosen_by, select_sites
 
@@ -171,7 +172,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
             n_workers=config.workers, state_file=run.paths.state / "calibrate.pt",
             fingerprint=inputs | {
                 "batch_size": config.batch_size, "estimator": config.estimator, "sites": [s.name for s in sites],
-                "preprocessing": repr(preprocessing_of(run.source, config.preprocessing)),
+                "preprocessing": repr(kind_of(run.source).preprocessing(config.preprocessing)),
             },
             on_batch=advance,
         )  # fmt: skip

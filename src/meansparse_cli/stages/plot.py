@@ -11,7 +11,7 @@ from ..runs.folder import Run, file_name, located, verified
 from ..runs.images import examples
 from ..runs.model import alpha_in_use, load_base, pick_device
 from ..runs.report import read_report
-from ..settings.config import PlotConfig
+from ..settings.stages import PlotConfig
 
 
 def plot(config: PlotConfig, sources: dict[str, str]) -> Path:

@@ -16,7 +16,7 @@ from ..errors import MeanSparseError
 from ..files import write_bytes
 from ..paper.plan import Step, plan
 from ..reporting.console import note
-from ..settings.paper import ReproduceConfig
+from ..settings.arguments import Reproduce
 
 GRACE = 5.0
 """Seconds that commands have to end by themselves after Ctrl-C, which a terminal sends to all of them."""
@@ -33,12 +33,12 @@ class CommandFailed(MeanSparseError):
         self.exit_code = exit_code
 
 
-def reproduce(config: ReproduceConfig, tables: Sequence[str]) -> None:
+def reproduce(config: Reproduce) -> None:
     """Run the commands of these tables, or print them; the pages' paths go to stdout.
 
     Raises ConfigError for a table that is not there, CommandFailed for the first command that failed.
     """
-    steps = plan(config, tables)
+    steps = plan(config)
     if config.dry_run:
         print("\n".join(step.line for step in steps))
         return

@@ -23,9 +23,9 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
 
     Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
     """
+    from ..paper.fill import fill_table
     from ..paper.page import table_data, table_page
     from ..paper.subset import fill_subset_table
-    from ..paper.fill import fill_table
 
     if number == "summary":
         if data_note is not None:

@@ -20,7 +20,8 @@ from ..reporting.progress import show_epochs
 from ..reporting.training_curve import draw_training_curve
 from ..runs.model import pick_device
 from ..runs.report import read_report, verify_outputs, write_report
-from ..settings.config import TrainConfig, check_eps, eps_value
+from ..settings.training import TrainConfig
+from ..settings.values import check_eps, eps_value
 from ..stats.format import percent
 from ..stats.paired import Accuracy, accuracy_of
 from ..training.attack import pgd_outcomes

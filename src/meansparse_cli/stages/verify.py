@@ -16,7 +16,8 @@ from ..runs.images import check_data, load_images
 from ..runs.model import alpha_in_use, checkpoint_to_evaluate, eps_of, has_alpha, load_base, pick_device
 from ..runs.report import write_report
 from ..runs.stage_report import config_block, plain
-from ..settings.config import VerifyConfig, eps_text, eps_value
+from ..settings.stages import VerifyConfig
+from ..settings.values import eps_text, eps_value
 from .pipeline import ensure_fetched
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: fractions as percentages, differences in percentage points, standard errors beside them."""
+"""Numbers as people read them: percentages, differences in percentage points, standard errors beside them."""
 
 
 def percent(fraction: float | None, standard_error: float | None = None, *, digits: int = 2) -> str:

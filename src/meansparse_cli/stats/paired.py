@@ -1,8 +1,7 @@
 """Accuracies with error bars, and paired differences between two models.
-
-Everything here takes per-example outcomes, (n,) bool: is this example classified correctly? Two models are compared on the
-same examples, so their difference is paired: its standard error comes from the examples on which the two disagree,
-and is far smaller than that of two separate samples.
+ Everything here takes per-example outcomes, (n,) bool: is this example classified correctly? Two models are compared
+on the same examples, so their difference is paired: its standard error comes from the examples on which the two
+disagree, and is far smaller than that of two separate samples.
 """
 
 import math
@@ -49,8 +48,8 @@ class PairedDifference:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """The 95 % interval of Agresti and Min (2005): the normal one after half an example is added to each of the four
-        cells. It keeps its promise where few examples changed sides, and is not of width 0 where none did.
+        """The 95 % interval of Agresti and Min (2005): the normal one after half an example is added to each of the
+        four cells. It keeps its promise where few examples changed sides, and is not of width 0 where none did.
         """
         low, high = _interval_95(self.gained - self.lost, self.gained + self.lost, self.n)
         return max(low, -1.0), min(high, 1.0)
@@ -104,7 +103,7 @@ def as_outcomes(correct: Any) -> NDArray[np.bool_]:
 
 
 def differences_of(correct: Outcomes, reference: Outcomes) -> NDArray[np.int64]:
-    """Per-example differences (n,) in {-1, 0, 1}. Raises ``DataError`` where the two are not of one length, or empty."""
+    """Per-example differences (n,) in {-1, 0, 1}. Raises ``DataError`` for outcomes that cannot be paired."""
     mine, theirs = as_outcomes(correct), as_outcomes(reference)
     if mine.shape != theirs.shape:
         raise DataError(f"outcomes of {len(mine)} and of {len(theirs)} examples cannot be paired")

@@ -14,7 +14,7 @@ from ..models.networks import ResNet18
 from ..operator.checkpoint import Checkpoint
 from ..operator.sparsify import CHILD_NAME, MeanSparse, insert
 from ..operator.statistics import ChannelStatistics
-from ..settings.config import TrainConfig
+from ..settings.training import TrainConfig
 from ..sites.find import Site, find_sites
 
 SHARE_OF_A_BATCH = 0.01

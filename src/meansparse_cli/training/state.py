@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ArtifactError
 from ..files import load_torch, save_torch
 from ..models.networks import ResNet18
-from ..settings.config import TrainConfig
+from ..settings.training import TrainConfig
 from .operators import ramp_epochs
 from .schedule import WeightAverage
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.sparsify import set_alpha
-from ..settings.config import TrainConfig, eps_value
+from ..settings.training import TrainConfig
+from ..settings.values import eps_value
 from .attack import Forward, LinfAscent, attacked, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
 from .augment import DeviceImages
 from .operators import alpha_of_epoch, insert_moving_operators

@@ -1,0 +1,109 @@
+"""``meansparse`` itself: its commands in their order, errors in words with their exit code, what a signal ends."""
+
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import AttackError, MeanSparseError, StorageError
+from ..reporting.console import note, show_error
+from ..settings.commands import COMMANDS
+from .commands import function_of
+from .options import typer_function
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, with which a batch system announces that it is about to kill."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Group(TyperGroup):
+    """Turns our errors into a message on stderr and their exit code; a traceback only with --debug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except MeanSparseError as error:
+            failure = error
+        except KeyboardInterrupt as stop:
+            if ctx.params.get("debug"):
+                raise
+            word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
+            again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+            note(f"{word}: nothing finished was lost; {again} goes on from here")
+            raise typer.Exit(code) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to print a help text
+                raise
+            failure = AttackError(
+                f"out of memory: {str(error).splitlines()[0]}",
+                hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            failure = StorageError(
+                f"{error.strerror}: {error.filename or 'a file could not be written'}",
+                hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
+            )
+        if ctx.params.get("debug"):
+            raise failure
+        show_error(failure)
+        raise typer.Exit(failure.exit_code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    help="MeanSparse for adversarially trained image classifiers: fetch a model, calibrate its channel statistics, "
+    "choose alpha on a held-out split, evaluate under attack.",
+    epilog="One command for all four: meansparse run --model digits",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"meansparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+for _command in COMMANDS.values():
+    app.command(_command.name, help=_command.help)(typer_function(_command, function_of(_command.name)))

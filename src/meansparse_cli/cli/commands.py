@@ -1,0 +1,175 @@
+"""What each command does: its settings, one call of a stage, and what a shell wants to have on stdout."""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import typer
+
+from ..errors import DataError
+from ..files import write_bytes
+from ..reporting.console import console, note
+from ..reporting.model_tables import show_sites
+from ..runs.folder import locate_run, lock_for, run_folder_lock
+from ..runs.report import read_report
+from ..settings import arguments as told
+from ..settings.commands import SECTIONS, STAGES
+from ..settings.options import StageArguments
+from ..settings.resolve import resolve
+from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
+from ..settings.training import TrainConfig
+from .options import Flags, Function
+
+UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
+
+_MODULES = dict.fromkeys(STAGES, "pipeline") | {"measure": "measure"}
+"""Where in ``stages`` the function of a command is that has a report and no more to say than its path."""
+_OWN: dict[str, Function] = {}
+
+
+def function_of(name: str) -> Function:
+    """What runs when a command is called: the function below that has its name, else the stage."""
+    return _OWN.get(name) or partial(_stage, name)
+
+
+def _own(function: Function) -> Function:
+    """A command with words of its own."""
+    _OWN[function.__name__] = function
+    return function
+
+
+def _stage(name: str, flags: Flags, arguments: StageArguments) -> None:
+    """The report of one stage."""
+    _print_report(_run_stage(name, flags, arguments), name, arguments.as_json)
+
+
+def _run_stage(name: str, flags: Flags, arguments: StageArguments) -> Path:
+    """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
+    settings, sources = resolve(name, SECTIONS[name], arguments.config, flags)
+    function = getattr(import_module(f"..stages.{_MODULES[name]}", __package__), name.replace("-", "_"))
+    with lock_for(settings):
+        path: Path = function(settings, sources, fresh=arguments.fresh)
+    return path
+
+
+def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
+    """A report as JSON, or else its path, or that of what it is about."""
+    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
+
+
+@_own
+def run(flags: Flags, arguments: StageArguments) -> None:
+    """The stages one after the other; the number of test images and the attacks on them are for the last one alone."""
+    of_evaluate = {"n_examples", "attack"}
+    shared = {key: value for key, value in flags.items() if key not in of_evaluate}
+    *before, last = STAGES
+    for stage in before:
+        _run_stage(stage, shared, arguments)
+    _print_report(_run_stage(last, flags, arguments), last, arguments.as_json)
+
+
+@_own
+def sites(flags: Flags, arguments: told.Sites) -> None:
+    """A table for people, or all of it as JSON."""
+    from ..stages.pipeline import list_sites
+
+    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, arguments.config, flags))
+    if arguments.as_json:
+        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
+        return
+    console.print(show_sites(found, chosen))
+
+
+@_own
+def plot(flags: Flags, _: StageArguments) -> None:
+    """The path of the picture."""
+    settings, sources = resolve("plot", PlotConfig, None, flags)
+    from ..stages.plot import plot as draw
+
+    typer.echo(str(draw(settings, sources)))
+
+
+@_own
+def table(_: Flags, given: told.Table) -> None:
+    """The path of the page."""
+    from ..stages.table import write_table
+
+    typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
+
+
+@_own
+def reproduce(_: Flags, given: told.Reproduce) -> None:
+    """The paths of the pages; or the commands, a line each."""
+    from ..stages.reproduce import reproduce as make_tables
+
+    make_tables(given)
+
+
+@_own
+def export(_: Flags, given: told.Export) -> None:
+    """The path of the file."""
+    from ..stages.export import export as write_export
+
+    format = "card" if given.card else given.format
+    path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=bool(given.allow_pickle))
+    typer.echo(str(path))
+
+
+@_own
+def verify(flags: Flags, arguments: told.Verify) -> None:
+    """The report; and an error where an image breaks the rules."""
+    from ..stages.verify import verify as verify_images
+
+    settings, sources = resolve("verify", VerifyConfig, arguments.config, flags)
+    with run_folder_lock(locate_run(settings).paths.folder):
+        path, admissible = verify_images(settings, sources, arguments.file)
+    _print_report(path, "verify", arguments.as_json)
+    if not admissible:
+        note("some images break the rules: no attacker may use them")
+        raise typer.Exit(DataError.exit_code)
+
+
+@_own
+def report(_: Flags, given: told.Report) -> None:
+    """The page itself; or the path of the file that it is written to."""
+    from ..reporting.render import render
+
+    width = shutil.get_terminal_size((120, 24)).columns
+    text = render(given.run, given.format, width=width, to_file=given.output is not None)
+    if given.output is None:
+        typer.echo(text, nl=False)
+        return
+    write_bytes(given.output, text.encode())
+    typer.echo(str(given.output))
+
+
+@_own
+def models(_: Flags, given: told.Models) -> None:
+    """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
+    from ..stages.models import check_models, list_models, select_models
+
+    selected = select_models(given.dataset, given.threat, given.model)
+    if given.check:
+        text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
+        typer.echo(text)
+        raise typer.Exit(0 if passed else 1)
+    if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
+        typer.echo(text)
+
+
+@_own
+def train(flags: Flags, arguments: StageArguments) -> None:
+    """The path of the weights; exit code 75 where the time limit came first."""
+    settings, sources = resolve("train", TrainConfig, arguments.config, flags)
+    from ..stages.train import train as train_network
+    from ..stages.train import train_folder
+
+    with run_folder_lock(train_folder(settings)):
+        path = train_network(settings, sources, fresh=arguments.fresh)
+    if path is None:
+        raise typer.Exit(UNFINISHED)
+    _print_report(path, "train", arguments.as_json, path.with_name("model.safetensors"))

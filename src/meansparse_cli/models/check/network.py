@@ -1,0 +1,231 @@
+"""Whether MeanSparse works on one network: sites, statistics, operator in and out, checkpoint. Random weights will do.
+
+What is proved does not depend on trained weights, but it does depend on sane features: in a network fresh from its
+constructor they may fade to nothing or explode on the way to the logits, and then an operator changes nothing and a
+gradient says nothing. ``settle`` mends that first, and a network whose two images still get the same logits fails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from ...operator.calibration import calibrate_channels
+from ...operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ...operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
+from ...sites.find import Site, find_sites
+from ..published_sites import find_published_operators
+from .evidence import ChannelEvidence, channel_evidence
+
+ALPHA = 0.2
+"""The paper's usual alpha, used wherever the operator is to act."""
+
+
+def settle(model: nn.Module, images: Tensor) -> list[str]:
+    """Give a network with random weights features of the scale that training gives it; one forward pass.
+
+    Weights that start at zero (or a layer scale at 1e-6), so that their branch starts as nothing, get ordinary values;
+    every batch norm's running statistics become those of its input, layer after layer. Returns the parameters that the
+    network itself rewrites as it runs (Pang2020Boosting normalises its last layer in every pass).
+    """
+
+    def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().transpose(0, 1).flatten(1)
+        norm = cast(nn.BatchNorm2d, module)
+        if norm.running_mean is not None and norm.running_var is not None:
+            variance = x.var(1, correction=0)
+            norm.running_mean.copy_(x.mean(1))
+            norm.running_var.copy_(variance.clamp_min(0.1 * float(variance.mean()) + 1e-6))
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # a single number is the setting of an activation (PSSiLU's beta), not the weight of a branch
+            if parameter.numel() > 1 and not name.endswith("bias") and float(parameter.abs().max()) < 1e-3:
+                if parameter.ndim > 1 and parameter.shape[1:].numel() > 1:
+                    parameter.normal_(0, parameter.shape[1:].numel() ** -0.5)
+                else:
+                    parameter.fill_(1.0)
+        written = {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        handles = [norm.register_forward_pre_hook(measure) for norm in norms]
+        try:
+            model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return [name for name, p in model.named_parameters() if written[name] != (p.data_ptr(), p._version)]
+
+
+def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What was found in ``model``, and every promise that it breaks (none: it passed).
+
+    ``images`` (batch, channels, height, width), at least two and different. ``checkpoint_file`` is written and read.
+    The model must be in eval mode; its weights are changed (``settle``). Gates are sites here too, and so are the
+    places of published operators. Raises what the model's own code raises.
+    """
+    rewritten = settle(model, images)
+    with _put_back(model, rewritten):
+        facts, problems = _check(model, images, checkpoint_file)
+    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
+
+
+@contextmanager
+def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """The parameters ``names`` get the values they have now before every pass: bit-equal needs equal weights."""
+    parameters = dict(model.named_parameters())
+    values = {name: parameters[name].detach().clone() for name in names}
+
+    def put_back(module: nn.Module, args: Any) -> None:
+        for name, value in values.items():
+            module.get_parameter(name).data = value.clone()
+
+    handle = model.register_forward_pre_hook(put_back)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
+    problems: list[str] = []
+    keys_before, hooks_before = list(model.state_dict()), _n_hooks(model)
+    passes: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
+    sites = find_sites(model, images)  # its first pass is on these very images: that saves one
+    handle.remove()
+    base = passes[0]
+    places = find_published_operators(model, images)
+    sites += [replace(place, index=len(sites) + i) for i, place in enumerate(places)]
+    if not bool(torch.isfinite(base).all()) or _distance(base[0], base[1]) <= 1e-5 * float(base.abs().max()):
+        problems.append("features: the network does not tell two images apart, or its logits are not finite")
+
+    data = TensorDataset(images, torch.zeros(len(images), dtype=torch.long))
+    examples = cast("Subset[tuple[Tensor, int]]", Subset(data, range(len(images))))
+    statistics = calibrate_channels(model, sites, examples, batch_size=len(images))
+    checkpoint = Checkpoint(tuple(sites), tuple(statistics), "pooled", ALPHA)
+
+    sparsified = sparsify(model, checkpoint, alpha=0.0)
+    with _watched(sparsified, _statistics_problem) as found:
+        off = _logits(sparsified, images)
+    problems += [f"statistics: {problem}" for problem in found.values() if problem]
+    problems += [f"statistics: no tensor came by {site.name}" for site in sites if site.index not in found]
+    if not torch.equal(off, base):
+        problems.append(f"alpha 0: logits differ by up to {_distance(off, base):.3g}")
+
+    set_alpha(sparsified, ALPHA)
+    with _watched(sparsified, lambda x, site, operator: channel_evidence(x)) as evidence:
+        on, gradient = _logits_and_gradient(sparsified, images)
+    problems += [f"channel axis: {problem}" for site in sites if (problem := _evidence_problem(site, evidence))]
+    if torch.equal(on, base):
+        problems.append(f"alpha {ALPHA}: the output did not change")
+    problems += _removal_problems(sparsified, model, images, base, keys_before, hooks_before)
+    save_checkpoint(checkpoint_file, checkpoint)
+    again = sparsify(model, load_checkpoint(checkpoint_file))
+    with straight_through(again):  # its forward pass is the same: one pass answers two questions
+        loaded, gradient_through = _logits_and_gradient(again, images)
+    if not torch.equal(loaded, on):
+        problems.append(f"save and load: logits differ by up to {_distance(loaded, on):.3g}")
+    for what, values in (("plain", gradient), ("straight-through", gradient_through)):
+        if not bool(torch.isfinite(values).all()) or not bool(values.any()):
+            problems.append(f"gradients: the {what} gradient is zero everywhere, or not finite")
+    remove(again)
+
+    facts = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "n_sites": sum(not site.gate for site in sites) - len(places),
+        "n_gates": sum(site.gate for site in sites),
+        "n_confirmed": sum(evidence.get(site.index) is not None for site in sites),
+        "operations": dict(Counter(f"{s.operation}{'()' if s.kind == 'function' else ''}" for s in sites)),
+        "layouts": dict(Counter(site.layout for site in sites)),
+    }
+    return facts, problems
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return cast(Tensor, model(images))
+
+
+def _logits_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient by the images of a fixed random mixture of them."""
+    x = images.clone().requires_grad_()
+    logits: Tensor = model(x)
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((logits * direction).sum(), x)
+    return logits.detach(), gradient
+
+
+@contextmanager
+def _watched(model: SparsifiedModel, look: Any) -> Iterator[dict[int, Any]]:
+    """What ``look(tensor, site, operator)`` makes of each site's tensor during the next forward pass, by site index."""
+    seen: dict[int, Any] = {}
+
+    def watch(site: Site) -> Any:
+        def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[site.index] = look(args[0], site, operator)
+
+        return model.at(site).register_forward_pre_hook(hook)
+
+    handles = [watch(site) for site in model.sites]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _statistics_problem(x: Tensor, site: Site, operator: MeanSparse) -> str | None:
+    """Whether the operator holds the mean and deviation of ``x``, the tensor that really came by at alpha 0."""
+    axis, shape = operator.channel_axis, tuple(x.shape)
+    if operator.mean.shape != (shape[axis],) or operator.std.shape != operator.mean.shape:
+        return f"{site.name} has {len(operator.mean)} channels, its input {shape} has {shape[axis]} on axis {axis}"
+    rows = x.detach().double().movedim(axis, 0).flatten(1)
+    std, mean = torch.std_mean(rows, 1, correction=0)
+    scale = float(rows.abs().max()) + 1e-12
+    if max(_distance(mean, operator.mean), _distance(std, operator.std)) > 1e-5 * scale:
+        return f"{site.name}: mean or deviation are not those of its input"
+    return None
+
+
+def _evidence_problem(site: Site, evidence: dict[int, ChannelEvidence | None]) -> str | None:
+    found = evidence.get(site.index)
+    if found is None or (found.axis, found.channels) == (site.channel_axis, site.channels):
+        return None
+    return (
+        f"{site.name}: {site.channels} channels on axis {site.channel_axis}, "
+        f"but {found.made_by} gave {found.channels} on axis {found.axis}"
+    )
+
+
+def _removal_problems(
+    sparsified: SparsifiedModel, model: nn.Module, images: Tensor, base: Tensor, keys: Sequence[str], n_hooks: int
+) -> list[str]:
+    problems = []
+    if remove(sparsified) is not model:
+        problems.append("remove: another object came back")
+    if not torch.equal(after := _logits(model, images), base):
+        problems.append(f"remove: logits differ by up to {_distance(after, base):.3g}")
+    if list(model.state_dict()) != list(keys):
+        problems.append(f"remove: left in the state dict: {sorted(set(model.state_dict()) ^ set(keys))[:3]}")
+    if _n_hooks(model) != n_hooks:
+        problems.append(f"remove: {_n_hooks(model) - n_hooks} hooks are left")
+    return problems
+
+
+def _n_hooks(model: nn.Module) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+        for m in model.modules()
+    )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())

@@ -1,0 +1,100 @@
+"""The user's own network: ``module:attribute`` or ``file.py:attribute``, a module or what makes one."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelNotFound
+from .kind import ModelKind
+from .names import WeightFile
+
+
+class FactoryModel(ModelKind):
+    """A network that code of the user's builds, with whatever weights it gives it."""
+
+    kind = "factory"
+    names_code = True
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return ":" in name
+
+    def weights(self) -> tuple[WeightFile, ...]:
+        return ()
+
+    def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
+        return call_factory(self.source.name)
+
+
+def call_factory(name: str) -> nn.Module:
+    """The network of ``module:attribute``, which is looked for in the current directory too.
+
+    Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
+    with _found_first(module_name), torch.random.fork_rng(devices=[]), said_to_people:
+        torch.default_generator.manual_seed(0)
+        factory = _attribute(_import_module(module_name, name), module_name, attribute)
+        try:
+            model = factory if isinstance(factory, nn.Module) else factory()
+        except Exception as error:  # the user's code may raise anything
+            raise ModelNotFound(
+                f"{name}() failed: {type(error).__name__}: {error}", hint="it is called without arguments"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelNotFound(f"{name}() gave {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        close = difflib.get_close_matches(attribute, public, n=5, cutoff=0)
+        hint = f"it has {', '.join(close) or 'nothing that can be called'}"
+        raise ModelNotFound(f"{module_name} has no {attribute!r}", hint=hint) from None
+
+
+def _import_module(module_name: str, name: str) -> ModuleType:
+    try:
+        if module_name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(f"_factory_{Path(module_name).stem}", module_name)
+            assert spec is not None and spec.loader is not None  # always, for a name that ends in .py
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where dataclasses and pickle look for it
+            spec.loader.exec_module(module)
+            return module
+        return importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        is_absent = isinstance(error, FileNotFoundError) or getattr(error, "name", None) == module_name
+        reason = "no such module" if is_absent else f"importing it failed: {type(error).__name__}: {error}"
+        raise ModelNotFound(
+            f"{name}: {reason}", hint=f"--model module:factory looks in {Path.cwd()} and among the installed packages"
+        ) from error
+
+
+@contextlib.contextmanager
+def _found_first(module_name: str) -> Iterator[None]:
+    """What lies in the current directory, and beside a ``file.py``, is found before what is installed."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    if module_name.endswith(".py"):
+        sys.path.insert(1, str(Path(module_name).resolve().parent))
+    importlib.invalidate_caches()  # the file may be younger than the directory's listing
+    try:
+        yield
+    finally:
+        sys.path[:] = before

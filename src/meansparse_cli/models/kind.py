@@ -1,0 +1,149 @@
+"""What the commands ask of a model, whatever its kind; the subclasses answer (``source.py`` lists them).
+
+A kind says which names are its own, which files of weights its models have, how the network is built and filled, and
+what it does to a picture. Nobody outside this package asks which kind a model is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..data.imagenet import ROBUSTBENCH, Preprocessing
+from ..errors import CheckpointError, ConfigError
+from .names import Kind, ModelSource, WeightFile, ZooEntry, model_options
+from .weights import fit_weights, read_checkpoint
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
+
+
+class ModelKind(ABC):
+    """One model, by its source."""
+
+    kind: ClassVar[Kind]
+    dataset: ClassVar[str] = "cifar10"
+    """What its models were trained on where nothing else is known."""
+    names_code: ClassVar[bool] = False
+    """The name is that of code of the user's, which building the network runs."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, name: str) -> bool:
+        """Whether a name, as typed, is one of this kind."""
+
+    @classmethod
+    def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
+        """The model of a claimed name. Raises ModelNotFound, with what comes near, where there is none."""
+        return ModelSource(name, cls.kind, dataset or cls.dataset, threat)
+
+    @abstractmethod
+    def weights(self) -> tuple[WeightFile, ...]:
+        """The files of weights in the order ``load`` takes them; none where the network brings its own."""
+
+    @abstractmethod
+    def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
+        """The architecture, not filled; published operators are taken out of it.
+
+        ``published_sites``: the architecture that has a place for each of the authors' operators, where RobustBench has
+        one; the same logits. ``settings``: what ``network_settings`` gave.
+        """
+
+    @property
+    def entry(self) -> ZooEntry | None:
+        """RobustBench's key, if the model is of its zoo."""
+        return None
+
+    @property
+    def cache_subfolder(self) -> Path | None:
+        """Where in the cache its weights are kept; None where they stay where they are."""
+        return None
+
+    def preprocessing(self, named: str | None = None) -> Preprocessing | None:
+        """``named``, by RobustBench's name, else the model's own; None for another data set than ImageNet.
+
+        Raises ConfigError where ``named`` is none for ImageNet, whose pictures have all sizes, or one for other images.
+        """
+        dataset = self.source.dataset
+        if named is not None and (named == "none") == (dataset == "imagenet"):
+            known = ", ".join(ROBUSTBENCH)
+            raise ConfigError(
+                f"--preprocessing {named} with a model of {dataset}",
+                hint=f"ImageNet's pictures need one: {known}; those of other data sets are taken as they are: none",
+            )
+        if dataset != "imagenet":
+            return None
+        return self._own_preprocessing() if named is None else ROBUSTBENCH[named]
+
+    def options(self) -> str:
+        """What a command needs to mean this model, as `` --model NAME``."""
+        return model_options(self.source)
+
+    def network_settings(self, weights: Sequence[Path]) -> dict[str, Any] | None:
+        """What ``build`` has to be told of a network that its weights describe; None where the name says all."""
+        return None
+
+    def training(self) -> dict[str, Any]:
+        """What the weights say of how they were trained (activation, width, method, ...); {} where they say nothing."""
+        return {}
+
+    def paths(self, weights: Path | Sequence[Path] | None) -> tuple[Path, ...]:
+        """The files of weights one by one: a folder gives those an ensemble names, or else all it holds, sorted."""
+        if weights is None:
+            return ()
+        if not isinstance(weights, Path):
+            return tuple(weights)
+        names = self._file_names()
+        if len(names) > 1 and weights.name == names[0]:  # an ensemble goes by its first file
+            return tuple(weights.with_name(name) for name in names)
+        if not weights.is_dir():
+            return (weights,)
+        if names and all((weights / name).is_file() for name in names):
+            return tuple(weights / name for name in names)
+        found = tuple(sorted(p for p in weights.iterdir() if p.suffix in CHECKPOINT_SUFFIXES))
+        if len(found) != max(1, len(names)):
+            raise CheckpointError(
+                f"{weights} holds {len(found)} checkpoints, {self.source.name} has {max(1, len(names))}",
+                hint="name the file itself" if len(names) < 2 else f"expected {', '.join(names)}",
+            )
+        return found
+
+    def load(
+        self,
+        weights: Path | Sequence[Path] | None = None,
+        *,
+        allow_pickle: bool = False,
+        published_sites: bool = False,
+    ) -> nn.Module:
+        """The network, filled: float32, on the CPU, in eval mode.
+
+        ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
+        comes with or builds itself. ``published_sites``: as for ``build``. Raises CheckpointError for weights that
+        cannot be used, DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
+        """
+        paths = self.paths(weights)
+        network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
+        return network.cpu().float().eval()
+
+    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
+        network = self.build(published_sites=published_sites)
+        checkpoint = read_checkpoint(paths[0], allow_pickle=allow_pickle)
+        fit_weights(network, checkpoint, what=f"{paths[0]} as {self.source.name}")
+        return network
+
+    def _load_own(self) -> nn.Module:
+        """The network with the weights it comes with."""
+        return self.build()
+
+    def _own_preprocessing(self) -> Preprocessing:
+        return Preprocessing()
+
+    def _file_names(self) -> list[str]:
+        """The names that files of weights are known by in a folder."""
+        return []

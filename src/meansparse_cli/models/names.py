@@ -1,0 +1,68 @@
+"""What a model is called: the record in ``fetch.yaml``, RobustBench's key, its files, the options of a command."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model of the zoo, by the three words RobustBench uses: the same name can stand in several tables."""
+
+    name: str
+    dataset: str
+    threat: str
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is known to exist: ``dataset`` and ``threat`` are what it was trained for, as far as known."""
+
+    name: str
+    kind: Kind
+    dataset: str
+    threat: str
+
+    @property
+    def entry(self) -> ZooEntry:
+        """The zoo's key, for a model of the zoo."""
+        return ZooEntry(self.name, self.dataset, self.threat)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of weights: its name in the cache and where it comes from; ``sha256`` may be the beginning of a digest.
+
+    ``origin`` is an address, the name of a library's model, or a word for the package itself. ``path``: where the file
+    lies already, so that the cache need not hold it.
+    """
+
+    file_name: str
+    origin: str
+    sha256: str | None = None
+    path: Path | None = None
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the file can be downloaded; else the library that builds the network fetches it."""
+        return self.origin.startswith("http")
+
+
+def model_options(model: ModelSource | ZooEntry) -> str:
+    """`` --model NAME``, with the data set and the threat where the name alone would mean another model."""
+    dataset_option = "" if model.dataset == "cifar10" else f" --dataset {model.dataset}"
+    threat_option = "" if model.threat == "Linf" else f" --threat {model.threat}"
+    return f" --model {model.name}{dataset_option}{threat_option}"
+
+
+def fetch_command(model: ModelSource | ZooEntry) -> str:
+    """The command that downloads a model, with only the options it needs."""
+    return f"meansparse fetch{model_options(model)}"
+
+
+def plain_name(name: str) -> str:
+    """A model's name as a file name."""
+    return re.sub(r"[^\w.+-]+", "_", name.removeprefix("timm:")).strip("._") or "model"

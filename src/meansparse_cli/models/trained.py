@@ -1,0 +1,104 @@
+"""Networks of our own: those embedded in the package, and any file that ``meansparse train`` wrote.
+
+The header of such a safetensors file says how its network is built, what it was trained on and how.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import CheckpointError
+from .kind import ModelKind
+from .names import ModelSource, WeightFile, model_options
+from .networks import ResNet18
+from .weights import fit_weights, read_checkpoint
+
+EMBEDDED = {"digits": "digits", "resnet18-w16": "cifar10"}
+"""Model name to the data set it was trained on."""
+
+TRAIN_AGAIN = "make it again: meansparse train"
+
+
+class EmbeddedModel(ModelKind):
+    """A name in ``EMBEDDED``, or ``FILE.safetensors``."""
+
+    kind = "embedded"
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        return name in EMBEDDED or name.endswith(".safetensors")
+
+    @classmethod
+    def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
+        trained_on = EMBEDDED.get(name) or _read_header(Path(name)).get("dataset")
+        return super().resolve(name, trained_on or dataset, threat)
+
+    @property
+    def file(self) -> Path:
+        """Raises CheckpointError if the installation lacks the embedded weights."""
+        name = self.source.name
+        if name not in EMBEDDED:
+            return Path(name)
+        path = Path(str(resources.files(__package__) / "weights" / f"{name}.safetensors"))
+        if not path.is_file():
+            raise CheckpointError(
+                f"this installation has no weights for {name} (expected {path})",
+                hint="install the package again, or train the model: meansparse train --help",
+            )
+        return path
+
+    def weights(self) -> tuple[WeightFile, ...]:
+        name = self.source.name
+        return (WeightFile(self.file.name, f"embedded:{name}" if name in EMBEDDED else name, path=self.file),)
+
+    def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
+        construct: Callable[..., ResNet18] = ResNet18
+        return construct(**(settings or {}))
+
+    def network_settings(self, weights: Sequence[Path]) -> dict[str, Any]:
+        return json.loads(_read_header(weights[0] if weights else self.file)["network"])  # type: ignore[no-any-return]
+
+    def training(self) -> dict[str, Any]:
+        header = _read_header(self.file)
+        # the shipped models are of before that was written down; both were trained by PGD
+        training = json.loads(header["training"]) if "training" in header else {"method": "pgd"}
+        return {**training, **json.loads(header.get("network", "{}"))}
+
+    def options(self) -> str:
+        return model_options(replace(self.source, dataset="cifar10"))  # its weights say what they were trained on
+
+    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
+        path = paths[0]
+        try:
+            network = self.build(settings=self.network_settings(paths))
+        except KeyError as error:
+            raise CheckpointError(
+                f"{path} does not say which network it is for ({error} not found in its header)",
+                hint="expected a file that `meansparse train` wrote",
+            ) from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its header describes no network: {error}", hint=TRAIN_AGAIN) from error
+        fit_weights(network, read_checkpoint(path), what=str(path), mend=TRAIN_AGAIN)
+        return network
+
+    def _load_own(self) -> nn.Module:
+        return self._load([self.file], allow_pickle=False, published_sites=False)
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}", hint="name a file that `meansparse train` wrote")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return dict(tensors.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}", hint=TRAIN_AGAIN) from error

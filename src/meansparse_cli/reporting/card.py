@@ -1,0 +1,93 @@
+"""A JSON with the fields of RobustBench's ``model_info`` for a sparsified model; null or empty if not measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engine.evaluation import is_bpda
+from ..files import write_bytes
+from ..models.published import N_IMAGES, published_card
+
+if TYPE_CHECKING:
+    from ..models.names import ModelSource
+    from ..operator.checkpoint import Checkpoint
+
+PAPER = "https://arxiv.org/abs/2406.05927"
+
+
+def model_card(
+    source: ModelSource, norm: str, checkpoint: Checkpoint, evaluation: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The fields of a ``model_info`` JSON, in its order, for one sparsified model; percentages as text, as there.
+
+    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc``, ``reported`` and ``external``
+    (the worst case over all attacks, BPDA included) are measured or empty; ``link``, ``name``, ``authors`` and
+    ``venue`` are the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report
+    this defence.
+    """
+    results = evaluation["results"] if evaluation is not None else {}
+    rows = {row["name"]: row for row in results.get("comparisons", [])}
+    has_bpda = "worst case" in rows and any(is_bpda(name) for name in rows["worst case"]["attacks"])
+    worst = _percent(rows.get("worst case"))
+    known = published_card(source)
+    architecture = source.name if known is None else known.architecture.removeprefix("MeanSparse ")
+    return {
+        "link": "",
+        "name": "",
+        "authors": "",
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": source.dataset,
+        "threat": norm,
+        "venue": "",
+        "architecture": f"MeanSparse {architecture}",
+        "eps": results.get("eps", ""),
+        "clean_acc": _percent(rows.get("clean")),
+        "reported": worst,
+        "autoattack_acc": _percent(rows.get("autoattack")),
+        "external": worst if has_bpda else "",
+        "footnote": _footnote(source, checkpoint, evaluation, has_bpda=has_bpda),
+        "unreliable": None if evaluation is None else not has_bpda,
+    }
+
+
+def save_card(path: Path, card: dict[str, Any]) -> None:
+    """The card as JSON, atomically."""
+    write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def n_test_images(source: ModelSource) -> int | None:
+    """How many images a leaderboard figure is measured on; None for a data set without a leaderboard."""
+    return N_IMAGES.get(source.dataset)
+
+
+def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool) -> str:
+    operators = f"{len(checkpoint.active)} sites ({checkpoint.rule}) of {source.name}"
+    if checkpoint.options_id():
+        weights = "; alpha times a weight at each site" if checkpoint.site_weights else ""
+        operators += f" (centre: {checkpoint.centre}; spread: {checkpoint.spread}{weights})"
+    parts = [f"MeanSparse ({PAPER}), alpha {checkpoint.alpha:g}, at {operators}."]
+    if evaluation is None:
+        return " ".join([*parts, "Not evaluated."])
+    results, settings = evaluation["results"], evaluation["config"]["settings"]
+    worst = next(row for row in results["comparisons"] if row["name"] == "worst case")
+    total = n_test_images(source)
+    n = f"{results['n_examples']:,}" + (f" of {total:,}" if total else "")
+    data = f" of {Path(settings['dataset']).name}" if settings.get("dataset") not in (None, source.dataset) else ""
+    gain, error = 100 * worst["sparsified_minus_base"], 100 * worst["sparsified_minus_base_standard_error"]
+    parts += [
+        f"Measured on {n} test images{data} with {', '.join(worst['attacks'])};",
+        "an image counts as robust only if it withstood all.",
+        "In attacks called bpda or soft, gradients pass straight through the operator, or through a soft edge."
+        if has_bpda
+        else "BPDA was not run, and plain attacks over-report this defence.",
+        f"The base on the same images and attacks: {100 * worst['base_accuracy']:.2f}%",
+        f"(paired difference {gain:+.2f} +- {error:.2f} points; {results['verdict']}).",
+    ]
+    return " ".join(parts)
+
+
+def _percent(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{100 * row['sparsified_accuracy']:.2f}"

@@ -1,0 +1,128 @@
+"""How values are written: budgets, grids of alpha, site rules, shards, names; each parser refuses what means nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from ..errors import ConfigError
+from ..sites.rules import parse_rule
+from .shard import parse_shard
+
+MOST_IN_A_GRID = 1000
+
+
+def parse_eps(value: object) -> str:
+    """``8/255`` or ``0.03`` -> the text itself, once it is known to be a positive number."""
+    text = str(value).strip()
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps is {text!r}; expected a number or a fraction such as 8/255") from error
+    if number <= 0:
+        raise ValueError(f"eps is {text}; it must be above 0")
+    return text
+
+
+def eps_value(text: str) -> float:
+    """The number behind ``8/255``."""
+    return float(Fraction(text))
+
+
+def eps_text(value: float) -> str:
+    """A budget as people write it: ``8/255`` where it is a multiple of 1/255.
+
+    >>> eps_text(8 / 255), eps_text(0.5)
+    ('8/255', '0.5')
+    """
+    levels = round(255 * value)
+    return f"{levels}/255" if levels / 255 == value else f"{value:.12g}"
+
+
+def parse_eps_grid(value: object) -> str:
+    """One eps, ``2/255,8/255``, ``1/255:16/255:1/255`` (from, to, step; ends included) or a list -> the text itself."""
+    text = ",".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value).strip()
+    for eps in eps_grid(text):
+        parse_eps(eps)
+    return text
+
+
+def eps_grid(text: str) -> tuple[str, ...]:
+    """Every eps that the text means, ascending, each once, as it would be written."""
+    if ":" not in text:
+        parts = [parse_eps(part) for part in text.split(",") if part.strip()]
+        if not parts:
+            raise ValueError("the list of eps is empty")
+        return tuple(sorted(dict.fromkeys(parts), key=Fraction))
+    values = _range(text, "eps is", "1/255:16/255:1/255", Fraction)
+    written_over = {part.partition("/")[2] for part in text.split(":")} - {""}
+    over = int(written_over.pop()) if len(written_over) == 1 else None
+    if over is not None and all((value * over).denominator == 1 for value in values):
+        return tuple(f"{value * over}/{over}" for value in values)
+    return tuple(f"{float(value):.12g}" for value in values)
+
+
+def check_eps(text: str, norm: str) -> None:
+    """Refuse a budget that covers the whole image, the usual sign of pixel units 0..255."""
+    limit = {"Linf": 1.0, "L2": 8.0}[norm]
+    if eps_value(text) >= limit:
+        hint = f"images are in [0, 1]: did you mean --eps {text}/255?" if norm == "Linf" else "images are in [0, 1]"
+        raise ConfigError(f"eps is {text} in {norm}; expected less than {limit:g}", hint=hint)
+
+
+def parse_alphas(value: object) -> tuple[float, ...]:
+    """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
+    if isinstance(value, str) and ":" in value:
+        numbers = _range(value, "alphas are", "0.05:0.5:0.05", lambda part: Fraction(Decimal(part)))
+        return _alphas([float(number) for number in numbers], value)
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return _alphas([p for p in parts if str(p).strip()], value)
+
+
+def _alphas(parts: list[Any], given: object) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(str(part).strip()) for part in parts)
+    except ValueError as error:
+        raise ValueError(f"alphas are {given!r}; each must be a number") from error
+    if not numbers:
+        raise ValueError("the list of alphas is empty")
+    for number in numbers:
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(
+                f"alpha is {number}; it must be 0 or above, in standard deviations (the paper: 0.05 to 0.5)"
+            )
+    return numbers
+
+
+def _range(text: str, these_are: str, example: str, number: Callable[[str], Fraction]) -> list[Fraction]:
+    """``FROM:TO:STEP``, ends included; ``these_are`` begins the message of a ValueError."""
+    name, verb = these_are.split()
+    try:
+        first, last, step = (number(part) for part in text.split(":"))
+    except (InvalidOperation, ValueError, ZeroDivisionError, OverflowError) as error:  # the last for infinity
+        raise ValueError(f"{these_are} {text!r}; expected FROM:TO:STEP such as {example}") from error
+    if step <= 0 or last < first:
+        raise ValueError(f"{name} {text!r} {verb} an empty range: FROM must not exceed TO, and STEP must be above 0")
+    if (n := int((last - first) / step) + 1) > MOST_IN_A_GRID:
+        raise ValueError(f"{name} {text!r} are {n:,} values, more than {MOST_IN_A_GRID:,}")
+    return [first + i * step for i in range(n)]
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+EpsText = Annotated[str, BeforeValidator(parse_eps)]
+EpsGridText = Annotated[str, BeforeValidator(parse_eps_grid)]
+AlphaGrid = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
+SiteRule = Annotated[str, BeforeValidator(parse_rule)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ShardText = Annotated[str, BeforeValidator(parse_shard)]
