@@ -1,4 +1,4 @@
-"""A table of the paper with our cells beside its own: which result stands in which cell, and what it says of the claims."""
+"""A table of the paper with our cells beside its own: which result stands in which, and what it says of the claims."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class FilledCell:
-    """A cell of the paper and the result of ours that stands beside it (None: not run), gains over its own base model."""
+    """A cell of the paper and our result beside it (None: not run), with gains over the base model of its report."""
 
     cell: Cell
     result: Result | None
@@ -112,7 +112,7 @@ class FilledTable:
 
 
 def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]]) -> FilledTable:
-    """Put the results of ``runs``, (column or None, run), beside the paper's cells. Nothing is filled in that was not run.
+    """Put the results of ``runs``, (column or None, run), beside the paper's cells; what was not run stays empty.
 
     A run without a column goes to those that its model or training tells. Raises ConfigError where that is none.
     """
@@ -141,7 +141,7 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
 
 
 def paper_base(table: PaperTable, cell: Cell) -> Cell | None:
-    """The paper's base model for a cell at an alpha above 0: of the same column, else of the same row, else of the table."""
+    """The paper's base model for a cell at an alpha above 0: of its column, else of its row, else of the table."""
     bases = [c for column in table.columns for c in column.cells if c.is_base] + list(table.extra.values())
     near = [b for b in bases if b.column == cell.column] + [b for b in bases if b.row == cell.row]
     return None if cell.is_base else next(iter([*near, *table.extra.values()]), None)
@@ -155,7 +155,7 @@ def _stand_in(claim: Claim, filled: Mapping[str, FilledColumn]) -> str:
 
 
 def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
-    """The columns that a run can fill by itself: those of its zoo model, or of its training, or all of one model's table."""
+    """The columns that a run can fill: those of its zoo model, or of its training, or all of one model's table."""
     if table.column_is is not None:
         found = [column for column in table.columns if column.name == run.training.get(table.column_is)]
     elif any(column.model is not None for column in table.columns):
@@ -172,7 +172,7 @@ def columns_of_run(table: PaperTable, run: RunResults) -> list[Column]:
 
 
 def is_of(column: Column, run: RunResults) -> bool:
-    """Whether it is the column's own model: one name can stand for an Linf and an L2 model, so the threat decides as well."""
+    """Whether it is the column's own model: one name stands for an Linf and an L2 model, so the threat decides too."""
     source = run.source
     norm = column.cells[0].where.get("norm", source.threat)
     return (column.model, column.dataset, norm) == (source.name, source.dataset, source.threat)
@@ -196,8 +196,8 @@ def _serves(cell: Cell, result: Result) -> bool:
 def _in_order_of_use(column: Column, results: Sequence[Result]) -> list[Result]:
     """The results that can stand in ``column``, those of the report first that fills most of its cells.
 
-    Rows are compared with each other and the base model, so they come from one report where one has them all: on the same
-    images, with the same pool. Among reports that fill as many, the one on most examples, then the youngest.
+    Rows are compared with each other and the base model, so they come from one report where one has them all: on the
+    same images, with the same pool. Among reports that fill as many, the one on most examples, then the youngest.
     """
     by_report: dict[Path, list[Result]] = {}
     for result in results:
@@ -229,7 +229,7 @@ def _outcomes(result: Result | None, cell: Cell, measure: str) -> tuple[Any, Out
 def _results_of(
     table: PaperTable, filled: Mapping[str, FilledColumn], claim: Claim, measure: str
 ) -> dict[Place, Result | None]:
-    """The result for each cell of a claim; a base model is taken from the report that another cell of the same run is from."""
+    """The result for each cell of a claim; that of a base model is from the report of another cell of the same run."""
     in_table = {(name, cell.cell.row): cell.result for name, column in filled.items() for cell in column.cells}
     cells = {place: table.cell(*place) for place in claim.terms}
     found = {place: in_table[cell.column, cell.row] for place, cell in cells.items() if not cell.is_base}
@@ -243,7 +243,7 @@ def _results_of(
 
 
 def _on_most_images(filled: Mapping[str, FilledColumn], cells: Mapping[Place, Cell]) -> dict[Place, Result]:
-    """A result for each cell of a claim on clean accuracy, whichever the attack: those on most images that all of them have.
+    """A result for each cell of a claim on clean accuracy, whatever the attack: on the most images that all have.
 
     From one report where one has them all, the youngest of several.
     """

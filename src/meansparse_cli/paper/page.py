@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from ..reporting.table import Table
 from ..stats.format import in_points, percent
 from ..stats.paired import Accuracy, PairedDifference
-from .claims import BRACKETS, RULE, sentence
+from .claims import RULE, sentence
 from .fill import FilledCell, FilledColumn, FilledTable, fill_cell, paper_base
 from .results import Result, RunResults, without_machine_paths
 from .tables import in_paper
@@ -27,7 +27,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.globals |= {"RULE": RULE, "BRACKETS": BRACKETS}
+    environment.globals |= {"RULE": RULE}
     environment.filters |= {
         "thousands": "{:,}".format,
         "percent": in_percent,

@@ -1,4 +1,4 @@
-"""How a table of the paper is made: the chain of commands behind it, as ``tables.yaml`` has them. Nothing is run here."""
+"""How a table of the paper is made: the commands behind it, as ``tables.yaml`` has them. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def plan(config: Reproduce) -> list[Step]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A calibrated run folder, what is done on it for which column of a table, and at which alpha where a step leaves that open.
+    """A calibrated run folder, and what is done on it for which column of a table.
 
-    ``front`` and ``end``: the options that every command on it has.
+    ``front`` and ``end``: the options that every command on it has. ``alpha``: where a step leaves that open.
     """
 
     folder: Path
@@ -175,7 +175,7 @@ class _Planner:
         after: Sequence[Step] = (),
         end: dict[str, Any] | None = None,
     ) -> _Run:
-        """``source``: the options of ``calibrate`` alone; a configuration is one of every command, and says the budget."""
+        """``source``: the options of ``calibrate`` alone, but for a configuration, which says the budget as well."""
         end = self._data() | self.device | self.batch_size if end is None else end
         calibrated = self._step("calibrate", *options({"run": folder} | source | end), after=after)
         front = {"run": folder} | {key: value for key, value in source.items() if key == "config"}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Outcomes = NDArray[np.bool_]
 _Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
-"""What a report says of one model at one eps: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
+"""One model at one eps in a report: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
 PLACES = (
     ("evaluate", "evaluate.yaml"),
     ("evaluate", "evaluations/*/evaluate.yaml"),
@@ -39,8 +39,8 @@ class Result:
     """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
 
     ``clean`` (n,) bool; ``worst`` (n,) bool, None unless BPDA was run; ``broken``: for attacks that were run (together,
-    where nobody knows which of them broke what) (n,) int: 1 wrong, 0 right, -1 not tried. ``attacks``: all that were run.
-    ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
+    where nobody knows which of them broke what) (n,) int: 1 wrong, 0 right, -1 not tried. ``attacks``: all that were
+    run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
     """
 
     report: Path
@@ -56,7 +56,7 @@ class Result:
     base: Result | None
 
     def fits(self, where: dict[str, str], *, clean: bool = False) -> bool:
-        """Whether it is a result of what a cell of the paper describes, whichever the attack; ``clean``: and its budget."""
+        """Is it a result of what a cell of the paper describes, whatever the attack; if ``clean``, and the budget?"""
         left_out = {"attack"} | ({"eps", "norm"} if clean else set())
         if Fraction(where["alpha"]) == 0:
             left_out |= {"sites", "centre"}
@@ -111,7 +111,7 @@ def attacks_of(name: str) -> frozenset[str]:
 
 
 def read_results(folder: Path) -> RunResults:
-    """Every evaluation and measurement in ``folder``. Raises ArtifactError for a folder, report or file that is not whole."""
+    """Every evaluation and measurement in ``folder``. Raises ArtifactError where a report or file is not whole."""
     from ..models.source import ModelSource, kind_of
 
     fetched, calibrated = (
@@ -146,7 +146,7 @@ def _trained(source: ModelSource) -> list[dict[str, Any]]:
 
 
 def _verified(file: Path, stage: str, folder: Path) -> dict[str, Any] | None:
-    """The report, with the settings of the sweep that it evaluates; None for one of other statistics than the folder's."""
+    """The report, with the settings of the sweep that it evaluates; None where it is of other statistics."""
     mend = stage_command(stage, folder, None if file.parent == folder else file.parent.name)
     report = read_report(file, stage, mend=mend)
     verify_outputs(report, file.parent, mend=mend)
@@ -164,8 +164,8 @@ def _verified(file: Path, stage: str, folder: Path) -> dict[str, Any] | None:
 def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source: ModelSource) -> str:
     """In what the images of a result differ in kind from those behind the statistics, in words; "" in nothing.
 
-    A table's columns are about one data set, which no result of another may fill. What a measurement was not told it takes
-    from calibrate.
+    A table's columns are about one data set, which no result of another may fill. What a measurement was not told it
+    takes from calibrate.
     """
     mine, theirs = (held["config"]["settings"] for held in (report, calibrated))
     default = {"dataset": source.dataset}
@@ -200,8 +200,8 @@ def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[R
 
 
 def _rule(sites: str, calibrated: str) -> str:
-    """Site rules mean the calibrated sites: where those are not all of the model's, a rule relative to them keeps theirs in
-    front, so that it fits no cell of the paper; ``single:N`` names a site itself.
+    """Site rules mean the calibrated sites: where those are not all of the model's, a rule relative to them keeps
+    theirs in front, so that it fits no cell of the paper; ``single:N`` names a site itself.
     """
     if calibrated in ("all", "published") or sites.startswith("single:"):
         return sites

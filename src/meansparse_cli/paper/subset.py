@@ -24,7 +24,7 @@ QUARTER = 0.25
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """``mean`` and ``std``: (mean of ratios, ratio of sums) of the errors against all images; gains against them, paired."""
+    """``mean`` and ``std``: (mean of ratios, ratio of sums) of the errors against all images; ``ours``: gains, too."""
 
     fraction: float
     n_images: int
@@ -106,11 +106,11 @@ def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
 
 
 def fraction_of(run: RunResults) -> float:
-    """The share of the calibration split that the statistics of a run are from. Raises ConfigError where that is not known."""
+    """The share of the calibration split that the statistics are from. Raises ConfigError where that is not known."""
     settings = _calibrated(run)["config"]["settings"]
-    if settings.get("n_examples") is not None:
+    if (n := settings.get("n_examples")) is not None:
         raise ConfigError(
-            f"{run.folder}: its statistics are from --n-examples {settings['n_examples']}, which is no share of all images",
+            f"{run.folder}: its statistics are from --n-examples {n}, which is no share of all images",
             hint="meansparse calibrate with --fraction, or without either",
         )
     return float(settings.get("fraction") or 1.0)
@@ -121,7 +121,7 @@ def _calibrated(run: RunResults) -> dict[str, Any]:
 
 
 def relative_errors(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(mean of the channels' relative errors, sum of errors over sum of values); channels that are 0 in ``whole`` are left out.
+    """(mean of the channels' relative errors, sum of errors over sum of values), but for channels that are 0 in ``whole``.
 
     >>> relative_errors([np.array([1.25, 3.0])], [np.array([1.0, 3.0])])
     (0.125, 0.0625)

@@ -52,7 +52,7 @@ def table_file(folder: Path, number: str) -> Path:
 
 
 def summary_page(folder: Path, *, command: str) -> str:
-    """The page, as Markdown. Raises ConfigError where the folder holds no table, ArtifactError for a table that is none."""
+    """The page, as Markdown. Raises ConfigError where there is no table, ArtifactError for a file that is none."""
     there = {n: _read(file) for n in table_names() if (file := table_file(folder, n)).exists()}
     if not there:
         raise ConfigError(f"no table lies in {folder}", hint="meansparse table 3 RUN writes one; make table3")
@@ -88,8 +88,8 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
         for claim, found in zip(paper_table(number).claims, content["claims"], strict=True):
             if found["text"] != claim.text:
                 raise ValueError(found["text"])
-            own = Judgement.from_report(claim, found["under_its_attack"])
-            worst = Judgement.from_report(claim, found["worst_case"]) if "worst_case" in found else None
+            own = Judgement(claim, **found["under_its_attack"])
+            worst = Judgement(claim, **found["worst_case"]) if "worst_case" in found else None
             rows.append(SummaryRow(number, claim, own, worst))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
@@ -117,13 +117,13 @@ def _counts(rows: Sequence[SummaryRow]) -> Table:
 def _line(row: SummaryRow) -> tuple[str, ...]:
     name = row.number if row.number.isdecimal() else in_paper(row.number)
     text = row.claim.sentence + (f"; here: `{row.own.stand_in}`" if row.own.stand_in else "")
-    n = next((f"{j.n:,}" for _, j in row.measures if j.n is not None), "")
+    n = next((f"{j.n_examples:,}" for _, j in row.measures if j.n_examples is not None), "")
     page = table_file(Path(), row.number).with_suffix(".md")
     return f"[{name}]({page})", text, row.claim.number(row.own.paper), _cell(row.own), _cell(row.worst), n
 
 
 def _cell(judgement: Judgement | None) -> str:
-    if judgement is None or judgement.value is None:
+    if judgement is None or judgement.ours is None:
         return "" if judgement is None else judgement.answer
     answer = judgement.answer if judgement.answer == "inconclusive" else f"**{judgement.answer}**"
     return f"{answer}: {with_error(judgement)}"

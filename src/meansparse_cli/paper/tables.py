@@ -27,7 +27,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """``row``: the value of what the table's rows vary, as text. ``where``: attack, norm, eps, alpha, sites, centre, split.
+    """``row``: the value of what the table's rows vary. ``where``: attack, norm, eps, alpha, sites, centre, split.
 
     ``clean`` and ``robust`` as printed, fractions; ``clean`` None where the table has none.
     """
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Cells of one model or setting. ``model`` and ``dataset`` of the zoo, where the paper's is there; ``clean``: of all rows.
+    """Cells of one model or setting. ``model`` and ``dataset``: of the zoo, if it is there; ``clean``: of all rows.
 
     ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack. ``note``: what else to know.
     ``config`` and ``step``: the YAML of that model, without its ending, and what is done on its run.
@@ -99,8 +99,8 @@ class Claim:
 class PaperTable:
     """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
 
-    ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is made,
-    as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
+    ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is
+    made, as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
     """
 
     number: str
@@ -133,7 +133,7 @@ class PaperTable:
         return list(cells.values())[-1] if row == LAST else cells[row]
 
     def is_of_a_gain(self, claim: Claim) -> bool:
-        """Is the claim that MeanSparse is above its base model, by whatever little, and not below it or above another variant?"""
+        """Is the claim that MeanSparse is above its base model, by however little, and not above another variant?"""
         if self.by == "fraction" or claim.bound:  # fraction: of the images for the statistics, all at one alpha
             return False
         if len({self.column(name).model for name, _ in claim.terms if name != BASE_COLUMN}) > 1:

@@ -1,4 +1,4 @@
-"""``meansparse reproduce``: a table of the paper from nothing, by the commands that make it, each in a process of its own.
+"""``meansparse reproduce``: a table of the paper from nothing, by the commands that make it, a process each.
 
 A command that was done is done at once, and one that was killed goes on, so the same call goes on as well.
 """

@@ -19,7 +19,7 @@ from ..reporting.console import note
 
 
 def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: str | None = None) -> Path:
-    """Write ``table<N>.md`` and ``.yaml`` into ``folder`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
+    """Write ``table<N>.md`` and ``.yaml`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
 
     Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
     """
