@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import PRESETS, run_attack
 from meansparse_cli.attacks.budget import enforce_budget
-from meansparse_cli.attacks.counting import CountedModel
-from meansparse_cli.attacks.judge import is_misclassified, under_attack
+from meansparse_cli.attacks.judge import judge
 from meansparse_cli.attacks.precision import PRECISIONS, precision_on, search_precision
-from meansparse_cli.attacks.result import AttackResult, Budget
-from meansparse_cli.data.datasets import load_split, stack_examples, take_examples
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.settings.values import eps_value
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -229,7 +230,8 @@ def run_ours(
     if options.compile:
         searched = torch.compile(searched)  # type: ignore[assignment]
     side, n, budget = Side(), len(x), budget_of(options)
-    indices = torch.arange(n)
+    examples = Examples(x, y, torch.arange(n))
+    problem = Problem(model, budget, 10, options.seed, options.batch_size, options.precision, search_model=searched)
     warm_up(searched, x, y, options)
     turns.begin()
     robust = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -237,10 +239,7 @@ def run_ours(
     for attack in attacks:
         before = turns.seconds
         for rows in robust.nonzero().flatten().split(options.batch_size):  # as `meansparse evaluate` does
-            result: AttackResult = run_attack(
-                attack, model, x[rows], y[rows], indices[rows.cpu()], budget=budget, seed=options.seed,
-                batch_size=options.batch_size, n_classes=10, search_model=searched, precision=options.precision,
-            )  # fmt: skip
+            result = run_attack(attack, problem, examples.at(rows))
             robust[rows[result.broken]] = False
             side.forward += result.forward_passes
             side.backward += result.backward_passes
@@ -312,19 +311,15 @@ class timed_log(logging.Handler):  # noqa: N801
 
 def wrong(model: nn.Module, images: Tensor, y: Tensor) -> Tensor:
     """(n,) bool on the CPU, judged in float32."""
-    with under_attack(model):
-        counted = CountedModel(model, n_classes=10, device=images.device)
-        return is_misclassified(counted, images, y, batch_size=250).cpu()
+    return judge(Problem(model, Budget("Linf", 0.0), n_classes=10, seed=0, batch_size=250), images, y).cpu()
 
 
 def warm_up(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
     """Kernels are chosen and compiled before the clock runs."""
     few = slice(0, options.batch_size)
     for _ in range(2):
-        run_attack(
-            "pgd-3", model, x[few], y[few], torch.arange(len(x[few])), budget=Budget(options.norm, 1e-6), seed=0,
-            batch_size=options.batch_size, n_classes=10, precision=options.precision,
-        )  # fmt: skip
+        problem = Problem(model, Budget(options.norm, 1e-6), 10, 0, options.batch_size, options.precision)
+        run_attack("pgd-3", problem, Examples(x[few], y[few], torch.arange(len(x[few]))))
 
 
 def now(device: torch.device) -> float:

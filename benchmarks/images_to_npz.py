@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Subset
 
-from meansparse_cli.data.datasets import load_split
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.files import atomic_write
 from meansparse_cli.training.images import read_pixels
 

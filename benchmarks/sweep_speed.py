@@ -20,17 +20,20 @@ from torch import Tensor
 
 from attack_speed import leave_alone, machine
 from meansparse_cli.attacks.counting import CountedModel
-from meansparse_cli.attacks.judge import is_misclassified, under_attack
+from meansparse_cli.attacks.judge import judge, under_attack
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator
-from meansparse_cli.data.datasets import KNOWN_DATASETS, load_split, stack_examples, take_examples
-from meansparse_cli.engine.pair_attack import PairSettings
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.facts import KNOWN_DATASETS
+from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.engine.pairs import PairStore
 from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
-from meansparse_cli.operator.sparsify import SparsifiedModel, alpha_set
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.selection.choice import ChoiceRule, Curve, SweepPoint, allowed, choose
 from meansparse_cli.selection.racing import TOLERANCE, Race
 from meansparse_cli.selection.sweep import Sweep, SweepSettings, grid_of, sweep_alphas
@@ -199,6 +202,9 @@ class Measurement:
             within += d.difference <= TOLERANCE * (d.standard_error**2 + d.n**-2) ** 0.5
         return same, within
 
+    def problem(self, seed: int) -> Problem:
+        return Problem(self.model, self.budget, self.n_classes, seed, self.options.batch_size)
+
     def naive(self, seed: int) -> tuple[float, list[SweepPoint], int]:
         """Alpha by alpha: clean accuracy, then pyautoattack's APGD-CE on everything that is right."""
         from pyautoattack.autopgd_base import APGDAttack
@@ -214,11 +220,12 @@ class Measurement:
             [boundary_start(image, g, self.budget) for image, g in zip(x.cpu(), generators, strict=True)]
         ).to(x.device)
         counted = CountedModel(self.model, n_classes=self.n_classes, device=x.device)
+        problem = self.problem(seed)
         points, started = [], time.perf_counter()
         with under_attack(self.model):
             for alpha in self.grid:
                 with alpha_set(self.model, alpha):
-                    clean = ~is_misclassified(counted, x, y, batch_size=self.options.batch_size)
+                    clean = ~judge(problem, x, y)
                     robust = clean.clone()
                     for rows in clean.nonzero().flatten().split(self.options.batch_size):
                         points_of_start = starts[rows]
@@ -227,17 +234,18 @@ class Measurement:
                             eot_iter=1, rho=0.75, device=x.device,
                         )  # fmt: skip
                         found = attack.perturb(x[rows], y[rows])
-                        robust[rows] = ~is_misclassified(counted, found, y[rows], batch_size=self.options.batch_size)
+                        robust[rows] = ~judge(problem, found, y[rows])
                 mask = robust.cpu()
                 points.append(SweepPoint(alpha, clean.cpu(), mask, mask, mask))
-        return time.perf_counter() - started, points, counted.forward_passes + 2 * counted.backward_passes
+        n_judged = sum(len(point.clean) + int(point.clean.sum()) for point in points)
+        return time.perf_counter() - started, points, counted.forward_passes + 2 * counted.backward_passes + n_judged
 
     def ours(self, seed: int, *, bpda: tuple[str, ...], racing: bool) -> tuple[float, Sweep, int]:
         x, y, indices = self.examples(seed)
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             store = PairStore(
-                self.model, x, y, indices, PairSettings(self.budget, seed, self.options.batch_size, self.n_classes),
+                self.problem(seed), Examples(x, y, indices),
                 plain=("apgd-ce",), bpda=bpda, folder=Path(folder), key={}, block_size=self.options.block_size,
             )  # fmt: skip
             rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))

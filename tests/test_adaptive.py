@@ -7,13 +7,17 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.adaptive import AdaptiveRule
-from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.pgd import PGDRule
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.queue import search
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.run import SEARCHES
+from meansparse_cli.attacks.runner import SEARCHES
 from meansparse_cli.attacks.task import AttackTask
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
+from meansparse_cli.data.examples import Examples
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 8 / 255)
@@ -79,8 +83,7 @@ def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel)
     y = model(x).argmax(1)
 
     def points(rule: PGDRule) -> Tensor:
-        task = AttackTask("a", CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(6), model(x), BUDGET, 0, 4, lambda n: None)  # fmt: skip
-        return climb(task, rule, targets=y[:, None]).points
+        return search(task_of("a", model, x, y, BUDGET), rule, targets=y[:, None]).points
 
     plain = PGDRule(BUDGET, n_steps=5, step_size=1 / 255)
     assert torch.equal(points(AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=0.0)), points(plain))
@@ -113,9 +116,7 @@ def test_an_attack_of_that_family_is_given_the_start_of_all(
     monkeypatch.setitem(SEARCHES, "pgd", lambda task, **options: began.append(task.attack) or really(task))
     x = torch.rand(2, 1, 6, 6)
     for name in ("adaptive-1-1:0", "adaptive-2-2", "pgd-50"):
-        run_attack(
-            name, model, x, model(x).argmax(1), torch.arange(2), budget=BUDGET, seed=0, batch_size=2, n_classes=4
-        )
+        run_attack(name, Problem(model, BUDGET, 4, 0, batch_size=2), Examples(x, model(x).argmax(1), torch.arange(2)))
     assert set(began[:-1]) == {"adaptive"} and began[-1] == "pgd-50"
 
 
@@ -132,11 +133,16 @@ def test_a_heavy_fine_keeps_masked_features_where_they_are(model: SparsifiedMode
     assert moved("adaptive-1-1:100") < 0.8 * moved("adaptive-1-1:0")
 
 
+def task_of(attack: str, model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget) -> AttackTask:
+    examples, counted = Examples(x, y, torch.arange(len(x))), CountedModel(model, n_classes=4, device=x.device)
+    return AttackTask(attack, counted, Problem(model, budget, 4, seed=0, batch_size=4), examples, model(x))
+
+
 def climb_points(model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget, name: str) -> Tensor:
     from meansparse_cli.attacks import find_attack
 
     spec = find_attack(name)
-    task = AttackTask(spec.start, CountedModel(model, n_classes=4, device=x.device), x, y, torch.arange(len(x)), model(x), budget, 0, 4, lambda n: None)  # fmt: skip
+    task = task_of(spec.start, model, x, y, budget)
     return SEARCHES[spec.search](task, **dict(spec.options)).points
 
 
@@ -144,9 +150,8 @@ def test_no_hook_is_left_and_half_precision_works(model: SparsifiedModel) -> Non
     x = torch.rand(4, 1, 6, 6)
     y = model(x).argmax(1)
     for name in ("adaptive-1-1", "adaptive-2-1"):
-        result = run_attack(
-            name, model, x, y, torch.arange(4), budget=BUDGET, seed=0, batch_size=4, n_classes=4, precision="bf16"
-        )
+        problem = Problem(model, BUDGET, n_classes=4, seed=0, batch_size=4, precision="bf16")
+        result = run_attack(name, problem, Examples(x, y, torch.arange(4)))
         assert torch.isfinite(result.adversarial).all()
     for module in model.modules():
         if isinstance(module, MeanSparse):

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from meansparse_cli.runs.allocator import keep_freed_memory
+from meansparse_cli.runs.device import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
 for _ in range(20):  # the first few are laid side by side, until the heap has room for one between the small blocks
     torch.ones(16 * 2**20)

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.apgd import APGDRule, apgd
-from meansparse_cli.attacks.batch_queue import climb
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.losses import choose_loss, dlr, likely_targets, margin, targeted_dlr, targeted_margin
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.queue import search
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
 from meansparse_cli.attacks.task import AttackTask, SearchOutcome
+from meansparse_cli.data.examples import Examples
 
 N_EXAMPLES = 10
 BUDGETS = {"Linf": Budget("Linf", 0.04), "L2": Budget("L2", 0.35)}
@@ -53,31 +56,23 @@ def make_task(net: nn.Module, budget: Budget, *, n_classes: int, batch_size: int
     return AttackTask(
         attack="apgd-ce",
         model=CountedModel(net, n_classes=n_classes, device=x.device),
-        x=x,
-        y=logits.argmax(dim=1),
-        indices=torch.arange(100, 100 + N_EXAMPLES),
+        problem=Problem(net, budget, n_classes, seed, batch_size),
+        examples=Examples(x, logits.argmax(dim=1), torch.arange(100, 100 + N_EXAMPLES)),
         clean_logits=logits,
-        budget=budget,
-        seed=seed,
-        batch_size=batch_size,
-        advance=lambda n_examples: None,
     )
 
 
-def one_example(task: AttackTask, example: int) -> AttackTask:
-    rows = slice(example, example + 1)
-    return AttackTask(
-        task.attack, task.model, task.x[rows], task.y[rows], task.indices[rows], task.clean_logits[rows], task.budget,
-        task.seed, 1, task.advance,
-    )  # fmt: skip
+def some_of(task: AttackTask, rows: Tensor, batch_size: int) -> AttackTask:
+    problem = replace(task.problem, batch_size=batch_size)
+    return replace(task, problem=problem, examples=task.examples.at(rows), clean_logits=task.clean_logits[rows])
 
 
 def theirs(loss: str, net: SmoothNet, task: AttackTask, n_steps: int) -> object:
     autopgd = pytest.importorskip("pyautoattack.autopgd_base")
     settings = {
         "n_iter": n_steps,
-        "norm": task.budget.norm,
-        "eps": task.budget.eps,
+        "norm": task.problem.budget.norm,
+        "eps": task.problem.budget.eps,
         "device": "cpu",
         "logger": logging.getLogger(),
     }
@@ -86,7 +81,7 @@ def theirs(loss: str, net: SmoothNet, task: AttackTask, n_steps: int) -> object:
         attack.y_target = likely_targets(task.clean_logits)[:, 0]
     else:
         attack = autopgd.APGDAttack(net, loss=loss, **settings)
-    attack.init_hyperparam(task.x)
+    attack.init_hyperparam(task.examples.x)
     return attack
 
 
@@ -96,30 +91,34 @@ def theirs(loss: str, net: SmoothNet, task: AttackTask, n_steps: int) -> object:
 def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> None:
     net = make_net()
     task = make_task(net, BUDGETS[norm], n_classes=6)
-    noise = torch.rand(task.x.shape, generator=torch.Generator().manual_seed(5)) - 0.5
-    starts = (task.x + task.budget.eps * 0.2 * noise).clamp(0, 1)
+    x, y = task.examples.x, task.examples.y
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) - 0.5
+    starts = (x + task.problem.budget.eps * 0.2 * noise).clamp(0, 1)
     net.visited.clear()
-    best, correct, best_loss, _ = theirs(loss, net, task, n_steps).attack_single_run(task.x, task.y, x_init=starts)
+    best, correct, best_loss, _ = theirs(loss, net, task, n_steps).attack_single_run(x, y, x_init=starts)
     their_points = torch.stack(net.visited)  # (n_steps + 1, n, channels, height, width)
 
+    rule = APGDRule(task.problem.budget, loss, n_classes=6, n_steps=n_steps)  # type: ignore[arg-type]
+
     def run(one: AttackTask, start: Tensor) -> SearchOutcome:
-        rule = APGDRule(one.budget, loss, n_classes=6, n_steps=n_steps)  # type: ignore[arg-type]
-        return climb(one, rule, targets=likely_targets(one.clean_logits)[:, :1], starts=start)
+        rule.start = lambda image, generator, budget: start
+        return search(one, rule, targets=likely_targets(one.clean_logits)[:, :1])
 
     n_broken = 0
     for example in range(N_EXAMPLES):
         net.visited.clear()
-        outcome = run(one_example(task, example), starts[example : example + 1])
+        outcome = run(some_of(task, torch.tensor([example]), 1), starts[example])
         our_points = torch.cat(net.visited)
         torch.testing.assert_close(our_points, their_points[: len(our_points), example], rtol=0, atol=1e-6)
         assert outcome.claimed.item() == (not correct[example])
         if outcome.claimed:
             n_broken += 1
-            assert net(outcome.points).argmax() != task.y[example]
+            assert net(outcome.points).argmax() != y[example]
         else:
             assert len(our_points) == n_steps + 1
             torch.testing.assert_close(outcome.points[0], best[example], rtol=0, atol=1e-6)
-            torch.testing.assert_close(outcome.best_loss[0], best_loss[example], rtol=1e-5, atol=1e-6)
+            loss_there = rule.loss(net(outcome.points), y[[example]], likely_targets(task.clean_logits)[[example], 0])
+            torch.testing.assert_close(loss_there[0], best_loss[example], rtol=1e-5, atol=1e-6)
     assert 0 < n_broken < N_EXAMPLES, "the test network should leave some examples standing and some not"
 
 
@@ -127,15 +126,16 @@ def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
 def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: str) -> None:
     net = make_net()
-    n_restarts = 1 if loss == "dlr-targeted" else 2
+
+    def attack(task: AttackTask) -> SearchOutcome:
+        """From two starts an example where one is the rule: the second waits behind the others."""
+        if loss == "dlr-targeted":
+            return apgd(task, loss=loss, n_steps=20)
+        rule = APGDRule(task.problem.budget, loss, n_classes=6, n_steps=20)  # type: ignore[arg-type]
+        return search(task, rule, targets=task.examples.y[:, None].expand(-1, 2))
 
     def run(batch_size: int, order: Tensor) -> tuple[Tensor, Tensor]:
-        task = make_task(net, BUDGETS[norm], n_classes=6, batch_size=batch_size)
-        shuffled = AttackTask(
-            task.attack, task.model, task.x[order], task.y[order], task.indices[order], task.clean_logits[order],
-            task.budget, task.seed, batch_size, task.advance,
-        )  # fmt: skip
-        outcome = apgd(shuffled, loss=loss, n_steps=20, n_restarts=n_restarts)  # type: ignore[arg-type]
+        outcome = attack(some_of(make_task(net, BUDGETS[norm], n_classes=6), order, batch_size))
         back = order.argsort()
         return outcome.points[back], outcome.claimed[back]
 
@@ -147,12 +147,8 @@ def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: 
         assert torch.equal(claimed, other_claimed)
         assert torch.equal(points, other_points)
     few = torch.tensor([7, 2])
-    task = make_task(net, BUDGETS[norm], n_classes=6)
-    alone = AttackTask(
-        task.attack, task.model, task.x[few], task.y[few], task.indices[few], task.clean_logits[few], task.budget,
-        task.seed, 2, task.advance,
-    )  # fmt: skip
-    assert torch.equal(apgd(alone, loss=loss, n_steps=20, n_restarts=n_restarts).points, points[few])  # type: ignore[arg-type]
+    alone = some_of(make_task(net, BUDGETS[norm], n_classes=6), few, 2)
+    assert torch.equal(attack(alone).points, points[few])
 
 
 def test_starts_differ_by_seed_attack_attempt_and_example() -> None:
@@ -176,10 +172,7 @@ def test_batch_stays_full_and_broken_examples_leave() -> None:
     task = make_task(net, BUDGETS["Linf"], n_classes=6, batch_size=4)
     net.visited.clear()
     finished: list[int] = []
-    task = AttackTask(
-        task.attack, task.model, task.x, task.y, task.indices, task.clean_logits, task.budget, task.seed, 4,
-        finished.append,
-    )  # fmt: skip
+    task = replace(task, advance=finished.append)
     outcome = apgd(task, loss="ce", n_steps=20)
     sizes = [len(batch) for batch in net.visited]
     first_short = next(step for step, size in enumerate(sizes) if size < 4)
@@ -193,10 +186,7 @@ def test_retries_share_the_batch_and_progress_is_smooth() -> None:
     net = make_net()
     task = make_task(net, Budget("Linf", 1e-4), n_classes=6, batch_size=4)  # nothing breaks
     finished: list[int] = []
-    task = AttackTask(
-        task.attack, task.model, task.x, task.y, task.indices, task.clean_logits, task.budget, task.seed, 4,
-        finished.append,
-    )  # fmt: skip
+    task = replace(task, advance=finished.append)
     before = task.model.forward_passes
     apgd(task, loss="dlr-targeted", n_steps=10)
     assert task.model.forward_passes - before == N_EXAMPLES * 5 * 11
@@ -209,10 +199,8 @@ def test_channels_last_network_and_images() -> None:
     for norm in ("Linf", "L2"):
         expected = apgd(make_task(plain, BUDGETS[norm], n_classes=6), n_steps=20)
         task = make_task(last, BUDGETS[norm], n_classes=6)
-        task = AttackTask(
-            task.attack, task.model, task.x.to(memory_format=torch.channels_last), task.y, task.indices,
-            task.clean_logits, task.budget, task.seed, task.batch_size, task.advance,
-        )  # fmt: skip
+        x = task.examples.x.to(memory_format=torch.channels_last)
+        task = replace(task, examples=replace(task.examples, x=x))
         found = apgd(task, n_steps=20)
         assert torch.equal(found.claimed, expected.claimed)
         torch.testing.assert_close(found.points, expected.points, rtol=0, atol=1e-6)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import ATTACKS, PRESETS, expand_attacks, find_attack, run_attack
 from meansparse_cli.attacks import fab as fab_module
-from meansparse_cli.attacks import run as run_module
+from meansparse_cli.attacks import runner as runner_module
 from meansparse_cli.attacks import square as square_module
 from meansparse_cli.attacks.budget import enforce_budget, unit_l2
 from meansparse_cli.attacks.pgd import PGDRule
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.attacks.task import AttackTask, SearchOutcome
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 
 SHAPE = (3, 6, 6)
@@ -76,9 +78,8 @@ def attack(
     batch_size: int = 8,
     seed: int = 0,
 ) -> AttackResult:
-    return run_attack(
-        name, model, x, y, torch.arange(len(x)), budget=budget, seed=seed, batch_size=batch_size, n_classes=n_classes
-    )  # fmt: skip
+    problem = Problem(model, budget, n_classes, seed, batch_size)
+    return run_attack(name, problem, Examples(x, y, torch.arange(len(x))))
 
 
 def at_distances(model: Linear, factors: list[float], budget: Budget) -> tuple[Tensor, Tensor]:
@@ -145,9 +146,8 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
     indices = torch.arange(50, 58)
 
     def run(rows: Tensor, batch_size: int, seed: int = 0) -> AttackResult:
-        return run_attack(
-            name, model, x[rows], y[rows], indices[rows], budget=budget, seed=seed, batch_size=batch_size, n_classes=4
-        )  # fmt: skip
+        examples = Examples(x[rows], y[rows], indices[rows])
+        return run_attack(name, Problem(model, budget, 4, seed, batch_size), examples)
 
     reference = run(torch.arange(8), 8)
     assert torch.equal(run(torch.arange(8), 8).adversarial, reference.adversarial)
@@ -205,10 +205,12 @@ def test_a_break_that_is_none_is_rejected(claim: str, monkeypatch: pytest.Monkey
     x, y = at_distances(model, [2.0, 2.0], budget)
 
     def liar(task: AttackTask) -> SearchOutcome:
-        points = {"clean": task.x, "outside": 1 - task.x, "nan": task.x * torch.nan}[claim]
-        return SearchOutcome(points, torch.tensor([True, False])[: len(points)])
+        x = task.examples.x
+        points = {"clean": x, "outside": 1 - x, "nan": x * torch.nan}[claim]
+        passes = torch.zeros(len(x), 2, dtype=torch.int64)
+        return SearchOutcome(points, torch.tensor([True, False])[: len(points)], passes)
 
-    monkeypatch.setitem(run_module.SEARCHES, "apgd-ce", liar)
+    monkeypatch.setitem(runner_module.SEARCHES, "apgd-ce", liar)
     result = attack("apgd-ce", model, x, y, budget, n_classes=4)
     assert not result.broken.any()
     assert int(result.rejected.sum()) == 2  # the one example, and again when it is searched in full precision
@@ -238,7 +240,7 @@ class BandedNet(nn.Module):
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
-        from meansparse_cli.operator.sparsify import MeanSparse
+        from meansparse_cli.operator.module import MeanSparse
 
         self.mean_sparse = MeanSparse(torch.zeros(1), torch.ones(1), alpha=threshold, channel_axis=1)
         self.threshold = threshold
@@ -315,8 +317,8 @@ def test_progress_adds_up(name: str) -> None:
     x, y = at_distances(model, [0.5, 2.0, 0.1, 1.5, 2.0], BUDGETS[0])
     y[4] = (y[4] + 1) % 4
     told: list[int] = []
-    settings = {"budget": BUDGETS[0], "seed": 0, "batch_size": 2, "n_classes": 4}
-    run_attack(name, model, x, y, torch.arange(5), on_progress=told.append, **settings)
+    problem = Problem(model, BUDGETS[0], n_classes=4, seed=0, batch_size=2)
+    run_attack(name, problem, Examples(x, y, torch.arange(5)), on_progress=told.append)
     assert sum(told) == 5 and min(told) > 0
 
 
@@ -404,8 +406,8 @@ def test_expand_attacks() -> None:
     costs = [spec.cost for spec in ATTACKS.values()]
     assert costs == sorted(costs)
     assert all(name in ATTACKS for names in PRESETS.values() for name in names)
-    assert {spec.search for spec in ATTACKS.values()} == set(run_module.SEARCHES)
-    assert {ATTACKS[name].search for name in ONE_OF_EACH} >= set(run_module.SEARCHES) - {"apgd-dlr"}
+    assert {spec.search for spec in ATTACKS.values()} == set(runner_module.SEARCHES)
+    assert {ATTACKS[name].search for name in ONE_OF_EACH} >= set(runner_module.SEARCHES) - {"apgd-dlr"}
     assert {ATTACKS[name].backward for name in PRESETS["bpda"]} == {"identity", "soft:0.05"}
 
 

@@ -8,18 +8,10 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.sparsify import (
-    MeanSparse,
-    SparsifiedModel,
-    alpha_set,
-    backward_rule,
-    example_alphas_set,
-    insert,
-    mean_sparsify,
-    operators_off,
-    parse_backward_rule,
-    straight_through,
-)
+from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, operators_off, straight_through
+from meansparse_cli.operator.function import mean_sparsify, parse_backward_rule
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 MEAN, THRESHOLD = torch.tensor(0.1), torch.tensor(0.5)

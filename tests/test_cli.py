@@ -77,7 +77,7 @@ def test_a_gpu_that_is_too_small_is_said_in_words(monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("meansparse_cli.stages.pipeline.fetch", full)
+    monkeypatch.setattr("meansparse_cli.stages.fetch.fetch", full)
     result = meansparse("fetch", "--model", "digits")
     assert result.exit_code == 12 and "--batch-size" in said(result) and "Traceback" not in result.stderr
 

@@ -1,10 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.settings.commands import SECTIONS
+from meansparse_cli.settings.commands import COMMANDS, SECTIONS, Command
 from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.stages import CalibrateConfig, EvaluateConfig, SweepAlphaConfig
 from meansparse_cli.settings.values import check_eps, eps_value, parse_alphas
@@ -121,3 +123,18 @@ def test_eps() -> None:
 def test_bad_eps(text: str) -> None:
     with pytest.raises(ConfigError, match="eps"):
         resolve("evaluate", EvaluateConfig, None, {"eps": text})
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_option_is_declared_once_with_its_help(command: Command) -> None:
+    fields, told = command.settings.model_fields, command.arguments.model_fields
+    assert not fields.keys() & told.keys()
+    options = command.options.split() or list(told)
+    assert len(set(options)) == len(options)
+    for field in [*fields.values(), *told.values()]:
+        assert field.description
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = "import sys, meansparse_cli.settings.resolve; assert not {'torch', 'typer', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

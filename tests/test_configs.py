@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meansparse_cli.data.datasets import KNOWN_DATASETS
+from meansparse_cli.data.facts import KNOWN_DATASETS
 from meansparse_cli.models.published_checkpoint import PUBLISHED_FILES
 from meansparse_cli.models.source import kind_of, resolve_model
 from meansparse_cli.paper.tables import paper_table

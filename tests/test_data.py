@@ -6,14 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from meansparse_cli.data.datasets import (
-    check_images,
-    content_id,
-    load_split,
-    make_loader,
-    stack_examples,
-    take_examples,
-)
+from meansparse_cli.data.examples import make_loader, stack_examples
+from meansparse_cli.data.identity import content_id
+from meansparse_cli.data.splits import check_images, load_split, take_examples
 from meansparse_cli.errors import DataError
 
 SPLITS = ("calibration", "held-out", "test")

@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import AttackResult
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.reporting.eps_curve import draw_eps_curve
 from meansparse_cli.reporting.evaluation_tables import eps_table
 from meansparse_cli.settings.resolve import resolve
@@ -78,14 +81,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
     """An attack that reaches eps, but fails on the examples of an odd index above eps 0.05."""
     made: list[tuple[str, float, float, list[int]]] = []
 
-    def attack(
-        name: str, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor, *, budget: Budget, **rest: Any
-    ) -> AttackResult:
+    def attack(name: str, problem: Problem, examples: Examples, **rest: Any) -> AttackResult:
+        model, budget, x, y, indices = problem.model, problem.budget, examples.x, examples.y, examples.indices
         made.append((name, float(cast(Threshold, model).sparse.alpha), budget.eps, indices.tolist()))
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0, 0)
+        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
 
     monkeypatch.setattr(evaluate, "run_attack", attack)
     return made

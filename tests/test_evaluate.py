@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +17,16 @@ import yaml
 from torch import Tensor, nn
 
 from meansparse_cli import files as artifacts
-from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import AttackResult
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import evaluate
 from meansparse_cli.engine import state as evaluation_state
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, EvaluationProgress, evaluate_robustness
 from meansparse_cli.engine.evaluation import MODELS, attack_groups, run_order
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel
+from meansparse_cli.operator.insertion import SparsifiedModel
+from meansparse_cli.operator.module import MeanSparse
 
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0
@@ -52,8 +56,9 @@ class FakeAttacks:
     calls: list[tuple[str, float, list[int]]] = field(default_factory=list)
 
     def __call__(
-        self, name: str, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor, *, budget: Budget, **rest: Any
+        self, name: str, problem: Problem, examples: Examples, *, on_progress: Callable[[int], None]
     ) -> AttackResult:
+        model, budget, x, y, indices = problem.model, problem.budget, examples.x, examples.y, examples.indices
         alpha = float(cast(Threshold, model).sparse.alpha)
         self.calls.append((name, alpha, indices.tolist()))
         away = torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
@@ -61,11 +66,11 @@ class FakeAttacks:
         broken = model(moved).argmax(dim=1) != y
         if name in self.lies:
             broken = torch.ones_like(broken)
-        rest["on_progress"](len(x))
+        on_progress(len(x))
         adversarial = torch.where(broken.view(-1, 1, 1, 1), moved, x)
         # an example's cost tells one from another, and claims are rejected where it is odd
         passes = torch.stack([2 + indices % 7, indices % 5], dim=1)
-        return AttackResult(adversarial, broken, passes, indices % 2, 0.5, rest["seed"])
+        return AttackResult(adversarial, broken, passes, indices % 2, 0.5)
 
     def faced(self, name: str, alpha: float) -> list[int]:
         return [index for called, at, indices in self.calls if (called, at) == (name, alpha) for index in indices]
@@ -159,9 +164,9 @@ def test_both_models_face_the_same_attacks(tmp_path: Path, attacks: FakeAttacks)
 def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # one attack, helpless against the sparsified model, strong against the base model
     class Masked(FakeAttacks):
-        def __call__(self, name: str, model: nn.Module, *args: Any, **rest: Any) -> AttackResult:
-            self.reach[name] = 1.0 if float(cast(Threshold, model).sparse.alpha) == 0 else 0.0
-            return super().__call__(name, model, *args, **rest)
+        def __call__(self, name: str, problem: Problem, *args: Any, **rest: Any) -> AttackResult:
+            self.reach[name] = 1.0 if float(cast(Threshold, problem.model).sparse.alpha) == 0 else 0.0
+            return super().__call__(name, problem, *args, **rest)
 
     monkeypatch.setattr(evaluate, "run_attack", Masked())
     evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce",)), alpha=0.2)
@@ -176,7 +181,8 @@ def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("fault", ["still right", "outside the budget", "outside [0, 1]", "not a number"])
 def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    def lying(name: str, model: nn.Module, x: Tensor, y: Tensor, indices: Tensor, **rest: Any) -> AttackResult:
+    def lying(name: str, problem: Problem, examples: Examples, **rest: Any) -> AttackResult:
+        x, indices = examples.x, examples.indices
         images = {
             "still right": x,
             "outside the budget": 1 - x,
@@ -184,7 +190,7 @@ def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: 
             "not a number": x * float("nan"),
         }[fault]
         return AttackResult(
-            images, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x), 2).long(), 0 * indices, 0.0, 0
+            images, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x), 2).long(), 0 * indices, 0.0
         )
 
     monkeypatch.setattr(evaluate, "run_attack", lying)
@@ -442,7 +448,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from meansparse_cli.engine import evaluate
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
 
 class Net(nn.Module):
     def __init__(self):

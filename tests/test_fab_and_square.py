@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import square as square_module
 from meansparse_cli.attacks.counting import CountedModel
 from meansparse_cli.attacks.fab import fab, project_on_boundary
+from meansparse_cli.attacks.patches import pattern_of
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.square import square
+from meansparse_cli.attacks.square import side_of, square
 from meansparse_cli.attacks.task import AttackTask
+from meansparse_cli.data.examples import Examples
 
 BUDGETS = [Budget("Linf", 0.04), Budget("L2", 0.35)]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
@@ -32,17 +34,17 @@ def make_task(budget: Budget, batch_size: int = 16, rows: Tensor | None = None) 
     rows = torch.arange(N) if rows is None else rows
     logits = net(x)[rows]
     model = CountedModel(net, n_classes=6, device=x.device)
-    return AttackTask("a", model, x[rows], logits.argmax(1), rows, logits, budget, 0, batch_size, lambda n: None)
+    examples = Examples(x[rows], logits.argmax(1), rows)
+    return AttackTask("a", model, Problem(net, budget, 6, 0, batch_size), examples, logits)
 
 
 def test_square_has_autoattacks_schedule_and_patterns() -> None:
     theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, resc_schedule=False, norm="L2", device="cpu")
-    task = make_task(BUDGETS[0])
     for query in [1, 11, 12, 51, 52, 201, 202, 500, 502, 1002, 2002, 4002, 5000]:
         side = max(round((theirs.p_selection(query - 1) * 100) ** 0.5), 1)
-        assert square_module._side(query, task) == min(side, 10), query
+        assert side_of(query, BUDGETS[0], 10, 10) == min(side, 10), query
     for side in range(1, 12):
-        pattern, expected = square_module._pattern(side), theirs.eta(side)
+        pattern, expected = pattern_of(side), theirs.eta(side)
         assert torch.allclose(pattern, expected) or torch.allclose(pattern.T, expected), side
         assert pattern.norm().item() == pytest.approx(1.0)
 
@@ -54,17 +56,16 @@ def test_square_breaks_as_many_as_autoattacks(budget: Budget) -> None:
     task = make_task(budget)
     settings = {"norm": budget.norm, "eps": budget.eps, "n_queries": 200, "p_init": 0.8, "resc_schedule": False}
     with torch.random.fork_rng():
-        raw = theirs(task.model.model, **settings, seed=0, device="cpu").perturb(task.x, task.y)
-    n_theirs = int((task.model.model(raw).argmax(1) != task.y).sum())
+        raw = theirs(task.model.model, **settings, seed=0, device="cpu").perturb(task.examples.x, task.examples.y)
+    n_theirs = int((task.model.model(raw).argmax(1) != task.examples.y).sum())
     outcome = square(task, n_queries=200)
     n_ours = int(outcome.claimed.sum())
     assert 5 < n_theirs < N - 5, "the test network should leave some examples standing and some not"
     assert abs(n_ours - n_theirs) <= 4
-    assert outcome.passes is not None
     assert outcome.passes[:, 0].sum() == task.model.forward_passes
     assert (outcome.passes[~outcome.claimed, 0] <= 201).all()
     assert outcome.passes[outcome.claimed, 0].float().mean() < 100  # the fallen leave
-    delta = (outcome.points - task.x).flatten(1)
+    delta = (outcome.points - task.examples.x).flatten(1)
     size = delta.abs().amax(1) if budget.norm == "Linf" else delta.norm(dim=1)
     assert (size <= budget.eps * (1 + 1e-5)).all()
 
@@ -72,7 +73,7 @@ def test_square_breaks_as_many_as_autoattacks(budget: Budget) -> None:
 def test_square_does_not_ask_what_it_knows() -> None:
     task = make_task(Budget("Linf", 0.002))  # nothing breaks
     outcome = square(task, n_queries=400)
-    assert outcome.passes is not None and not outcome.claimed.any()
+    assert not outcome.claimed.any()
     assert (outcome.passes[:, 0] <= 401).all() and outcome.passes[:, 0].sum() < 0.99 * 401 * N
 
 
@@ -118,16 +119,18 @@ def test_fab_breaks_as_many_as_autoattacks(budget: Budget) -> None:
     task = make_task(budget)
     settings = {"norm": budget.norm, "eps": budget.eps, "n_iter": 20, "targeted": True, "n_target_classes": 5}
     with torch.random.fork_rng():
-        raw = theirs(task.model.model, **settings, device="cpu").perturb(task.x, task.y)
+        raw = theirs(task.model.model, **settings, device="cpu").perturb(task.examples.x, task.examples.y)
     distance = (
-        (raw - task.x).flatten(1).abs().amax(1) if budget.norm == "Linf" else (raw - task.x).flatten(1).norm(dim=1)
+        (raw - task.examples.x).flatten(1).abs().amax(1)
+        if budget.norm == "Linf"
+        else (raw - task.examples.x).flatten(1).norm(dim=1)
     )
-    broken = (task.model.model(raw).argmax(1) != task.y) & (distance <= budget.eps)
+    broken = (task.model.model(raw).argmax(1) != task.examples.y) & (distance <= budget.eps)
     task.model.forward_passes = 0
     outcome = fab(task, n_steps=20)
     assert 5 < broken.sum() < N - 5, "the test network should leave some examples standing and some not"
     assert (outcome.claimed != broken).sum() <= 1
-    assert outcome.passes is not None and outcome.passes[:, 0].sum() == task.model.forward_passes
+    assert outcome.passes[:, 0].sum() == task.model.forward_passes
     standing = outcome.passes[~outcome.claimed]
     assert (standing[:, 1] == 5 * 20).all()
     assert standing[:, 0].float().mean() < 1.7 * 100  # pyautoattack's: 2 forward passes a step

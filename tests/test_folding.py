@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import run, run_attack
+from meansparse_cli.attacks import run_attack, runner
 from meansparse_cli.attacks.folding import find_folds, folded
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.models.source import load_model, resolve_model
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -126,7 +128,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         given.append(len(folds))
         return folds  # type: ignore[return-value]
 
-    monkeypatch.setattr(run, "find_folds", watching)
+    monkeypatch.setattr(runner, "find_folds", watching)
     yield given
 
 
@@ -140,13 +142,12 @@ def test_an_attack_finds_folded_what_it_finds_unfolded(
     y = net(IMAGES).argmax(dim=1)
 
     def outcome() -> tuple[Tensor, Tensor]:
-        result = run_attack(
-            attack, net, IMAGES, y, torch.arange(len(y)), budget=Budget("Linf", 0.02), seed=0, batch_size=4, n_classes=4
-        )
+        problem = Problem(net, Budget("Linf", 0.02), n_classes=4, seed=0, batch_size=4)
+        result = run_attack(attack, problem, Examples(IMAGES, y, torch.arange(len(y))))
         return result.broken, net(result.adversarial).argmax(dim=1) != y
 
     broken, judged = outcome()
     assert forms == [2] and torch.equal(broken, judged)
-    monkeypatch.setattr(run, "find_folds", lambda model, x: [])
+    monkeypatch.setattr(runner, "find_folds", lambda model, x: [])
     assert torch.equal(outcome()[0], broken)
     assert 0 < broken.sum() < len(broken)

@@ -11,8 +11,10 @@ from torchvision.transforms.functional import to_tensor
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
-from meansparse_cli.data.datasets import content_id, load_split, stack_examples
+from meansparse_cli.data.examples import stack_examples
+from meansparse_cli.data.identity import content_id
 from meansparse_cli.data.imagenet import ROBUSTBENCH, Preprocessing, class_numbers, evaluation_images
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.errors import ConfigError, DataError
 from meansparse_cli.models.source import kind_of, resolve_model
 
@@ -88,7 +90,7 @@ def test_training_images_are_split_and_decoded_as_asked_for(folder: Path, monkey
     calibration, held_out = load_split("imagenet", folder, "calibration"), load_split("imagenet", folder, "held-out")
     assert len(calibration) == 18 and len(held_out) == 2 and not set(calibration.indices) & set(held_out.indices)
     assert calibration.dataset.n_classes == 1000  # type: ignore[attr-defined]
-    monkeypatch.setattr("meansparse_cli.data.datasets.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
+    monkeypatch.setattr("meansparse_cli.data.read.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
     content_id(calibration)
     assert not opened
     image, label = calibration[0]

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
+from meansparse_cli.operator.active import set_alpha
 from meansparse_cli.operator.calibration import calibrate_channels
-from meansparse_cli.operator.sparsify import MeanSparse, insert, remove, set_alpha
+from meansparse_cli.operator.insertion import insert, remove
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import Site, find_sites, unwrap
 
 

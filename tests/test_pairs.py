@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.attacks.starts import boundary_start
-from meansparse_cli.engine.pair_attack import PairResult, PairSettings, attack_pairs, site_alphas_set
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.pairs import PairStore, column_of
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert, straight_through
+from meansparse_cli.operator.active import alpha_set, straight_through
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 ALPHAS = (0.0, 0.3, 0.8)
@@ -53,23 +56,32 @@ def model() -> SparsifiedModel:
 
 
 @pytest.fixture
-def examples(model: SparsifiedModel) -> tuple[Tensor, Tensor, Tensor]:
+def examples(model: SparsifiedModel) -> Examples:
     x = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     y = model(x).argmax(1)
     y[::9] = (y[::9] + 1) % 4  # some are wrong from the start
-    return x, y, torch.arange(100, 124)
+    return Examples(x, y, torch.arange(100, 124))
 
 
-SETTINGS = PairSettings(Budget("Linf", 6 / 255), seed=1, batch_size=16, n_classes=4)
+BUDGET = Budget("Linf", 6 / 255)
+
+
+def problem_of(model: SparsifiedModel, budget: Budget = BUDGET, batch_size: int = 16) -> Problem:
+    return Problem(model, budget, n_classes=4, seed=1, batch_size=batch_size)
 
 
 def store_in(
-    folder: Path, model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], n: int = 24, *,
+    folder: Path, model: SparsifiedModel, examples: Examples, n: int = 24, *,
     block_size: int = 8, plain: tuple[str, ...] = ("pgd-8",), bpda: tuple[str, ...] = ("bpda-apgd-ce",),
 ) -> PairStore:  # fmt: skip
-    x, y, indices = examples
     return PairStore(
-        model, x[:n], y[:n], indices[:n], SETTINGS, plain=plain, bpda=bpda, folder=folder, key={}, block_size=block_size
+        problem_of(model),
+        examples.at(torch.arange(n)),
+        plain=plain,
+        bpda=bpda,
+        folder=folder,
+        key={},
+        block_size=block_size,
     )
 
 
@@ -83,20 +95,15 @@ def outcomes(store: PairStore, alphas: tuple[float, ...] = ALPHAS) -> dict[tuple
     return {(a, m): store.measure(column_of([a] * 2), m).tolist() for a in alphas for m in ("plain", "bpda", "worst")}  # type: ignore[arg-type]
 
 
-def test_plain_is_what_each_alpha_gives_alone(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_plain_is_what_each_alpha_gives_alone(model: SparsifiedModel, examples: Examples, tmp_path: Path) -> None:
     store = store_in(tmp_path, model, examples, plain=("apgd-ce", "pgd-8"))
     score_all(store)
-    x, y, indices = examples
     n_broken = []
     for alpha in ALPHAS:
         robust = torch.ones(24, dtype=torch.bool)
         with alpha_set(model, alpha):
             for name in ("apgd-ce", "pgd-8"):
-                result = run_attack(
-                    name, model, x, y, indices, budget=SETTINGS.budget, seed=1, batch_size=24, n_classes=4
-                )
+                result = run_attack(name, problem_of(model, batch_size=24), examples)
                 robust &= ~result.broken
         assert torch.equal(store.measure(column_of([alpha] * 2), "plain"), robust)
         n_broken.append(int((~robust).sum()))
@@ -105,50 +112,40 @@ def test_plain_is_what_each_alpha_gives_alone(
 
 
 def test_a_bpda_pair_has_the_trajectory_it_has_alone(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    model: SparsifiedModel, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start_of_the_twin(image: Tensor, generator: torch.Generator, budget: Any) -> Tensor:
         return boundary_start(image, torch.Generator().manual_seed(5), budget)
 
     monkeypatch.setattr("meansparse_cli.attacks.apgd.boundary_start", start_of_the_twin)
-    x, y, indices = examples
+    x, y = examples.x, examples.y
     right = (model(x).argmax(1) == y).nonzero().flatten()[:12]
     alphas = torch.tensor([[0.5, 0.2], [0.0, 0.9], [0.3, 0.3], [0.0, 0.0]]).repeat(3, 1)
     keep = torch.tensor(
         [bool(_alone(model, x[i : i + 1], a).argmax(1) == y[i]) for i, a in zip(right, alphas, strict=True)]
     )
     right, alphas = right[keep], alphas[keep]
-    together = attack_pairs("bpda-apgd-ce", model, x[right], y[right], indices[right], alphas, SETTINGS)
-    images = iter(together.images)
+    together = run_attack("bpda-apgd-ce", problem_of(model), examples.at(right), alphas)
     for k, i in enumerate(right.tolist()):
-        alone = attack_pairs("bpda-apgd-ce", model, x[[i]], y[[i]], indices[[i]], alphas[[k]], SETTINGS)
+        one = examples.at(torch.tensor([i]))
+        alone = run_attack("bpda-apgd-ce", problem_of(model), one, alphas[[k]])
         assert bool(alone.broken) == bool(together.broken[k])
         if alone.broken:
-            assert torch.allclose(next(images), alone.images[0], atol=1e-6)
+            assert torch.allclose(together.adversarial[k], alone.adversarial[0], atol=1e-6)
         # and as the whole model at these alphas, straight through
-        with site_alphas_set(model, alphas[k]), straight_through(model):
-            whole = run_attack(
-                "apgd-ce",
-                model,
-                x[[i]],
-                y[[i]],
-                indices[[i]],
-                budget=SETTINGS.budget,
-                seed=1,
-                batch_size=1,
-                n_classes=4,
-            )
+        with alpha_set(model, alphas[k]), straight_through(model):
+            whole = run_attack("apgd-ce", problem_of(model, batch_size=1), one)
         assert bool(whole.broken) == bool(alone.broken)
     assert int(together.broken.sum()) > 0
 
 
 def _alone(model: SparsifiedModel, image: Tensor, alphas: Tensor) -> Tensor:
-    with site_alphas_set(model, alphas), torch.no_grad():
+    with alpha_set(model, alphas), torch.no_grad():
         return model(image)
 
 
 def test_every_pair_has_seen_the_complete_pool_of_its_image(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+    model: SparsifiedModel, examples: Examples, tmp_path: Path
 ) -> None:
     store = store_in(tmp_path, model, examples)
     score_all(store)
@@ -159,22 +156,21 @@ def test_every_pair_has_seen_the_complete_pool_of_its_image(
             column = column_of([alpha] * 2)
             worst, bpda = (store.measure(column, m)[positions] for m in ("worst", "bpda"))
             with alpha_set(model, alpha), torch.no_grad():
-                fooled = model(block.pool_images).argmax(1) != examples[1][positions][block.pool_rows]
+                fooled = model(block.pool_images).argmax(1) != examples.y[positions][block.pool_rows]
             assert not worst[block.pool_rows[fooled]].any(), "an image of the pool breaks a pair that counts as robust"
             assert not bpda[block.pool_rows[fooled & block.pool_bpda]].any()
             assert not (worst & ~bpda).any()
 
 
 def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SparsifiedModel, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_the_base(*args: Any) -> PairResult:
+    def only_the_base(name: str, problem: Problem, pairs: Examples, alphas: Tensor, **rest: Any) -> AttackResult:
         """The attack, blind at every alpha but 0."""
-        result = attack_pairs(*args)
-        of_base = (args[5] == 0).all(1)
-        return replace(result, broken=result.broken & of_base, images=result.images[of_base[result.broken]])
+        result = run_attack(name, problem, pairs, alphas, **rest)
+        return replace(result, broken=result.broken & (alphas == 0).all(1))
 
-    monkeypatch.setattr("meansparse_cli.engine.pairs.attack_pairs", only_the_base)
+    monkeypatch.setattr("meansparse_cli.engine.pairs.run_attack", only_the_base)
     store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), column_of([0.3, 0.3])
     score_all(store)
     broken_on_base = ~store.measure(store.base, "plain") & store.clean(store.base)
@@ -183,7 +179,7 @@ def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
     for b, positions in enumerate(store.blocks):
         block = store._load(b)
         with alpha_set(model, 0.3), torch.no_grad():
-            fooled = model(block.pool_images).argmax(1) != examples[1][positions][block.pool_rows]
+            fooled = model(block.pool_images).argmax(1) != examples.y[positions][block.pool_rows]
         assert set(positions[block.pool_rows].tolist()) == set(positions[broken_on_base[positions]].tolist())
         expected[positions[block.pool_rows[fooled]]] = False
     assert torch.equal(store.measure(column, "bpda"), expected)
@@ -192,7 +188,7 @@ def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
 
 
 def test_the_order_and_the_company_of_alphas_make_no_difference(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+    model: SparsifiedModel, examples: Examples, tmp_path: Path
 ) -> None:
     first = store_in(tmp_path / "a", model, examples)
     score_all(first)
@@ -208,24 +204,18 @@ def test_the_order_and_the_company_of_alphas_make_no_difference(
         assert {o.n_tried for o in block.columns.values()} == {len(block.pool_rows)}
 
 
-def test_the_base_faces_as_many_starts_as_any_alpha(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    x, y, indices = examples
-    right = (model(x).argmax(1) == y).nonzero().flatten()
-    at_zero, wide = torch.zeros(len(right), 2), replace(SETTINGS, budget=Budget("Linf", 3 * SETTINGS.budget.eps))
-    plain, twin = (
-        attack_pairs(name, model, x[right], y[right], indices[right], at_zero, wide)
-        for name in ("apgd-ce", "bpda-apgd-ce")
-    )
+def test_the_base_faces_as_many_starts_as_any_alpha(model: SparsifiedModel, examples: Examples) -> None:
+    right = examples.at(model(examples.x).argmax(1) == examples.y)
+    at_zero, wide = torch.zeros(len(right), 2), problem_of(model, Budget("Linf", 3 * BUDGET.eps))
+    plain, twin = (run_attack(name, wide, right, at_zero) for name in ("apgd-ce", "bpda-apgd-ce"))
     both = plain.broken & twin.broken
     assert int(both.sum()) > 3
-    ours, theirs = plain.images[both[plain.broken]], twin.images[both[twin.broken]]
+    ours, theirs = plain.adversarial[both], twin.adversarial[both]
     assert not any(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), "one trajectory, run twice"
 
 
 def test_more_images_and_more_alphas_add_to_what_is_there(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+    model: SparsifiedModel, examples: Examples, tmp_path: Path
 ) -> None:
     score_all(store_in(tmp_path, model, examples, 12), (0.0, 0.3))
     files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.pt")}
@@ -242,23 +232,22 @@ def test_more_images_and_more_alphas_add_to_what_is_there(
 
 
 def test_other_images_or_settings_are_not_mistaken_for_these(
-    model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+    model: SparsifiedModel, examples: Examples, tmp_path: Path
 ) -> None:
     score_all(store_in(tmp_path, model, examples), (0.0,))
-    x, y, indices = examples
-    other = store_in(tmp_path, model, (x.flip(0), y.flip(0), indices.flip(0)))
+    other = store_in(tmp_path, model, examples.at(torch.arange(24).flip(0)))
     assert other.count_missing(0, {"plain": [other.base]}) == 8
     assert store_in(tmp_path, model, examples, bpda=("bpda-apgd-dlr",)).count_missing(0, {"plain": [other.base]}) == 8
 
 
 @pytest.mark.parametrize("name", ["square", "fab-t"])
 def test_other_attacks_break_a_pair_as_they_would_alone(
-    name: str, model: SparsifiedModel, examples: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, model: SparsifiedModel, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Square carries the alphas of each row along; FAB-T runs alpha by alpha."""
+    """Their batches carry the alphas of each row along."""
     monkeypatch.setattr("meansparse_cli.attacks.square.N_QUERIES", 60)
-    wide = replace(SETTINGS, budget=Budget("Linf", 6 * SETTINGS.budget.eps))
-    x, y, indices = examples
+    wide = Budget("Linf", 6 * BUDGET.eps)
+    x, y = examples.x, examples.y
     alphas = torch.tensor([[0.0, 0.0], [0.1, 0.4]] * 10)
     right = (model(x).argmax(1) == y).nonzero().flatten()[:20]
     keep = torch.tensor(
@@ -269,15 +258,12 @@ def test_other_attacks_break_a_pair_as_they_would_alone(
     )
     alphas = alphas[: len(right)]
     right, alphas = right[keep], alphas[keep]
-    result = attack_pairs(name, model, x[right], y[right], indices[right], alphas, wide)
-    images = iter(result.images)
+    result = run_attack(name, problem_of(model, wide), examples.at(right), alphas)
     for k, i in enumerate(right.tolist()):
-        with site_alphas_set(model, alphas[k]):
-            alone = run_attack(
-                name, model, x[[i]], y[[i]], indices[[i]], budget=wide.budget, seed=1, batch_size=1, n_classes=4
-            )
+        with alpha_set(model, alphas[k]):
+            alone = run_attack(name, problem_of(model, wide, batch_size=1), examples.at(torch.tensor([i])))
         assert bool(alone.broken) == bool(result.broken[k])
         if alone.broken:
-            assert torch.allclose(next(images), alone.adversarial[0], atol=1e-5)
+            assert torch.allclose(result.adversarial[k], alone.adversarial[0], atol=1e-5)
     assert int(result.broken.sum()) > 0
     assert all(float(operator.alpha) == 0 for operator in model.modules() if isinstance(operator, MeanSparse))

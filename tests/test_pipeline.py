@@ -21,8 +21,8 @@ from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
 from meansparse_cli.models.factory import FactoryModel
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.runs.folder import locate_run, weights_of
-from meansparse_cli.settings.stages import ModelConfig
+from meansparse_cli.runs.context import RunContext
+from meansparse_cli.settings.stages import StageConfig
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -225,7 +225,7 @@ def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Pat
     done("calibrate", *tiny, "--weights", "w.pt", *small("calibrate"))
     (tmp_path / "elsewhere").mkdir()
     os.chdir("elsewhere")  # the weights are found from there too
-    assert weights_of(locate_run(ModelConfig(run=Path("../run")))) == [tmp_path / "w.pt"]
+    assert RunContext("load", StageConfig(run=Path("../run"))).weights == [tmp_path / "w.pt"]
     os.chdir(tmp_path)
     Path("w.pt").rename("gone.pt")
     refused = meansparse("sweep-alpha", "--run", "run", *small("sweep-alpha"))
@@ -257,7 +257,7 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.operator.calibration.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
         monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)

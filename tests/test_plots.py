@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import ConfigError, SiteError
+from meansparse_cli.operator.active import alpha_set
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.operator.observe import blocked_shares, channel_values, site_called
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, alpha_set, insert
 from meansparse_cli.reporting.operator_plots import draw_blocked, draw_histogram
 from meansparse_cli.sites.find import find_sites
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.data.datasets import load_split
+from meansparse_cli.data.splits import load_split
 
 WEAK = ("--alpha", "0.3", "--attack", "pgd-1", "--n-examples", "60", "--no-doubts")
 

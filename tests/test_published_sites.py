@@ -23,16 +23,11 @@ from meansparse_cli.models.published_checkpoint import (
 )
 from meansparse_cli.models.published_sites import OperatorPlace, find_published_operators, published_sites, take_out
 from meansparse_cli.models.zoo import build_zoo_model
+from meansparse_cli.operator.active import alpha_set, example_alphas_set, straight_through
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
-from meansparse_cli.operator.sparsify import (
-    MeanSparse,
-    SparsifiedModel,
-    alpha_set,
-    example_alphas_set,
-    remove,
-    straight_through,
-)
+from meansparse_cli.operator.insertion import SparsifiedModel, remove
+from meansparse_cli.operator.module import MeanSparse
 
 SWIN: dict[str, Any] = {
     "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (2, 2), "num_classes": 10,

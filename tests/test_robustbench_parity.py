@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meansparse_cli.models import zoo
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.operator.statistics import compute, empty, update
 
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
-from meansparse_cli.attacks.judge import float32_set_to
 from meansparse_cli.attacks.precision import precision_on, search_precision
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.operator.sparsify import MeanSparse, SparsifiedModel, insert
+from meansparse_cli.operator.device import float32_set_to
+from meansparse_cli.operator.insertion import SparsifiedModel, insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 0.06)
@@ -61,11 +64,11 @@ def run(folder: Path, **changes: Any) -> Evaluation:
 
 def test_bf16_searches_and_float32_judges() -> None:
     model, x, y = make()
-    arguments: dict[str, Any] = {"budget": BUDGET, "seed": 0, "batch_size": 16, "n_classes": 4}
-    exact = run_attack("apgd-ce", model, x, y, torch.arange(16), precision="fp32", **arguments)
+    examples, problem = Examples(x, y, torch.arange(16)), Problem(model, BUDGET, 4, seed=0, batch_size=16)
+    exact = run_attack("apgd-ce", replace(problem, precision="fp32"), examples)
     assert not any(model.base.autocast)
     model.base.autocast.clear()
-    result = run_attack("apgd-ce", model, x, y, torch.arange(16), precision="bf16", **arguments)
+    result = run_attack("apgd-ce", replace(problem, precision="bf16"), examples)
     asked = model.base.autocast
     assert not asked[0] and any(asked) and not asked[-1]
     assert 0 < exact.broken.sum() < 16
@@ -85,9 +88,9 @@ def test_what_a_faster_form_breaks_and_the_model_does_not_is_searched_again() ->
             return logits.roll(1, dims=1)
 
     model, x, y = make()
-    arguments: dict[str, Any] = {"budget": BUDGET, "seed": 0, "batch_size": 16, "n_classes": 4}
-    alone = run_attack("apgd-ce", model, x, y, torch.arange(16), **arguments)
-    misled = run_attack("apgd-ce", model, x, y, torch.arange(16), search_model=Wrong(model), **arguments)
+    examples, problem = Examples(x, y, torch.arange(16)), Problem(model, BUDGET, 4, seed=0, batch_size=16)
+    alone = run_attack("apgd-ce", problem, examples)
+    misled = run_attack("apgd-ce", replace(problem, search_model=Wrong(model)), examples)
     assert torch.equal(misled.broken, alone.broken)
     assert int(misled.rejected.sum()) >= int((~alone.broken).sum())
 

@@ -11,7 +11,8 @@ from torch.utils.data import Subset, TensorDataset
 
 from meansparse_cli.errors import DataError, MeanSparseError, SiteError
 from meansparse_cli.operator.calibration import calibrate_channels
-from meansparse_cli.operator.sparsify import MeanSparse, insert
+from meansparse_cli.operator.insertion import insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 IMAGES = torch.linspace(0, 1, 8).expand(2, 3, 8, 8).contiguous()  # dark on the left: the mirror image is another

@@ -6,18 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import ConfigError, SiteError
-from meansparse_cli.operator.sparsify import (
-    MeanSparse,
-    SparsifiedModel,
-    alpha_set,
-    backward_rule,
-    example_alphas_set,
-    insert,
-    mean_sparsify,
-    remove,
-    set_alpha,
-    straight_through,
-)
+from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, set_alpha, straight_through
+from meansparse_cli.operator.function import mean_sparsify
+from meansparse_cli.operator.insertion import SparsifiedModel, insert, remove
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from meansparse_cli.data.datasets import ArrayImages
+from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.errors import StatisticsError
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.statistics import ChannelSums, compute, empty, merge, update

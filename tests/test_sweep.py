@@ -318,7 +318,7 @@ def test_an_alpha_for_each_site_survives_the_file(
 ) -> None:
     import copy
 
-    from meansparse_cli.engine.pair_attack import site_alphas_set
+    from meansparse_cli.operator.active import alpha_set
 
     n = len(checkpoint.sites)
     column = tuple([0.0, 0.4, 0.1] + [0.0] * (n - 3))
@@ -329,7 +329,7 @@ def test_an_alpha_for_each_site_survives_the_file(
     model = sparsify(copy.deepcopy(network), loaded)
     assert len(model.sites) == 2, "a site of weight 0 has no operator"
     whole = sparsify(copy.deepcopy(network), checkpoint)
-    with site_alphas_set(whole, torch.tensor(column)):
+    with alpha_set(whole, torch.tensor(column)):
         assert torch.allclose(model(images), whole(images), atol=1e-6)
     assert not torch.allclose(model(images), network(images))
     assert torch.equal(sparsify(copy.deepcopy(network), loaded, alpha=0.0)(images), network(images))

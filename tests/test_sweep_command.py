@@ -127,7 +127,7 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
     assert [s.name for s in model.sites] == ["3", "5"]
     evaluated = results(done("evaluate", "--run", run, "--attack", "pgd-8", "--eps", "2/255", "--n-examples", "30")[0])
     x, y = (np.load("data.npz")[key] for key in "xy")
-    from meansparse_cli.data.datasets import load_split
+    from meansparse_cli.data.splits import load_split
 
     test = list(load_split("data.npz", None, "test").indices)
     with torch.no_grad():

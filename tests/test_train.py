@@ -17,6 +17,7 @@ from meansparse_cli.sites.find import find_sites
 from meansparse_cli.training import train as train_module
 from meansparse_cli.training.attack import LinfAscent, attacked, cross_entropy, divergence, pgd_outcomes, uniform_start
 from meansparse_cli.training.augment import DeviceImages
+from meansparse_cli.training.images import TrainingData
 from meansparse_cli.training.schedule import WeightAverage, epoch_order, learning_rate, seed_of
 from meansparse_cli.training.state import EpochResult, best_epoch
 from meansparse_cli.training.train import train_model
@@ -36,7 +37,7 @@ def colours(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def run(folder: Path, **settings: Any) -> tuple[ResNet18, list[EpochResult]]:
-    return train_model(TrainConfig(**TINY | settings), colours(60), colours(24, 1), n_classes=3, folder=folder)
+    return train_model(TrainConfig(**TINY | settings), TrainingData(colours(60), colours(24, 1), 3), folder)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -226,8 +227,8 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_weights(tmp_path: Path, s
     config = TrainConfig(**TINY | {"epochs": 3} | settings)
     sets = colours(60), colours(24, 1)
     with pytest.raises(Stop):
-        train_model(config, *sets, n_classes=3, folder=tmp_path / "parts", on_batch=stop)
-    resumed, its_log = train_model(config, *sets, n_classes=3, folder=tmp_path / "parts")
+        train_model(config, TrainingData(*sets, 3), tmp_path / "parts", on_batch=stop)
+    resumed, its_log = train_model(config, TrainingData(*sets, 3), tmp_path / "parts")
     assert same(whole, resumed)
     assert [row.train_loss for row in its_log] == [row.train_loss for row in log]
 

@@ -22,16 +22,17 @@ from torch.utils.data import Subset
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.data.datasets import FileImages, load_split
+from meansparse_cli.data.read import FileImages
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.errors import DataError
 from meansparse_cli.files import load_torch, save_torch
 from meansparse_cli.models.networks import ACTIVATIONS
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.training import TrainConfig
-from meansparse_cli.stages.train import with_preset
 from meansparse_cli.training.attack import pgd_outcomes
 from meansparse_cli.training.images import read_pixels
+from meansparse_cli.training.plan import with_preset
 
 QUICK = ["--width", "2", "--n-steps", "1", "--batch-size", "24", "--crop-padding", "1", "--held-out-examples", "12"]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
-from meansparse_cli.data.datasets import load_split
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.models.source import load_model, resolve_model

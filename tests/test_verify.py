@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from meansparse_cli.attacks.result import Budget
-from meansparse_cli.data.datasets import ArrayImages
+from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.engine.verify import WITNESSES_SCHEMA, Judgement, judge_images, match_examples, read_images, said_by
 from meansparse_cli.errors import DataError
-from meansparse_cli.operator.sparsify import MeanSparse, insert
+from meansparse_cli.operator.insertion import insert
+from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 EPS = 0.1

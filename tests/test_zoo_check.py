@@ -19,7 +19,8 @@ from meansparse_cli.models.check.network import check_model
 from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_sites import take_out
 from meansparse_cli.models.zoo import build_zoo_model, zoo_entries
-from meansparse_cli.operator.sparsify import MeanSparse
+from meansparse_cli.operator.module import MeanSparse
+from meansparse_cli.reporting.zoo_page import checks_markdown
 from meansparse_cli.stages import zoo_check
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -314,7 +315,7 @@ def row_of(which: ZooEntry, problems: list[str]) -> dict[str, Any]:
 def page_of(rows: list[dict[str, Any]]) -> str:
     versions = dict.fromkeys(("torch", "robustbench", "python"), "1")
     made_with = {"versions": versions, "platform": "Linux", "seconds": 90.0, "command": "meansparse zoo-check"}
-    return zoo_check.checks_markdown(rows, made_with, 1.0)
+    return checks_markdown(rows, made_with, 1.0)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_sparsified"]
 
 if TYPE_CHECKING:
-    from .stages.pipeline import load_sparsified
+    from .runs.operators import load_sparsified
 
 
 def __getattr__(name: str) -> Any:
     # torch is loaded when something is used, so that `meansparse --help` stays fast
     if name == "load_sparsified":
-        from .stages.pipeline import load_sparsified
+        from .runs.operators import load_sparsified
 
         return load_sparsified
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,238 +1,26 @@
-"""The catalogue of attacks: name -> what it is and costs, all called by ``run_attack`` with one result type.
+"""Attacks: the catalogue, and ``run_attack``, which runs any of them on a ``Problem``.
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from .catalogue import ATTACKS, PRESETS, AttackSpec, expand_attacks, find_attack
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from .problem import Problem
+    from .runner import run_attack
 
-    from .precision import Precision
-    from .result import AttackResult, Budget
-
-__all__ = ["ATTACKS", "PRESETS", "AttackSpec", "expand_attacks", "find_attack", "run_attack"]
+__all__ = ["ATTACKS", "PRESETS", "AttackSpec", "Problem", "expand_attacks", "find_attack", "run_attack"]
 
 
-@dataclass(frozen=True)
-class AttackSpec:
-    """One attack of the catalogue.
+def __getattr__(name: str) -> Any:
+    if name == "Problem":
+        from .problem import Problem
 
-    ``search`` is the family that looks for adversarial images (``run.SEARCHES``), ``options`` what it is called with.
-    ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
-    ``soft:T`` or ``base``, the base model's (``sparsify.backward_rule``, ``counting.CountedModel``). ``cost`` is that
-    of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
-    """
+        return Problem
+    if name == "run_attack":
+        from .runner import run_attack
 
-    name: str
-    description: str
-    search: str
-    cost: int
-    backward: str = "true"
-    options: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def start(self) -> str:
-        """What its random starts are drawn for: the penalised attacks of any p, q and lambda begin at the same images."""
-        return "adaptive" if self.search == "adaptive" else self.name
-
-    @property
-    def is_bpda(self) -> bool:
-        """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base model?
-
-        A band whose edge is sharper than ``SHARPEST_BAND`` is next to the operator itself: such an attack rules nothing out.
-        """
-        if self.backward.startswith("soft:"):
-            return float(self.backward.removeprefix("soft:")) >= SHARPEST_BAND
-        return self.backward != "true"
-
-
-_APGD = {
-    "apgd-ce": ("APGD on cross-entropy, 100 steps, 1 start", 301),
-    "apgd-dlr": ("APGD on the difference of logits ratio, 100 steps, 1 start", 301),
-    "apgd-t": ("APGD on the targeted DLR, 100 steps for each of 9 target classes", 2709),
-}
-SHARPEST_BAND = 0.01
-"""Standard deviations; the catalogue's sharpest band, 0.05, which breaks most after identity, is five times as soft."""
-TEMPERATURES = ("0.05", "0.2", "0.5")
-"""Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
-
-
-def _with_rule(search: str, prefix: str, backward: str, words: str, *, passes: float = 1.0) -> AttackSpec:
-    description, cost = _APGD[search]
-    return AttackSpec(f"{prefix}-{search}", f"{description}, {words}", search, round(cost * passes), backward)
-
-
-def _identity(search: str) -> AttackSpec:
-    return _with_rule(search, "bpda", "identity", "with gradients straight through MeanSparse (BPDA)")
-
-
-def _base_gradient(search: str) -> AttackSpec:
-    words = "with the base model's gradients (BPDA)"
-    return _with_rule(search, "base-gradient", "base", words, passes=4 / 3)  # two forward passes a step
-
-
-def _soft(search: str, temperature: str) -> AttackSpec:
-    is_bpda = float(temperature) >= SHARPEST_BAND
-    words = f"with the gradients of a band whose edge is {temperature} std soft" + (" (BPDA)" if is_bpda else "")
-    return _with_rule(search, f"soft-{temperature}", f"soft:{temperature}", words)
-
-
-def _pgd(n_steps: int) -> AttackSpec:
-    words = "50 steps of 0.0078, 1 start; the paper's PGD-50" if n_steps == 50 else f"{n_steps} steps of 2/255, 1 start"
-    options = (("n_steps", n_steps),)
-    return AttackSpec(f"pgd-{n_steps}", f"PGD on cross-entropy, {words}", "pgd", 3 * n_steps + 1, options=options)
-
-
-def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
-    """The paper's Adaptive-(p,q); ``weight`` is its lambda."""
-    name = f"adaptive-{p}-{q}" + ("" if weight is None else f":{weight}")
-    value = "1 / number of features at the sites (the paper gives none)" if weight is None else weight
-    return AttackSpec(
-        name,
-        f"the paper's Adaptive-({p},{q}): PGD, 50 steps of 1/255, 1 random start that is the same for all of them, with lambda {value}",
-        "adaptive",
-        204,
-        options=(("p", p), ("q", q), *((("weight", float(weight)),) if weight is not None else ())),
-    )
-
-
-def _plain(search: str) -> AttackSpec:
-    description, cost = _APGD[search]
-    return AttackSpec(search, description, search, cost)
-
-
-_CATALOGUE = (
-    _pgd(50),
-    _adaptive(1, 1, None),
-    _adaptive(2, 2, None),
-    *(_plain(search) for search in ("apgd-ce", "apgd-dlr")),
-    *(_identity(search) for search in ("apgd-ce", "apgd-dlr")),
-    *(_soft("apgd-ce", temperature) for temperature in TEMPERATURES),
-    *(_soft("apgd-dlr", temperature) for temperature in TEMPERATURES),
-    *(_base_gradient(search) for search in ("apgd-ce", "apgd-dlr")),
-    _plain("apgd-t"),
-    _identity("apgd-t"),
-    AttackSpec("fab-t", "FAB, 100 steps for each of 9 target classes", "fab-t", 2800),
-    AttackSpec("square", "Square Attack, black box, 5000 queries", "square", 5001),
-)
-ATTACKS: dict[str, AttackSpec] = {spec.name: spec for spec in _CATALOGUE}
-"""Every attack that has a fixed name, cheapest first: the order in which they run, each on what the ones before have
-left. ``find_attack`` knows more: ``pgd-N``, ``adaptive-P-Q:LAMBDA``, ``soft-T-apgd-t`` and the like."""
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "apgd": ("apgd-ce", "apgd-dlr"),
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),  # AutoAttack's standard version
-    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    # identity and a soft edge: each breaks what the other leaves (README, "What it measures")
-    "bpda": ("bpda-apgd-ce", "bpda-apgd-dlr", "bpda-apgd-t", "soft-0.05-apgd-ce", "soft-0.05-apgd-dlr"),
-    "backward": tuple(name for name, spec in ATTACKS.items() if spec.backward != "true"),
-    "adaptive": ("adaptive-1-1", "adaptive-2-2"),
-    "paper": ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "pgd-50"),
-    "full": tuple(ATTACKS),
-}
-"""Names for sets of attacks."""
-
-_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
-_FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
-    (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
-    (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
-    (rf"soft-({_NUMBER})-(apgd-ce|apgd-dlr|apgd-t)", lambda temperature, search: _soft(search, temperature)),
-    (r"base-gradient-(apgd-t)", _base_gradient),
-)
-
-
-def find_attack(name: str) -> AttackSpec:
-    """The attack called ``name``. Raises ``ConfigError``, naming the nearest ones, where there is none."""
-    if name in ATTACKS:
-        return ATTACKS[name]
-    for pattern, make in _FAMILIES:
-        if match := re.fullmatch(pattern, name):
-            spec = make(*match.groups())
-            if spec.backward.startswith("soft") and float(spec.backward.split(":")[1]) <= 0:
-                raise ConfigError(f"{name}: the temperature must be above 0")
-            return spec
-    nearest = difflib.get_close_matches(name.lower(), [*ATTACKS, *PRESETS], n=3, cutoff=0.5)
-    raise ConfigError(
-        f"unknown attack {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""),
-        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce. "
-        f"Sets of attacks: {', '.join(PRESETS)}.",
-    )
-
-
-def expand_attacks(names: Iterable[str]) -> list[str]:
-    """Names of attacks and presets -> names of attacks, each once, cheapest first.
-
-    Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
-    """
-    wanted: dict[str, AttackSpec] = {}
-    given = list(names)
-    if given and set(given) == {"transfer"}:
-        raise ConfigError(
-            "transfer tries the images that other attacks found", hint="name one of these too: --attack apgd-ce"
-        )
-    for name in given:
-        if name == "transfer":
-            continue  # always part of an evaluation
-        for member in PRESETS.get(name) or (name,):
-            wanted[member] = find_attack(member)
-    if not wanted:
-        raise ConfigError("no attack was named", hint=f"Attacks: {', '.join(ATTACKS)}.")
-    place = {name: i for i, name in enumerate(ATTACKS)}
-    return sorted(wanted, key=lambda name: (wanted[name].cost, place.get(name, len(place)), name))
-
-
-def run_attack(
-    name: str,
-    model: "nn.Module",
-    x: "Tensor",
-    y: "Tensor",
-    indices: "Tensor",
-    *,
-    budget: "Budget",
-    seed: int,
-    batch_size: int,
-    n_classes: int,
-    on_progress: Callable[[int], None] | None = None,
-    search_model: "nn.Module | None" = None,
-    precision: "Precision | None" = None,
-) -> "AttackResult":
-    """Attack n examples and judge every break afresh.
-
-    ``x`` (n, channels, height, width) float32 in [0, 1]; ``y`` (n,) true classes; ``indices`` (n,) the examples'
-    positions in their data set, which fix their random starts. The images may be on another device than the model.
-    Examples misclassified at ``x`` are broken as they are and cost one forward pass. ``on_progress`` is called with
-    the number of examples finished since its last call; over a run these add up to n. ``search_model`` is ``model`` in
-    a faster form (compiled) that shares its modules, and ``precision`` what the search computes in (None: whatever is
-    set around the call); ``model`` in float32 judges, and is searched itself in float32 where the two do not agree.
-
-    Returns adversarial images inside ``budget`` and [0, 1], exactly, on the device of ``x``. An example counts as
-    broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An example
-    has the same result whatever ``batch_size``, the order, and the other examples, as far as the model's own outputs
-    do.
-
-    Raises ``ConfigError`` (unknown attack, unusable budget), ``DataError`` (images or labels of the wrong kind) and
-    ``AttackError`` (the model's outputs are not (n, n_classes) finite logits).
-    """
-    from .run import run_attack as run
-
-    return run(
-        name,
-        model,
-        x,
-        y,
-        indices,
-        budget=budget,
-        seed=seed,
-        batch_size=batch_size,
-        n_classes=n_classes,
-        on_progress=on_progress,
-        search_model=search_model,
-        precision=precision,
-    )
+        return run_attack
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

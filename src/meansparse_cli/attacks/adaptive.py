@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..operator.sparsify import MeanSparse
-from .batch_queue import Batch, climb
+from ..operator.module import MeanSparse
 from .counting import CountedModel
-from .losses import cross_entropy
 from .pgd import PGDRule
+from .queue import Batch, search
 from .result import Budget
 from .task import AttackTask, SearchOutcome
 
@@ -33,9 +32,9 @@ def adaptive(task: AttackTask, *, p: float = 1, q: float = 1, weight: float | No
     ``weight`` is lambda. The paper gives no value; by default it is one over the number of features at all sites, which
     makes the penalty an average over features. A clean forward pass more a step: no activation is kept between steps.
     """
-    step_size = STEP_SIZE if task.budget.norm == "Linf" else None
-    rule = AdaptiveRule(task.budget, n_steps=N_STEPS, step_size=step_size, p=p, q=q, weight=weight)
-    return climb(task, rule, targets=task.y[:, None])
+    step_size = STEP_SIZE if task.problem.budget.norm == "Linf" else None
+    rule = AdaptiveRule(task.problem.budget, n_steps=N_STEPS, step_size=step_size, p=p, q=q, weight=weight)
+    return search(task, rule, targets=task.examples.y[:, None])
 
 
 class AdaptiveRule(PGDRule):
@@ -52,10 +51,10 @@ class AdaptiveRule(PGDRule):
         clean: list[tuple[Tensor, Tensor]] = []
         moved: list[Tensor] = []
         with torch.no_grad(), _inputs(model.model, lambda operator, z: clean.append((z, operator.masked(z)))):
-            model(batch["x"])
+            model(batch["x"], batch.get("alphas"))
         with _inputs(model.model, lambda operator, z: moved.append(z)):
-            logits = model(point)
-        loss = cross_entropy(logits, batch["y"], batch["target"])
+            logits = model(point, batch.get("alphas"))
+        loss = self.loss(logits, batch["y"], batch["target"])
         if not clean:
             return logits, loss
         n = len(point)

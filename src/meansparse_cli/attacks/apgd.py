@@ -1,13 +1,16 @@
 """APGD: projected gradient ascent with momentum and a step size that halves itself (Croce & Hein 2020, algorithm 1)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .batch_queue import Batch, climb
+from .ascent import Ascent
 from .budget import per_image, project_l2, unit_l2
 from .losses import LossName, choose_loss, likely_targets
+from .queue import Batch, search
 from .result import Budget
-from .starts import Start, boundary_start
+from .starts import boundary_start
 from .task import AttackTask, SearchOutcome
 
 N_STEPS = 100
@@ -15,43 +18,30 @@ MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against th
 RHO = 0.75  # below this fraction of increasing steps, the step size halves
 
 
-def apgd(
-    task: AttackTask,
-    *,
-    loss: LossName = "ce",
-    n_steps: int | None = None,
-    n_restarts: int = 1,
-    starts: Tensor | None = None,
-) -> SearchOutcome:
-    """APGD on ``loss`` from ``n_restarts`` random starts an example (and target, for ``dlr-targeted``).
+def apgd(task: AttackTask, *, loss: LossName = "ce", n_steps: int | None = None) -> SearchOutcome:
+    """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
 
     Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``; ``starts``
-    (n, channels, height, width) replaces the first random start.
+    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``.
     """
-    rule = APGDRule(task.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
-    if loss == "dlr-targeted":
-        targets = likely_targets(task.clean_logits).repeat_interleave(n_restarts, dim=1)
-    else:
-        targets = task.y[:, None].expand(-1, n_restarts)
-    return climb(task, rule, targets=targets, n_attempts=targets.shape[1], starts=starts)
+    rule = APGDRule(task.problem.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
+    targets = likely_targets(task.clean_logits) if loss == "dlr-targeted" else task.examples.y[:, None]
+    return search(task, rule, targets)
 
 
-class APGDRule:
+class APGDRule(Ascent):
     """The step of APGD, with per example: step size, move before, gradient at the best point, checkpoint counters."""
 
     def __init__(self, budget: Budget, loss: LossName, *, n_classes: int, n_steps: int) -> None:
-        self.budget = budget
-        self.loss = choose_loss(loss, n_classes)
-        self.start: Start = boundary_start
-        self.n_steps = n_steps
+        super().__init__(budget, choose_loss(loss, n_classes), boundary_start, n_steps)
         # Checkpoints (section 3): the first after 22 % of the steps, each next one 3 % sooner, at least 6 % apart.
         self.first_interval = max(int(0.22 * n_steps), 1)
         self.interval_decrease = max(int(0.03 * n_steps), 1)
         self.least_interval = max(int(0.06 * n_steps), 1)
 
-    def begin(self, batch: Batch) -> None:
-        """State of rows at their start; the values that the first evaluation sets are placeholders."""
+    def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
+        """State of rows at their start; the values that the first step sets are placeholders."""
+        super().begin(batch, generators)
         x, step = batch["x"], batch["step"]
         zeros = torch.zeros(len(step), device=x.device)
         batch["previous_point"] = batch["point"]
@@ -67,8 +57,9 @@ class APGDRule:
             batch["lower"] = (x - self.budget.eps).clamp(min=0.0)
             batch["upper"] = (x + self.budget.eps).clamp(max=1.0)
 
-    def advance(self, batch: Batch, loss: Tensor, grad: Tensor) -> None:
+    def move(self, batch: Batch) -> None:
         """One step of algorithm 1 for every row, whatever step each is at."""
+        loss, grad = batch.pop("loss"), batch.pop("grad")
         batch["best_grad"] = torch.where(per_image(batch["improved"]), grad, batch["best_grad"])
         restart = self._check_step_size(batch, loss)
         point = torch.where(per_image(restart), batch["best_point"], batch["point"])

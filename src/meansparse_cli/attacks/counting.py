@@ -1,19 +1,13 @@
 """A model that counts the examples passed through it and refuses outputs no attack can work with."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..operator.sparsify import operators_off
-
-
-def device_of(model: nn.Module, default: torch.device) -> torch.device:
-    """The device of the model's first parameter or buffer; ``default`` for a model without either."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return default
+from ..operator.active import example_alphas_set, operators_off
+from ..operator.insertion import SparsifiedModel
 
 
 class _ValueAndGradient(torch.autograd.Function):
@@ -46,7 +40,14 @@ class CountedModel:
         self.forward_passes = 0
         self.backward_passes = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
+        """``alphas`` (n, n_sites): a variant of its own for each image; None: the model as it stands."""
+        if alphas is None:
+            return self._logits(images)
+        with example_alphas_set(cast(SparsifiedModel, self.model), alphas):
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         n = images.shape[0]
         if n == 0:  # many networks fail on an empty batch, and pyautoattack's Square can send one
             return images.new_zeros(0, self.n_classes)

@@ -7,15 +7,17 @@ or was not adversarial when last asked, and every tenth step. Elsewhere FAB's an
 the embedded CIFAR-10 model) and leads nowhere but to a step back.
 """
 
-from collections import deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .batch_queue import Batch, Slot, smooth_progress
 from .budget import finite, l2_norm, per_image
+from .counting import CountedModel
+from .judge import misclassified
 from .losses import likely_targets
-from .result import Norm
+from .queue import Batch, alphas_of, search
+from .result import Budget, Norm
 from .task import AttackTask, SearchOutcome
 
 N_STEPS = 100
@@ -32,90 +34,68 @@ def fab(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
     An image farther than eps is not claimed. It has no random part, so its result does not depend on the seed, nor on
     the batch. ``n_steps`` defaults to ``N_STEPS``.
     """
-    n, n_steps = len(task.x), N_STEPS if n_steps is None else n_steps
-    targets = likely_targets(task.clean_logits)
-    n_attempts = targets.shape[1]
-    points, claimed = task.x.clone(), torch.zeros(n, dtype=torch.bool, device=task.x.device)
-    passes = torch.zeros(n, 2, dtype=torch.int64)
-    waiting = deque((example, 0) for example in range(n))
-    slots: list[Slot] = []
-    batch: Batch = {}
-    report = smooth_progress(task.advance, n, n_attempts)
-
-    while waiting or slots:
-        if waiting and len(slots) < task.batch_size:
-            admitted = [waiting.popleft() for _ in range(min(task.batch_size - len(slots), len(waiting)))]
-            fresh = _admit(task, admitted, targets)
-            batch = {key: torch.cat([batch[key], fresh[key]]) for key in fresh} if slots else fresh
-            slots += admitted
-        _step(task, batch)
-        leaving = batch["broken"] | (batch["step"] == n_steps)
-        left = leaving.tolist()
-        if any(left):
-            gone = {key: batch[key][leaving] for key in ("point", "broken", "n_asked", "step")}
-            gone_slots = [slot for slot, leaves in zip(slots, left, strict=True) if leaves]
-            examples = torch.tensor([example for example, _ in gone_slots])
-            broken = gone["broken"].to(points.device)
-            points[examples[broken.cpu()].to(points.device)] = gone["point"][gone["broken"]].to(points.device)
-            claimed[examples.to(points.device)] = broken
-            spent = torch.stack([gone["step"] + gone["n_asked"], gone["step"]], dim=1).cpu()
-            passes.index_add_(0, examples, spent)
-            for (example, attempt), is_broken in zip(gone_slots, broken.tolist(), strict=True):
-                over = is_broken or attempt + 1 == n_attempts
-                if not over:
-                    waiting.append((example, attempt + 1))
-                report(n_attempts - attempt if over else 1)
-            slots = [slot for slot, leaves in zip(slots, left, strict=True) if not leaves]
-            batch = {key: value[~leaving] for key, value in batch.items()}
-    return SearchOutcome(points, claimed, passes=passes)
+    rule = FABRule(task.problem.budget, N_STEPS if n_steps is None else n_steps)
+    return search(task, rule, likely_targets(task.clean_logits))
 
 
-def _admit(task: AttackTask, slots: list[Slot], targets: Tensor) -> Batch:
-    device = task.model.device
-    examples, attempts = (torch.tensor(part, device=task.x.device) for part in zip(*slots, strict=True))
-    x = task.x[examples].to(device).contiguous()
-    zeros = torch.zeros(len(slots), dtype=torch.int64, device=device)
-    return {
-        "x": x,
-        "point": x.clone(),
-        "y": task.y[examples].to(device),
-        "target": targets[examples.to(targets.device), attempts.to(targets.device)].to(device),
-        "step": zeros,
-        "n_asked": zeros,
-        "was_adversarial": zeros.bool(),
-        "broken": zeros.bool(),
-    }
+class FABRule:
+    """One iteration a step; where a row is broken, ``point`` is the adversarial image."""
 
+    def __init__(self, budget: Budget, n_steps: int) -> None:
+        self.budget, self.n_steps = budget, n_steps
 
-def _step(task: AttackTask, batch: Batch) -> None:
-    """One iteration of every row; where a row is broken, ``point`` is the adversarial image."""
-    x, y, norm = batch["x"], batch["y"], task.budget.norm
-    point = batch["point"].detach().requires_grad_()
-    with torch.enable_grad():
-        logits = task.model(point)
-        gap = (logits.gather(1, batch["target"][:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    normal = finite(torch.autograd.grad(gap.sum(), point)[0].detach()).contiguous()
-    with torch.no_grad():
-        point, gap = point.detach(), gap.detach()
-        gap_at_x = gap + (normal * (x - point)).flatten(1).sum(dim=1)  # of the linearised boundary
+    def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
+        """Every attempt starts at the clean image."""
+        batch["point"] = batch["x"].clone()
+        batch["was_adversarial"] = torch.zeros_like(batch["broken"])
+
+    def look(self, model: CountedModel, batch: Batch) -> list[bool]:
+        """An iteration of every row, to where it asks next."""
+        x, norm, gap, normal = batch["x"], self.budget.norm, *self._linearised(model, batch)
+        with torch.no_grad():
+            moved = self._stepped(batch["point"], x, gap, normal)
+            within = _size(moved - x, norm) <= self.budget.eps
+            is_tenth = batch["step"] % ASK_EVERY == ASK_EVERY - 1
+            ask = within | ~batch["was_adversarial"] | is_tenth
+            adversarial = torch.ones_like(within)
+            rows = ask.nonzero().squeeze(1)
+            if len(rows):
+                wrong = misclassified(model(moved[rows], alphas_of(batch, rows)), batch["y"][rows])
+                adversarial = adversarial.index_copy(0, rows, wrong)
+            batch["broken"] = adversarial & within
+            back = adversarial & ~batch["broken"]
+            batch["point"] = torch.where(per_image(back), x + (moved - x) * BACKWARD, moved)
+            batch["was_adversarial"] = adversarial
+            batch["forward"] = batch["forward"] + 1 + ask
+            batch["backward"] = batch["backward"] + 1
+            return (batch["broken"] | (batch["step"] + 1 == self.n_steps)).tolist()  # type: ignore[no-any-return]
+
+    def move(self, batch: Batch) -> None:
+        """Rows are there already."""
+
+    def found(self, batch: Batch, rows: Tensor) -> Tensor:
+        """The clean image where an attempt was survived."""
+        return torch.where(per_image(batch["broken"][rows]), batch["point"][rows], batch["x"][rows])
+
+    def _linearised(self, model: CountedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """At each point, the target's logit minus the true one (n,), and its gradient."""
+        point = batch["point"].detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(point, batch.get("alphas"))
+            own, aimed = (logits.gather(1, batch[key][:, None]) for key in ("y", "target"))
+            gap = (aimed - own).squeeze(1)
+        return gap.detach(), finite(torch.autograd.grad(gap.sum(), point)[0].detach()).contiguous()
+
+    def _stepped(self, point: Tensor, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
+        """Beyond the linearised boundary, from the point and from the clean image, weighted by their distances."""
+        norm = self.budget.norm
+        gap_at_x = gap + (normal * (x - point)).flatten(1).sum(dim=1)
         to_boundary = project_on_boundary(point, normal, gap, norm)
         from_x = project_on_boundary(x, normal, gap_at_x, norm)
         lengths = [_size(delta, norm).clamp(min=1e-8) for delta in (to_boundary, from_x)]
         bias = per_image((lengths[0] / (lengths[0] + lengths[1])).clamp(0, BIAS_MAX))
         moved = (point + OVERSHOOT * to_boundary) * (1 - bias) + (x + OVERSHOOT * from_x) * bias
-        moved = moved.clamp(0, 1)
-        within = _size(moved - x, norm) <= task.budget.eps
-        ask = within | ~batch["was_adversarial"] | (batch["step"] % ASK_EVERY == ASK_EVERY - 1)
-        adversarial = torch.ones_like(within)
-        rows = ask.nonzero().squeeze(1)
-        if len(rows):
-            adversarial = adversarial.index_copy(0, rows, task.model(moved[rows]).argmax(dim=1) != y[rows])
-        batch["broken"] = adversarial & within
-        back = adversarial & ~batch["broken"]
-        batch["point"] = torch.where(per_image(back), x + (moved - x) * BACKWARD, moved)
-        batch["was_adversarial"] = adversarial
-        batch["n_asked"] = batch["n_asked"] + ask
-        batch["step"] = batch["step"] + 1
+        return moved.clamp(0, 1)
 
 
 def project_on_boundary(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..operator.sparsify import operators_off
-from .judge import full_float32
+from ..operator.active import operators_off
+from ..operator.device import full_float32
 
 N_PROBES = 2
 TOLERANCE = 1e-4

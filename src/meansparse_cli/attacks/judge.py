@@ -2,30 +2,40 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..operator.device import full_float32
 from .counting import CountedModel
+from .problem import Problem
 
 
-def fresh_logits(model: CountedModel, images: Tensor, *, batch_size: int) -> Tensor:
-    """Logits (n, n_classes) of ``images`` (n, channels, height, width) in full float32, on the images' device.
+def judge(problem: Problem, images: Tensor, y: Tensor, alphas: Tensor | None = None) -> Tensor:
+    """(n,) bool, on the device of ``images``: misclassified, by a forward pass each as in ``logits``; ``y`` (n,)."""
+    return misclassified(logits(problem, images, alphas), y)
 
-    One forward pass an example: no gradient, no autocast, no TF32, whatever precision the search used. A break that
-    exists only in low precision is not one.
+
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """(n, n_classes), (n,) -> (n,) bool: the class of highest logit is not ``y``."""
+    return logits.argmax(dim=1) != y
+
+
+def logits(problem: Problem, images: Tensor, alphas: Tensor | None = None) -> Tensor:
+    """Logits (n, n_classes) of ``images`` (n, channels, height, width) by the model itself, on the images' device.
+
+    ``alphas`` (n, n_sites) gives each image a variant of its own; None: the model as it stands. One forward pass an
+    image, in evaluation mode and full float32: no gradient, no autocast, no TF32, whatever precision a search used. A
+    break that exists only in low precision is not one. Raises ``AttackError`` for outputs that are not finite logits.
     """
-    with torch.no_grad(), full_float32(model.device):
-        parts = [model(part.to(model.device).contiguous()) for part in torch.split(images, batch_size)]
-    if not parts:
-        return torch.zeros(0, model.n_classes, device=images.device)
-    return torch.cat(parts).to(images.device)
-
-
-def is_misclassified(model: CountedModel, images: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
-    """(n,) bool: the class of highest logit, judged afresh, is not ``y`` (n,)."""
-    return fresh_logits(model, images, batch_size=batch_size).argmax(dim=1) != y
+    device, size = problem.device(images.device), problem.batch_size
+    counted = CountedModel(problem.model, n_classes=problem.n_classes, device=device)
+    parts = [torch.zeros(0, problem.n_classes, device=images.device)]
+    with under_attack(problem.model), torch.no_grad(), full_float32(device):
+        for i, part in enumerate(images.split(size) if len(images) else ()):
+            rows = None if alphas is None else alphas[i * size : (i + 1) * size]
+            parts.append(counted(part.to(device).contiguous(), rows).to(images.device))
+    return torch.cat(parts)
 
 
 @contextmanager
@@ -47,30 +57,3 @@ def under_attack(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, was_training in training:
             module.training = was_training
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """No autocast on ``device`` and no TF32, restored on leaving; PyTorch's default lets convolutions use TF32."""
-    with float32_set_to("ieee"), torch.autocast(device.type, enabled=False):
-        yield
-
-
-@contextmanager
-def float32_set_to(products: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """How a GPU multiplies float32 numbers, restored on leaving."""
-    value: str | bool
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later, where reading the older switch may raise
-        switches, value = ((matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")), products
-    else:
-        switches, value = ((matmul, "allow_tf32"), (cudnn, "allow_tf32")), products == "tf32"
-    before = [getattr(owner, name) for owner, name in switches]
-    try:
-        for owner, name in switches:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name), old in zip(switches, before, strict=True):
-            setattr(owner, name, old)

@@ -1,4 +1,4 @@
-"""What a search computes in. The judge always computes in float32 (``judge.full_float32``)."""
+"""What a search computes in. The judge always computes in float32 (``full_float32``)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from ..errors import ConfigError
-from .judge import float32_set_to, full_float32
+from ..operator.device import float32_set_to, full_float32
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -32,7 +32,6 @@ class AttackResult:
     passes: Tensor
     rejected: Tensor
     seconds: float
-    seed: int
 
     @property
     def forward_passes(self) -> int:

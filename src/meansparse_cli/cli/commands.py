@@ -5,19 +5,16 @@ import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import typer
 
 from ..errors import DataError
-from ..files import write_bytes
 from ..reporting.console import console, note
 from ..reporting.model_tables import show_sites
-from ..runs.folder import locate_run, lock_for, run_folder_lock
 from ..runs.report import read_report
-from ..settings import arguments as told
-from ..settings.commands import SECTIONS, STAGES
+from ..settings import arguments
+from ..settings.commands import STAGES
 from ..settings.options import StageArguments
 from ..settings.resolve import resolve
 from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
@@ -26,8 +23,6 @@ from .options import Flags, Function
 
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
-_MODULES = dict.fromkeys(STAGES, "pipeline") | {"measure": "measure"}
-"""Where in ``stages`` the function of a command is that has a report and no more to say than its path."""
 _OWN: dict[str, Function] = {}
 
 
@@ -42,18 +37,12 @@ def _own(function: Function) -> Function:
     return function
 
 
-def _stage(name: str, flags: Flags, arguments: StageArguments) -> None:
+def _stage(name: str, flags: Flags, given: StageArguments) -> None:
     """The report of one stage."""
-    _print_report(_run_stage(name, flags, arguments), name, arguments.as_json)
+    from ..stages.run import run_stage
 
-
-def _run_stage(name: str, flags: Flags, arguments: StageArguments) -> Path:
-    """Resolve the settings of one stage, run it under the run folder's lock; the report's path."""
-    settings, sources = resolve(name, SECTIONS[name], arguments.config, flags)
-    function = getattr(import_module(f"..stages.{_MODULES[name]}", __package__), name.replace("-", "_"))
-    with lock_for(settings):
-        path: Path = function(settings, sources, fresh=arguments.fresh)
-    return path
+    path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    _print_report(path, name, given.as_json)
 
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
@@ -62,23 +51,21 @@ def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None 
 
 
 @_own
-def run(flags: Flags, arguments: StageArguments) -> None:
-    """The stages one after the other; the number of test images and the attacks on them are for the last one alone."""
-    of_evaluate = {"n_examples", "attack"}
-    shared = {key: value for key, value in flags.items() if key not in of_evaluate}
-    *before, last = STAGES
-    for stage in before:
-        _run_stage(stage, shared, arguments)
-    _print_report(_run_stage(last, flags, arguments), last, arguments.as_json)
+def run(flags: Flags, given: StageArguments) -> None:
+    """The report of the last of the stages."""
+    from ..stages.run import run_all
+
+    path = run_all(flags, file=given.config, fresh=given.fresh)
+    _print_report(path, STAGES[-1], given.as_json)
 
 
 @_own
-def sites(flags: Flags, arguments: told.Sites) -> None:
+def sites(flags: Flags, given: arguments.Sites) -> None:
     """A table for people, or all of it as JSON."""
-    from ..stages.pipeline import list_sites
+    from ..stages.sites import list_sites
 
-    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, arguments.config, flags))
-    if arguments.as_json:
+    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
+    if given.as_json:
         typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
     console.print(show_sites(found, chosen))
@@ -94,7 +81,7 @@ def plot(flags: Flags, _: StageArguments) -> None:
 
 
 @_own
-def table(_: Flags, given: told.Table) -> None:
+def table(_: Flags, given: arguments.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
 
@@ -102,7 +89,7 @@ def table(_: Flags, given: told.Table) -> None:
 
 
 @_own
-def reproduce(_: Flags, given: told.Reproduce) -> None:
+def reproduce(_: Flags, given: arguments.Reproduce) -> None:
     """The paths of the pages; or the commands, a line each."""
     from ..stages.reproduce import reproduce as make_tables
 
@@ -110,7 +97,7 @@ def reproduce(_: Flags, given: told.Reproduce) -> None:
 
 
 @_own
-def export(_: Flags, given: told.Export) -> None:
+def export(_: Flags, given: arguments.Export) -> None:
     """The path of the file."""
     from ..stages.export import export as write_export
 
@@ -120,35 +107,32 @@ def export(_: Flags, given: told.Export) -> None:
 
 
 @_own
-def verify(flags: Flags, arguments: told.Verify) -> None:
+def verify(flags: Flags, given: arguments.Verify) -> None:
     """The report; and an error where an image breaks the rules."""
+    from ..runs.folder import folder_of
+    from ..runs.lock import run_folder_lock
     from ..stages.verify import verify as verify_images
 
-    settings, sources = resolve("verify", VerifyConfig, arguments.config, flags)
-    with run_folder_lock(locate_run(settings).paths.folder):
-        path, admissible = verify_images(settings, sources, arguments.file)
-    _print_report(path, "verify", arguments.as_json)
+    settings, sources = resolve("verify", VerifyConfig, given.config, flags)
+    with run_folder_lock(folder_of(settings)):
+        path, admissible = verify_images(settings, sources, given.file)
+    _print_report(path, "verify", given.as_json)
     if not admissible:
         note("some images break the rules: no attacker may use them")
         raise typer.Exit(DataError.exit_code)
 
 
 @_own
-def report(_: Flags, given: told.Report) -> None:
+def report(_: Flags, given: arguments.Report) -> None:
     """The page itself; or the path of the file that it is written to."""
-    from ..reporting.render import render
+    from ..stages.report import report as show
 
     width = shutil.get_terminal_size((120, 24)).columns
-    text = render(given.run, given.format, width=width, to_file=given.output is not None)
-    if given.output is None:
-        typer.echo(text, nl=False)
-        return
-    write_bytes(given.output, text.encode())
-    typer.echo(str(given.output))
+    typer.echo(show(given.run, format=given.format, output=given.output, width=width), nl=False)
 
 
 @_own
-def models(_: Flags, given: told.Models) -> None:
+def models(_: Flags, given: arguments.Models) -> None:
     """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
     from ..stages.models import check_models, list_models, select_models
 
@@ -162,14 +146,15 @@ def models(_: Flags, given: told.Models) -> None:
 
 
 @_own
-def train(flags: Flags, arguments: StageArguments) -> None:
+def train(flags: Flags, given: StageArguments) -> None:
     """The path of the weights; exit code 75 where the time limit came first."""
-    settings, sources = resolve("train", TrainConfig, arguments.config, flags)
+    settings, sources = resolve("train", TrainConfig, given.config, flags)
+    from ..runs.lock import run_folder_lock
     from ..stages.train import train as train_network
     from ..stages.train import train_folder
 
     with run_folder_lock(train_folder(settings)):
-        path = train_network(settings, sources, fresh=arguments.fresh)
+        path = train_network(settings, sources, fresh=given.fresh)
     if path is None:
         raise typer.Exit(UNFINISHED)
-    _print_report(path, "train", arguments.as_json, path.with_name("model.safetensors"))
+    _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,31 @@ class Examples:
     def to(self, device: str) -> Examples:
         """The same examples with images and classes on ``device``."""
         return Examples(self.x.to(device), self.y.to(device), self.indices)
+
+
+def make_loader(
+    images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0
+) -> DataLoader[tuple[Tensor, int]]:
+    """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
+    return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
+
+
+def stack_examples(images: Dataset[tuple[Tensor, int]], n_workers: int = 0) -> tuple[Tensor, Tensor]:
+    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory."""
+    batches = list(make_loader(images, 64, n_workers))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    sizes = sorted({tuple(x.shape) for x, _ in pairs})
+    if len(sizes) > 1:
+        raise DataError(
+            f"images of several sizes: {in_words(sizes[0])} and {in_words(sizes[-1])}",
+            hint="bring them to one size first",
+        )
+    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+
+
+def in_words(shape: tuple[int, ...]) -> str:
+    """``3 x 32 x 32``."""
+    return " x ".join(str(size) for size in shape)

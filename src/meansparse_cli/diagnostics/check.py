@@ -52,18 +52,17 @@ class Check:
     def judged(self, model: ModelName, value: float, sentence: str, **details: Any) -> Diagnostic:
         """``pass`` or ``warn``, by ``value``; one that is not a number is a warning."""
         holds = value >= self.limit if self.at_least else value <= self.limit
-        return self._found(model, "pass" if holds else "warn", value, sentence, details)
+        return self._found(model, "pass" if holds else "warn", sentence, value, details)
 
     def not_run(self, model: ModelName, sentence: str) -> Diagnostic:
         """There is no value, and the sentence says why."""
-        return self._found(model, "not run", None, sentence, {})
+        return self._found(model, "not run", sentence)
 
     def _found(
-        self, model: ModelName, status: Status, value: float | None, sentence: str, details: dict[str, Any]
+        self, model: ModelName, status: Status, sentence: str, value: float | None = None, details: Any = None
     ) -> Diagnostic:
-        return Diagnostic(
-            **(asdict(self) | {"model": model, "status": status, "value": value}), sentence=sentence, details=details
-        )
+        found = {"model": model, "status": status, "value": value, "sentence": sentence, "details": details or {}}
+        return Diagnostic(**(asdict(self) | found))
 
 
 def _rounded(value: Any) -> Any:

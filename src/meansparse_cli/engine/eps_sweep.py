@@ -28,7 +28,7 @@ def evaluate_each_eps(
 
 def headline_eps(grid: Sequence[str], dataset: str, norm: str) -> str:
     """The eps whose evaluation the report opens with: the data set's own where it is in the grid, else the largest."""
-    from ..data.datasets import KNOWN_DATASETS
+    from ..data.facts import KNOWN_DATASETS
 
     facts = KNOWN_DATASETS.get(dataset)
     own = facts.eps.get(norm) if facts is not None else None

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from ..attacks import expand_attacks, run_attack
 from ..attacks.budget import within_budget
-from ..attacks.counting import CountedModel
-from ..attacks.judge import is_misclassified, under_attack
+from ..attacks.judge import judge, under_attack
 from ..attacks.precision import Precision
+from ..attacks.problem import Problem
 from ..attacks.result import Budget, Norm
+from ..data.examples import Examples
 from ..errors import ConfigError, DataError
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from ..settings.shard import Shard
 from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, attack_version, run_order
 from .pool import admissible
@@ -156,7 +158,7 @@ class _Run:
     ) -> None:
         self.model, self.x, self.y, self.indices = model, x, y.long(), indices.long()
         self.alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha}
-        self.settings, self.state, self.n_classes, self.on_update = settings, state, n_classes, on_update
+        self.settings, self.state, self.on_update = settings, state, on_update
         self.budget = Budget(settings.norm, settings.eps)
         self.correct = {name: self._blank() for name in MODELS}
         self.robust = {name: self._blank() for name in MODELS}
@@ -175,9 +177,15 @@ class _Run:
             self.both_fell = torch.from_numpy(~(base | sparse))
         for name in MODELS:
             self.transferred[name] |= self.carried[name].get(TRANSFER, self._blank())
-        self.search_model: nn.Module | None = None
-        if settings.channels_last or settings.compile:
-            self.search_model = _faster(model, settings)
+        self.problem = Problem(
+            model,
+            self.budget,
+            n_classes,
+            settings.seed,
+            settings.batch_size,
+            settings.precision,
+            _faster(model, settings) if settings.channels_last or settings.compile else None,
+        )
 
     def classify_clean(self, name: ModelName) -> None:
         """One forward pass for each example that has not had one."""
@@ -249,20 +257,7 @@ class _Run:
     def _run_attack(self, name: ModelName, attack: str, positions: Tensor, on_progress: Callable[[int], None]) -> Chunk:
         x, y, indices = self._examples(positions)
         with self._as(name):
-            result = run_attack(
-                attack,
-                self.model,
-                x,
-                y,
-                indices,
-                budget=self.budget,
-                seed=self.settings.seed,
-                batch_size=self.settings.batch_size,
-                n_classes=self.n_classes,
-                on_progress=on_progress,
-                search_model=self.search_model,
-                precision=self.settings.precision,
-            )
+            result = run_attack(attack, self.problem, Examples(x, y, indices), on_progress=on_progress)
         return chunk_of(positions, result)
 
     def _judge(
@@ -320,10 +315,8 @@ class _Run:
 
     def _misclassified(self, name: ModelName, images: Tensor, y: Tensor) -> Tensor:
         """(m,) bool on the CPU, in float32 and evaluation mode."""
-        device = images.device
-        counted = CountedModel(self.model, n_classes=self.n_classes, device=device)
         with self._as(name):
-            return is_misclassified(counted, images, y, batch_size=self.settings.batch_size).cpu()
+            return judge(self.problem, images, y).cpu()
 
     def _as(self, name: ModelName) -> AbstractContextManager[None]:
         return alpha_set(self.model, self.alphas[name])

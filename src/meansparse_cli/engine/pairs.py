@@ -14,16 +14,17 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from ..attacks.counting import CountedModel, device_of
-from ..attacks.judge import under_attack
-from ..operator.sparsify import SparsifiedModel
+from ..attacks import run_attack
+from ..attacks.judge import judge
+from ..attacks.problem import Problem
+from ..data.examples import Examples
+from ..operator.insertion import SparsifiedModel
 from .evaluation import attack_version
-from .pair_attack import PairSettings, attack_pairs, pair_logits
 from .pair_blocks import Block, Column, ColumnOutcomes, block_file, column_of, cut_blocks, load_block, save_block
 from .state import example_ids
 
@@ -36,7 +37,7 @@ FORMAT = 2  # raise it when the files, or what a pair's outcome means, change
 
 
 class PairStore:
-    """All pairs of n held-out images, ``x`` (n, channels, height, width), ``y`` and ``indices`` (n,).
+    """All pairs of n held-out ``examples``, at any column of ``problem.model``, a ``SparsifiedModel``.
 
     ``plain`` and ``bpda``: the attacks of the two families, cheapest first. ``key`` names what else the outcomes depend on
     (weights, statistics): each key has its own folder under ``folder``, so nothing is lost by changing a setting and
@@ -44,25 +45,24 @@ class PairStore:
     """
 
     def __init__(
-        self, model: SparsifiedModel, x: Tensor, y: Tensor, indices: Tensor, settings: PairSettings, *,
+        self, problem: Problem, examples: Examples, *,
         plain: Sequence[str], bpda: Sequence[str], folder: Path, key: dict[str, Any], block_size: int = 64,
     ) -> None:  # fmt: skip
-        if device_of(model, x.device).type == "cpu" or settings.precision in (
-            "tf32",
-            "bf16",
-        ):  # convolutions are faster so
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model, self.x, self.y, self.indices, self.settings = model, x, y.long(), indices.long(), settings
+        self.problem, self.model = problem, cast(SparsifiedModel, problem.model)
+        self.x, self.y, self.indices = examples.x, examples.y.long(), examples.indices.long()
+        is_on_cpu = problem.device(self.x.device).type == "cpu"
+        if is_on_cpu or problem.precision in ("tf32", "bf16"):  # convolutions are faster so
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.attacks: dict[Family, tuple[str, ...]] = {"plain": tuple(plain), "bpda": tuple(bpda)}
         whole_key = key | {
-            "format": FORMAT, "seed": settings.seed, "norm": settings.budget.norm, "eps": settings.budget.eps,
+            "format": FORMAT, "seed": problem.seed, "norm": problem.budget.norm, "eps": problem.budget.eps,
             # in their order: an attack is not shown what one before it broke
             "attacks": [(name, attack_version(name)) for name in (*plain, *bpda)],
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(whole_key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder = folder / digest
-        self.ids = example_ids(indices, x, y)
-        self.blocks = cut_blocks(self.folder, len(x), block_size)
+        self.ids = example_ids(examples.indices, examples.x, examples.y)
+        self.blocks = cut_blocks(self.folder, len(examples), block_size)
         self._columns: dict[int, dict[Column, ColumnOutcomes]] = {}
         self.forward_passes = self.backward_passes = 0
         for b in range(len(self.blocks)):
@@ -154,10 +154,8 @@ class PairStore:
         if not missing:
             return
         rows = torch.arange(m).repeat(len(missing))
-        logits = self._logits(b, block, self._images(b)[rows.to(self.x.device)], _alphas(missing, m))
-        clean = (logits.argmax(1).cpu() == self.y[self.blocks[b].to(self.y.device)].cpu().repeat(len(missing))).view(
-            -1, m
-        )
+        images = self._images(b)[rows.to(self.x.device)]
+        clean = ~self._misclassified(b, block, rows, images, _alphas(missing, m)).view(-1, m)
         for column, mask in zip(missing, clean, strict=True):
             nothing = torch.zeros(m, dtype=torch.bool)
             block.columns[column] = ColumnOutcomes(mask, {}, {family: nothing.clone() for family in FAMILIES})
@@ -172,20 +170,16 @@ class PairStore:
         left = torch.stack([self._robust(block.columns[c], (family,), with_pool=family == "bpda") for c in columns])
         which, rows = left.nonzero(as_tuple=True)
         on_progress(left.numel() - len(rows))
-        positions = self.blocks[b][rows]
-        there = positions.to(self.x.device)
-        result = attack_pairs(
-            name, self.model, self.x[there], self.y[there.to(self.y.device)], self.indices[positions.cpu()],
-            torch.tensor(columns)[which], self.settings, on_progress,
-        )  # fmt: skip
-        broken = torch.zeros_like(left)
-        broken[which, rows] = result.broken
+        pairs = Examples(self.x, self.y, self.indices).at(self.blocks[b][rows])
+        result = run_attack(name, self.problem, pairs, torch.tensor(columns)[which], on_progress=on_progress)
+        broken, is_broken = torch.zeros_like(left), result.broken.cpu()
+        broken[which, rows] = is_broken
         for column, mask in zip(columns, broken, strict=True):
             block.columns[column].broken[name] = mask
-        found = rows[result.broken]
+        found = rows[is_broken]
         block.pool_rows = torch.cat([block.pool_rows, found])
         block.pool_bpda = torch.cat([block.pool_bpda, torch.full((len(found),), family == "bpda")])
-        block.pool_images = torch.cat([block.pool_images, result.images])
+        block.pool_images = torch.cat([block.pool_images, result.adversarial[result.broken].cpu()])
         block.forward_passes += result.forward_passes
         block.backward_passes += result.backward_passes
 
@@ -208,21 +202,18 @@ class PairStore:
         if not len(entry):
             return
         rows = block.pool_rows[entry]
-        logits = self._logits(b, block, block.pool_images[entry].to(self.x.device), torch.tensor(columns)[which_column])
-        fooled = logits.argmax(1).cpu() != self.y[self.blocks[b].to(self.y.device)].cpu()[rows]
+        images, alphas = block.pool_images[entry].to(self.x.device), torch.tensor(columns)[which_column]
+        fooled = self._misclassified(b, block, rows, images, alphas)
         for i, column in enumerate(columns):
             for is_bpda, family in ((False, "plain"), (True, "bpda")):
                 hits = fooled & (which_column == i) & (block.pool_bpda[entry] == is_bpda)
                 block.columns[column].by_pool[family][rows[hits]] = True
 
-    def _logits(self, b: int, block: Block, images: Tensor, alphas: Tensor) -> Tensor:
-        counted = CountedModel(
-            self.model, n_classes=self.settings.n_classes, device=device_of(self.model, images.device)
-        )
-        with under_attack(self.model):
-            logits = pair_logits(counted, self.model, images, alphas, self.settings.batch_size)
-        block.forward_passes += counted.forward_passes
-        return logits
+    def _misclassified(self, b: int, block: Block, rows: Tensor, images: Tensor, alphas: Tensor) -> Tensor:
+        """(m,) bool on the CPU: ``images`` (m, ...) of the examples at ``rows`` (m,) of block ``b``, each at its alphas."""
+        y = self.y[self.blocks[b][rows].to(self.y.device)].to(images.device)
+        block.forward_passes += len(images)
+        return judge(self.problem, images, y, alphas).cpu()
 
     def _images(self, b: int) -> Tensor:
         return self.x[self.blocks[b].to(self.x.device)]

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..attacks.budget import l2_norm
-from ..attacks.counting import CountedModel
-from ..attacks.judge import fresh_logits, under_attack
+from ..attacks.judge import judge
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..errors import DataError
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
 from .evaluation import ModelName
 
@@ -236,13 +237,11 @@ def judge_images(
     names: tuple[tuple[ModelName, float], ...] = (("base", 0.0),)
     if isinstance(model, SparsifiedModel) and alpha:
         names = (("base", 0.0), ("sparsified", alpha))
-    counted = CountedModel(model, n_classes=_n_classes(model, x[:1].to(device)), device=torch.device(device))
+    problem = Problem(model, budget, _n_classes(model, x[:1].to(device)), seed=0, batch_size=batch_size)
     n_misclassified, accuracy, robust = {}, {}, {}
     for name, value in names:
-        with under_attack(model), alpha_set(model, value):
-            right, right_there = (
-                fresh_logits(counted, batch, batch_size=batch_size).argmax(dim=1) == y for batch in (x, shown)
-            )
+        with alpha_set(model, value):
+            right, right_there = (~judge(problem, batch, y) for batch in (x, shown))
         n_misclassified[name] = int((~right_there[given.rows] & allowed).sum())
         accuracy[name], robust[name] = accuracy_of(right), accuracy_of(right & right_there)
     return Judgement(

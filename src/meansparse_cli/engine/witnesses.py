@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..attacks.budget import within_budget
-from ..attacks.counting import CountedModel, device_of
-from ..attacks.judge import is_misclassified, under_attack
+from ..attacks.judge import judge
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
-from ..data.datasets import stack_examples
+from ..data.examples import stack_examples
 from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
-from ..operator.sparsify import SparsifiedModel, alpha_set
+from ..operator.active import alpha_set
+from ..operator.device import device_of
+from ..operator.insertion import SparsifiedModel
 from .evaluate import EvaluateSettings
 from .evaluation import MODELS, TRANSFER, WORST_CASE, Evaluation, ModelName, attack_groups
 from .pool import admissible
@@ -78,13 +80,13 @@ def _collect(
     robust = outcomes.robust_to(attack_groups(evaluation.attacks)[WORST_CASE])
     wanted = torch.from_numpy(outcomes.correct & ~robust)  # type: ignore[operator]
     device = device_of(model, x.device)
-    counted = CountedModel(model, n_classes=_n_classes(model, x[:1].to(device)), device=device)
     budget = Budget(settings.norm, settings.eps)
+    problem = Problem(model, budget, _n_classes(model, x[:1].to(device)), settings.seed, settings.batch_size)
     images: dict[int, Tensor] = {}
     found_by: dict[int, str] = {}
     # row -> the first image inside the budget, of a source that the evaluation saw break it
     inside_only: dict[int, tuple[Tensor, str]] = {}
-    with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
+    with alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
         for by, chunk in _chunks(name, evaluation, folders, pool):
             positions = chunk.positions[chunk.broken]
             inside = positions < len(y)
@@ -100,7 +102,7 @@ def _collect(
                     inside_only.setdefault(row, (image, by))
             candidates = torch.where(holds.view(-1, 1, 1, 1), candidates, x[rows].cpu())
             labels = y[rows.to(y.device)].to(device)
-            holds &= is_misclassified(counted, candidates.to(device), labels, batch_size=settings.batch_size).cpu()
+            holds &= judge(problem, candidates.to(device), labels).cpu()
             for row, image in zip(rows[holds].tolist(), candidates[holds], strict=True):
                 images[row], found_by[row] = image, by
             wanted[rows[holds]] = False

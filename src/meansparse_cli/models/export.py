@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..errors import ArtifactError, ConfigError
 from ..files import save_torch
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ..operator.sparsify import CHILD_NAME, MeanSparse, SparsifiedModel
+from ..operator.insertion import CHILD_NAME, SparsifiedModel
+from ..operator.module import MeanSparse
 from .names import ModelSource
 from .published_checkpoint import operator_buffers, published_architecture
 from .source import kind_of

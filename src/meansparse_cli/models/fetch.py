@@ -18,6 +18,7 @@ import yaml
 
 from ..errors import CheckpointError, ConfigError, DownloadError, StorageError
 from ..files import atomic_write, save_torch, sha256_of, write_bytes
+from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
 from .names import ModelSource, fetch_command, plain_name
@@ -228,19 +229,14 @@ def _recorded(target: Path) -> FetchedFile | None:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process a model: jobs that start together on a cluster download once, the others wait and find the file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "w")  # noqa: SIM115 - closed below, the lock lives as long as it is open
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path.parent}: {error.strerror or error}",
-            hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
-        ) from error
-    with handle:
+    with contextlib.ExitStack() as held:
         try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system, also when the process is killed
-        except (ImportError, OSError):
-            pass  # a file system without locks: two downloads at worst, never a wrong file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # where the file system has no locks: two downloads at worst, never a wrong file
+            held.enter_context(locked(path, wait=True))
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {path.parent}: {error.strerror or error}",
+                hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
+            ) from error
         yield

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.datasets import KNOWN_DATASETS
+from ..data.facts import KNOWN_DATASETS
 from ..errors import CheckpointError
 from ..operator.statistics import ChannelStatistics
 from .names import ZooEntry, fetch_command

@@ -39,7 +39,10 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
 
 def kind_of(source: ModelSource) -> ModelKind:
     """The model, able to say what it is made of."""
-    return next(kind for kind in KINDS if kind.kind == source.kind)(source)
+    for kind in KINDS:
+        if kind.kind == source.kind:
+            return kind(source)
+    raise ConfigError(f"no kind of model {source.kind!r}", hint=f"known: {', '.join(kind.kind for kind in KINDS)}")
 
 
 def load_model(

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
@@ -93,8 +94,6 @@ class EmbeddedModel(ModelKind):
 
 
 def _read_header(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise CheckpointError(f"no file {path}", hint="name a file that `meansparse train` wrote")
     try:

@@ -16,7 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -45,9 +48,6 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
     if looks_like_html(head):
         raise CheckpointError(f"{path} is a web page, not a checkpoint", hint=again)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -188,8 +188,6 @@ def _spellings(state: Mapping[str, Tensor], module: nn.Module) -> Iterator[Mappi
 
 def _harmless_types() -> list[Any]:
     """Types often saved beside weights (arguments, scores) that hold values and run nothing."""
-    import numpy as np
-
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")]
     return [argparse.Namespace, np.dtype, *numbers, scalar, (scalar, "numpy.core.multiarray.scalar")]

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from ..data.datasets import KNOWN_DATASETS
+from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ModelNotFound
 from .kind import ModelKind

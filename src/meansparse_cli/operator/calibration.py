@@ -1,25 +1,26 @@
 """``meansparse calibrate``: one pass over the calibration split, channel statistics at every site.
 
-All sites see the features of the base model (no operator is active), so one pass serves them all. The pass streams: what
-is kept is three numbers a channel. It is saved from time to time and goes on there after a kill.
+All sites see the features of the base model (no operator is active), so one pass serves them all. What is kept is three
+numbers a channel. It is saved from time to time and goes on there after a kill.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ..attacks.judge import float32_set_to
-from ..data.datasets import make_loader
+from ..data.examples import make_loader
 from ..errors import SiteError, StatisticsError
 from ..files import load_torch, save_torch
 from ..sites.find import Site, untouched, unwrap
-from .sparsify import SparsifiedModel, insert, remove
+from .device import device_of, float32_set_to
+from .insertion import SparsifiedModel, insert, remove
 from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
 
 SECONDS_BETWEEN_SAVES = 20.0
@@ -43,11 +44,33 @@ class ChannelObserver(nn.Module):
         return x
 
 
+@dataclass(frozen=True)
+class PassState:
+    """A pass on disk: its sums, and ``fingerprint``, what they depend on (weights, images, sites, batch size)."""
+
+    file: Path
+    fingerprint: dict[str, Any]
+
+    def save(self, observers: Sequence[ChannelObserver], done: int) -> None:
+        """Keep the sums of ``done`` images."""
+        sums = [{"count": o.sums.count, "mean": o.sums.mean, "spread": o.sums.spread} for o in observers]
+        save_torch(self.file, {"fingerprint": self.fingerprint, "done": done, "sums": sums})
+
+    def restore(self, observers: Sequence[ChannelObserver]) -> int:
+        """Put the saved sums back and return how many images they cover; a state of anything else is left aside."""
+        if not self.file.exists():
+            return 0
+        state = load_torch(self.file)
+        if state["fingerprint"] != self.fingerprint or len(state["sums"]) != len(observers):
+            return 0
+        for observer, sums in zip(observers, state["sums"], strict=True):
+            observer.sums = ChannelSums(sums["count"], sums["mean"], sums["spread"], observer.sums.estimator)
+        return int(state["done"])
+
+
 @contextmanager
 def observed(model: nn.Module, sites: Sequence[Site], estimator: Estimator) -> Iterator[SparsifiedModel]:
-    """The only way statistics are collected: observers in, no gradient, eval mode, full float32 on a GPU too; all undone
-    at the end.
-    """
+    """Observers in, no gradient, evaluation mode, full float32 on a GPU too; all undone at the end."""
     with untouched(unwrap(model)):
         wrapper = insert(model, sites, [ChannelObserver(site, estimator) for site in sites])
         wrapper.eval()
@@ -65,21 +88,19 @@ def calibrate_channels(
     *,
     batch_size: int,
     estimator: Estimator = "pooled",
-    device: str = "cpu",
     n_workers: int = 0,
-    state_file: Path | None = None,
-    fingerprint: dict[str, Any] | None = None,
+    state: PassState | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[ChannelStatistics]:
     """Statistics of each site over all ``images`` ((channels, height, width) in [0, 1]), in float64.
 
-    With ``state_file``, a pass that was killed goes on from its last save if ``fingerprint`` (weights, images, sites,
-    batch size) is the same. Raises StatisticsError on NaN, on a site without data, on a channel count that changes.
+    With ``state``, a pass that was killed goes on from its last save. Raises StatisticsError on NaN, on a site without
+    data, on a channel count that changes.
     """
-    fingerprint = fingerprint or {}
+    device = device_of(model)
     with observed(model, sites, estimator) as wrapper:
-        observers = [wrapper.at(site) for site in sites]
-        done = _restore(state_file, fingerprint, observers, estimator)
+        observers = [cast(ChannelObserver, wrapper.at(site)) for site in sites]
+        done = 0 if state is None else state.restore(observers)
         rest = Subset(images.dataset, list(images.indices)[done:])
         if on_batch is not None and done:
             on_batch(done)
@@ -94,13 +115,13 @@ def calibrate_channels(
             done += len(x)
             if on_batch is not None:
                 on_batch(len(x))
-            if state_file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(state_file, fingerprint, observers, done)
+            if state is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                state.save(observers, done)
                 saved = time.monotonic()
-        return [compute(o.sums, site.name) for o, site in zip(observers, sites, strict=True)]  # type: ignore[union-attr, arg-type]
+        return [compute(observer.sums, observer.site.name) for observer in observers]
 
 
-def _check_reached_once_a_batch(observers: Sequence[Any], n_batches: int) -> None:
+def _check_reached_once_a_batch(observers: Sequence[ChannelObserver], n_batches: int) -> None:
     for observer in observers:
         if observer.calls != n_batches:
             times = observer.calls - (n_batches - 1)
@@ -108,22 +129,3 @@ def _check_reached_once_a_batch(observers: Sequence[Any], n_batches: int) -> Non
                 f"{observer.site.name} was reached {times} times in one forward pass, expected once",
                 hint="the sites of this model depend on its input: it has no fixed place to put the operator",
             )
-
-
-def _save(state_file: Path, fingerprint: dict[str, Any], observers: Sequence[Any], done: int) -> None:
-    sums = [{"count": o.sums.count, "mean": o.sums.mean, "spread": o.sums.spread} for o in observers]
-    save_torch(state_file, {"fingerprint": fingerprint, "done": done, "sums": sums})
-
-
-def _restore(
-    state_file: Path | None, fingerprint: dict[str, Any], observers: Sequence[Any], estimator: Estimator
-) -> int:
-    """Put the saved sums back and return how many images they cover; a state of anything else is left aside."""
-    if state_file is None or not state_file.exists():
-        return 0
-    state = load_torch(state_file)
-    if state["fingerprint"] != fingerprint or len(state["sums"]) != len(observers):
-        return 0
-    for observer, sums in zip(observers, state["sums"], strict=True):
-        observer.sums = ChannelSums(sums["count"], sums["mean"], sums["spread"], estimator)
-    return int(state["done"])

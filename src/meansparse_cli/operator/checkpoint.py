@@ -1,7 +1,8 @@
 """The two safetensors files of a run: statistics per site, and the same with a chosen alpha.
 
 Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated; the header holds the sites, the counts,
-the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each site. The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
+the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each site.
+The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
 """
 
 import json
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..sites.find import Site
-    from .sparsify import SparsifiedModel
+    from .insertion import SparsifiedModel
     from .statistics import ChannelStatistics
 
 
@@ -60,15 +61,18 @@ class Checkpoint:
             )
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """``site_weights``, written out."""
+        return self.site_weights or (1.0,) * len(self.sites)
+
+    @property
     def active(self) -> "tuple[Site, ...]":
         """The sites that get an operator."""
-        weights = self.site_weights or (1.0,) * len(self.sites)
-        return tuple(site for site, weight in zip(self.sites, weights, strict=True) if weight > 0)
+        return tuple(site for site, weight in zip(self.sites, self.weights, strict=True) if weight > 0)
 
     def site_alphas(self, alpha: float) -> dict[str, float]:
         """The alpha of each site, by name, where the shared one is ``alpha``."""
-        weights = self.site_weights or (1.0,) * len(self.sites)
-        return {site.name: alpha * weight for site, weight in zip(self.sites, weights, strict=True)}
+        return {site.name: alpha * weight for site, weight in zip(self.sites, self.weights, strict=True)}
 
     def in_words(self, alpha: float) -> str:
         """``alpha 0.3``, and what is not as in the paper: the sites left out, an alpha for each, the centre, the spread."""
@@ -127,10 +131,15 @@ def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again
             )
             weights = header.get("site_weights")
             return Checkpoint(
-                sites, statistics, header["estimator"], header["alpha"], header.get("rule", "all"),
-                None if weights is None else tuple(weights), header.get("centre", "channel-mean"),
-                header.get("spread", "channel-std"),
-            )  # fmt: skip
+                sites,
+                statistics,
+                header["estimator"],
+                header["alpha"],
+                header.get("rule", "all"),
+                site_weights=None if weights is None else tuple(weights),
+                centre=header.get("centre", "channel-mean"),
+                spread=header.get("spread", "channel-std"),
+            )
     except (ConfigError, SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint=mend) from error
 
@@ -140,13 +149,12 @@ def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None 
 
     ``alpha`` overrides the checkpoint's own (0 where it has none); the weights of the sites go on multiplying it.
     """
-    import torch
-
-    from .sparsify import MeanSparse, insert
+    from .device import device_of
+    from .insertion import insert
+    from .module import MeanSparse
 
     value = alpha if alpha is not None else checkpoint.alpha or 0.0
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    weights = checkpoint.site_weights or (1.0,) * len(checkpoint.sites)
+    weights, device = checkpoint.weights, device_of(model)
     modules: Sequence[Any] = [
         MeanSparse(*centred(statistic, checkpoint.centre, checkpoint.spread, weight), value, site.channel_axis).to(
             device

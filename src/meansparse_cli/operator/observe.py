@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, SiteError
 from ..sites.find import Site
-from .sparsify import MeanSparse, SparsifiedModel
+from .insertion import SparsifiedModel
+from .module import MeanSparse
 
 Watcher = Callable[[MeanSparse, Tensor], None]
 """Is shown an operator and the features that reach it."""

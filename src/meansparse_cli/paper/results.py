@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from ..attacks import expand_attacks
 from ..engine.evaluation import CLEAN, MODELS, TRANSFER, is_bpda
 from ..files import sha256_of
-from ..reporting.console import note
-from ..runs.folder import stage_command
-from ..runs.report import RunPaths, machine_of, read_report, verify_outputs
+from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
+
+log = logging.getLogger(__name__)
 
 Outcomes = NDArray[np.bool_]
 _Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
@@ -125,7 +126,7 @@ def read_results(folder: Path) -> RunResults:
             if (report := _verified(file, stage, folder)) is None:
                 continue
             if other := _of_other_images(report, calibrated, source):
-                note(f"left out: {file} was measured with {other}")
+                log.info(f"left out: {file} was measured with {other}")
                 continue
             found += _results(file, report, calibrated["results"].get("rule", "all"))
     made_by = [*_trained(source), fetched, calibrated]
@@ -153,7 +154,7 @@ def _verified(file: Path, stage: str, folder: Path) -> dict[str, Any] | None:
     for upstream in ("calibrate", "sweep-alpha"):
         expected, used = report["inputs"].get(f"{upstream}.yaml"), RunPaths(folder).report(upstream)
         if expected is not None and (not used.exists() or expected != sha256_of(used)):
-            note(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
+            log.info(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
             return None
     if "sweep-alpha.yaml" in report["inputs"]:
         swept = read_report(RunPaths(folder).report("sweep-alpha"), "sweep-alpha", mend=mend)["config"]["settings"]

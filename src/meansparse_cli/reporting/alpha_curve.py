@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .figure import BLACK, BLUE, GREEN, ORANGE, draw_band, draw_grid, save_figure
+from .sweep_tables import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,6 @@ Row = dict[str, Any]
 
 COLOURS = {"clean": BLUE, "plain": ORANGE, "bpda": GREEN, "worst": BLACK}
 MARKERS = {"clean": "o", "plain": "s", "bpda": "^", "worst": "D"}
-NAMES = {"clean": "clean", "plain": "plain attacks", "bpda": "BPDA", "worst": "worst case"}
 
 
 def draw_alpha_curve(results: Row, *, title: str, png: Path, svg: Path) -> None:
@@ -44,7 +44,7 @@ def draw_alpha_curve(results: Row, *, title: str, png: Path, svg: Path) -> None:
 def _draw_accuracy(axes: "Axes", rows: Sequence[Row], names: Sequence[str]) -> None:
     for name in names:
         whole, dropped = _scored(rows, name, "accuracy")
-        _line(axes, name, whole, "accuracy", "standard_error", 1.0, f"{NAMES[name]} (± 1 standard error)")
+        _line(axes, name, whole, "accuracy", "standard_error", 1.0, f"{CURVES[name]} (± 1 standard error)")
         if dropped:  # its own images may be easier or harder than all: the base on all, and the paired difference
             base = whole[0][1]["accuracy"] if whole else 0.0
             heights = [100 * (base + row["minus_base"]) for _, row in dropped]
@@ -57,7 +57,7 @@ def _draw_gains(axes: "Axes", rows: Sequence[Row], critical_values: dict[str, fl
     for name in ("plain", "worst"):
         whole, dropped = _scored(rows, name, "minus_base")
         z = critical_values[name]
-        label = f"{NAMES[name]} (95 % for all alphas together: ± {z:.2f} standard errors)"
+        label = f"{CURVES[name]} (95 % for all alphas together: ± {z:.2f} standard errors)"
         _line(axes, name, whole, "minus_base", "minus_base_standard_error", z, label)
         if dropped:
             axes.errorbar(
@@ -65,7 +65,7 @@ def _draw_gains(axes: "Axes", rows: Sequence[Row], critical_values: dict[str, fl
                 [100 * row["minus_base"] for _, row in dropped],
                 yerr=[100 * z * row["minus_base_standard_error"] for _, row in dropped],
                 linewidth=0.8,
-                label=f"{NAMES[name]}: dropped early, fewer images",
+                label=f"{CURVES[name]}: dropped early, fewer images",
                 **_hollow(name),
             )
     axes.axhline(0, color="0.5", linewidth=0.9, linestyle=":")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.evaluation import is_bpda
 from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
+from ..stats.format import in_points, percent
 
 if TYPE_CHECKING:
     from ..models.names import ModelSource
@@ -76,18 +77,18 @@ def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str,
     total = n_test_images(source)
     n = f"{results['n_examples']:,}" + (f" of {total:,}" if total else "")
     data = f" of {Path(settings['dataset']).name}" if settings.get("dataset") not in (None, source.dataset) else ""
-    gain, error = 100 * worst["sparsified_minus_base"], 100 * worst["sparsified_minus_base_standard_error"]
+    gain, error = (worst[f"sparsified_minus_base{what}"] for what in ("", "_standard_error"))
     parts += [
         f"Measured on {n} test images{data} with {', '.join(worst['attacks'])};",
         "an image counts as robust only if it withstood all.",
         "In attacks called bpda or soft, gradients pass straight through the operator, or through a soft edge."
         if has_bpda
         else "BPDA was not run, and plain attacks over-report this defence.",
-        f"The base on the same images and attacks: {100 * worst['base_accuracy']:.2f}%",
-        f"(paired difference {gain:+.2f} +- {error:.2f} points; {results['verdict']}).",
+        f"The base on the same images and attacks: {percent(worst['base_accuracy'])}%",
+        f"(paired difference {in_points(gain)} +- {percent(error)} points; {results['verdict']}).",
     ]
     return " ".join(parts)
 
 
 def _percent(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{100 * row['sparsified_accuracy']:.2f}"
+    return "" if row is None else percent(row["sparsified_accuracy"])

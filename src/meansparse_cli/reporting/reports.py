@@ -5,8 +5,7 @@ from typing import Any
 
 from ..errors import ArtifactError
 from ..files import sha256_of
-from ..runs.folder import stage_command
-from ..runs.report import STAGES, RunPaths, read_report
+from ..runs.report import STAGES, RunPaths, read_report, stage_command
 
 Reports = dict[str, dict[str, Any]]
 

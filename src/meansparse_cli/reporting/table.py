@@ -28,8 +28,9 @@ class Table:
         return self.kinds[column] if self.kinds else "n" if column else "f"
 
     def to_rich(self, *, strong: str = "bold") -> Group:
-        """For the terminal, under its title."""
-        return Group(Text(self.title, style="bold"), self.body(strong=strong))
+        """For the terminal, under its title where it has one."""
+        title = [Text(self.title, style="bold")] if self.title else []
+        return Group(*title, self.body(strong=strong))
 
     def body(self, *, strong: str = "bold") -> RichTable:
         """For the terminal, without the title."""

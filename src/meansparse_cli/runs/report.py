@@ -24,11 +24,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from ..errors import ArtifactError
 from ..files import sha256_of, write_bytes
 
 SCHEMA_VERSION = 1
+_NOT_IN_REPORT = {"run", "allow_pickle"}
+_NOT_IN_RESULT = _NOT_IN_REPORT | {
+    "device",
+    "workers",
+    "data_dir",
+    "model",
+    "from_file",
+    "compile",
+    "channels_last",
+    "pool",  # its content is among the inputs
+}
+"""Settings that change how fast or where a result is computed, not which result it is."""
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -47,6 +60,14 @@ class RunPaths:
     def report(self, stage: str) -> Path:
         """The YAML of a stage."""
         return self.folder / f"{stage}.yaml"
+
+
+def stage_command(
+    stage: str, folder: Path, name: str | None = None, shard: str | None = None, *, model: str = ""
+) -> str:
+    """What a user types for a stage of the run in ``folder``, or for an evaluation, a measurement or a shard in it."""
+    options = [f" --{key} {value}" for key, value in (("name", name), ("shard", shard)) if value is not None]
+    return f"meansparse {stage}{model} --run {folder}{''.join(options)}"
 
 
 def write_report(
@@ -98,6 +119,40 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
     return report
 
 
+def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: dict[str, str]) -> str:
+    """ "" where ``report`` is that of ``stage`` with these settings and inputs; else what differs, in words."""
+    before, now = report["config"]["settings"], plain(config.model_dump(mode="json"))
+    is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
+    skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
+    if now.get("precision", "") is None:  # left to the device: done is done, on whichever that was
+        skip = skip | {"precision"}
+    changed = [key for key in now if key not in skip and before.get(key) != now[key]]
+    if not changed and report["inputs"] == inputs:
+        return ""
+    other = ", ".join(name for name in inputs if report["inputs"].get(name) != inputs[name]) or "its inputs"
+    what = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in changed) or other
+    more = changed == ["n_examples"] and stage != "calibrate"  # whose state goes with the pass that it belongs to
+    kept = "what is done of it is kept" if more else "the report is replaced once this is done"
+    return f"{stage}: was done before with other settings ({what}); {kept}"
+
+
+def config_block(config: BaseModel, sources: dict[str, str]) -> dict[str, Any]:
+    """The settings of a stage for its report, and where those that are no defaults came from."""
+    settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
+    return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
+
+
+def plain(value: Any) -> Any:
+    """Only what YAML and JSON know: no tuples, paths or numpy numbers."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+
+
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
     """Refuse a stage whose files are gone or are not the ones its report describes."""
     for name, expected in report["outputs"].items():
@@ -111,7 +166,7 @@ def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
 
 
 def _anew(report: Any, mend: str) -> str:
-    """The command that does a stage again: the one that did it, with all its options, where the report tells; else ``mend``."""
+    """The command that does a stage again: the one that did it, options and all, if the report tells; else ``mend``."""
     try:
         stage = report["schema"].split("/")[1]
         typed = shlex.split(report["provenance"]["command"])

@@ -1,4 +1,4 @@
-"""What some commands are told on the command line alone; none of it is a setting of a stage."""
+"""What some commands take from the command line alone; none of it is a setting of a stage."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,8 @@ class Verify(StageArguments):
 
 class Table(Arguments):
     number: str = argument(
-        "1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the folder."
+        "1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the "
+        "folder."
     )
     runs: list[str] | None = argument(
         "Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.",

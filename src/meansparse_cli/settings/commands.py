@@ -1,4 +1,4 @@
-"""The commands, once: what each is for, its settings, what it is told besides, and its options as its help has them."""
+"""The commands, once: what each is for, its settings, its other arguments, and its options as its help has them."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""How an option is declared: once, as a field with its help, its default and its panel; and those that commands share."""
+"""How an option is declared: once, as a field with help, default and panel; and the options that commands share."""
 
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ from .values import EpsText
 
 
 class Arguments(BaseModel):
-    """What a command is told, if no more is said: on the command line alone."""
+    """What a command takes from the command line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Settings(Arguments):
-    """What the environment and a YAML file are asked for as well."""
+    """What it takes from the environment and a YAML file as well."""
 
 
 def option(
@@ -69,7 +69,7 @@ Fresh = Annotated[bool, of_run("Do it again even if it was done, from nothing.")
 
 
 class StageArguments(Arguments):
-    """What every stage is told on the command line alone."""
+    """What every stage takes from the command line alone."""
 
     config: Path | None = of_run("YAML with any of these options; flags win.", None)
     fresh: Fresh = False

@@ -1,118 +1,166 @@
-"""``meansparse measure``: many alphas, sites and eps on one split, under plain and BPDA attacks. Nothing is chosen here.
+"""``meansparse measure``: many alphas, sites and eps on one split, under plain and BPDA attacks. Nothing is
+chosen.
 
     measure   model, statistics, a split   -> measurements/<name>/measure.yaml, outcomes.npz
 
-All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of adversarial
-images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a row for each rule
-of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda`` and ``worst``
-(rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass each.
+All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of
+adversarial images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a
+row for each rule of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda``
+and ``worst`` (rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass
+each.
 """
 
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from ..attacks.precision import Precision, precision_on
+from ..attacks.problem import Problem
+from ..attacks.result import Budget
+from ..data.examples import Examples
+from ..data.identity import content_id
+from ..data.splits import Split
+from ..engine.evaluation import attacks_id
+from ..engine.pairs import Column, PairStore, column_of
+from ..errors import ConfigError
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import load_checkpoint, sparsify
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.sweep_tables import measurement_table
-from ..runs.folder import located, verified, weights_id
-from ..runs.images import check_logits, count_classes, examples, images_id, split_note
-from ..runs.model import eps_of, load_base, pick_device
-from ..runs.report import RunPaths
-from ..runs.stage_report import finished, write_stage
+from ..runs.checks import check_model, split_note
+from ..runs.context import RunContext
+from ..selection.choice import SweepPoint
+from ..selection.sweep import families_of, point_of
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
-
-if TYPE_CHECKING:
-    from ..engine.pairs import Column, PairStore
-    from ..selection.choice import SweepPoint
-    from ..sites.find import Site
+from ..sites.find import Site
+from ..sites.rules import parse_rule, select_sites
 
 EVERY = {"single:*": "single:{i}", "first:*": "first:{n}"}
 MEASURES = ("clean", "plain", "bpda", "worst")
+BASE = ("all", 0.0)
+NO_ATTACK = ("none",)
+
+Points = dict[tuple[str, float], SweepPoint]
+"""(rule, alpha) -> what became of it."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a measurement is asked for; ``config`` with every default filled in."""
+
+    config: MeasureConfig
+    eps: str
+    plain: tuple[str, ...]
+    bpda: tuple[str, ...]
+    images: Split
+    inputs: dict[str, str]
+
+
+@dataclass
+class _Found:
+    """Rows of the report and of ``outcomes.npz``, in step."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: dict[str, list[Any]] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=lambda: {"forward_passes": 0, "backward_passes": 0})
+
+    def add(self, eps: str, points: Points, passes: dict[str, int]) -> None:
+        """What became of every rule and alpha at one eps."""
+        for (rule, _), point in points.items():
+            self.rows.append({"eps": eps, "sites": rule, **point.to_report(points[BASE])})
+            for name, rows in self.outcomes.items():
+                rows.append(getattr(point, name).numpy())
+        self.passes = {key: self.passes[key] + value for key, value in passes.items()}
 
 
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
-    from ..attacks.precision import precision_on
-    from ..attacks.result import Budget
-    from ..engine.evaluation import attacks_id
-    from ..engine.pair_attack import PairSettings
-    from ..engine.pairs import PairStore
-    from ..selection.sweep import families_of
-
-    run, started = located(config), time.monotonic()
-    place = run.place_of(config)
-    verified(run, "calibrate")
-    plain, bpda = ((), ()) if config.attack == NO_ATTACK else families_of(config.attack, "")
-    eps = eps_of(run, config) if plain else "0"
-    alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
-    indices, x, y = examples(run, config, config.split, config.n_examples)
-    inputs = {
-        "calibrate.yaml": sha256_of(run.paths.report("calibrate")),
-        "images": images_id(run, config, config.split, len(y)),
-        "attacks": attacks_id((*plain, *bpda)),
-    }
-    resolved = config.model_copy(update={"eps": eps, "norm": run.norm, "alphas": alphas, "n_examples": len(y)})
-    if done := finished("measure", place, resolved, inputs, fresh):
+    context = RunContext("measure", config, sources, fresh=fresh)
+    asked = _asked(context, config)
+    if done := context.done(asked.config, asked.inputs):
         return done
 
     if line := split_note(config.split):
         note(line)
-    device = pick_device(config.device)
-    precision = precision_on(device, config.precision)
-    checkpoint = replace(load_checkpoint(run.paths.statistics), centre=config.centre, spread=config.spread)
-    base = load_base(run, config, device, checkpoint.rule)
-    check_logits(base, run, config, x[:2].to(device))
+    examples = context.examples(asked.images).to(context.device)
+    precision = precision_on(context.device, config.precision)
+    statistics = load_checkpoint(context.run.paths.statistics)
+    checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
+    base = context.base(checkpoint.rule)
+    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
     model = sparsify(base, checkpoint, alpha=0.0)
-    rules = site_rules_of(config.sites, model.sites)
-    columns = columns_of(rules, alphas, model.sites)
-    state_folder = place.paths.state
+    columns = columns_of(site_rules_of(config.sites, model.sites), asked.config.alphas, model.sites)
     if fresh:
-        discard(state_folder)
-    n_classes = count_classes(base, x[:2].to(device))
-    rows: list[dict[str, Any]] = []
-    outcomes: dict[str, list[Any]] = {name: [] for name in (MEASURES if plain else ("clean",))}
-    passes = {"forward_passes": 0, "backward_passes": 0}
-    for one, value in [(one, eps_value(one)) for one in eps_grid(eps)] if plain else [(eps, 0.0)]:
-        budget = Budget(run.norm, value)  # type: ignore[arg-type]
-        settings = PairSettings(budget, config.seed, config.batch_size, n_classes, precision)
-        store = PairStore(
-            model, x.to(device), y.to(device), indices, settings, plain=plain, bpda=bpda, folder=state_folder,
-            block_size=config.block_size,
-            key={
-                "statistics": sha256_of(run.paths.statistics), "weights": weights_id(run), "options": checkpoint.options_id(),
-                "precision": precision, "images": f"{config.dataset or run.source.dataset} {config.split}",
-            },
-        )  # fmt: skip
-        points = _score(store, columns, f"eps {one}")
-        if not plain:
+        discard(context.place.paths.state)
+    found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
+    for eps in eps_grid(asked.eps) if asked.plain else [asked.eps]:
+        budget = Budget(context.run.norm, eps_value(eps))  # type: ignore[arg-type]
+        problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+        store = _open_store(context, asked, problem, examples, checkpoint.options_id())
+        points = _score(store, columns, f"eps {eps}")
+        if not asked.plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
-        for (rule, _), point in points.items():
-            rows.append({"eps": one, "sites": rule, **point.to_report(points[BASE])})
-            for name, found in outcomes.items():
-                found.append(getattr(point, name).numpy())
-        passes = {key: passes[key] + value for key, value in store.passes().items()}
-        shown = {"rows": [row for row in rows if row["eps"] == one], "split": config.split, "attacks": list(plain)}
-        budget_note = f", {run.norm} {one}" if plain else ""
-        table = measurement_table(shown | {"n_examples": len(y)}, with_errors=is_wide())
-        console.print(replace(table, title=f"{run.source.name}: {table.title}{budget_note}").to_rich())
-    _save_outcomes(place.paths, indices, y, outcomes)
+        found.add(eps, points, store.passes())
+        _show(context, asked, found, eps)
+    return _write(context, asked, examples, found, precision)
+
+
+def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
+    context.verified("calibrate")
+    plain, bpda = ((), ()) if config.attack == NO_ATTACK else families_of(config.attack, "")
+    eps = context.eps_of(config.eps) if plain else "0"
+    images = context.take(config.split, config.n_examples)
+    inputs = context.input("calibrate") | {"images": content_id(images), "attacks": attacks_id((*plain, *bpda))}
+    alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
+    update = {"eps": eps, "norm": context.run.norm, "alphas": alphas, "n_examples": len(images)}
+    return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
+
+
+def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
+    """Every (image, column) pair that this measurement, or one before it, has scored at one eps."""
+    config = asked.config
+    return PairStore(
+        problem,
+        examples,
+        plain=asked.plain,
+        bpda=asked.bpda,
+        folder=context.place.paths.state,
+        block_size=config.block_size,
+        key={
+            "statistics": sha256_of(context.run.paths.statistics),
+            "weights": context.weights_id,
+            "options": options,
+            "precision": problem.precision,
+            "images": f"{context.named_dataset} {config.split}",
+        },
+    )
+
+
+def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: Precision) -> Path:
+    """``outcomes.npz`` and ``measure.yaml``."""
+    config, place = asked.config, context.place.paths
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in found.outcomes.items()}
+    np.savez_compressed(buffer, index=examples.indices.numpy(), label=examples.y.cpu().numpy(), **arrays)
+    write_bytes(place.outcomes, buffer.getvalue())
     results = {
-        "n_examples": len(y), "split": config.split, "attacks": list(plain), "bpda_attacks": list(bpda),
-        "model": run.source.name, "precision": precision, "rows": rows, **passes,
-    }  # fmt: skip
-    return write_stage(place, "measure", resolved, sources, inputs, [place.paths.outcomes], device, started, results)
-
-
-BASE = ("all", 0.0)
-NO_ATTACK = ("none",)
+        "n_examples": len(examples),
+        "split": config.split,
+        "attacks": list(asked.plain),
+        "bpda_attacks": list(asked.bpda),
+        "model": context.run.source.name,
+        "precision": precision,
+        "rows": found.rows,
+        **found.passes,
+    }
+    return context.write(config, asked.inputs, [place.outcomes], results)
 
 
 def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
@@ -120,9 +168,6 @@ def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
 
     Raises ConfigError for a malformed rule; SiteError, in ``columns_of``, for one that chooses nothing.
     """
-    from ..errors import ConfigError
-    from ..sites.rules import parse_rule
-
     rules: list[str] = []
     for rule in given:
         if rule in EVERY:
@@ -137,9 +182,6 @@ def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
 
 def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]) -> dict[tuple[str, float], Column]:
     """(rule, alpha) -> an alpha for each site, the base first."""
-    from ..engine.pairs import column_of
-    from ..sites.rules import select_sites
-
     columns = {BASE: column_of([0.0] * len(sites))}
     for rule in rules:
         used = {site.index for site in select_sites(list(sites), rule)}
@@ -148,11 +190,7 @@ def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Si
     return columns
 
 
-def _score(
-    store: PairStore, columns: dict[tuple[str, float], Column], what: str
-) -> dict[tuple[str, float], SweepPoint]:
-    from ..selection.sweep import point_of
-
+def _score(store: PairStore, columns: dict[tuple[str, float], Column], what: str) -> Points:
     wanted = list(dict.fromkeys(columns.values()))
     with live("pairs") as view:
         store.classify(wanted)
@@ -168,10 +206,10 @@ def _clean_alone(point: SweepPoint) -> SweepPoint:
     return replace(point, plain=point.clean[:0], bpda=point.clean[:0], worst=point.clean[:0])
 
 
-def _save_outcomes(paths: RunPaths, indices: Any, y: Any, outcomes: dict[str, list[Any]]) -> None:
-    import numpy as np
-
-    buffer = io.BytesIO()
-    arrays = {name: np.stack(rows) for name, rows in outcomes.items()}
-    np.savez_compressed(buffer, index=indices.cpu().numpy(), label=y.cpu().numpy(), **arrays)  # type: ignore[arg-type]
-    write_bytes(paths.outcomes, buffer.getvalue())
+def _show(context: RunContext, asked: _Asked, found: _Found, eps: str) -> None:
+    """What was measured at one eps."""
+    rows = [row for row in found.rows if row["eps"] == eps]
+    results = {"rows": rows, "split": asked.config.split, "attacks": list(asked.plain), "n_examples": len(asked.images)}
+    table = measurement_table(results, with_errors=is_wide())
+    title = f"{context.run.source.name}: {table.title}" + (f", {context.run.norm} {eps}" if asked.plain else "")
+    console.print(replace(table, title=title).to_rich())

@@ -1,4 +1,4 @@
-"""``meansparse models``: the zoo with its published figures, as a table, as names, as JSON; and the check of every entry."""
+"""``meansparse models``: the zoo with its published figures, as table, names or JSON; and the check of every entry."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
     for table in models_tables(models, width=console.width):
         console.print(table.to_rich())
     note(
-        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). AA: AutoAttack. "
-        "ext.: an external attack, stronger than AutoAttack for that model. ?: RobustBench calls its AutoAttack figure unreliable"
+        f"figures: RobustBench, {published_date()}, on the original test sets (10,000 images; ImageNet 5,000). "
+        "AA: AutoAttack. ext.: an external attack, stronger than AutoAttack for that model. "
+        "?: RobustBench calls its AutoAttack figure unreliable"
     )
     return "" if to_terminal else "\n".join(m.name for m in models)
 
@@ -63,11 +64,13 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
 def check_models(
     models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
 ) -> tuple[str, bool]:
-    """Check the zoo's entries among ``models``. Returns what stdout gets (the report's path, or JSON) and whether all passed."""
+    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed."""
+    # torch is not loaded for a list
     from ..models.names import ZooEntry
     from ..models.zoo import zoo_entries
-    from ..runs.folder import run_folder_lock
-    from .zoo_check import check_zoo, checks_table, summary
+    from ..reporting.zoo_page import checks_table, summary
+    from ..runs.lock import run_folder_lock
+    from .zoo_check import check_zoo
 
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
     entries = [entry for entry in zoo_entries() if entry in wanted]
@@ -76,7 +79,7 @@ def check_models(
     folder = folder or CHECK_FOLDER
     with run_folder_lock(folder):
         path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
-    console.print(checks_table(rows, summary(rows)))
+    console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
     failed = [row["name"] for row in rows if row["problems"]]
     if failed:
         note(f"failed: {', '.join(failed)}")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
+BATCH_SIZE = 250
+"""Images at a time that a network is measured on."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -105,22 +107,29 @@ def attacked(model: nn.Module) -> Iterator[None]:
 
 
 def pgd_outcomes(
-    model: nn.Module, pixels: Tensor, labels: Tensor, *, eps: float, n_steps: int, device: str, precision: str = "fp32",
-    channels_last: bool = False, batch_size: int = 250,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    n_steps: int,
+    device: str,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Which images are classified correctly, clean and after PGD of step eps / 4; two (n,) bool tensors.
 
     ``pixels`` uint8 (n, height, width, channels), ``labels`` (n,). Random starts depend on an image's position and on
-    ``batch_size``.
+    ``BATCH_SIZE``.
     """
     forward = in_precision(model, device, precision)
     ascent = LinfAscent(forward, cross_entropy, eps=eps, step_size=eps / 4, n_steps=n_steps)
     clean, robust = [], []
     with attacked(model):
-        for start in range(0, len(labels), batch_size):
-            x = pixels[start : start + batch_size].to(device).permute(0, 3, 1, 2).float() / 255
+        for start in range(0, len(labels), BATCH_SIZE):
+            x = pixels[start : start + BATCH_SIZE].to(device).permute(0, 3, 1, 2).float() / 255
             x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-            y = labels[start : start + batch_size].to(device)
+            y = labels[start : start + BATCH_SIZE].to(device)
             generator = torch.Generator(device).manual_seed(start)
             adv = ascent(x, y, uniform_start(x, eps, generator))
             with torch.no_grad():

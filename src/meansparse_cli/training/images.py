@@ -1,21 +1,34 @@
 """The images of a split as bytes in memory, decoded once, by several processes where asked for."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from ..data.datasets import ArrayImages
+from ..data.read import ArrayImages
+from ..data.splits import Split
 from ..errors import DataError
 
+Pixels = tuple[Tensor, Tensor]
+"""uint8 images (n, height, width, channels) and labels (n,)."""
 
-def read_pixels(
-    images: "Subset[tuple[Tensor, int]]", n_workers: int = 0, on_images: Callable[[int], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """uint8 (n, height, width, channels) and labels (n,) of every image, in order. Raises DataError for mixed sizes."""
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on, and what chooses the best epoch. ``images_id`` tells the training images from others."""
+
+    train: Pixels
+    selection: Pixels
+    n_classes: int
+    images_id: str = ""
+
+
+def read_pixels(images: Split, n_workers: int = 0, on_images: Callable[[int], None] | None = None) -> Pixels:
+    """Every image, in order. Raises DataError for mixed sizes."""
     source = images.dataset
     if isinstance(source, ArrayImages):
         indices = np.asarray(list(images.indices))

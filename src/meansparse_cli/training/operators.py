@@ -1,9 +1,9 @@
 """Training with the operator in place: alpha grows by a schedule, the statistics follow an exponential average.
 
-The method's first option, which the paper describes and rejects in favour of post-processing (section 3; version 3 reports
-runs that were unstable or did not converge). How fast alpha grows and the decay of the averages are not stated: here
-alpha rises in equal steps, one an epoch, and a batch counts for a hundredth. The attack of adversarial training sees the
-operator as it is, with its zero gradients.
+The method's first option, which the paper describes and rejects in favour of post-processing (section 3; version 3
+reports runs that were unstable or did not converge). How fast alpha grows and the decay of the averages are not
+stated: here alpha rises in equal steps, one an epoch, and a batch counts for a hundredth. The attack of adversarial
+training sees the operator as it is, with its zero gradients.
 """
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.checkpoint import Checkpoint
-from ..operator.sparsify import CHILD_NAME, MeanSparse, insert
+from ..operator.insertion import CHILD_NAME, insert
+from ..operator.module import MeanSparse
 from ..operator.statistics import ChannelStatistics
 from ..settings.training import TrainConfig
 from ..sites.find import Site, find_sites
@@ -59,7 +60,7 @@ def ramp_epochs(config: TrainConfig) -> int:
 
 
 def alpha_of_epoch(config: TrainConfig, epoch: int) -> float:
-    """alpha in ``epoch`` (from 0): equal steps up to ``mean_sparse_alpha`` in epoch ``ramp_epochs - 1``, then constant."""
+    """alpha in ``epoch`` (from 0): equal steps to ``mean_sparse_alpha`` in the last of ``ramp_epochs``, then that."""
     assert config.mean_sparse_alpha is not None
     return config.mean_sparse_alpha * min(1.0, (epoch + 1) / ramp_epochs(config))
 
@@ -71,12 +72,14 @@ def insert_moving_operators(model: ResNet18, image_shape: tuple[int, ...]) -> No
 
 
 def take_operators(model: ResNet18, image_shape: tuple[int, ...]) -> tuple[ResNet18, Checkpoint]:
-    """The network without its operators (a new one), and what they were, for ``save_checkpoint``; counts are batches."""
+    """The network without its operators (a new one), and these, for ``save_checkpoint``; their counts are batches."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items() if f".{CHILD_NAME}." not in k}
     base = ResNet18(
-        n_classes=model.fc.out_features, width=model.conv1.out_channels, activation=model.activation,
+        n_classes=model.fc.out_features,
+        width=model.conv1.out_channels,
+        activation=model.activation,
         in_channels=model.conv1.in_channels,
-    )  # fmt: skip
+    )
     base.load_state_dict(state)
     sites: list[Site] = find_sites(base.eval(), torch.rand(2, *image_shape))
     operators: list[nn.Module] = [model.get_submodule(site.path).get_submodule(CHILD_NAME) for site in sites]

@@ -10,8 +10,8 @@ from torch import Tensor
 def learning_rate(schedule: str, highest: float, progress: float) -> float:
     """Learning rate at ``progress`` in [0, 1) of the whole run.
 
-    ``steps``: divided by 10 at a half and at three quarters (the paper's epochs 100 and 150 of 200). ``one-cycle``: from
-    4 % up to ``highest`` over the first 30 %, then down to zero along a cosine (Smith and Topin 2019).
+    ``steps``: divided by 10 at a half and at three quarters (the paper's epochs 100 and 150 of 200). ``one-cycle``:
+    from 4 % up to ``highest`` over the first 30 %, then down to zero along a cosine (Smith and Topin 2019).
     """
     if schedule == "steps":
         return highest * (0.1 if progress >= 0.5 else 1.0) * (0.1 if progress >= 0.75 else 1.0)

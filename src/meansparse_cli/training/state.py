@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..errors import ArtifactError
 from ..files import load_torch, save_torch
+from ..ledger import changes
 from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
 from .schedule import WeightAverage
 
-NOT_IN_RESULT = {
-    "preset", "run", "data_dir", "device", "workers", "compile", "cuda_graphs", "channels_last", "time_limit",
-    "test_examples", "save_dtype",
-}  # fmt: skip
+WHERE = {"preset", "run", "data_dir", "device", "workers", "time_limit"}
+HOW_FAST = {"compile", "cuda_graphs", "channels_last"}
+NOT_IN_RESULT = WHERE | HOW_FAST | {"test_examples", "save_dtype"}
 """Settings that say where, how fast or how a network is trained or written, not which."""
 
 
@@ -52,9 +52,14 @@ class TrainState:
     """Network, optimiser, average of the weights, log, and the best epoch's weights, kept in step with ``file``."""
 
     def __init__(
-        self, file: Path, config: TrainConfig, model: ResNet18, optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None, images_id: str,
-    ) -> None:  # fmt: skip
+        self,
+        file: Path,
+        config: TrainConfig,
+        model: ResNet18,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        images_id: str,
+    ) -> None:
         self.file, self.config, self.settings = file, config, result_settings(config) | {"images": images_id}
         self.model, self.optimizer, self.average = model, optimizer, average
         self.log: list[EpochResult] = []
@@ -65,10 +70,10 @@ class TrainState:
         if not self.file.exists():
             return
         state = load_torch(self.file)
-        was, now = state["settings"], self.settings
-        if changed := ", ".join(f"{k}: {was.get(k)} -> {v}" for k, v in now.items() if was.get(k) != v):
+        if differing := changes({key: state["settings"].get(key) for key in self.settings}, self.settings):
             raise ArtifactError(
-                f"{self.file} was begun with other settings ({changed})", hint="use another --run, or --fresh"
+                f"{self.file} was begun with other settings ({', '.join(differing)})",
+                hint="use another --run, or --fresh",
             )
         try:
             self.log = [EpochResult(**row) for row in state["log"]]

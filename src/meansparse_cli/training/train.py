@@ -1,8 +1,8 @@
 """``meansparse train``: adversarial training of the ResNet-18 that the embedded models and the ablations use.
 
 PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
-order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its last
-finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
+order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
+last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
 """
 
 import copy
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.networks import ResNet18
-from ..operator.sparsify import set_alpha
+from ..operator.active import set_alpha
 from ..settings.training import TrainConfig
 from ..settings.values import eps_value
 from .attack import Forward, LinfAscent, attacked, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
 from .augment import DeviceImages
+from .images import TrainingData
 from .operators import alpha_of_epoch, insert_moving_operators
 from .schedule import WeightAverage, epoch_order, learning_rate, seed_of
 from .state import EpochResult, TrainState
 
+OnBatch = Callable[[int, int, int], None]
 STATE_FILE = "train-state.pt"
 SELECTION_STEPS = 10
 
@@ -50,96 +52,136 @@ def _sound_weight_gradients(width: int, device: str) -> Iterator[None]:
 
 def train_model(
     config: TrainConfig,
-    train_set: tuple[Tensor, Tensor],
-    selection_set: tuple[Tensor, Tensor],
-    *,
-    n_classes: int,
+    data: TrainingData,
     folder: Path,
+    *,
     device: str = "cpu",
-    images_id: str = "",
     deadline: float | None = None,
-    on_batch: Callable[[int, int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
     on_epoch: Callable[[list[EpochResult]], None] | None = None,
 ) -> tuple[ResNet18, list[EpochResult]]:
     """Train to the end, or go on where ``folder`` stopped; the best epoch's network in eval mode, and the log.
 
-    Both sets are uint8 images (n, height, width, channels) and labels (n,). The best epoch is the last one of highest PGD
-    accuracy on ``selection_set`` (clean accuracy for standard training). ``images_id``: what tells the training images
-    from others, which a folder begun with them refuses. ``config.eps`` must be set. ``on_batch`` gets
-    epoch, batch and the number of images, ``on_epoch`` the log. No epoch is begun that would probably end after
-    ``deadline`` (``time.monotonic``): the log is then shorter than ``config.epochs``.
+    ``config.eps`` must be set. The best epoch is the last one of highest PGD accuracy on ``data.selection`` (clean
+    accuracy for standard training). ``on_batch`` gets epoch, batch and the number of images, ``on_epoch`` the log. No
+    epoch is begun that would probably end after ``deadline`` (``time.monotonic``): the log is then shorter than
+    ``config.epochs``.
     """
-    assert config.eps is not None
-    eps = eps_value(config.eps)
-    torch.manual_seed(config.seed)
-    if torch.device(device).type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    last = channels_last(config)
-    images = DeviceImages(*train_set, device=device, padding=config.crop_padding, flip=config.flip, channels_last=last)
-    model = ResNet18(n_classes=n_classes, width=config.width, activation=config.activation, in_channels=images.channels)
-    if config.mean_sparse_alpha is not None:
-        insert_moving_operators(model, (images.channels, images.height, images.width))
-    model.to(memory_format=torch.channels_last if last else torch.contiguous_format).to(device)
-    optimizer = torch.optim.SGD(_parameter_groups(model, config.weight_decay), config.lr, config.momentum)
-    average = WeightAverage(model.state_dict(), config.ema) if config.ema is not None else None
-    measured = copy.deepcopy(model)
-    state = TrainState(folder / STATE_FILE, config, model, optimizer, average, images_id)
+    training = _Training(config, data, device, on_batch or (lambda epoch, batch, n: None))
+    state = TrainState(
+        folder / STATE_FILE, config, training.model, training.optimizer, training.average, data.images_id
+    )
     state.resume()
-    step = _BatchLoss(config, model, device, eps)
-
-    # An incomplete last batch is left out (other images each epoch): every batch has one shape.
-    batch_size = min(config.batch_size, len(images))
-    n_batches = len(images) // batch_size
-    generator = torch.Generator(device)
     for epoch in range(len(state.log), config.epochs):
         if deadline is not None and state.log and time.monotonic() + state.log[-1].seconds > deadline:
             break
-        started, total_loss = time.monotonic(), torch.zeros((), device=device)
-        order = epoch_order(len(images), config.seed, epoch).to(device)
-        model.train()
+        started = time.monotonic()
+        loss = training.run_epoch(epoch)
+        accuracies = training.measure(epoch)
+        seconds = round(time.monotonic() - started, 2)
+        state.finish(EpochResult(epoch, loss, *accuracies, seconds), training.measured.state_dict())
+        if on_epoch is not None:
+            on_epoch(state.log)
+    training.measured.load_state_dict(state.best)
+    return training.measured.eval(), state.log
+
+
+class _Training:
+    """A network, what moves it, and the copy that is measured: the weights' average, or they themselves."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData, device: str, on_batch: OnBatch) -> None:
+        assert config.eps is not None
+        self.config, self.data, self.device, self.on_batch = config, data, device, on_batch
+        self.channels_last, self.eps = channels_last(config), eps_value(config.eps)
+        torch.manual_seed(config.seed)
+        if torch.device(device).type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.images = DeviceImages(
+            *data.train,
+            device=device,
+            padding=config.crop_padding,
+            flip=config.flip,
+            channels_last=self.channels_last,
+        )
+        self.model = self._network()
+        self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config.weight_decay), config.lr, config.momentum)
+        self.average = WeightAverage(self.model.state_dict(), config.ema) if config.ema is not None else None
+        self.measured = copy.deepcopy(self.model)
+        self.loss = _BatchLoss(config, self.model, device, self.eps)
+        self.generator = torch.Generator(device)
+
+    def _network(self) -> ResNet18:
+        config, images = self.config, self.images
+        model = ResNet18(
+            n_classes=self.data.n_classes,
+            width=config.width,
+            activation=config.activation,
+            in_channels=images.channels,
+        )
         if config.mean_sparse_alpha is not None:
-            set_alpha(model, alpha_of_epoch(config, epoch))
+            insert_moving_operators(model, (images.channels, images.height, images.width))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(memory_format=layout).to(self.device)  # type: ignore[call-overload, no-any-return]
+
+    def run_epoch(self, epoch: int) -> float:
+        """All images once, in the order of the epoch; the mean loss. Raises ConfigError where training diverged.
+
+        An incomplete last batch is left out (other images each epoch): every batch has one shape.
+        """
+        config, total_loss = self.config, torch.zeros((), device=self.device)
+        batch_size = min(config.batch_size, len(self.images))
+        n_batches = len(self.images) // batch_size
+        order = epoch_order(len(self.images), config.seed, epoch).to(self.device)
+        self.model.train()
+        self._set_alpha(self.model, epoch)
         for batch in range(n_batches):
-            lr = learning_rate(config.schedule, config.lr, (epoch + batch / n_batches) / config.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            generator.manual_seed(seed_of(config.seed, epoch, batch))
-            x, y = images.batch(order[batch * batch_size : (batch + 1) * batch_size], generator)
-            loss = step(x, y, generator)
-            optimizer.zero_grad(set_to_none=True)
-            with _sound_weight_gradients(config.width, device):
-                loss.backward()
-            optimizer.step()
-            if average is not None:
-                average.update(model.state_dict())
-            total_loss += loss.detach()
-            if on_batch is not None:
-                on_batch(epoch, batch, batch_size)
+            self._set_learning_rate((epoch + batch / n_batches) / config.epochs)
+            self.generator.manual_seed(seed_of(config.seed, epoch, batch))
+            total_loss += self._step(order[batch * batch_size : (batch + 1) * batch_size])
+            self.on_batch(epoch, batch, batch_size)
         mean_loss = float(total_loss) / n_batches
         if mean_loss != mean_loss or mean_loss == float("inf"):
             raise ConfigError(
                 f"the loss is {mean_loss} in epoch {epoch + 1}: training diverged",
                 hint="lower --lr, or --precision fp32",
             )
-        measured.load_state_dict(average.state if average is not None else model.state_dict())
-        if config.mean_sparse_alpha is not None:
-            set_alpha(measured, alpha_of_epoch(config, epoch))  # not an average of earlier alphas
+        return mean_loss
+
+    def _step(self, chosen: Tensor) -> Tensor:
+        """One step on the images at ``chosen``; their loss, on the device."""
+        x, y = self.images.batch(chosen, self.generator)
+        loss = self.loss(x, y, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        with _sound_weight_gradients(self.config.width, self.device):
+            loss.backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model.state_dict())
+        return loss.detach()
+
+    def measure(self, epoch: int) -> tuple[float, float]:
+        """Clean and PGD accuracy of what this epoch has led to, on the images that choose the best one."""
+        self.measured.load_state_dict(self.average.state if self.average is not None else self.model.state_dict())
+        self._set_alpha(self.measured, epoch)  # not an average of earlier alphas
         clean, robust = pgd_outcomes(
-            measured,
-            *selection_set,
-            eps=eps,
+            self.measured,
+            *self.data.selection,
+            eps=self.eps,
             n_steps=SELECTION_STEPS,
-            device=device,
-            precision=config.precision,
-            channels_last=last,
+            device=self.device,
+            precision=self.config.precision,
+            channels_last=self.channels_last,
         )
-        accuracies = int(clean.sum()) / len(clean), int(robust.sum()) / len(robust)
-        seconds = round(time.monotonic() - started, 2)
-        state.finish(EpochResult(epoch, mean_loss, *accuracies, seconds), measured.state_dict())
-        if on_epoch is not None:
-            on_epoch(state.log)
-    measured.load_state_dict(state.best)
-    return measured.eval(), state.log
+        return int(clean.sum()) / len(clean), int(robust.sum()) / len(robust)
+
+    def _set_alpha(self, model: ResNet18, epoch: int) -> None:
+        if self.config.mean_sparse_alpha is not None:
+            set_alpha(model, alpha_of_epoch(self.config, epoch))
+
+    def _set_learning_rate(self, progress: float) -> None:
+        lr = learning_rate(self.config.schedule, self.config.lr, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
 
 class _BatchLoss:
@@ -150,9 +192,13 @@ class _BatchLoss:
         forward: Forward = torch.compile(model, dynamic=False) if config.compile else model
         self.forward = in_precision(forward, device, config.precision)
         self.attack = LinfAscent(
-            self.forward, divergence if config.method == "trades" else cross_entropy, eps=eps,
-            step_size=eps_value(config.step_size), n_steps=config.n_steps, cuda_graph=config.cuda_graphs,
-        )  # fmt: skip
+            self.forward,
+            divergence if config.method == "trades" else cross_entropy,
+            eps=eps,
+            step_size=eps_value(config.step_size),
+            n_steps=config.n_steps,
+            cuda_graph=config.cuda_graphs,
+        )
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         if self.config.method == "standard":
@@ -178,7 +224,7 @@ class _BatchLoss:
 
 
 def channels_last(config: TrainConfig) -> bool:
-    """The memory layout: channels-last is faster, but torch 2.15 on a CPU corrupts memory with it at widths such as 6."""
+    """The memory layout: channels-last is faster, but torch 2.15 on a CPU corrupts memory with it at width 6, say."""
     return config.width % 8 == 0 if config.channels_last is None else config.channels_last
 
 

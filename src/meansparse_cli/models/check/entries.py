@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...data.datasets import KNOWN_DATASETS
+from ...data.facts import KNOWN_DATASETS
 from .. import zoo
 from ..names import ZooEntry
 from ..published_sites import take_out

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
+from ...operator.active import set_alpha, straight_through
 from ...operator.calibration import calibrate_channels
 from ...operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ...operator.sparsify import MeanSparse, SparsifiedModel, remove, set_alpha, straight_through
+from ...operator.insertion import SparsifiedModel, remove
+from ...operator.module import MeanSparse
 from ...sites.find import Site, find_sites
 from ..published_sites import find_published_operators
 from .evidence import ChannelEvidence, channel_evidence

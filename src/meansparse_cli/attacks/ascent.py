@@ -1,0 +1,67 @@
+"""What gradient attacks share: a random start, a loss that is climbed, the best point seen."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .budget import finite, per_image
+from .counting import CountedModel
+from .judge import misclassified
+from .losses import Loss
+from .queue import Batch
+from .result import Budget
+from .starts import Start
+
+
+class Ascent:
+    """A rule of the queue that follows the gradient of ``loss`` for ``n_steps`` steps; ``move`` is the attack's own.
+
+    Beside what the queue keeps, a row has ``point`` (the image to be shown next), ``best_point``, ``best_loss`` and
+    ``improved`` (at the last point); between ``look`` and ``move`` also ``loss`` and ``grad`` there.
+    """
+
+    def __init__(self, budget: Budget, loss: Loss, start: Start, n_steps: int) -> None:
+        self.budget, self.loss, self.start, self.n_steps = budget, loss, start, n_steps
+
+    def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
+        x = batch["x"]
+        # drawn on the CPU, and copied once
+        starts = [self.start(image, own, self.budget) for image, own in zip(x.cpu(), generators, strict=True)]
+        batch["point"] = torch.stack(starts).to(x.device)
+        batch["best_point"] = x.clone()
+        batch["best_loss"] = torch.full((len(x),), -torch.inf, device=x.device)
+        batch["improved"] = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def evaluate(self, model: CountedModel, batch: Batch, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at ``point`` (n, channels, height, width), and the loss (n,), to be increased."""
+        logits = model(point, batch.get("alphas"))
+        return logits, self.loss(logits, batch["y"], batch["target"])
+
+    def look(self, model: CountedModel, batch: Batch) -> list[bool]:
+        point = batch["point"].detach().requires_grad_()
+        n, n_forward, n_backward = len(point), model.forward_passes, model.backward_passes
+        with torch.enable_grad():
+            logits, loss = self.evaluate(model, batch, point)
+        self._note_best(batch, point.detach(), loss.detach())
+        batch["broken"] = misclassified(logits.detach(), batch["y"])
+        leaving = batch["broken"] | (batch["step"] == self.n_steps)
+        left = leaving.tolist()  # waits for the device, once a step
+        # A last point needs no gradient; where other rows go on, it comes with theirs.
+        if not all(left):
+            batch["grad"] = finite(torch.autograd.grad(loss.sum(), point)[0].detach())
+            batch["loss"] = loss.detach()
+        # what the example would take alone
+        batch["forward"] = batch["forward"] + (model.forward_passes - n_forward) // n
+        batch["backward"] = batch["backward"] + (model.backward_passes - n_backward) // n * ~leaving
+        return left
+
+    def found(self, batch: Batch, rows: Tensor) -> Tensor:
+        """The misclassified point, or the best one of an attempt survived."""
+        return torch.where(per_image(batch["broken"][rows]), batch["point"][rows], batch["best_point"][rows])
+
+    def _note_best(self, batch: Batch, point: Tensor, loss: Tensor) -> None:
+        improved = loss > batch["best_loss"]
+        batch["improved"] = improved
+        batch["best_loss"] = torch.where(improved, loss, batch["best_loss"])
+        batch["best_point"] = torch.where(per_image(improved), point, batch["best_point"])

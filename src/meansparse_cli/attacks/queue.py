@@ -1,0 +1,157 @@
+"""Keeps a search's batch full: an example that is broken leaves at once and the next one takes its place.
+
+Every example carries its own step counter and state, so an example that has just been admitted sits beside older ones,
+and its trajectory is the one it would have alone. An example that survives an attempt (a target class) queues again for
+the next, behind the others: the batch then stays full until the last attempts.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .counting import CountedModel
+from .starts import example_generator
+from .task import AttackTask, SearchOutcome
+
+Batch = dict[str, Tensor]
+"""Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position), ``x``,
+``y``, ``target``, ``alphas`` where each row has its own, ``step`` (steps taken), ``broken`` at its last point, and the
+passes spent in this attempt, ``forward`` and ``backward``."""
+
+Slot = tuple[int, int]
+"""(example, attempt): what occupies a row of the batch, or waits to."""
+
+
+class Rule(Protocol):
+    """What makes one attack differ from another; it keeps nothing of an example but in the batch."""
+
+    def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
+        """Add the rule's own state to freshly admitted rows; each row draws what it needs from its own generator."""
+        ...
+
+    def look(self, model: CountedModel, batch: Batch) -> list[bool]:
+        """Show the model every row's point; says which rows leave, broken or at the end of their attempt."""
+        ...
+
+    def move(self, batch: Batch) -> None:
+        """Move the rows that stay to their next point."""
+        ...
+
+    def found(self, batch: Batch, rows: Tensor) -> Tensor:
+        """The images (m, channels, height, width) with which ``rows`` (m,) leave: misclassified ones where broken."""
+        ...
+
+
+def search(task: AttackTask, rule: Rule, targets: Tensor) -> SearchOutcome:
+    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
+
+    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted attacks.
+    """
+    queue = _Queue(task, rule, targets)
+    while queue.admit():
+        left = rule.look(task.model, queue.batch)
+        if any(left):
+            queue.dismiss(left)
+        if queue.slots:
+            rule.move(queue.batch)
+            queue.batch["step"] = queue.batch["step"] + 1
+    return SearchOutcome(queue.points, queue.claimed, queue.passes)
+
+
+class _Queue:
+    """Who waits, who is in the batch, and what became of the others."""
+
+    def __init__(self, task: AttackTask, rule: Rule, targets: Tensor) -> None:
+        self.task, self.rule, self.targets = task, rule, targets
+        (n, self.n_attempts), x = targets.shape, task.examples.x
+        self.points, self.claimed = x.clone(), torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.passes = torch.zeros(n, 2, dtype=torch.int64)
+        self.waiting = deque((example, 0) for example in range(n))
+        self.slots: list[Slot] = []
+        self.batch: Batch = {}
+        self.report = _smooth_progress(task.advance, self.n_attempts)
+
+    def admit(self) -> bool:
+        """Fill the batch up; false where nobody is in it, nor waits."""
+        n_free = min(self.task.problem.batch_size - len(self.slots), len(self.waiting))
+        if n_free > 0:
+            admitted = [self.waiting.popleft() for _ in range(n_free)]
+            fresh = self._rows(admitted)
+            self.batch = {key: torch.cat([self.batch[key], fresh[key]]) for key in fresh} if self.slots else fresh
+            self.slots += admitted
+        return bool(self.slots)
+
+    def dismiss(self, left: list[bool]) -> None:
+        """Take note of the rows that leave, and take them out of the batch."""
+        batch = self.batch
+        # by index: a boolean mask would have the device waited for once more, for every tensor of the batch
+        gone = self._index(left, True)
+        slots = [slot for slot, leaves in zip(self.slots, left, strict=True) if leaves]
+        examples = torch.tensor([example for example, _ in slots])
+        there = examples.to(self.points.device)
+        self.points[there] = self.rule.found(batch, gone).to(self.points.device)
+        self.claimed[there] = batch["broken"][gone].to(self.points.device)
+        told = torch.stack([batch[key][gone].long() for key in ("broken", "forward", "backward")], dim=1).cpu()
+        self.passes.index_add_(0, examples, told[:, 1:])
+        for (example, attempt), is_broken in zip(slots, told[:, 0].tolist(), strict=True):
+            over = is_broken or attempt + 1 == self.n_attempts
+            if not over:
+                self.waiting.append((example, attempt + 1))
+            self.report(self.n_attempts - attempt if over else 1)
+        self.slots = [slot for slot, leaves in zip(self.slots, left, strict=True) if not leaves]
+        if self.slots:
+            kept = self._index(left, False)
+            self.batch = {key: value[kept] for key, value in batch.items()}
+
+    def _index(self, left: list[bool], value: bool) -> Tensor:
+        rows = [row for row, leaves in enumerate(left) if leaves == value]
+        return torch.tensor(rows, dtype=torch.int64).to(self.task.model.device)
+
+    def _rows(self, slots: list[Slot]) -> Batch:
+        """The rows of newly admitted slots, as the rule begins them, on the model's device."""
+        task, given, device = self.task, self.task.examples, self.task.model.device
+        examples = torch.tensor([example for example, _ in slots])
+        attempts = torch.tensor([attempt for _, attempt in slots])
+        there, aimed = examples.to(given.x.device), self.targets.device
+        zeros = torch.zeros(len(slots), dtype=torch.int64, device=device)
+        batch: Batch = {
+            "example": examples.to(device),
+            "x": given.x[there].to(device).contiguous(),
+            "y": given.y[there].to(device),
+            "target": self.targets[examples.to(aimed), attempts.to(aimed)].to(device),
+            "step": zeros,
+            "broken": zeros.bool(),
+            "forward": zeros,
+            "backward": zeros,
+        }
+        if task.alphas is not None:
+            batch["alphas"] = task.alphas[examples.to(task.alphas.device)].to(device)
+        generators = (
+            example_generator(task.problem.seed, task.attack, attempt, int(given.indices[example]))
+            for example, attempt in slots
+        )
+        self.rule.begin(batch, generators)
+        return batch
+
+
+def alphas_of(batch: Batch, rows: Tensor) -> Tensor | None:
+    """The alphas (m, n_sites) of some rows (m,); None where the model is taken as it stands."""
+    return batch["alphas"][rows] if "alphas" in batch else None
+
+
+def _smooth_progress(advance: Callable[[int], None], n_attempts: int) -> Callable[[int], None]:
+    """Attempts done -> examples done: many attempts end long before the first example does."""
+    attempts_done = examples_told = 0
+
+    def report(attempts: int) -> None:
+        nonlocal attempts_done, examples_told
+        attempts_done += attempts
+        examples = attempts_done // n_attempts
+        if examples > examples_told:
+            advance(examples - examples_told)
+            examples_told = examples
+
+    return report

@@ -1,0 +1,32 @@
+"""What tells images from others: pixels in memory, files on disk."""
+
+import hashlib
+
+import numpy as np
+
+from .read import ArrayImages, FileImages
+from .splits import Split
+
+
+def content_id(images: Split) -> str:
+    """sha256 over what identifies the chosen images and labels: pixels in memory, names and checksums on disk."""
+    digest, source = hashlib.sha256(), images.dataset
+    indices = np.asarray(list(images.indices), dtype=np.int64)
+    digest.update(indices.tobytes())
+    if isinstance(source, ArrayImages):
+        digest.update(source.y[indices].tobytes())
+        digest.update(source.x.numpy()[indices].tobytes())
+    elif isinstance(source, FileImages):
+        for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
+            digest.update(f"{source.names[index]} {checksum}\n".encode())
+    return digest.hexdigest()
+
+
+def image_ids(images: Split) -> set[bytes]:
+    """What tells each image from the others: its pixels in memory, its file's content on disk."""
+    source, indices = images.dataset, list(images.indices)
+    if isinstance(source, ArrayImages):
+        return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
+    if isinstance(source, FileImages):
+        return {hashlib.blake2b(source.read(i), digest_size=16).digest() for i in indices}
+    return set()

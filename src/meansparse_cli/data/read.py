@@ -1,0 +1,131 @@
+"""Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
+
+An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; those
+of a folder or a zip are decoded as they are asked for.
+"""
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import DataError
+from .imagenet import Preprocessing, class_numbers
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
+
+
+class ArrayImages(Dataset[tuple[Tensor, int]]):
+    """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, *, source: str) -> None:
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
+            raise DataError(
+                f"{source}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}",
+                hint="expected x uint8 of shape (n, height, width, channels) and y integers of shape (n,)",
+            )
+        self.x = torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None]))
+        self.y = y.astype(np.int64)
+        self.n_classes = int(y.max()) + 1 if len(y) else 0
+        if len(y) and int(y.min()) < 0:
+            raise DataError(f"{source}: a label is {int(y.min())}; labels run from 0 to classes - 1")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index].permute(2, 0, 1).float() / 255, int(self.y[index])
+
+
+class FileImages(Dataset[tuple[Tensor, int]]):
+    """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
+
+    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None) -> None:
+        self.source, self.preprocessing = source, preprocessing
+        self._archive: zipfile.ZipFile | None = None
+        if source.is_dir():
+            names = _names_in(source)
+        else:
+            try:
+                with zipfile.ZipFile(source) as archive:
+                    names = sorted(archive.namelist())
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DataError(f"{source} is not a readable zip: {error}") from error
+        self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
+        self.classes = classes = sorted({n.split("/")[-2] for n in self.names})
+        if not classes:
+            raise DataError(
+                f"no images in {source}",
+                hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
+            )
+        numbers = {name: number for number, name in enumerate(classes)}
+        if preprocessing is not None and set(classes) <= set(class_numbers()):
+            numbers = class_numbers()  # right also where a part of the classes is not there
+        self.n_classes = len(numbers)
+        self.labels = [numbers[n.split("/")[-2]] for n in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def checksums(self, indices: Sequence[int]) -> list[int]:
+        """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
+        if self.source.is_dir():
+            sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
+            return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]
+        with zipfile.ZipFile(self.source) as archive:
+            return [archive.getinfo(self.names[i]).CRC for i in indices]
+
+    def read(self, index: int) -> bytes:
+        """The file of one image."""
+        if self.source.is_dir():
+            return (self.source / self.names[index]).read_bytes()
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(self.source)
+        return self._archive.read(self.names[index])
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image, UnidentifiedImageError
+
+        name = self.names[index]
+        try:
+            image = Image.open(io.BytesIO(self.read(index))).convert("RGB")
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
+        if self.preprocessing is not None:
+            image = self.preprocessing.apply(image)
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.permute(2, 0, 1).float() / 255, self.labels[index]
+
+
+ImageSet = ArrayImages | FileImages
+
+
+def open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
+    if path.suffix != ".npz":
+        return FileImages(path, preprocessing=preprocessing)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Every file below a folder, relative to it, in the order of its path's parts."""
+    names = [
+        os.path.relpath(os.path.join(at, file), folder).replace(os.sep, "/")
+        for at, _, files in os.walk(folder, followlinks=True)
+        for file in files
+    ]
+    return sorted(names, key=lambda name: name.split("/"))

@@ -1,0 +1,111 @@
+"""``MeanSparse``, the operator of one site: here alpha, in standard deviations, becomes a threshold."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, SiteError
+from .function import IDENTITY, TRUE_GRADIENT, mean_sparsify
+
+
+class MeanSparse(nn.Module):
+    """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
+
+    ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
+    so that values *and* gradients are those of the base model, also in channels of zero variance.
+    """
+
+    mean: Tensor
+    std: Tensor
+    alpha: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1) -> None:
+        super().__init__()
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
+        self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("std", std.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("alpha", torch.zeros(()))
+        self.channel_axis = channel_axis
+        self.rule = TRUE_GRADIENT
+        self.is_off = False
+        self.example_alphas: Tensor | None = None
+        self.set_alpha(alpha)
+
+    def set_alpha(self, alpha: float) -> None:
+        """Change alpha in place; refuses what is negative or not finite."""
+        check_alpha(alpha)
+        self.alpha.fill_(alpha)
+        self._is_identity = alpha == 0
+
+    @property
+    def shared_alpha(self) -> float:
+        """Alpha as a number; set as by ``set_alpha``."""
+        return float(self.alpha)
+
+    @shared_alpha.setter
+    def shared_alpha(self, alpha: float) -> None:
+        self.set_alpha(alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._does_nothing:
+            return x
+        mean, threshold, std = self._at(x)
+        if self.rule.temperature is None:
+            return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
+        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature * std)
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, threshold and std in the shape that broadcasts against ``x``."""
+        shape = [1] * x.ndim
+        shape[self.channel_axis] = -1
+        mean, std = self.mean.view(shape), self.std.view(shape)
+        return mean, self._threshold(std, len(x)), std
+
+    def _threshold(self, std: Tensor, n_rows: int) -> Tensor:
+        """alpha * std, in activation units; where each example has its own alpha, one threshold an example and channel.
+
+        Below zero, so that nothing lies within it, where an example's alpha is 0. Windowed transformers fold their
+        windows into the batch axis of ``n_rows``, the windows of one image side by side.
+        """
+        alphas = self.example_alphas
+        if alphas is None:
+            return self.alpha * std
+        if n_rows % len(alphas):
+            raise SiteError(
+                f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'"
+            )
+        rows = alphas.repeat_interleave(n_rows // len(alphas)).view(-1, *[1] * (std.ndim - 1))
+        return torch.where(rows > 0, rows * std, -1.0)
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Bool, of the shape of ``x``: what the operator replaces by the mean; nothing at alpha = 0."""
+        if self._does_nothing:
+            return torch.zeros_like(x, dtype=torch.bool)
+        mean, threshold, _ = self._at(x)
+        return (x - mean.to(x.dtype)).abs() <= threshold
+
+    @property
+    def _does_nothing(self) -> bool:
+        return self.is_off or (self._is_identity and self.example_alphas is None)
+
+    @property
+    def straight_through(self) -> bool:
+        """Does a gradient pass as if the operator were not there?"""
+        return self.rule == IDENTITY
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._is_identity = bool(self.alpha == 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.mean.numel()} channels, alpha={float(self.alpha):g}"
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse an alpha below 0 or not finite."""
+    if not 0 <= alpha < float("inf"):
+        raise ConfigError(
+            f"alpha is {alpha}", hint="alpha is a number of standard deviations, 0 or above; the paper uses 0.05 to 0.5"
+        )

@@ -1,0 +1,287 @@
+"""One stage at work on one run: what it reads is read here, once, and what it found is written here, last."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from ..data.examples import Examples, stack_examples
+from ..data.facts import KNOWN_DATASETS
+from ..data.imagenet import Preprocessing
+from ..data.splits import Split, SplitName, load_split, take_examples
+from ..errors import ArtifactError, ConfigError, DataError
+from ..files import sha256_of
+from ..models.names import fetch_command
+from ..models.source import kind_of, load_model
+from ..models.weights import network_id
+from ..settings.shard import Shard
+from ..settings.stages import AttackConfig, ModelConfig, StageConfig
+from ..settings.values import check_eps, eps_grid
+from ..sites.rules import among_published
+from .device import pick_device
+from .folder import locate_run
+from .report import STAGES, config_block, done_before, plain, read_report, verify_outputs, write_report
+
+log = logging.getLogger(__name__)
+
+
+class RunContext:
+    """A stage and the run it works on.
+
+    ``run``: the run folder and its model. ``whole``: the named evaluation or measurement in it that the settings
+    mean, or the run itself. ``place``: where the stage writes, that or the folder of a shard.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        config: StageConfig,
+        sources: dict[str, str] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Open the run that the settings mean.
+
+        Raises ArtifactError where its folder is of another model, or where ``--weights`` of a later stage are not those
+        that were fetched: it would not use them.
+        """
+        self.stage, self.config, self.sources = stage, config, sources or {}
+        self.fresh, self.started = fresh, time.monotonic()
+        self._reports: dict[Path, dict[str, Any]] = {}
+        self._verified: set[str] = set()
+        self._splits: dict[str, Split] = {}
+        self.run = run = locate_run(config, self._read)
+        self.whole = run.place_of(config)
+        self.place = self.whole.shard_of(config)
+        held = self.report("fetch")["results"]["model"]
+        if held != asdict(run.source):
+            name, dataset = run.source.name, run.source.dataset
+            raise ArtifactError(
+                f"{run.paths.folder} is a run of {held['name']} ({held['dataset']}), not of {name} ({dataset})",
+                hint="choose another folder: --run DIR",
+            )
+        if config.weights is not None:
+            self._check_weights(config.weights)
+
+    # ---- reports
+
+    def has(self, stage: str) -> bool:
+        """Is there a report of ``stage``?"""
+        return self.run.paths.report(stage).exists()
+
+    def report(self, stage: str) -> dict[str, Any]:
+        """The report of ``stage``, without its chain."""
+        return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
+
+    def report_here(self) -> dict[str, Any]:
+        """The report of this very stage, written by an earlier session."""
+        return self._read(self.place.paths.report(self.stage), self.stage, mend=self.place.command(self.stage))
+
+    def verified(self, stage: str) -> dict[str, Any]:
+        """The report of ``stage`` with its whole chain checked back to fetch."""
+        before: str | None = None
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            if name not in self._verified:
+                self._verify(name, before)
+            before = name
+        return self.report(stage)
+
+    def input(self, stage: str) -> dict[str, str]:
+        """For ``inputs``: the report of ``stage`` by its sha256."""
+        return {f"{stage}.yaml": sha256_of(self.run.paths.report(stage))}
+
+    def done(self, config: ModelConfig, inputs: dict[str, str]) -> Path | None:
+        """The report of this very stage, if it was done already with these settings and inputs."""
+        path = self.place.paths.report(self.stage)
+        if self.fresh or not path.exists():
+            return None
+        report = self.report_here()
+        if differing := done_before(self.stage, report, config, inputs):
+            log.info(differing)
+            return None
+        verify_outputs(report, path.parent, mend=self.place.command(self.stage))
+        log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
+        return path
+
+    def write(
+        self,
+        config: ModelConfig,
+        inputs: dict[str, str],
+        outputs: list[Path],
+        results: dict[str, Any],
+        *,
+        device: str | None = None,
+        path: Path | None = None,
+    ) -> Path:
+        """Write the report of the stage, the last thing it does."""
+        path = path or self.place.paths.report(self.stage)
+        write_report(
+            path,
+            stage=self.stage,
+            config=config_block(config, self.sources),
+            inputs=inputs,
+            outputs={file.name: sha256_of(file) for file in outputs},
+            results=plain(results),
+            device=device or self.device,
+            seconds=time.monotonic() - self.started,
+        )
+        return path
+
+    def _read(self, path: Path, stage: str, *, mend: str) -> dict[str, Any]:
+        if path not in self._reports:
+            self._reports[path] = read_report(path, stage, mend=mend)
+        return self._reports[path]
+
+    def _verify(self, name: str, before: str | None) -> None:
+        mend, report, folder = self.run.command(name), self.report(name), self.run.paths.folder
+        verify_outputs(report, folder, mend=mend)
+        if before is not None and not self.input(before).items() <= report["inputs"].items():
+            raise ArtifactError(
+                f"{name}.yaml was made from another {before}.yaml than the one in {folder}", hint=f"run: {mend}"
+            )
+        self._verified.add(name)
+
+    # ---- the model
+
+    @cached_property
+    def device(self) -> str:
+        """The one that the settings name."""
+        return pick_device(self.config.device)
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The files that fetch recorded, unchanged since."""
+        again = f"put it back, or fetch anew: {self._fetch_anew()}"
+        files = self.report("fetch")["results"]["files"]
+        for file in files:
+            path = Path(file["path"])
+            if not path.exists():
+                raise ArtifactError(f"the weights {path} are gone", hint=again)
+            if sha256_of(path) != file["sha256"]:
+                raise ArtifactError(f"the weights {path} changed since they were fetched", hint=again)
+        return [Path(file["path"]) for file in files]
+
+    @property
+    def weights_id(self) -> str | None:
+        """The sha256 of the weights that fetch recorded; None for those that timm and torchvision fetch themselves."""
+        return self.report("fetch")["results"]["sha256"]  # type: ignore[no-any-return]
+
+    def base(self, rule: str = "all", *, device: str | None = None) -> nn.Module:
+        """The base model; its architecture has places for the authors' operators where the site rule speaks of them.
+
+        Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
+        """
+        source = self.run.source
+        model = load_model(
+            source,
+            self.weights or None,
+            allow_pickle=self.config.allow_pickle,
+            published_sites=among_published(rule) is not None,
+        )
+        if not self.weights and self.weights_id not in (None, network_id(model)):
+            raise ArtifactError(
+                f"{source.name} builds another network than the one that was fetched",
+                hint="--weights FILE fixes its weights, or torch.manual_seed; if it was meant to change: "
+                f"{self.run.command('fetch')} --fresh",
+            )
+        return model.to(device or self.device).eval()
+
+    def eps_of(self, given: str | None) -> str:
+        """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
+        facts, norm = KNOWN_DATASETS.get(self.run.source.dataset), self.run.norm
+        eps = given or (facts.eps[norm] if facts is not None else None)
+        if eps is None:
+            raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
+        for one in eps_grid(eps):
+            check_eps(one, norm)
+        return eps
+
+    def _check_weights(self, weights: Path) -> None:
+        source = self.run.source
+        given = [sha256_of(path) if path.is_file() else None for path in kind_of(source).paths(weights)]
+        if given != [file["sha256"] for file in self.report("fetch")["results"]["files"]]:
+            raise ArtifactError(
+                f"--weights {weights} are not the weights that {self.run.paths.folder} is about",
+                hint=f"another run for them: meansparse fetch --model {source.name} --weights {weights} --run DIR",
+            )
+
+    def _fetch_anew(self) -> str:
+        """The fetch command with what its report says it was given: without its weights it would end with others."""
+        settings = self.report("fetch")["config"]["settings"]
+        given = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in ("norm", "weights", "from_file")]
+        options = [word for key, value in given if value is not None for word in (key, str(value))]
+        return (
+            f"{fetch_command(self.run.source)} {shlex.join([*options, '--run', str(self.run.paths.folder), '--fresh'])}"
+        )
+
+    # ---- images
+
+    @cached_property
+    def calibrated_with(self) -> dict[str, Any]:
+        """The settings of calibrate, which the stages after it mean unless they say otherwise."""
+        if not isinstance(self.config, AttackConfig) or not self.has("calibrate"):
+            return {}
+        settings: dict[str, Any] = self.report("calibrate")["config"]["settings"]
+        return settings
+
+    @property
+    def dataset(self) -> str:
+        """A name or a path: that of the settings, of calibrate, or of the model, in this order."""
+        return self.config.dataset or self.calibrated_with.get("dataset") or self.run.source.dataset
+
+    @property
+    def named_dataset(self) -> str:
+        """That of the settings, or of the model: how messages and state folders call it."""
+        return self.config.dataset or self.run.source.dataset
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where it lies: that of the settings, or of calibrate."""
+        before = self.calibrated_with.get("data_dir")
+        return self.config.data_dir or (Path(before) if before else None)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to ImageNet's pictures, as the settings name it, or calibrate's, or as the model has it."""
+        named = self.config.preprocessing or self.calibrated_with.get("preprocessing")
+        return kind_of(self.run.source).preprocessing(named)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(channels, height, width) of the images that the model is given; None for a data set nobody knows."""
+        if (preprocessing := self.preprocessing) is not None:
+            return 3, preprocessing.size, preprocessing.size
+        facts = KNOWN_DATASETS.get(self.run.source.dataset)
+        return facts.image_shape if facts is not None else None
+
+    def split(self, name: SplitName) -> Split:
+        """The images of a split."""
+        if name not in self._splits:
+            self._splits[name] = load_split(self.dataset, self.data_dir, name, self.preprocessing)
+        return self._splits[name]
+
+    def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:
+        """The first n images of a split's seeded order, or a shard of these; ``clamp``: fewer where it has less."""
+        images = self.split(name)
+        chosen = take_examples(images, min(n, len(images)) if clamp and n is not None else n, seed=self.config.seed)
+        if not len(chosen):
+            raise DataError(f"the {name} split is empty")
+        if shard is None:
+            return chosen
+        if len(chosen) < shard.count:
+            raise ConfigError(f"{len(chosen)} examples cannot be shared by {shard.count} shards")
+        return Subset(chosen.dataset, [chosen.indices[i] for i in shard.positions(len(chosen))])
+
+    def examples(self, chosen: Split) -> Examples:
+        """These images, decoded, on the CPU."""
+        x, y = stack_examples(chosen, self.config.workers)
+        return Examples(x, y, torch.tensor(list(chosen.indices)))

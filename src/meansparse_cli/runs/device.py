@@ -1,0 +1,42 @@
+"""The device that a stage computes on, and on a CPU the memory that stays with the process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+import torch
+
+from ..errors import ConfigError
+
+# <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+AT_MOST = 1 << 30
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is the first GPU, else the CPU, on which freed memory stays with the process."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {error}", hint="--device auto, cpu or cuda:0") from error
+    if name == "cpu":
+        keep_freed_memory()
+    return name
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc not to hand blocks of up to 1 GiB back to the kernel; did it take that?
+
+    A CPU attack takes as much again at its next step; by default each large tensor is mapped afresh and its pages
+    zeroed. Whoever has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has decided already.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_THRESHOLD, AT_MOST)) and bool(mallopt(M_TRIM_THRESHOLD, AT_MOST))

@@ -1,0 +1,168 @@
+"""``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.examples import stack_examples
+from ..data.identity import content_id
+from ..data.splits import Split, take_examples
+from ..errors import ConfigError, DataError
+from ..models.published_checkpoint import PublishedCheckpoint
+from ..operator.calibration import PassState, calibrate_channels
+from ..operator.checkpoint import Checkpoint, save_checkpoint
+from ..reporting.console import bar, console, note
+from ..reporting.model_tables import show_sites
+from ..runs.checks import check_model
+from ..runs.context import RunContext
+from ..settings.stages import CalibrateConfig
+from ..sites.find import Site
+from ..sites.rules import chosen_by, select_sites
+from .fetch import ensure_fetched
+from .sites import held_by_weights, sites_of_rule, with_site_rule
+
+
+def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+    """``statistics.safetensors`` and ``calibrate.yaml``, from images or as a published checkpoint stores them."""
+    ensure_fetched(config, sources)
+    context = RunContext("calibrate", config, sources, fresh=fresh)
+    config = with_site_rule(context, config)
+    return _take_stored(context, config) if config.statistics == "stored" else _measure(context, config)
+
+
+def _measure(context: RunContext, config: CalibrateConfig) -> Path:
+    images = _chosen_images(context, config)
+    inputs = context.input("fetch") | {"images": content_id(images)}
+    if done := context.done(config, inputs):
+        return done
+
+    model = context.base(config.sites)
+    first = stack_examples(take_examples(images, min(len(images), 4)))[0].to(context.device)
+    check_model(context, model, images, first)
+    found = sites_of_rule(context, config, model, first)
+    sites = select_sites(found, config.sites, include_gates=config.include_gates)
+    console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
+    state_file = context.run.paths.state / "calibrate.pt"
+    if context.fresh:
+        state_file.unlink(missing_ok=True)
+    fingerprint = inputs | {
+        "batch_size": config.batch_size,
+        "estimator": config.estimator,
+        "sites": [s.name for s in sites],
+        "preprocessing": repr(context.preprocessing),
+    }
+    with bar("calibrating", len(images)) as advance:
+        statistics = calibrate_channels(
+            model,
+            sites,
+            images,
+            batch_size=config.batch_size,
+            estimator=config.estimator,
+            n_workers=config.workers,
+            state=PassState(state_file, fingerprint),
+            on_batch=advance,
+        )
+    checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
+    results: dict[str, Any] = {
+        "n_images": len(images),
+        "estimator": config.estimator,
+        **_about_sites(config, found, checkpoint, include_gates=config.include_gates),
+    }
+    report = _write(context, config, inputs, checkpoint, results)
+    state_file.unlink(missing_ok=True)
+    note(f"calibrate: {len(sites)} sites, {len(images):,} images, {time.monotonic() - context.started:.1f} s")
+    return report
+
+
+def _chosen_images(context: RunContext, config: CalibrateConfig) -> Split:
+    """As many images of the calibration split as the settings ask for; all of them where they do not say."""
+    if config.fraction is not None and config.n_examples is not None:
+        raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
+    images = context.split("calibration")
+    n = config.n_examples if config.fraction is None else max(1, round(config.fraction * len(images)))
+    if not len(images):
+        raise DataError("the calibration split is empty", hint="is this the folder of a data set? --data-dir DIR")
+    return take_examples(images, n, seed=config.seed)
+
+
+def _take_stored(context: RunContext, config: CalibrateConfig) -> Path:
+    """Without images: the operators that a published checkpoint holds are taken as they are, alpha included."""
+    inputs = context.input("fetch")
+    if done := context.done(config, inputs):
+        return done
+    held = _stored_operators(context)
+    model, shape = context.base(config.sites, device="cpu"), context.image_shape
+    assert shape is not None  # a published checkpoint is one of a known data set
+    found = sites_of_rule(context, config, model, torch.rand((2, *shape)))
+    sites = select_sites(found, config.sites)
+    console.print(show_sites(found, chosen_by(found, config.sites)))
+    statistics = tuple(held.statistics[str(held.path_of(site.path))] for site in sites)
+    checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
+    known = held.file
+    about = None if known is None else {"name": known.name, "file": known.file_name, "alpha": known.alpha}
+    results: dict[str, Any] = {
+        "n_images": 0,
+        "estimator": "published",
+        "statistics": "stored",
+        "alpha": held.alpha,
+        "published_model": about,
+        **_about_sites(config, found, checkpoint, include_gates=True),
+    }
+    report = _write(context, config, inputs, checkpoint, results, device="cpu")
+    alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
+    note(f"calibrate: {len(sites)} sites with the statistics of {known.file_name if known else 'the weights'}, {alpha}")
+    if held.alpha is None:
+        theirs = f"the authors evaluate at {known.alpha:g}: " if known else ""
+        folder = context.run.paths.folder
+        note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {folder}")
+    return report
+
+
+def _stored_operators(context: RunContext) -> PublishedCheckpoint:
+    held = held_by_weights(context)
+    if held is None:
+        raise ConfigError(
+            f"the weights of {context.run.source.name} hold no MeanSparse operators, "
+            "so no statistics are stored in them",
+            hint="measure them: leave --statistics out",
+        )
+    if not any(bool(s.std.any()) for s in held.statistics.values()):
+        raise ConfigError(
+            "the statistics that the weights hold are all zero", hint="measure them: leave --statistics out"
+        )
+    return held
+
+
+def _about_sites(
+    config: CalibrateConfig, found: Sequence[Site], checkpoint: Checkpoint, *, include_gates: bool
+) -> dict[str, Any]:
+    rows = zip(checkpoint.sites, checkpoint.statistics, strict=True)
+    return {
+        "rule": config.sites,
+        "n_sites_found": len(found),
+        "n_gates_left_out": 0 if include_gates else sum(site.gate for site in found),
+        "sites": [_site_row(site, statistics.count) for site, statistics in rows],
+    }
+
+
+def _site_row(site: Site, count: int) -> dict[str, Any]:
+    names = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
+    return {name: getattr(site, name) for name in names} | {"count": count}
+
+
+def _write(
+    context: RunContext,
+    config: CalibrateConfig,
+    inputs: dict[str, str],
+    checkpoint: Checkpoint,
+    results: dict[str, Any],
+    device: str | None = None,
+) -> Path:
+    file = context.run.paths.statistics
+    save_checkpoint(file, checkpoint)
+    return context.write(config, inputs, [file], results, device=device)

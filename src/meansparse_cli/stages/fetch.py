@@ -1,0 +1,102 @@
+"""``meansparse fetch``: weights of a model into the cache, ``fetch.yaml`` into the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError
+from ..models.fetch import FetchedFile, cache_folder, fetch_weights
+from ..models.source import load_model
+from ..models.weights import network_id
+from ..reporting.console import live, note
+from ..runs.folder import Run, folder_of, locate_run
+from ..runs.report import RunPaths, config_block, plain, read_report, write_report
+from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
+
+
+def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+    """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
+    run, started = locate_run(config), time.monotonic()
+    file = run.paths.report("fetch")
+    fetched = _fetch(run, config)
+    results = {
+        "model": asdict(run.source),
+        "sha256": _sha256(run, config, fetched),
+        "size": sum(file.size for file in fetched),
+        "files": [plain(asdict(file)) for file in fetched],
+    }
+    if file.exists() and not fresh and _is_there_already(run, results):
+        note(f"fetch: {run.source.name} is already there")
+        return file
+    write_report(
+        file,
+        stage="fetch",
+        config=config_block(config, sources),
+        inputs={},
+        outputs={},
+        results=results,
+        device="cpu",
+        seconds=time.monotonic() - started,
+    )
+    origin = ", ".join(file.origin for file in fetched)
+    came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    note(f"fetch: {run.source.name}, {came}")
+    return file
+
+
+def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, str]) -> None:
+    """Calibrate, sites and verify take a model by name: it is fetched first where that was not done."""
+    if config.weights is not None or not RunPaths(folder_of(config)).report("fetch").exists():
+        fetch(FetchConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields}), sources)
+
+
+def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
+    with live("bytes") as view:
+        is_begun = False
+
+        def on_progress(done: int, total: int | None) -> None:
+            nonlocal is_begun
+            if not is_begun:
+                view.begin(f"fetching {run.source.name}", total)
+                is_begun = True
+            view.advance(done - view.done)
+
+        return fetch_weights(
+            run.source,
+            cache=cache_folder(),
+            from_file=config.from_file,
+            weights=config.weights,
+            allow_pickle=config.allow_pickle,
+            on_progress=on_progress,
+        )
+
+
+def _sha256(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> str | None:
+    """Of the weights; of what a factory builds where there are none. Nothing is taken that the network cannot load."""
+    sha256 = fetched[0].sha256 if fetched else None
+    if fetched and config.weights is None:
+        return sha256
+    model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
+    return sha256 or network_id(model)
+
+
+def _is_there_already(run: Run, results: dict[str, Any]) -> bool:
+    """Was it fetched before, and the same? ArtifactError where the run is about other weights, or another model."""
+    before = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]
+    if before == results:
+        return True
+    if before["files"] and not results["files"]:
+        raise ArtifactError(
+            f"{run.paths.folder} is about weights from {before['files'][0]['origin']}, and none are given now",
+            hint="give them again: --weights FILE; or start anew without them: --fresh",
+        )
+    if before["model"] != results["model"]:
+        raise ArtifactError(
+            f"{run.paths.folder} is a run of {before['model']['name']}, not of {run.source.name}",
+            hint="choose another folder: --run DIR",
+        )
+    return False

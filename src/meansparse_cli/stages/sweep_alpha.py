@@ -1,0 +1,150 @@
+"""``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..attacks.precision import precision_on
+from ..attacks.problem import Problem
+from ..attacks.result import Budget
+from ..data.examples import Examples
+from ..data.identity import content_id
+from ..data.splits import Split
+from ..engine.evaluation import attacks_id
+from ..engine.pairs import PairStore
+from ..files import discard, sha256_of
+from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ..reporting.alpha_curve import draw_alpha_curve
+from ..reporting.console import console, live, note
+from ..reporting.sweep_tables import say_sweep, show_sweep
+from ..runs.checks import check_disjoint, check_model
+from ..runs.context import RunContext
+from ..runs.operators import with_options
+from ..selection.choice import ChoiceRule
+from ..selection.rules import alphas_by_rule
+from ..selection.search import check_blocks
+from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_alphas
+from ..settings.stages import SweepAlphaConfig
+from ..settings.values import eps_value
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a sweep is asked for; ``config`` with every default filled in."""
+
+    config: SweepAlphaConfig
+    eps: str
+    plain: tuple[str, ...]
+    bpda: tuple[str, ...]
+    images: Split
+    inputs: dict[str, str]
+
+
+def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+    """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
+    context = RunContext("sweep-alpha", config, sources, fresh=fresh)
+    asked = _asked(context, config)
+    if done := context.done(asked.config, asked.inputs):
+        return done
+
+    examples = context.examples(asked.images).to(context.device)
+    checkpoint = with_options(load_checkpoint(context.run.paths.statistics), config)
+    base = context.base(checkpoint.rule)
+    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
+    model = sparsify(base, checkpoint, alpha=0.0)
+    if fresh:
+        discard(context.run.paths.state / "sweep-alpha")
+    precision = precision_on(context.device, config.precision)
+    budget = Budget(context.run.norm, eps_value(asked.eps))  # type: ignore[arg-type]
+    problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+    store = _open_store(context, asked, problem, examples, checkpoint.options_id())
+    sweep, chosen, by_rule = _sweep(asked, store, checkpoint)
+
+    run = context.run
+    save_checkpoint(run.paths.checkpoint, chosen)
+    results = sweep.to_report() | {
+        "alpha": chosen.alpha,
+        "alpha_rule": config.alpha_rule,
+        "n_examples": len(examples),
+        "attacks": list(asked.plain),
+        "bpda_attacks": list(asked.bpda),
+        "precision": precision,
+        "estimator": context.report("calibrate")["results"]["estimator"],
+        **by_rule,
+        **store.passes(),
+    }
+    title = f"{run.source.name}: {len(examples):,} held-out images, {run.norm} {asked.eps}"
+    draw_alpha_curve(results, title=title, png=run.paths.curve_png, svg=run.paths.curve_svg)
+    note(f"curve: {run.paths.curve_png}")
+    return context.write(asked.config, asked.inputs, [run.paths.checkpoint], results)
+
+
+def _asked(context: RunContext, config: SweepAlphaConfig) -> _Asked:
+    context.verified("calibrate")
+    eps = context.eps_of(config.eps)
+    plain, bpda = families_of(config.attack, config.objective)
+    alphas, changes = grid_of(config.alphas)
+    if changes and context.sources.get("alphas") != "default":
+        note(f"alphas: {changes}: {', '.join(f'{alpha:g}' for alpha in alphas)}")
+    check_disjoint(context)
+    images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
+    inputs = context.input("calibrate") | {"images": content_id(images), "attacks": attacks_id((*plain, *bpda))}
+    update = {"eps": eps, "norm": context.run.norm, "alphas": alphas, "n_examples": len(images)}
+    return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
+
+
+def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
+    """Every (image, alpha) pair that this sweep, or one before it, has scored."""
+    config, run = asked.config, context.run
+    return PairStore(
+        problem,
+        examples,
+        plain=asked.plain,
+        bpda=asked.bpda,
+        folder=run.paths.state / "sweep-alpha",
+        block_size=config.block_size,
+        key={
+            "statistics": sha256_of(run.paths.statistics),
+            "weights": context.weights_id,
+            "options": options,
+            "images": f"{context.named_dataset} held-out",
+            # not where it is fp32, so that what a sweep on a CPU began before this was a setting goes on
+            **({} if problem.precision == "fp32" else {"precision": problem.precision}),
+        },
+    )
+
+
+def _sweep(asked: _Asked, store: PairStore, checkpoint: Checkpoint) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
+    """The sweep, the checkpoint that its rule leads to, and what goes into the report about the rule."""
+    config, plain = asked.config, asked.plain
+    settings = SweepSettings(
+        alphas=config.alphas,
+        site_weights=(1.0,) * len(store.model.sites),
+        racing=config.racing,
+        n_refine=config.refine,
+        rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
+    )
+    if config.alpha_rule != "shared":
+        check_blocks(len(store.x), config.block_size)
+    with live("pairs") as view:
+        sweep = sweep_alphas(
+            store,
+            settings,
+            on_block=view.begin,
+            on_progress=view.advance,
+            on_points=lambda points: view.show(show_sweep(points, plain, None)),
+        )
+        view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
+        sweep, chosen, by_rule = alphas_by_rule(
+            config.alpha_rule, store, settings, sweep, checkpoint, on_block=view.begin, on_progress=view.advance
+        )
+        table = show_sweep(sweep.points, plain, sweep.chosen.alpha)
+        view.show(table)
+    if not console.is_terminal:
+        console.print(table)
+    say_sweep(sweep, note)
+    for line in by_rule.get("in_words", []):
+        note(line)
+    return sweep, chosen, by_rule

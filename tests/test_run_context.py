@@ -1,0 +1,118 @@
+"""What one ``evaluate`` reads and computes: each report once, each split once, one forward pass for the number of classes."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from typer.testing import CliRunner
+
+from meansparse_cli.attacks import judge
+from meansparse_cli.cli import app
+from meansparse_cli.models.networks import ResNet18
+from meansparse_cli.operator.module import MeanSparse
+from meansparse_cli.runs import context
+
+JUDGEMENTS = 3
+"""How often an image is judged on one model at most: by its attack, by the evaluation, and where another attack finds it too."""
+
+
+def meansparse(*arguments: str) -> None:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output + repr(result.exception)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    meansparse("calibrate", "--model", "digits", "--run", str(folder), "--n-examples", "64")
+    return folder
+
+
+def evaluate(run: Path, *more: str) -> None:
+    options = (
+        "--alpha",
+        "0.3",
+        "--eps",
+        "0.2",
+        "--n-examples",
+        "12",
+        "--attack",
+        "apgd-ce",
+        "--attack",
+        "bpda-apgd-ce",
+    )
+    meansparse("evaluate", "--run", str(run), *options, *more)
+
+
+def callers() -> set[str]:
+    """The names of the package's functions that are at work."""
+    names, frame = set(), sys._getframe(1)
+    while frame is not None:
+        if "/meansparse_cli/" in frame.f_code.co_filename:
+            names.add(frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return names
+
+
+def test_each_report_is_read_once_and_each_split_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+    opened: Counter[str] = Counter()
+    read_text, load_split = Path.read_text, context.load_split
+
+    def reading(self: Path, *arguments: Any, **named: Any) -> str:
+        if self.suffix == ".yaml":
+            read[self.name] += 1
+        return read_text(self, *arguments, **named)
+
+    def opening(dataset: str, data_dir: Path | None, split: Any, preprocessing: Any = None) -> Any:
+        opened[split] += 1
+        return load_split(dataset, data_dir, split, preprocessing)
+
+    monkeypatch.setattr(Path, "read_text", reading)
+    monkeypatch.setattr(context, "load_split", opening)
+    evaluate(run, "--no-doubts", "--save-witnesses")
+    assert read == {"fetch.yaml": 1, "calibrate.yaml": 1}
+    assert opened == {"test": 1}
+
+    read.clear()
+    opened.clear()
+    evaluate(run, "--no-doubts", "--save-witnesses")  # nothing is left to do
+    assert read == {"fetch.yaml": 1, "calibrate.yaml": 1, "evaluate.yaml": 1}
+    assert opened == {"test": 1}
+
+
+def test_one_forward_pass_counts_the_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, n_passes = ResNet18.forward, Counter[str]()
+
+    def counting(self: ResNet18, x: Tensor) -> Tensor:
+        n_passes[next((name for name in callers() if "classes" in name), "for something else")] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(ResNet18, "forward", counting)
+    evaluate(run, "--n-doubt-examples", "2")
+    assert n_passes.pop("for something else") > 10
+    assert n_passes == {"count_classes": 1}
+
+
+def test_each_break_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each model: an image that was found on one of them is tried on the other as well."""
+    judged: Counter[tuple[bytes, tuple[float, ...]]] = Counter()
+    logits = judge.logits
+
+    def judging(problem: Any, images: Tensor, alphas: Tensor | None = None) -> Tensor:
+        operators = [m for m in problem.model.modules() if isinstance(m, MeanSparse)]
+        as_it_stands = tuple(float(operator.alpha) for operator in operators)
+        for i, image in enumerate(images):
+            variant = as_it_stands if alphas is None else tuple(alphas[i].tolist())
+            judged[image.cpu().numpy().tobytes(), variant] += 1
+        return logits(problem, images, alphas)
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("meansparse_cli.")]:
+        if getattr(module, "logits", None) is logits:
+            monkeypatch.setattr(module, "logits", judging)
+    evaluate(run, "--no-doubts")
+    assert max(judged.values()) <= JUDGEMENTS
+    assert len(judged) > 24  # the clean images, and more than these
