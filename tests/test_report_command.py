@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.diagnostics import noise, search
-from meansparse_cli.engine.verify import WITNESSES_SCHEMA
+from meansparse_cli.engine.foreign import WITNESSES_SCHEMA
 from meansparse_cli.reporting.html import html_page
 from meansparse_cli.reporting.render import markdown, render, terminal_text
 from meansparse_cli.reporting.reports import read_run
@@ -232,6 +232,14 @@ def test_the_page_needs_nothing_from_elsewhere(run: Path, tmp_path: Path) -> Non
     assert "@import" not in text and "url(" not in text
     assert text.count("<table>") == text.count("</table>") >= 4
     assert f"{100 * results(run)['comparisons'][-1]['base_accuracy']:.2f} ±" in text
+
+
+def test_a_page_escapes_what_it_is_told(run: Path) -> None:
+    reports = read_run(run)
+    reports["fetch"]["results"]["model"]["name"] = "<script>'a' & \"b\""
+    page = html_page(reports, run)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;&#x27;a&#x27; &amp; &quot;b&quot;") == 2  # title and heading
 
 
 def test_a_run_that_has_just_begun_and_one_that_is_not_there(run: Path, tmp_path: Path) -> None:

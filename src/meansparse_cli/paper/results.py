@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attacks import expand_attacks
-from ..engine.evaluation import CLEAN, MODELS, TRANSFER, is_bpda
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, is_bpda
 from ..files import sha256_of
 from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
 
