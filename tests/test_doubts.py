@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli import diagnostics
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.diagnostics import Conditions, Diagnostic, KeptAnswers, diagnose, noise, search
+from meansparse_cli.diagnostics import Diagnostic, KeptAnswers, diagnose, noise, search
 from meansparse_cli.diagnostics.outcomes import check_outcomes
 from meansparse_cli.diagnostics.subject import Subject
 from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
@@ -114,8 +115,8 @@ def doubts_of(
     evaluation = evaluate_robustness(
         model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
     )
-    conditions = Conditions(Budget("Linf", EPS), 0, batch_size, 3)
-    found = diagnose(model, Examples(x, y, indices), evaluation, conditions, kept=kept).diagnostics
+    problem = Problem(model, Budget("Linf", EPS), 3, 0, batch_size)
+    found = diagnose(problem, Examples(x, y, indices), evaluation, kept=kept).diagnostics
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
 
@@ -171,8 +172,8 @@ def test_examples_that_were_never_really_attacked() -> None:
     every = torch.ones(N, dtype=torch.bool)
     budget = Budget("Linf", 0.4)
     examined = Examples(x, y, indices)
-    conditions = Conditions(budget, 0, 256, 3)
-    subject = Subject("base", sparsified(Colours(), 0.0), examined, every, every, True, conditions)
+    problem = Problem(sparsified(Colours(), 0.0), budget, 3, 0, 256)
+    subject = Subject("base", problem, examined, every, every, True)
     found = {doubt.name: doubt for doubt in search.check_search(subject)}
     assert found["more steps and another start"].value == 1.0
     assert found["more steps and another start"].status == "warn"
@@ -265,10 +266,8 @@ def test_outcomes_that_square_and_transfer_and_float32_make_doubtful() -> None:
     for name, status, values in (
         ("base", "pass", (0.002, 0.01, 1 / 103)), ("sparsified", "warn", (0.003, 0.011, 2 / 105)),
     ):  # fmt: skip
-        conditions = Conditions(Budget("Linf", EPS), 0, 8, 3)
-        subject = Subject(
-            name, sparsified(Colours(), 0.0), Examples(x, y, indices), y >= 0, y >= 0, True, conditions  # type: ignore[arg-type]
-        )  # fmt: skip
+        problem = Problem(sparsified(Colours(), 0.0), Budget("Linf", EPS), 3, 0, 8)
+        subject = Subject(name, problem, Examples(x, y, indices), y >= 0, y >= 0, True)  # type: ignore[arg-type]
         found = check_outcomes(subject, evaluation)
         assert [doubt.status for doubt in found] == [status] * 3
         assert [doubt.value for doubt in found] == pytest.approx(values)

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.transforms import Normalize
 
 from meansparse_cli.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
-from meansparse_cli.models import zoo
+from meansparse_cli.models import source, zoo
 from meansparse_cli.models.fetch import fetch_weights
 from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.models.source import ModelSource, kind_of, load_model, resolve_model
@@ -284,3 +284,26 @@ def test_torchvision_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load_model(source)
     assert raised.value.hint is not None
     assert ".pth, then: meansparse fetch --model torchvision:shufflenet_v2_x0_5 --from-file" in raised.value.hint
+
+
+def test_nobody_outside_the_package_asks_for_the_kind() -> None:
+    """A new kind of model is a new class, and no other file changes."""
+    package = Path(source.__file__).parent
+    others = [path for path in package.parent.rglob("*.py") if package not in path.parents]
+    assert len(others) > 50
+    assert not [path.name for path in others if "source.kind" in path.read_text()]
+
+
+@pytest.mark.parametrize("kind", source.KINDS, ids=lambda kind: kind.kind)
+def test_every_kind_claims_its_own_names(kind: type[source.ModelKind]) -> None:
+    names = {
+        "embedded": "digits",
+        "timm": "timm:resnet18",
+        "torchvision": "torchvision:resnet18",
+        "factory": "nets:make",
+        "zoo": "Wong2020Fast",
+    }
+    found = resolve_model(names[kind.kind])
+    assert type(kind_of(found)) is kind
+    with pytest.raises(ConfigError, match="no kind of model 'other'"):
+        kind_of(ModelSource("a", "other", "cifar10", "Linf"))  # type: ignore[arg-type]

@@ -69,7 +69,8 @@ class _Group(TyperGroup):
                 raise
             failure = StorageError(
                 f"{error.strerror}: {error.filename or 'a file could not be written'}",
-                hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
+                hint="nothing finished was lost: free some space or choose another --run, then type the same command "
+                "again",
             )
         if ctx.params.get("debug"):
             raise failure

@@ -10,11 +10,13 @@ In options, reports and state folders the checks are called ``doubts``.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..attacks.judge import under_attack
+from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, is_bpda
 from ..engine.state import Chunk
@@ -27,9 +29,9 @@ from .kept import KeptAnswers
 from .outcomes import check_outcomes
 from .outputs import check_outputs
 from .search import check_search
-from .subject import Conditions, Subject
+from .subject import Subject
 
-__all__ = ["DOUBTS_VERSION", "Conditions", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
+__all__ = ["DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
 
 DOUBTS_VERSION = 2
 """Raised when a check finds other numbers than before."""
@@ -44,24 +46,23 @@ class Diagnosis:
 
 
 def diagnose(
-    model: SparsifiedModel,
+    problem: Problem,
     examples: Examples,
     evaluation: Evaluation,
-    conditions: Conditions,
     *,
     kept: KeptAnswers | None = None,
     on_kind: Callable[[str, int, int], None] | None = None,
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
 
-    ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each kind of check is kept there as
+    ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each kind of check is kept there as
     it ends, and read back. ``on_kind`` is called as each kind begins, with what it is of, how many are done and how
     many there are. Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a
     backward pass counted as two.
     """
     found: list[Diagnostic] = []
     images: dict[str, Chunk] = {}
-    kinds = _kinds(evaluation)
+    kinds, model = _kinds(evaluation), cast(SparsifiedModel, problem.model)
     names = MODELS if evaluation.alpha else MODELS[:1]
     for m, name in enumerate(names):
         with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
@@ -73,7 +74,7 @@ def diagnose(
                 for mask in (outcomes.correct, robust)
             )
             bpda = any(is_bpda(attack) for attack in evaluation.attacks)
-            subject = Subject(name, model, examples, right, withstood, bpda, conditions)
+            subject = Subject(name, problem, examples, right, withstood, bpda)
             for k, (kind, check) in enumerate(kinds.items()):
                 if on_kind is not None:
                     on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))

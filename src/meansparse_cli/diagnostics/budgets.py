@@ -18,7 +18,7 @@ def check_budgets(subject: Subject) -> Diagnostic:
     """It leaves nothing, unless the attack is blind."""
     rows = subject.correct.nonzero().flatten()
     accuracies, n = {}, len(subject.y)
-    for budget in _large_budgets(subject.conditions.budget, subject.x[0].numel()):
+    for budget in _large_budgets(subject.problem.budget, subject.x[0].numel()):
         if len(rows):
             rows = rows[~climb_again(subject, rows, budget, loss="ce", n_steps=N_STEPS).to(rows.device)]
         accuracies[f"{budget.eps:.4g}"] = len(rows) / n

@@ -1,11 +1,12 @@
 """One more APGD on examples of a subject, as the checks of the search need it."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ..attacks.apgd import APGDRule
 from ..attacks.budget import enforce_budget
 from ..attacks.losses import LossName
-from ..attacks.problem import Problem
 from ..attacks.queue import Batch, search
 from ..attacks.result import Budget
 from ..attacks.task import AttackTask
@@ -34,17 +35,16 @@ def climb_again(
     What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
     step.
     """
-    counted, conditions, own = subject.counted(), subject.conditions, subject.examples.at(rows)
+    counted, problem, own = subject.counted(), replace(subject.problem, budget=budget), subject.examples.at(rows)
     x = own.x.contiguous()
-    rule = Recorded(budget, loss, n_classes=conditions.n_classes, n_steps=n_steps)
+    rule = Recorded(budget, loss, n_classes=problem.n_classes, n_steps=n_steps)
     rule.history = history
-    problem = Problem(subject.model, budget, conditions.n_classes, conditions.seed, conditions.batch_size)
     examples = Examples(x, own.y, own.indices)
     task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, examples, subject.logits(x))
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
         found = search(task, rule, targets=own.y[:, None])
     points = enforce_budget(found.points.to(x.device), x, budget)
     broken = found.claimed.to(x.device) & (subject.logits(points).argmax(1) != own.y)
-    if budget == conditions.budget:
+    if budget == subject.problem.budget:
         subject.keep(rows[broken], points[broken])
     return broken.cpu()

@@ -25,7 +25,7 @@ def check_gradients(subject: Subject) -> list[Diagnostic]:
 
 def _masked(subject: Subject) -> Diagnostic:
     """Where a feature is masked, no plain gradient passes."""
-    shares = blocked_shares(subject.model, subject.x, batch_size=subject.conditions.batch_size)
+    shares = blocked_shares(subject.model, subject.x, batch_size=subject.problem.batch_size)
     by_site = {site.name: share for site, share in zip(subject.model.sites, shares, strict=True)}
     mean, largest = sum(shares) / len(shares), max(shares)
     worst = f"{percent(largest, digits=1)} % at {subject.model.sites[shares.index(largest)].name}"
@@ -41,7 +41,7 @@ def _cosine(subject: Subject) -> Diagnostic:
     rows = subject.correct.nonzero().flatten()
     if not len(rows):
         return COSINE.not_run(subject.name, NOTHING_RIGHT)
-    loss = choose_loss("ce", subject.conditions.n_classes)
+    loss = choose_loss("ce", subject.problem.n_classes)
     try:
         plain, straight = (subject.gradients(loss, rule, rows) for rule in ("true", "identity"))
     except AttackError as error:
@@ -64,7 +64,7 @@ def _zero(subject: Subject) -> Diagnostic:
     bad, counts = torch.zeros(len(rows), dtype=torch.bool), {}
     try:
         for name in ("ce", "dlr"):
-            loss = choose_loss(name, subject.conditions.n_classes)  # type: ignore[arg-type]
+            loss = choose_loss(name, subject.problem.n_classes)  # type: ignore[arg-type]
             flat = subject.gradients(loss, "true", rows).flatten(1)
             found = (~torch.isfinite(flat).all(dim=1) | (flat == 0).all(dim=1)).cpu()
             bad |= found

@@ -38,7 +38,7 @@ def check_noise(subject: Subject) -> list[Diagnostic]:
 
 def _noisy(subject: Subject, draw: int) -> Tensor:
     """The images with one draw of noise each, (n, channels, height, width)."""
-    budget, seed = subject.conditions.budget, subject.conditions.seed
+    budget, seed = subject.problem.budget, subject.problem.seed
     images = [
         uniform_start(image, example_generator(seed, "noise", draw, int(index)), budget)
         for image, index in zip(subject.x.cpu(), subject.examples.indices, strict=True)

@@ -39,10 +39,10 @@ def _randomised(subject: Subject) -> Diagnostic:
 
 def _batch_dependent(subject: Subject) -> Diagnostic:
     """Each image in two batches: with its neighbours, and with others, in reverse, beside noise."""
-    x = subject.x[: max(2, subject.conditions.batch_size)]
+    x = subject.x[: max(2, subject.problem.batch_size)]
     together = subject.logits(x, batch_size=len(x))
     half = x[: max(1, len(x) // 2)]
-    noise = torch.rand(half.shape, generator=torch.Generator().manual_seed(subject.conditions.seed)).to(x)
+    noise = torch.rand(half.shape, generator=torch.Generator().manual_seed(subject.problem.seed)).to(x)
     apart = subject.logits(torch.cat([noise, half.flip(0)]), batch_size=2 * len(half))[len(half) :].flip(0)
     scale = max(float(together.std()), 1e-12)
     largest = float(((together[: len(half)] - apart).abs().amax(dim=1) / scale).max())

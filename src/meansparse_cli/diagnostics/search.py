@@ -35,8 +35,8 @@ def _converged(subject: Subject) -> list[Diagnostic]:
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
         return [check.not_run(subject.name, "no example survived the attacks") for check in (RISING, MORE)]
-    budget = subject.conditions.budget
-    again = replace(subject, conditions=replace(subject.conditions, seed=subject.conditions.seed + 1))
+    budget = subject.problem.budget
+    again = replace(subject, problem=replace(subject.problem, seed=subject.problem.seed + 1))
     history = torch.full((len(rows), N_STEPS), torch.nan, device=subject.x.device)
     broken = climb_again(again, rows, budget, loss="ce", n_steps=N_STEPS, history=history)
     survived = history.cpu()[~broken]

@@ -1,13 +1,14 @@
 """What the checks are given: one model, and the examples it was evaluated on."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..attacks.counting import CountedModel
 from ..attacks.losses import Loss
-from ..attacks.result import Budget
+from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.evaluation import ModelName
 from ..operator.active import backward_rule
@@ -16,18 +17,8 @@ from ..operator.insertion import SparsifiedModel
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """Under which the evaluation was made."""
-
-    budget: Budget
-    seed: int
-    batch_size: int
-    n_classes: int
-
-
-@dataclass(frozen=True)
 class Subject:
-    """One model and n examples; ``model`` has its alpha already, in evaluation mode.
+    """One model and n examples; the model of ``problem`` has its alpha already, in evaluation mode.
 
     ``correct`` (n,) bool: right at the clean image; ``robust`` (n,) bool: right under every attack of the evaluation.
     ``bpda``: were there attacks whose gradients pass straight through the operator? ``broken_by``: what a check itself
@@ -35,13 +26,17 @@ class Subject:
     """
 
     name: ModelName
-    model: SparsifiedModel
+    problem: Problem
     examples: Examples
     correct: Tensor
     robust: Tensor
     bpda: bool
-    conditions: Conditions
     broken_by: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def model(self) -> SparsifiedModel:
+        """The model itself."""
+        return cast(SparsifiedModel, self.problem.model)
 
     @property
     def x(self) -> Tensor:
@@ -65,11 +60,11 @@ class Subject:
     def counted(self) -> CountedModel:
         """The model with its outputs checked."""
         device = device_of(self.model, self.x.device)
-        return CountedModel(self.model, n_classes=self.conditions.n_classes, device=device)
+        return CountedModel(self.model, n_classes=self.problem.n_classes, device=device)
 
     def logits(self, images: Tensor, batch_size: int | None = None) -> Tensor:
         """(m, channels, height, width) -> (m, n_classes), as the judge sees them; without a check of their values."""
-        parts = images.split(batch_size or self.conditions.batch_size)
+        parts = images.split(batch_size or self.problem.batch_size)
         with torch.no_grad(), full_float32(device_of(self.model, images.device)):
             return torch.cat([self.model(part.contiguous()).float() for part in parts])
 
@@ -81,7 +76,7 @@ class Subject:
         """Gradient of ``loss`` in the clean image, under a backward rule: (m, channels, height, width)."""
         counted, parts = self.counted(), []
         with backward_rule(self.model, rule), full_float32(counted.device):
-            for part in rows.split(self.conditions.batch_size):
+            for part in rows.split(self.problem.batch_size):
                 point, y = self.x[part].contiguous().requires_grad_(), self.y[part]
                 with torch.enable_grad():
                     value = loss(counted(point), y, y).sum()

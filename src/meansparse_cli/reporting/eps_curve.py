@@ -41,4 +41,4 @@ def draw_eps_curve(results: dict[str, Any], *, norm: str, title: str, png: Path,
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title=title)
+    save_figure(draw, (7.2, 4.2), png, svg, title=title, rounded=False)

@@ -15,11 +15,18 @@ BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 
 def save_figure(
-    draw: "Callable[[Figure], None]", size: tuple[float, float], png: Path, svg: Path, *, title: str
+    draw: "Callable[[Figure], None]",
+    size: tuple[float, float],
+    png: Path,
+    svg: Path,
+    *,
+    title: str,
+    rounded: bool = True,
 ) -> None:
     """Call ``draw(figure)`` on a new figure of ``size`` inches and write it twice, with equal bytes for equal content.
 
-    Needs no display. Raises ``StorageError`` where a file cannot be written.
+    ``rounded``: places of the axes to five digits, where the solver's last ones differ from run to run. Needs no
+    display. Raises ``StorageError`` where a file cannot be written.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +39,8 @@ def save_figure(
         FigureCanvasAgg(figure)
         draw(figure)
         figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-        _settle(figure)
+        if rounded:
+            _settle(figure)
         with atomic_write(png) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         with atomic_write(svg) as temporary:

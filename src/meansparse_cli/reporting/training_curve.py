@@ -39,4 +39,4 @@ def draw_training_curve(
             axes.axvline(best + 1, color="0.25", linewidth=1.1, linestyle="--")
             draw_grid(axes)
 
-    save_figure(draw, (7.2, 6.0), png, svg, title=title)
+    save_figure(draw, (7.2, 6.0), png, svg, title=title, rounded=False)

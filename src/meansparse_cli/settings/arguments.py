@@ -16,7 +16,8 @@ class Verify(StageArguments):
 
 class Table(Arguments):
     number: str = argument(
-        "1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the folder."
+        "1 to 12, headline or subset; summary: what became of the paper's claims, from the tables that lie in the "
+        "folder."
     )
     runs: list[str] | None = argument(
         "Run folders with finished evaluations or measurements; COLUMN=RUN where a run does not tell its column.",

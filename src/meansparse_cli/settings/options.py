@@ -1,4 +1,4 @@
-"""How an option is declared: once, as a field with its help, its default and its panel; and those that commands share."""
+"""How an option is declared: once, as a field with help, default and panel; and the options that commands share."""
 
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,7 @@
 """``meansparse evaluate --shard I/N``: one of N jobs that share the examples of an evaluation.
 
-Shard I has every Nth example, so that a larger ``--n-examples`` keeps each where it was. All shards write into the state
-folder of the whole evaluation, under names of their own; the command without ``--shard`` reads them all.
+Shard I has every Nth example, so that a larger ``--n-examples`` keeps each where it was. All shards write into the
+state folder of the whole evaluation, under names of their own; the command without ``--shard`` reads them all.
 """
 
 from collections.abc import Sequence

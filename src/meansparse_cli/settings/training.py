@@ -8,7 +8,7 @@ from .values import EpsText
 
 
 class TrainConfig(Settings):
-    """The defaults are the paper's (section A.1), and so ``--preset paper``; but for ``beta``, 0.6 in its section A.5."""
+    """The defaults are the paper's (section A.1), like ``--preset paper``; but for ``beta``, 0.6 in its section A.5."""
 
     preset: Literal["paper", "short"] = of_training(
         "paper (200 epochs, the defaults) or short (30, one-cycle; some points worse).", "paper"

@@ -1,4 +1,4 @@
-"""How values are written: budgets, grids of alpha, site rules, shards, names; each parser refuses what means nothing."""
+"""How values are written: budgets, grids of alpha, site rules, shards, names; a parser refuses what means nothing."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.splits import Split
-from ..diagnostics import DOUBTS_VERSION, Conditions, Diagnosis, KeptAnswers, diagnose
+from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
 from ..engine.evaluate import EvaluateSettings, evaluate_robustness
 from ..engine.evaluation import Evaluation
@@ -136,10 +137,9 @@ class Work:
                 view.begin(f"doubts: {what}", total, done)
 
             found = diagnose(
-                self.model,
+                Problem(self.model, self.budget, self.n_classes, settings.seed, settings.batch_size),
                 first,
                 evaluation,
-                Conditions(self.budget, settings.seed, settings.batch_size, self.n_classes),
                 kept=KeptAnswers(self.state_folder / "doubts", key, note),
                 on_kind=on_kind,
             )
