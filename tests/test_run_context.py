@@ -1,4 +1,4 @@
-"""What one ``evaluate`` reads and computes: each report once, each split once, one forward pass for the number of classes."""
+"""What one ``evaluate`` reads and computes: each report once, its images once, one forward pass for the number of classes."""
 
 import sys
 from collections import Counter
@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from meansparse_cli.attacks import judge
 from meansparse_cli.cli import app
+from meansparse_cli.data import open as opening
 from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.operator.module import MeanSparse
-from meansparse_cli.runs import context
 
 JUDGEMENTS = 3
 """How often an image is judged on one model at most: by its attack, by the evaluation, and where another attack finds it too."""
@@ -57,31 +57,27 @@ def callers() -> set[str]:
     return names
 
 
-def test_each_report_is_read_once_and_each_split_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_report_is_read_once_and_each_data_set_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: Counter[str] = Counter()
-    opened: Counter[str] = Counter()
-    read_text, load_split = Path.read_text, context.load_split
+    opened: list[str] = []
+    read_text, open_digits = Path.read_text, opening._open_digits
 
     def reading(self: Path, *arguments: Any, **named: Any) -> str:
         if self.suffix == ".yaml":
             read[self.name] += 1
         return read_text(self, *arguments, **named)
 
-    def opening(dataset: str, data_dir: Path | None, split: Any, preprocessing: Any = None) -> Any:
-        opened[split] += 1
-        return load_split(dataset, data_dir, split, preprocessing)
-
     monkeypatch.setattr(Path, "read_text", reading)
-    monkeypatch.setattr(context, "load_split", opening)
+    monkeypatch.setattr(opening, "_open_digits", lambda: opened.append("digits") or open_digits())
     evaluate(run, "--no-doubts", "--save-witnesses")
     assert read == {"fetch.yaml": 1, "calibrate.yaml": 1}
-    assert opened == {"test": 1}
+    assert opened == ["digits"]
 
     read.clear()
     opened.clear()
     evaluate(run, "--no-doubts", "--save-witnesses")  # nothing is left to do
     assert read == {"fetch.yaml": 1, "calibrate.yaml": 1, "evaluate.yaml": 1}
-    assert opened == {"test": 1}
+    assert opened == ["digits"]
 
 
 def test_one_forward_pass_counts_the_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
