@@ -27,7 +27,7 @@ from meansparse_cli.attacks.starts import boundary_start, example_generator
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.facts import KNOWN_DATASETS
 from meansparse_cli.data.splits import load_split, take_examples
-from meansparse_cli.engine.pairs import PairStore
+from meansparse_cli.engine.grid import VariantGrid
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.calibration import calibrate_channels
@@ -244,14 +244,14 @@ class Measurement:
         x, y, indices = self.examples(seed)
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            store = PairStore(
+            grid = VariantGrid(
                 self.problem(seed), Examples(x, y, indices),
                 plain=("apgd-ce",), bpda=bpda, folder=Path(folder), key={}, block_size=self.options.block_size,
             )  # fmt: skip
             rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
             settings = SweepSettings(self.grid, rule, (1.0,) * len(self.model.sites), racing=racing)
-            sweep = sweep_alphas(store, settings)
-            seconds, passes = time.perf_counter() - started, store.passes()
+            sweep = sweep_alphas(grid, settings)
+            seconds, passes = time.perf_counter() - started, grid.passes()
         return seconds, sweep, passes["forward_passes"] + 2 * passes["backward_passes"]
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from meansparse_cli.errors import ArtifactError, ConfigError
+from meansparse_cli.ledger import Decisions
 from meansparse_cli.selection.choice import ChoiceRule, SweepPoint, choose
-from meansparse_cli.selection.racing import Race, behind, load_history, save_history
+from meansparse_cli.selection.racing import Race, behind, history_in, keep_history
 from meansparse_cli.stats.multiple import adjusted_p, critical_value, examples_to_tell, is_clear
 
 
@@ -139,13 +140,14 @@ def test_the_decisions_of_a_race_survive_and_are_not_taken_again(tmp_path: Path)
     masks = {BASE: right(20, 200), A: right(60, 200), B: right(30, 200)}
     race = Race([BASE, A, B], BASE, 400, lambda column: masks[column])
     assert [drop.column for drop in race.look(100)] == [B]
-    save_history(tmp_path / "race.json", {"plain": race})
+    keep_history(Decisions(tmp_path / "race.json"), {"plain": race})
     masks[B] = right(200, 200)  # what happened since does not matter
-    again = Race([BASE, A, B], BASE, 400, lambda column: masks[column], load_history(tmp_path / "race.json")["plain"])
+    history = history_in(Decisions(tmp_path / "race.json"), "plain")
+    again = Race([BASE, A, B], BASE, 400, lambda column: masks[column], history)
     again.look(100)
     assert again.running == [BASE, A]
     assert again.drops == race.drops
-    assert load_history(tmp_path / "none.json") == {}
+    assert history_in(Decisions(tmp_path / "none.json"), "plain") == []
     (tmp_path / "race.json").write_text("{")
     with pytest.raises(ArtifactError, match="delete it"):
-        load_history(tmp_path / "race.json")
+        Decisions(tmp_path / "race.json")

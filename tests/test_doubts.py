@@ -17,8 +17,10 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.diagnostics import Diagnostic, KeptAnswers, diagnose, noise, search
 from meansparse_cli.diagnostics.outcomes import check_outcomes
 from meansparse_cli.diagnostics.subject import Subject
-from meansparse_cli.engine.evaluate import EvaluateSettings, evaluate_robustness
-from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
+from meansparse_cli.engine.comparison import Evaluation
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan
+from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
+from meansparse_cli.engine.state import Place
 from meansparse_cli.files import discard, load_torch, save_torch
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
@@ -111,10 +113,8 @@ def doubts_of(
 ) -> dict[tuple[str, str], Diagnostic]:
     x, y, indices = examples()
     model = sparsified(base, alpha)
-    settings = EvaluateSettings(attacks, "Linf", EPS, len(y))
-    evaluation = evaluate_robustness(
-        model, x, y, indices, alpha=alpha, settings=settings, state_folder=tmp_path, fingerprint={}, n_classes=3
-    )
+    problem = Problem(model, Budget("Linf", EPS), n_classes=3, seed=0, batch_size=256, precision="fp32")
+    evaluation = EvaluationRun(problem, Examples(x, y, indices), Plan(attacks, alpha), Place(tmp_path)).attack()
     problem = Problem(model, Budget("Linf", EPS), 3, 0, batch_size)
     found = diagnose(problem, Examples(x, y, indices), evaluation, kept=kept).diagnostics
     return {(doubt.model, doubt.name): doubt for doubt in found}

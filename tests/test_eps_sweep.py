@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult
+from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import evaluate
+from meansparse_cli.engine import cells
+from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan
+from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ConfigError
+from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.reporting.eps_curve import draw_eps_curve
@@ -64,12 +67,15 @@ def test_a_grid_and_a_single_eps_go_on_with_each_others_state(
     assert at_01 and calls and not at_01 & {(name, alpha, i) for name, alpha, _, indices in calls for i in indices}
 
 
-class Threshold(nn.Module):
+class Threshold(SparsifiedModel):
     """Class 1 where the one pixel is above 0.5; the operator makes 0.5 of what lies within 0.025 of it, class 0."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(nn.Identity(), cast(Any, ["the only one"]))
         self.sparse = MeanSparse(torch.tensor([0.5]), torch.tensor([0.1]), 0.0, 1)
+
+    def at(self, site: Any) -> nn.Module:
+        return self.sparse
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.sparse(x).flatten(1)
@@ -81,15 +87,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
     """An attack that reaches eps, but fails on the examples of an odd index above eps 0.05."""
     made: list[tuple[str, float, float, list[int]]] = []
 
-    def attack(name: str, problem: Problem, examples: Examples, **rest: Any) -> AttackResult:
+    def attack(name: str, problem: Problem, examples: Examples, alphas: Tensor, **rest: Any) -> AttackResult:
         model, budget, x, y, indices = problem.model, problem.budget, examples.x, examples.y, examples.indices
-        made.append((name, float(cast(Threshold, model).sparse.alpha), budget.eps, indices.tolist()))
+        made.append((name, float(alphas[0]), budget.eps, indices.tolist()))
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        return AttackResult(moved, model(moved).argmax(1) != y, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
+        with alpha_set(cast(SparsifiedModel, model), alphas[0]):
+            broken = model(moved).argmax(1) != y
+        return AttackResult(moved, broken, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
 
-    monkeypatch.setattr(evaluate, "run_attack", attack)
+    monkeypatch.setattr(cells, "run_attack", attack)
     return made
 
 
@@ -97,16 +105,18 @@ def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
     value = 0.3 + 0.4 * (torch.arange(60) * 0.6180339887 % 1.0)
     x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
 
-    def one(eps: str, smaller: Evaluation | None) -> Evaluation:
-        settings = EvaluateSettings(
-            attacks=("apgd-ce", "square"), norm="Linf", eps=float(eps), n_examples=60, batch_size=16
-        )
-        return evaluate_robustness(
-            cast(SparsifiedModel, Threshold()), x, y, indices, alpha=0.25, settings=settings,
-            state_folder=eps_state_folder(folder, eps, grid), fingerprint={}, n_classes=2, smaller=smaller,
-        )  # fmt: skip
+    def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
+        place = Place(eps_state_folder(folder, eps, grid))
+        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), place, smaller)
 
-    return evaluate_each_eps(one, grid)
+    return {eps: run.evaluation() for eps, run in evaluate_each_eps(begin, grid).items()}
+
+
+def evaluation_of(
+    examples: Examples, eps: float, attacks: tuple[str, ...], place: Place, smaller: EvaluationRun | None = None
+) -> EvaluationRun:
+    problem = Problem(Threshold(), Budget("Linf", eps), n_classes=2, seed=0, batch_size=16, precision="fp32")
+    return EvaluationRun(problem, examples, Plan(attacks, 0.25), place, smaller=smaller)
 
 
 def test_what_both_models_fell_to_is_not_attacked_again_and_what_is_broken_stays_so(
@@ -165,10 +175,7 @@ def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, floa
 
 
 def test_another_evaluation_is_not_taken_over(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
-    found = sweep(tmp_path / "a", ("0.02",))["0.02"]
-    settings = EvaluateSettings(attacks=("apgd-ce",), norm="Linf", eps=0.05, n_examples=2)
+    examples, others = (Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 2, torch.arange(n)) for n in (60, 2))
+    smaller = evaluation_of(examples, 0.02, ("apgd-ce",), Place(tmp_path / "a"))
     with pytest.raises(ConfigError, match="other examples"):
-        evaluate_robustness(
-            cast(SparsifiedModel, Threshold()), torch.rand(2, 1, 1, 1), torch.tensor([0, 1]), torch.arange(2), alpha=0.25,
-            settings=settings, state_folder=tmp_path / "b", fingerprint={}, n_classes=2, smaller=found,
-        )  # fmt: skip
+        evaluation_of(others, 0.05, ("apgd-ce",), Place(tmp_path / "b"), smaller)

@@ -17,30 +17,46 @@ import yaml
 from torch import Tensor, nn
 
 from meansparse_cli import files as artifacts
+from meansparse_cli import ledger
 from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult
+from meansparse_cli.attacks.result import AttackResult, Budget, Norm
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import evaluate
-from meansparse_cli.engine import state as evaluation_state
-from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, EvaluationProgress, evaluate_robustness
-from meansparse_cli.engine.evaluation import MODELS, attack_groups, run_order
+from meansparse_cli.engine import cells, evaluate
+from meansparse_cli.engine.comparison import Evaluation
+from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
+from meansparse_cli.engine.outcomes import MODELS, attack_groups, run_order
+from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
+from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
 
 EPS = 0.05
 ALPHA = 0.5  # with a standard deviation of 0.1: values within 0.05 of 0.5 become 0.5, which is class 0
-SETTINGS = EvaluateSettings(
-    attacks=("apgd-ce", "square", "bpda-apgd-ce"), norm="Linf", eps=EPS, n_examples=40, batch_size=16
-)
 
 
-class Threshold(nn.Module):
+@dataclass(frozen=True)
+class Settings:
+    attacks: tuple[str, ...] = ("apgd-ce", "square", "bpda-apgd-ce")
+    norm: Norm = "Linf"
+    eps: float = EPS
+    seed: int = 0
+    batch_size: int = 16
+    individual: bool = False
+
+
+SETTINGS = Settings()
+
+
+class Threshold(SparsifiedModel):
     """Class 1 where the one pixel, after the operator, is above 0.5; else class 0."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(nn.Identity(), cast(Any, ["the only one"]))
         self.sparse = MeanSparse(torch.tensor([0.5]), torch.tensor([0.1]), 0.0, 1)
+
+    def at(self, site: Any) -> nn.Module:
+        return self.sparse
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.sparse(x).flatten(1)
@@ -56,14 +72,14 @@ class FakeAttacks:
     calls: list[tuple[str, float, list[int]]] = field(default_factory=list)
 
     def __call__(
-        self, name: str, problem: Problem, examples: Examples, *, on_progress: Callable[[int], None]
+        self, name: str, problem: Problem, examples: Examples, alphas: Tensor, *, on_progress: Callable[[int], None]
     ) -> AttackResult:
-        model, budget, x, y, indices = problem.model, problem.budget, examples.x, examples.y, examples.indices
-        alpha = float(cast(Threshold, model).sparse.alpha)
-        self.calls.append((name, alpha, indices.tolist()))
+        budget, x, y, indices = problem.budget, examples.x, examples.y, examples.indices
+        self.calls.append((name, float(alphas[0]), indices.tolist()))
         away = torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
         moved = (x + away * (self.reach[name] * budget.eps * 0.999)).clamp(0, 1)
-        broken = model(moved).argmax(dim=1) != y
+        with alpha_set(cast(SparsifiedModel, problem.model), alphas[0]):
+            broken = problem.model(moved).argmax(dim=1) != y
         if name in self.lies:
             broken = torch.ones_like(broken)
         on_progress(len(x))
@@ -79,7 +95,7 @@ class FakeAttacks:
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> FakeAttacks:
     fake = FakeAttacks()
-    monkeypatch.setattr(evaluate, "run_attack", fake)
+    monkeypatch.setattr(cells, "run_attack", fake)
     return fake
 
 
@@ -89,16 +105,25 @@ def examples(n: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return value.view(-1, 1, 1, 1), (value > 0.5).long(), 1000 + torch.arange(n)
 
 
-def run(
-    folder: Path, settings: EvaluateSettings = SETTINGS, *, alpha: float = ALPHA, n: int = 40, **others: Any
-) -> Evaluation:
+def begin(
+    folder: Path, settings: Settings = SETTINGS, *, alpha: float = ALPHA, n: int = 40, **others: Any
+) -> EvaluationRun:
     x, y, indices = others.pop("examples", None) or examples(n)
-    arguments: dict[str, Any] = {"fingerprint": {"weights": "w1", "statistics": "s1"}, "n_classes": 2} | others
-    model = cast(SparsifiedModel, others.pop("model", None) or Threshold())
-    arguments.pop("model", None)
-    return evaluate_robustness(
-        model, x, y, indices, alpha=alpha, settings=replace(settings, n_examples=n), state_folder=folder, **arguments
+    fingerprint = others.pop("fingerprint", {"weights": "w1", "statistics": "s1"})
+    problem = Problem(
+        others.pop("model", None) or Threshold(),
+        Budget(settings.norm, settings.eps),
+        n_classes=2,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        precision="fp32",
     )
+    plan = Plan(settings.attacks, alpha, settings.individual)
+    return EvaluationRun(problem, Examples(x, y, indices), plan, Place(folder, fingerprint), **others)
+
+
+def run(folder: Path, settings: Settings = SETTINGS, **others: Any) -> Evaluation:
+    return begin(folder, settings, **others).attack()
 
 
 def content(evaluation: Evaluation, file: Path) -> tuple[bytes, dict[str, Any]]:
@@ -164,11 +189,13 @@ def test_both_models_face_the_same_attacks(tmp_path: Path, attacks: FakeAttacks)
 def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # one attack, helpless against the sparsified model, strong against the base model
     class Masked(FakeAttacks):
-        def __call__(self, name: str, problem: Problem, *args: Any, **rest: Any) -> AttackResult:
-            self.reach[name] = 1.0 if float(cast(Threshold, problem.model).sparse.alpha) == 0 else 0.0
-            return super().__call__(name, problem, *args, **rest)
+        def __call__(
+            self, name: str, problem: Problem, examples: Examples, alphas: Tensor, **rest: Any
+        ) -> AttackResult:
+            self.reach[name] = 1.0 if float(alphas[0]) == 0 else 0.0
+            return super().__call__(name, problem, examples, alphas, **rest)
 
-    monkeypatch.setattr(evaluate, "run_attack", Masked())
+    monkeypatch.setattr(cells, "run_attack", Masked())
     evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce",)), alpha=0.2)
     value = examples()[0].flatten().numpy()
     pulled_back = (value > 0.52) & (value <= 0.55)  # broken on the base model by an image at 0.47 .. 0.50
@@ -181,7 +208,7 @@ def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("fault", ["still right", "outside the budget", "outside [0, 1]", "not a number"])
 def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    def lying(name: str, problem: Problem, examples: Examples, **rest: Any) -> AttackResult:
+    def lying(name: str, problem: Problem, examples: Examples, alphas: Tensor, **rest: Any) -> AttackResult:
         x, indices = examples.x, examples.indices
         images = {
             "still right": x,
@@ -193,8 +220,9 @@ def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: 
             images, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x), 2).long(), 0 * indices, 0.0
         )
 
-    monkeypatch.setattr(evaluate, "run_attack", lying)
-    evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce", "square")))
+    monkeypatch.setattr(cells, "run_attack", lying)
+    for _ in range(3):  # what an earlier session kept is judged as it is read back
+        evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce", "square")))
     far = np.abs(examples()[0].flatten().numpy() - 0.5) > EPS + 1e-6
     worst = evaluation.sparsified.robust_to(evaluation.attacks)
     assert worst is not None
@@ -385,25 +413,32 @@ def test_other_examples_are_refused(tmp_path: Path, attacks: FakeAttacks, change
         run(tmp_path, examples=(x, y, indices))
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, attacks: FakeAttacks) -> None:
-    run(tmp_path)
-    chunk = tmp_path / "sparsified" / "square" / "000001.pt"
+def test_a_damaged_file_is_named_and_done_again_alone(
+    tmp_path: Path, attacks: FakeAttacks, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = content(run(tmp_path / "s"), tmp_path / "a.npz")
+    chunk = tmp_path / "s" / "sparsified" / "square" / "000001.pt"
+    positions = torch.load(chunk)["positions"].tolist()
     chunk.write_bytes(chunk.read_bytes()[:-40])
-    with pytest.raises(ArtifactError, match=r"000001\.pt cannot be read") as refusal:
-        run(tmp_path)
+    attacks.calls.clear()
+    assert content(run(tmp_path / "s"), tmp_path / "b.npz") == first
+    assert attacks.calls == [("square", ALPHA, [1000 + position for position in positions])]
+    assert "000001.pt is damaged" in caplog.text
+    torch.save({"positions": torch.arange(3)}, tmp_path / "s" / "base" / "square" / "000009.pt")
+    with pytest.raises(ArtifactError, match=r"000009\.pt is not a chunk") as refusal:
+        run(tmp_path / "s")
     assert "delete it" in str(refusal.value.hint)
-    chunk.unlink()
-    run(tmp_path)
-    (tmp_path / "settings.json").write_text("{")
+    (tmp_path / "s" / "base" / "square" / "000009.pt").unlink()
+    (tmp_path / "s" / "settings.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"settings\.json cannot be read"):
-        run(tmp_path)
+        run(tmp_path / "s")
 
 
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path, attacks: FakeAttacks) -> None:
     with pytest.raises(ConfigError, match="unknown attack 'apgd-cee'"):
         run(tmp_path / "s", replace(SETTINGS, attacks=("apgd-cee",)))
-    with pytest.raises(DataError, match="50 examples are wanted"):
-        run(tmp_path / "s", n=50, examples=examples(40))
+    with pytest.raises(DataError, match="40 images, 50 labels and 50 indices"):
+        run(tmp_path / "s", examples=(examples(40)[0], *examples(50)[1:]))
     with pytest.raises(ConfigError, match="must be 1 or above"):
         run(tmp_path / "s", n=0)
     assert not (tmp_path / "s").exists()
@@ -428,14 +463,14 @@ def test_interrupted_at_any_write_it_ends_the_same(
     for k in range(1, 100):
         folder, n_writes = tmp_path / f"cut-{k}", 0
         attacks.calls.clear()
-        monkeypatch.setattr(evaluation_state, "save_torch", stop_at(k))
+        monkeypatch.setattr(ledger, "save_torch", stop_at(k))
         try:
             run(folder)
             break
         except KeyboardInterrupt:
             n_interruptions += 1
         finally:
-            monkeypatch.setattr(evaluation_state, "save_torch", save)
+            monkeypatch.setattr(ledger, "save_torch", save)
         assert content(run(folder), tmp_path / "cut.npz") == expected
         assert len(attacks.calls) <= n_calls + 1  # the chunk in flight, no more
     assert n_interruptions == 1 + 6 + n_calls  # example ids, clean chunks of two models, chunks of attacks
@@ -447,14 +482,22 @@ import sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from meansparse_cli.engine import evaluate
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data.examples import Examples
+from meansparse_cli.engine import cells
+from meansparse_cli.engine.evaluate import Plan, EvaluationRun
+from meansparse_cli.engine.state import Place
+from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
 
-class Net(nn.Module):
+class Net(SparsifiedModel):
     def __init__(self):
-        super().__init__()
+        super().__init__(nn.Identity(), ["the only one"])
         self.first, self.last = nn.Linear(16, 12), nn.Linear(12, 4)
         self.sparse = MeanSparse(torch.zeros(12), torch.full((12,), 0.5), 0.0, 1)
+    def at(self, site):
+        return self.sparse
     def forward(self, x):
         return self.last(torch.relu(self.sparse(self.first(x.flatten(1)))))
 
@@ -464,7 +507,7 @@ def run(folder, hang_at=None):
     x = torch.rand(48, 1, 4, 4)
     model.last.bias.data -= model(x).mean(0)
     y = model(x).argmax(1)
-    real, n_calls = evaluate.run_attack, 0
+    real, n_calls = cells.run_attack, 0
     def run_attack(*args, **kwargs):
         nonlocal n_calls
         n_calls += 1
@@ -472,15 +515,13 @@ def run(folder, hang_at=None):
             print("hanging", flush=True)
             time.sleep(600)
         return real(*args, **kwargs)
-    evaluate.run_attack = run_attack
+    cells.run_attack = run_attack
     try:
-        settings = evaluate.EvaluateSettings(
-            attacks=("apgd-ce", "bpda-apgd-ce"), norm="Linf", eps=0.05, n_examples=48, batch_size=16)
-        return evaluate.evaluate_robustness(
-            model, x, y, torch.arange(48), alpha=0.5, settings=settings, state_folder=Path(folder), fingerprint={},
-            n_classes=4), n_calls
+        problem = Problem(model, Budget("Linf", 0.05), n_classes=4, seed=0, batch_size=16, precision="fp32")
+        plan, place = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), Place(Path(folder))
+        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, place).attack(), n_calls
     finally:
-        evaluate.run_attack = real
+        cells.run_attack = real
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
-from meansparse_cli.engine.evaluation import Evaluation, ModelOutcomes, Spent
+from meansparse_cli.engine.comparison import Evaluation
+from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.models import zoo
 from meansparse_cli.models.export import robustbench_state

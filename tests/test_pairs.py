@@ -13,7 +13,7 @@ from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.attacks.starts import boundary_start
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine.pairs import PairStore, column_of
+from meansparse_cli.engine.grid import VariantGrid, variant_of
 from meansparse_cli.operator.active import alpha_set, straight_through
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
@@ -73,8 +73,8 @@ def problem_of(model: SparsifiedModel, budget: Budget = BUDGET, batch_size: int 
 def store_in(
     folder: Path, model: SparsifiedModel, examples: Examples, n: int = 24, *,
     block_size: int = 8, plain: tuple[str, ...] = ("pgd-8",), bpda: tuple[str, ...] = ("bpda-apgd-ce",),
-) -> PairStore:  # fmt: skip
-    return PairStore(
+) -> VariantGrid:  # fmt: skip
+    return VariantGrid(
         problem_of(model),
         examples.at(torch.arange(n)),
         plain=plain,
@@ -85,14 +85,14 @@ def store_in(
     )
 
 
-def score_all(store: PairStore, alphas: tuple[float, ...] = ALPHAS) -> None:
-    columns = [column_of([a] * 2) for a in alphas]
+def score_all(store: VariantGrid, alphas: tuple[float, ...] = ALPHAS) -> None:
+    columns = [variant_of([a] * 2) for a in alphas]
     for b in range(len(store.blocks)):
         store.score(b, {"plain": columns, "bpda": columns})
 
 
-def outcomes(store: PairStore, alphas: tuple[float, ...] = ALPHAS) -> dict[tuple[float, str], list[bool]]:
-    return {(a, m): store.measure(column_of([a] * 2), m).tolist() for a in alphas for m in ("plain", "bpda", "worst")}  # type: ignore[arg-type]
+def outcomes(store: VariantGrid, alphas: tuple[float, ...] = ALPHAS) -> dict[tuple[float, str], list[bool]]:
+    return {(a, m): store.measure(variant_of([a] * 2), m).tolist() for a in alphas for m in ("plain", "bpda", "worst")}  # type: ignore[arg-type]
 
 
 def test_plain_is_what_each_alpha_gives_alone(model: SparsifiedModel, examples: Examples, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_plain_is_what_each_alpha_gives_alone(model: SparsifiedModel, examples: 
             for name in ("apgd-ce", "pgd-8"):
                 result = run_attack(name, problem_of(model, batch_size=24), examples)
                 robust &= ~result.broken
-        assert torch.equal(store.measure(column_of([alpha] * 2), "plain"), robust)
+        assert torch.equal(store.measure(variant_of([alpha] * 2), "plain"), robust)
         n_broken.append(int((~robust).sum()))
     assert min(n_broken) > 3, "else this shows nothing"
     assert len(set(n_broken)) > 1, "else the alphas may have been ignored"
@@ -153,7 +153,7 @@ def test_every_pair_has_seen_the_complete_pool_of_its_image(
         block = store._load(b)
         assert len(block.pool_rows)
         for alpha in ALPHAS:
-            column = column_of([alpha] * 2)
+            column = variant_of([alpha] * 2)
             worst, bpda = (store.measure(column, m)[positions] for m in ("worst", "bpda"))
             with alpha_set(model, alpha), torch.no_grad():
                 fooled = model(block.pool_images).argmax(1) != examples.y[positions][block.pool_rows]
@@ -170,8 +170,8 @@ def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
         result = run_attack(name, problem, pairs, alphas, **rest)
         return replace(result, broken=result.broken & (alphas == 0).all(1))
 
-    monkeypatch.setattr("meansparse_cli.engine.pairs.run_attack", only_the_base)
-    store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), column_of([0.3, 0.3])
+    monkeypatch.setattr("meansparse_cli.engine.cells.run_attack", only_the_base)
+    store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), variant_of([0.3, 0.3])
     score_all(store)
     broken_on_base = ~store.measure(store.base, "plain") & store.clean(store.base)
     assert torch.equal(store.measure(column, "plain"), store.clean(column)), "plain is the alpha's own attack alone"
@@ -201,7 +201,7 @@ def test_the_order_and_the_company_of_alphas_make_no_difference(
     # the pools need not hold the same images, but the base faces no weaker adversary than the alpha scored last
     for b in range(len(second.blocks)):
         block = second._load(b)
-        assert {o.n_tried for o in block.columns.values()} == {len(block.pool_rows)}
+        assert {o.n_tried for o in block.variants.values()} == {len(block.pool_rows)}
 
 
 def test_the_base_faces_as_many_starts_as_any_alpha(model: SparsifiedModel, examples: Examples) -> None:
@@ -228,7 +228,7 @@ def test_more_images_and_more_alphas_add_to_what_is_there(
     score_all(whole, (0.0, 0.3))
     assert outcomes(more, (0.0, 0.3)) == outcomes(whole, (0.0, 0.3))
     score_all(more)
-    assert len(more.measure(column_of([0.8, 0.8]), "worst")) == 24
+    assert len(more.measure(variant_of([0.8, 0.8]), "worst")) == 24
 
 
 def test_other_images_or_settings_are_not_mistaken_for_these(

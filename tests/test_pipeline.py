@@ -135,7 +135,7 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     names = [row["name"] for row in yaml.safe_load(report.read_text())["results"]["comparisons"]]
     assert "soft-0.05-apgd-ce" in names
 
-    monkeypatch.setattr("meansparse_cli.engine.evaluation.ATTACKS_VERSION", 1_000)
+    monkeypatch.setattr("meansparse_cli.engine.outcomes.ATTACKS_VERSION", 1_000)
     changed = meansparse(*command)
     assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
 

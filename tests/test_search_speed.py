@@ -2,18 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
-from meansparse_cli.attacks.precision import precision_on, search_precision
+from meansparse_cli.attacks.precision import Precision, precision_on, search_precision
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine.evaluate import EvaluateSettings, Evaluation, evaluate_robustness
+from meansparse_cli.engine.comparison import Evaluation
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan, search_form
+from meansparse_cli.engine.state import Place
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.operator.device import float32_set_to
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
@@ -21,13 +22,7 @@ from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
 
 BUDGET = Budget("Linf", 0.06)
-SETTINGS = EvaluateSettings(
-    attacks=("apgd-ce", "bpda-apgd-ce", "base-gradient-apgd-ce", "soft-0.2-apgd-ce"),
-    norm="Linf",
-    eps=0.06,
-    n_examples=16,
-    batch_size=5,
-)
+ATTACKS = ("apgd-ce", "bpda-apgd-ce", "base-gradient-apgd-ce", "soft-0.2-apgd-ce")
 
 
 class Net(nn.Module):
@@ -55,11 +50,17 @@ def make() -> tuple[SparsifiedModel, Tensor, Tensor]:
     return model, x, model(x).argmax(1)
 
 
-def run(folder: Path, **changes: Any) -> Evaluation:
+def run(
+    folder: Path,
+    attacks: tuple[str, ...] = ATTACKS,
+    precision: Precision = "fp32",
+    compile: bool = False,
+    channels_last: bool = False,
+) -> Evaluation:
     model, x, y = make()
-    return evaluate_robustness(
-        model, x, y, torch.arange(16), alpha=0.3, settings=replace(SETTINGS, **changes), state_folder=folder, fingerprint={}, n_classes=4
-    )  # fmt: skip
+    form = search_form(model, compile=compile, channels_last=channels_last)
+    problem = Problem(model, BUDGET, 4, seed=0, batch_size=5, precision=precision, search_model=form)
+    return EvaluationRun(problem, Examples(x, y, torch.arange(16)), Plan(attacks, 0.3), Place(folder)).attack()
 
 
 def test_bf16_searches_and_float32_judges() -> None:

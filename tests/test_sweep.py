@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from meansparse_cli.engine.pairs import Column, PairStore
+from meansparse_cli.engine.grid import Variant as Column
+from meansparse_cli.engine.grid import VariantGrid
 from meansparse_cli.errors import ConfigError
+from meansparse_cli.ledger import Ledger
 from meansparse_cli.operator.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
 from meansparse_cli.operator.statistics import ChannelStatistics
 from meansparse_cli.selection.choice import ChoiceRule
@@ -23,14 +25,15 @@ from meansparse_cli.sites.find import Site, find_sites
 N, BLOCK = 400, 50
 
 
-class KnownPairs(PairStore):
+class KnownPairs(VariantGrid):
     """A store whose attacks are a function: (column, family) -> (n,) bool, still right."""
 
     def __init__(self, folder: Path, n_sites: int, robust: Callable[[Column, str], Tensor]) -> None:
-        self.folder, self.robust_at, self.n_sites = folder, robust, n_sites
-        self.model: Any = SimpleNamespace(sites=[None] * n_sites)
+        self.robust_at, self.n_sites = robust, n_sites
+        self.ledger = Ledger(folder, {}, on_change="beside")
+        self.cells: Any = SimpleNamespace(model=SimpleNamespace(sites=[None] * n_sites))
         self.attacks = {"plain": ("apgd-ce",), "bpda": ("bpda-apgd-ce",)}
-        self.x, self.ids = torch.zeros(N, 1), torch.arange(N)
+        self.ids = torch.arange(N)
         self.blocks = list(torch.arange(N).split(BLOCK))
         self.asked: set[tuple[int, Column, str]] = set()
 
@@ -43,7 +46,7 @@ class KnownPairs(PairStore):
     def classify(self, columns: Sequence[Column]) -> None:
         pass
 
-    def score(self, b: int, wanted: Any, on_progress: Any = None) -> None:
+    def score(self, b: int, wanted: Any, what: str = "") -> None:
         self.asked |= {(b, c, family) for family, columns in wanted.items() for c in columns}
 
     def clean(self, column: Column, blocks: Any = None) -> Tensor:
@@ -210,11 +213,11 @@ def test_what_a_search_found_is_judged_on_images_that_it_did_not_look_at(
     tmp_path: Path, parts: tuple[int, ...], is_carried: bool
 ) -> None:
     store = KnownPairs(tmp_path, 2, one_helps_one_hurts(*parts))
-    store.model.sites = [site(i, (8, 4, 4)) for i in range(2)]
+    store.cells.model.sites = [site(i, (8, 4, 4)) for i in range(2)]
     grid = settings("worst", alphas=(0.0, 0.3), rule=ChoiceRule("worst", 0.05), racing=False, site_weights=(1.0, 1.0))
     sweep = sweep_alphas(store, grid)
     assert sweep.chosen.alpha == 0
-    checkpoint = FakeCheckpoint(sites=tuple(store.model.sites), active=tuple(store.model.sites))
+    checkpoint = FakeCheckpoint(sites=tuple(store.cells.model.sites), active=tuple(store.cells.model.sites))
     _, carried, report = alphas_by_rule("per-site", store, grid, sweep, checkpoint)
     found = report["search"]
     assert [step["is_accepted"] for step in found["steps"]] == [False, parts != (2,)]
@@ -237,7 +240,7 @@ class FillingPools(KnownPairs):
 
     stop_after: int | None = None
 
-    def score(self, b: int, wanted: Any, on_progress: Any = None) -> None:
+    def score(self, b: int, wanted: Any, what: str = "") -> None:
         new = {(b, c, family) for family, columns in wanted.items() for c in columns} - self.asked
         if new and self.stop_after is not None:
             self.stop_after -= 1
@@ -279,7 +282,7 @@ def test_a_search_that_is_killed_decides_the_same(tmp_path: Path) -> None:
         asked = set(killed.asked)
         assert search(killed) == whole
         killed.asked = asked
-        for file in killed.folder.glob("search-*.json"):
+        for file in killed.ledger.folder.glob("search-*.json"):
             file.unlink()
         n_differ += search(killed) != whole
     assert n_kills > 10

@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import Budget
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.data.read import ArrayImages
-from meansparse_cli.engine.verify import WITNESSES_SCHEMA, Judgement, judge_images, match_examples, read_images, said_by
+from meansparse_cli.engine.foreign import WITNESSES_SCHEMA, match_examples, read_images, said_by
+from meansparse_cli.engine.verify import Judgement, judge_images
 from meansparse_cli.errors import DataError
 from meansparse_cli.operator.insertion import insert
 from meansparse_cli.operator.module import MeanSparse
@@ -49,7 +52,8 @@ def judged(path: Path, eps: float = EPS, norm: Any = "Linf") -> Judgement:
     test = a_test_set()
     given = match_examples(read_images(path)[0], test, str(path))
     x, y = stacked(Subset(test, given.evaluated.tolist()))
-    return judge_images(given, x, y, Brightness().eval(), 0.0, Budget(norm, eps), batch_size=4, device="cpu")
+    problem = Problem(Brightness().eval(), Budget(norm, eps), n_classes=2, seed=0, batch_size=4)
+    return judge_images(given, Examples(x, y, given.evaluated), problem, alpha=0.0)
 
 
 def saved(path: Path, images: Tensor, indices: Tensor | None = None) -> Path:
@@ -128,9 +132,8 @@ def test_both_models_are_judged_on_the_same_images() -> None:
     sites = find_sites(model, x[:2])
     operators = [MeanSparse(torch.full((3,), 10.45), torch.full((3,), 0.1)) for _ in sites]  # 10.35 to 10.55
     given = match_examples(_whole(x), test, "clean")
-    found = judge_images(
-        given, x, y, insert(model, sites, operators), 1.0, Budget("Linf", EPS), batch_size=4, device="cpu"
-    )
+    problem = Problem(insert(model, sites, operators), Budget("Linf", EPS), n_classes=2, seed=0, batch_size=4)
+    found = judge_images(given, Examples(x, y, given.evaluated), problem, alpha=1.0)
     value = x.mean((1, 2, 3))
     lost = (value > 0.5) & (value <= 0.55)
     assert int(lost.sum()) > 0
@@ -140,7 +143,7 @@ def test_both_models_are_judged_on_the_same_images() -> None:
 
 
 def _whole(x: Tensor) -> Any:
-    from meansparse_cli.engine.verify import ImageSet
+    from meansparse_cli.engine.foreign import ImageSet
 
     return ImageSet("images", x)
 

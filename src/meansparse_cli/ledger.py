@@ -2,12 +2,12 @@
 
     settings.json             what everything here depends on; ``<writer>-settings.json`` of each further writer
     <kind>/<number>.pt        pieces, appended, each written whole or not at all and never again
-    <name>.pt                 states, each replaced as a whole
+    <name>.pt                 states, each replaced as a whole; ``<writer>-<name>.pt``
     <name>.json               decisions, kept as they are made
 
-Several writers (shards, ranks) may write at once, or into folders that are put together later: each has a prefix of its own,
-and everybody reads what anybody wrote. All that is read back is checked: a zip by its checksums, JSON by a digest. A damaged
-piece is named, set aside and done again; nothing else is.
+Several writers (shards, ranks) may write at once, or into folders that are put together later: each has a prefix of its
+own, and everybody reads what anybody wrote. All that is read back is checked: a zip by its checksums, JSON by a digest.
+A damaged piece is named, set aside and done again; nothing else is.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ OnChange = Literal["refuse", "restart", "beside"]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
-    """What differs between two sets of settings, each as ``key: then -> now``; a key that one of them lacks is None there.
+    """What differs between two sets of settings, each as ``key: then -> now``; a key that one lacks is None there.
 
     >>> changes({"seed": 0, "eps": "8/255"}, {"seed": 1, "eps": "8/255"})
     ['seed: 0 -> 1']
@@ -48,11 +48,12 @@ def key_digest(key: object) -> str:
 class Ledger:
     """A folder of results that all depend on ``key``.
 
-    ``on_change`` says what becomes of a folder that was begun with another key: ``refuse`` raises ``ArtifactError`` with the
-    differences and ``mend``; ``restart`` says so and throws the old results away; ``beside`` gives each key a folder of its
-    own inside ``folder``. ``parts`` (part -> what it does, such as an attack and its version) must agree for the parts that
-    both know; further ones may join. ``writer`` is the prefix of this writer's files; ``mend(theirs)`` the hint for settings
-    of the writer ``theirs`` that differ. ``note`` is told of damaged pieces and of restarts.
+    ``on_change`` says what becomes of a folder that was begun with another key: ``refuse`` raises ``ArtifactError``
+    with the differences and ``mend``; ``restart`` says so and throws the old results away; ``beside`` gives each key a
+    folder of its own inside ``folder``. ``parts`` (part -> what it does, such as an attack and its version) must agree
+    for the parts that both know; further ones may join. ``writer`` is the prefix of this writer's files;
+    ``mend(theirs)`` the hint for settings of the writer ``theirs`` that differ. ``note`` is told of damaged pieces and
+    of restarts.
     """
 
     def __init__(
@@ -95,27 +96,34 @@ class Ledger:
 
     def pieces(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The whole pieces of all writers with their names, in order, one in memory at a time."""
-        for file in sorted((self.folder / kind).glob("*.pt")):
-            content = self._whole(file)
-            if content is not None:
-                yield file.stem, content
+        return self._each(self.folder / kind, "")
 
-    # ---- states: replaced as a whole
+    # ---- states: each writer has its own, replaced as a whole
 
     def put(self, name: str, content: dict[str, Any]) -> None:
-        """Replace the state ``name``."""
-        save_torch(self.folder / f"{name}.pt", content)
+        """Replace our state ``name``."""
+        save_torch(self.folder / f"{self.prefix}{name}.pt", content)
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """The state ``name``; None where there is none, or a damaged one."""
-        file = self.folder / f"{name}.pt"
+        """Our state ``name``; None where there is none, or a damaged one."""
+        file = self.folder / f"{self.prefix}{name}.pt"
         return self._whole(file) if file.exists() else None
+
+    def states(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The whole states ``name`` of all writers, with the names of their files."""
+        return self._each(self.folder, name)
 
     # ---- decisions: made once
 
     def decisions(self, kind: str, key: object) -> "Decisions":
         """Those of one kind, which depend on ``key`` besides the outcomes."""
         return Decisions(self.folder / f"{kind}-{key_digest(key)}.json")
+
+    def _each(self, folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for file in sorted(folder.glob(f"*{name}.pt")):
+            content = self._whole(file)
+            if content is not None:
+                yield file.stem, content
 
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
@@ -234,10 +242,18 @@ def recorded(folder: Path, name: str) -> Any:
 
     Whoever goes on elsewhere, or gathers shards, takes over what was left to the device.
     """
-    for file in sorted(folder.glob(f"**/*{SETTINGS}")):
+    return next(_recorded(folder, f"**/*{SETTINGS}", name), None)
+
+
+def is_begun_with(folder: Path, name: str, value: object) -> bool:
+    """Whether any writer began right in ``folder`` with ``value`` as the setting ``name``."""
+    return any(begun == value for begun in _recorded(folder, f"*{SETTINGS}", name))
+
+
+def _recorded(folder: Path, pattern: str, name: str) -> Iterator[Any]:
+    for file in sorted(folder.glob(pattern)):
         with contextlib.suppress(ArtifactError):  # a damaged file is refused where it is used
-            return read_json(file).get(name)
-    return None
+            yield read_json(file).get(name)
 
 
 def writer_of(stem: str) -> str | None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from ..attacks.judge import under_attack
 from ..attacks.problem import Problem
 from ..data.examples import Examples
-from ..engine.evaluation import MODELS, WORST_CASE, Evaluation, attack_groups, is_bpda
-from ..engine.state import Chunk
+from ..engine.cells import FoundImages
+from ..engine.comparison import Evaluation
+from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
 from .check import Diagnostic
@@ -42,7 +43,7 @@ class Diagnosis:
     """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool for each model."""
 
     diagnostics: list[Diagnostic]
-    images: dict[str, Chunk]
+    images: dict[str, FoundImages]
 
 
 def diagnose(
@@ -55,13 +56,13 @@ def diagnose(
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
 
-    ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each kind of check is kept there as
-    it ends, and read back. ``on_kind`` is called as each kind begins, with what it is of, how many are done and how
-    many there are. Nothing is left changed on the model. Costs about 2,000 forward passes an example that survives, a
-    backward pass counted as two.
+    ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the
+    model's device. ``kept``: each kind of check is kept there as it ends, and read back. ``on_kind`` is called as each
+    kind begins, with what it is of, how many are done and how many there are. Nothing is left changed on the model.
+    Costs about 2,000 forward passes an example that survives, a backward pass counted as two.
     """
     found: list[Diagnostic] = []
-    images: dict[str, Chunk] = {}
+    images: dict[str, FoundImages] = {}
     kinds, model = _kinds(evaluation), cast(SparsifiedModel, problem.model)
     names = MODELS if evaluation.alpha else MODELS[:1]
     for m, name in enumerate(names):
@@ -79,8 +80,8 @@ def diagnose(
                 if on_kind is not None:
                     on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
-        if (chunk := _as_pool(subject.broken_by)) is not None:
-            images[f"doubts of {name}"] = chunk
+        if (broken := _as_pool(subject.broken_by)) is not None:
+            images[f"doubts of {name}"] = broken
     return Diagnosis(found, images)
 
 
@@ -94,7 +95,7 @@ def _kinds(evaluation: Evaluation) -> dict[str, Callable[[Subject], list[Diagnos
     }
 
 
-def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> Chunk | None:
+def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
     """The first image of each position, in order; None where nothing was broken."""
     first: dict[int, Tensor] = {}
     for rows, images in broken_by:
@@ -102,7 +103,5 @@ def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> Chunk | None:
             first.setdefault(row, image)
     if not first:
         return None
-    positions = torch.tensor(sorted(first))
-    every = torch.ones_like(positions, dtype=torch.bool)
-    none = torch.zeros_like(positions)
-    return Chunk(positions, every, none.view(-1, 1).repeat(1, 2), none, torch.stack([first[p] for p in sorted(first)]))
+    ordered = sorted(first)
+    return FoundImages(torch.tensor(ordered), torch.stack([first[row] for row in ordered]))

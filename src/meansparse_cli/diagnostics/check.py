@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..engine.evaluation import ModelName
+from ..engine.outcomes import ModelName
 
 Status = Literal["pass", "warn", "not run"]
 Unit = Literal["share", "points", "count", "number"]

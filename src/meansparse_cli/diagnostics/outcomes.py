@@ -3,7 +3,8 @@
 import numpy as np
 
 from ..attacks import find_attack
-from ..engine.evaluation import TRANSFER, Evaluation
+from ..engine.comparison import Evaluation
+from ..engine.outcomes import TRANSFER
 from .check import AUTOATTACK, CARLINI, OWN, Check, Diagnostic
 from .subject import Subject
 

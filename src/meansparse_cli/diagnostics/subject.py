@@ -10,7 +10,7 @@ from ..attacks.counting import CountedModel
 from ..attacks.losses import Loss
 from ..attacks.problem import Problem
 from ..data.examples import Examples
-from ..engine.evaluation import ModelName
+from ..engine.outcomes import ModelName
 from ..operator.active import backward_rule
 from ..operator.device import device_of, full_float32
 from ..operator.insertion import SparsifiedModel

@@ -4,32 +4,37 @@ An image that broke an example at one eps is inside every larger budget: from th
 again by what has already broken it.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..data.facts import KNOWN_DATASETS
+from ..ledger import is_begun_with
 from ..settings.values import eps_value
-from .evaluation import MODELS, PLAIN, WORST_CASE, Evaluation
-from .state import SETTINGS
+from .cells import FoundImages
+from .comparison import Evaluation
+from .evaluate import EvaluationRun
+from .outcomes import MODELS, PLAIN, WORST_CASE
 
 
 def evaluate_each_eps(
-    evaluate_one: Callable[[str, Evaluation | None], Evaluation], grid: Sequence[str]
-) -> dict[str, Evaluation]:
-    """``evaluate_one(eps, the evaluation at the eps before)`` for every eps of ``grid``, ascending."""
-    evaluations: dict[str, Evaluation] = {}
-    smaller: Evaluation | None = None
+    begin: Callable[[str, EvaluationRun | None], EvaluationRun],
+    grid: Sequence[str],
+    pool: Mapping[str, FoundImages] | None = None,
+) -> dict[str, EvaluationRun]:
+    """``begin(eps, the run before)`` for every eps of ``grid``, ascending; its attacks, then images from elsewhere."""
+    runs: dict[str, EvaluationRun] = {}
+    smaller: EvaluationRun | None = None
     for eps in grid:
-        smaller = evaluations[eps] = evaluate_one(eps, smaller)
-    return evaluations
+        smaller = runs[eps] = begin(eps, smaller)
+        smaller.attack()
+        smaller.try_pool(pool or {})
+    return runs
 
 
 def headline_eps(grid: Sequence[str], dataset: str, norm: str) -> str:
     """The eps whose evaluation the report opens with: the data set's own where it is in the grid, else the largest."""
-    from ..data.facts import KNOWN_DATASETS
-
     facts = KNOWN_DATASETS.get(dataset)
     own = facts.eps.get(norm) if facts is not None else None
     same = [eps for eps in grid if own is not None and Fraction(eps) == Fraction(own)]
@@ -37,24 +42,23 @@ def headline_eps(grid: Sequence[str], dataset: str, norm: str) -> str:
 
 
 def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
-    """Where the evaluation at ``eps`` keeps its state: a folder for each eps of a grid, ``folder`` itself for a single one.
+    """Where the evaluation at ``eps`` keeps its state: a folder for each eps of a grid, ``folder`` for a single one.
 
     What either has begun, the other goes on with.
     """
     own = folder / f"eps-{eps.replace('/', '_')}"
     if own.exists():
         return own
-    setting = f'"eps": {json.dumps(eps_value(eps))},'
-    is_begun = any(setting in file.read_text() for file in folder.glob(f"*{SETTINGS}"))
-    return folder if is_begun or len(grid) == 1 else own
+    return folder if is_begun_with(folder, "eps", eps_value(eps)) or len(grid) == 1 else own
 
 
-def eps_rows(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
+def eps_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
     """For the report: one row an eps, fractions."""
-    return [
-        {"eps": eps} | {key: value for key, value in row.comparison(WORST_CASE).to_report().items() if key != "attacks"}
-        | {f"{model}_{PLAIN.replace(' ', '_')}_accuracy": getattr(plain, model).fraction
-           for plain in row.comparisons if plain.name == PLAIN for model in MODELS}
-        | {"verdict": row.verdict.name}
-        for eps, row in evaluations.items()
-    ]  # fmt: skip
+    rows = []
+    for eps, evaluation in evaluations.items():
+        worst = evaluation.comparison(WORST_CASE).to_report()
+        row = {"eps": eps} | {key: value for key, value in worst.items() if key != "attacks"}
+        for plain in (found for found in evaluation.comparisons if found.name == PLAIN):
+            row |= {f"{model}_{PLAIN.replace(' ', '_')}_accuracy": getattr(plain, model).fraction for model in MODELS}
+        rows.append(row | {"verdict": evaluation.verdict.name})
+    return rows

@@ -1,64 +1,45 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
 
-The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before it
-have left of the same model, or, with ``individual``, every example that is right at its clean image. Each break is
-judged afresh at once, before the next attack is told what is left. Every image that an attack found on one model is
-tried on the other as well, and a pool of images from elsewhere on both (``transfer``), so that neither faces a weaker
-adversary.
+The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before
+it have left of the same model, or, with ``individual``, every example that is right at its clean image. Every image
+that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
+(``transfer``), so that neither faces a weaker adversary. What an earlier session kept is judged again once read.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import expand_attacks, run_attack
-from ..attacks.budget import within_budget
-from ..attacks.judge import judge, under_attack
-from ..attacks.precision import Precision
 from ..attacks.problem import Problem
-from ..attacks.result import Budget, Norm
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
-from ..operator.active import alpha_set
-from ..operator.insertion import SparsifiedModel
-from ..settings.shard import Shard
-from .evaluation import CLEAN, MODELS, TRANSFER, Evaluation, ModelName, ModelOutcomes, Spent, attack_version, run_order
-from .pool import admissible
-from .state import Chunk, EvaluationState, chunk_of
+from .cells import Cells, FoundImages
+from .comparison import Evaluation
+from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order
+from .state import Chunk, EvaluationState, Place, chunk_of
 
-__all__ = ["EvaluateSettings", "Evaluation", "EvaluationProgress", "evaluate_robustness"]
+__all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_form"]
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """``attacks``: names or presets. ``eps``: in pixel units of [0, 1] images. ``individual``: each attack faces every
-    example that is right at its clean image, which gives each a number of its own and costs several times as much.
-    ``batch_size`` examples at a time go through an attack and on to disk: what a kill can cost. It may change from one
-    session to the next, and so may ``device``, ``compile`` and ``channels_last``, which make the search faster.
-    ``precision`` is that of the search: the judge is the model as it is, in float32.
+class Plan:
+    """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
+
+    ``individual``: each attack faces every example that is right at its clean image, which gives each a number of its
+    own and costs several times as much.
     """
 
     attacks: tuple[str, ...]
-    norm: Norm
-    eps: float
-    n_examples: int
-    seed: int = 0
-    batch_size: int = 256
-    device: str = "cpu"
+    alpha: float
     individual: bool = False
-    precision: Precision = "fp32"
-    compile: bool = False
-    channels_last: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """Where an evaluation stands: ``attack`` (or ``clean``) on ``model`` is done with ``n_done`` of ``n_total`` examples.
+    """``attack`` (or ``clean``) on ``model`` is done with ``n_done`` of ``n_total`` examples.
 
     ``n_resumed`` of these were done by an earlier session. ``n_robust``: model -> finished attack -> examples still
     right after it and all before it, of ``n_examples``.
@@ -73,277 +54,246 @@ class EvaluationProgress:
     n_robust: dict[ModelName, dict[str, int]] = field(default_factory=dict)
 
 
-def evaluate_robustness(
-    model: SparsifiedModel,
-    x: Tensor,
-    y: Tensor,
-    indices: Tensor,
-    *,
-    alpha: float,
-    settings: EvaluateSettings,
-    state_folder: Path,
-    fingerprint: dict[str, str],
-    n_classes: int,
-    on_update: Callable[[EvaluationProgress], None] | None = None,
-    smaller: Evaluation | None = None,
-    pool: Mapping[str, Chunk] | None = None,
-    shard: Shard | None = None,
-) -> Evaluation:
-    """Attack the first ``n_examples`` of ``x`` (n, channels, height, width) float32 in [0, 1] on both models.
+@dataclass
+class _Known:
+    """What is known of one of the two models; every mask is (n,) bool, ``variant`` (n_sites,).
 
-    ``y`` (n,) true classes; ``indices`` (n,) positions in the data set, which fix the random starts. ``fingerprint``
-    names what else the outcomes depend on (weights, statistics). The base model is ``model`` at alpha = 0.
-
-    Finished chunks are read back from ``state_folder``; killed at any moment and called again, the outcomes are the same.
-    A larger ``n_examples`` or a further attack adds to what is there. ``smaller``: the same evaluation at a smaller eps;
-    what an attack broke there it has broken here, by the same image. It is not attacked again once both models have
-    fallen: until then one model's images at this eps are still to be tried on the other. ``pool``: images from elsewhere,
-    see ``read_pool``; they are tried last, so that no attack's own number depends on them. ``shard``: the examples given
-    are those of this shard; without it, what shards have done in ``state_folder`` is taken over. Raises ``ArtifactError`` where
-    the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and ``AttackError`` as ``run_attack``
-    does.
+    ``transferred``: an image from elsewhere breaks it. ``held``: finder and attack -> chunks, each with the rows whose
+    images break this model. ``pooled``: where from, and the images of pools that break it.
     """
-    n = settings.n_examples
-    if settings.batch_size < 1 or n < 1:
-        raise ConfigError(f"n_examples = {n} and batch_size = {settings.batch_size} must be 1 or above")
-    if not len(x) == len(y) == len(indices) or len(x) < n:
-        raise DataError(f"{n} examples are wanted; got {len(x)} images, {len(y)} labels and {len(indices)} indices")
-    order = run_order(expand_attacks(settings.attacks))
-    state = EvaluationState(
-        state_folder,
-        {
-            "norm": settings.norm,
-            "eps": settings.eps,
-            "seed": settings.seed,
-            "precision": settings.precision,
-            "alpha": alpha,
-            **fingerprint,
-        },
-        {attack: attack_version(attack) for attack in sorted(order)},
-        torch.arange(n) if shard is None else torch.tensor(shard.positions(n * shard.count)),
-        None if shard is None else shard.name,
-    )
-    state.check_examples(indices[:n], x[:n], y[:n])
-    run = _Run(model, x[:n], y[:n].cpu(), indices[:n].cpu(), alpha, settings, state, n_classes, on_update, smaller)
-    names = MODELS if alpha else MODELS[:1]  # at alpha = 0 the two models are one
-    with under_attack(model):
-        for name in names:
-            run.classify_clean(name)
-        for attack in order:
-            for name in names:
-                run.attack(name, attack)
-        for images in (pool or {}).values():
-            for name in names:
-                run.try_pool(name, images)
-    base = run.outcomes("base")
-    sparsified = run.outcomes("sparsified") if alpha else replace(base, spent=dict.fromkeys(base.spent, Spent()))
-    return Evaluation(alpha, order, run.indices.numpy(), run.y.numpy(), base, sparsified)
+
+    variant: Tensor
+    right: Tensor
+    transferred: Tensor
+    is_classified: bool = False
+    faced: dict[str, Tensor] = field(default_factory=dict)
+    broken: dict[str, Tensor] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    n_transfer_passes: int = 0
+    held: dict[tuple[ModelName, str], list[tuple[str, Tensor]]] = field(default_factory=dict)
+    pooled: list[tuple[str, FoundImages]] = field(default_factory=list)
+
+    def left_by(self, attacks: Iterable[str]) -> Tensor:
+        """Right at the clean image and under each of ``attacks``, as far as they faced it."""
+        left = self.right.clone()
+        for attack in attacks:
+            left &= ~self.broken[attack]
+        return left
 
 
-class _Run:
-    """One evaluation at work; every mask is (n,) bool on the CPU."""
+class EvaluationRun:
+    """n ``examples`` on both models of ``problem``, whose ``batch_size`` is also what a kill can cost.
+
+    Finished chunks are read back from ``place``; killed at any moment and run again, the outcomes are the same. More
+    examples or a further attack add to what is there; batch size, device and form of the search may change.
+    ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here, by the same image.
+    It is not attacked again once both models have fallen: until then one model's images at this eps are still to be
+    tried on the other.
+
+    Raises ``ArtifactError`` where the place belongs to other settings or examples, ``ConfigError``, ``DataError`` and
+    ``AttackError`` as ``run_attack`` does.
+    """
 
     def __init__(
         self,
-        model: SparsifiedModel,
-        x: Tensor,
-        y: Tensor,
-        indices: Tensor,
-        alpha: float,
-        settings: EvaluateSettings,
-        state: EvaluationState,
-        n_classes: int,
-        on_update: Callable[[EvaluationProgress], None] | None,
-        smaller: Evaluation | None,
+        problem: Problem,
+        examples: Examples,
+        plan: Plan,
+        place: Place,
+        *,
+        smaller: "EvaluationRun | None" = None,
+        on_update: Callable[[EvaluationProgress], None] | None = None,
     ) -> None:
-        self.model, self.x, self.y, self.indices = model, x, y.long(), indices.long()
-        self.alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha}
-        self.settings, self.state, self.on_update = settings, state, on_update
-        self.budget = Budget(settings.norm, settings.eps)
-        self.correct = {name: self._blank() for name in MODELS}
-        self.robust = {name: self._blank() for name in MODELS}
-        self.transferred = {name: self._blank() for name in MODELS}
-        self.n_transfer_passes = dict.fromkeys(MODELS, 0)
-        self.faced: dict[ModelName, dict[str, Tensor]] = {name: {} for name in MODELS}
-        self.broken: dict[ModelName, dict[str, Tensor]] = {name: {} for name in MODELS}
-        self.spent: dict[ModelName, dict[str, Spent]] = {name: {} for name in MODELS}
-        self.n_robust: dict[ModelName, dict[str, int]] = {name: {} for name in MODELS}
-        self.upheld: dict[tuple[ModelName, str, str], Tensor] = {}
-        self.carried = {name: self._carried(smaller, name) for name in MODELS}
-        self.both_fell = self._blank()
+        if not len(examples.x) == len(examples.y) == len(examples.indices):
+            n, m, k = len(examples.x), len(examples.y), len(examples.indices)
+            raise DataError(f"got {n} images, {m} labels and {k} indices")
+        if not len(examples):
+            raise ConfigError("n_examples = 0 must be 1 or above")
+        self.plan, self.order, self.on_update = plan, run_order(plan.attacks), on_update
+        self.cells, self.smaller = Cells(problem, examples), smaller
+        key = {
+            "norm": problem.budget.norm,
+            "eps": problem.budget.eps,
+            "seed": problem.seed,
+            "precision": problem.precision,
+            "alpha": plan.alpha,
+        }
+        self.state = EvaluationState(place, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
+        alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": plan.alpha}
+        names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
+        blank, everywhere = self.cells.blank, self.cells.everywhere
+        self.models = {name: _Known(everywhere(alphas[name]), blank(), blank()) for name in names}
+        self.both_fell = blank()
         if smaller is not None:
-            base, sparse = (smaller.outcomes(name).robust_to((*smaller.attacks, TRANSFER)) for name in MODELS)
-            assert base is not None and sparse is not None  # both models ran to the end of the smaller eps
-            self.both_fell = torch.from_numpy(~(base | sparse))
-        for name in MODELS:
-            self.transferred[name] |= self.carried[name].get(TRANSFER, self._blank())
-        self.problem = Problem(
-            model,
-            self.budget,
-            n_classes,
-            settings.seed,
-            settings.batch_size,
-            settings.precision,
-            _faster(model, settings) if settings.channels_last or settings.compile else None,
-        )
+            same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
+            if not same or smaller.plan.alpha != plan.alpha:
+                raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
+            self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
 
-    def classify_clean(self, name: ModelName) -> None:
-        """One forward pass for each example that has not had one."""
-        attempted, wrong = self._blank(), self._blank()
-        for _, chunk in self.state.chunks(name, CLEAN):
-            attempted[chunk.positions], wrong[chunk.positions] = True, chunk.broken
-        n_done = n_resumed = int(attempted.sum())
-        for positions in self._chunks_of(~attempted):
-            x, y, _ = self._examples(positions)
-            wrong[positions] = self._misclassified(name, x, y)
-            passes, none = torch.tensor([[1, 0]]).repeat(len(positions), 1), torch.zeros_like(positions)
-            self.state.append(name, CLEAN, Chunk(positions, wrong[positions], passes, none))
-            n_done += len(positions)
-            self._tell(name, CLEAN, n_done, len(self.y), n_resumed)
-        self.correct[name], self.robust[name] = ~wrong, ~wrong
-        self.n_robust[name][CLEAN] = int(self.correct[name].sum())
-        self._tell(name, CLEAN, n_done, len(self.y), n_resumed)
+    def attack(self) -> Evaluation:
+        """Every attack on both models."""
+        for name in self.models:
+            self._classify_clean(name)
+        for attack in self.order:
+            for name in self.models:
+                self._attack(name, attack)
+        return self.evaluation()
 
-    def attack(self, name: ModelName, attack: str) -> None:
-        """One attack on one model: the examples that it has not faced yet are attacked, every break is judged afresh."""
-        wanted = (self.correct if self.settings.individual else self.robust)[name].clone()
-        carried = self.carried[name].get(attack, self._blank()) & wanted
-        attempted, broken, spent = carried & self.both_fell, self._blank(), Spent()
-        for file, chunk in self.state.chunks(name, attack):
-            attempted[chunk.positions] = True
-            spent = self._judge(name, attack, file, chunk, wanted, broken, spent)
-        n_total, n_resumed = int(wanted.sum()), int((wanted & attempted).sum())
-        n_done = n_resumed
-        self._tell(name, attack, n_done, n_total, n_resumed)
+    def try_pool(self, pool: Mapping[str, FoundImages]) -> Evaluation:
+        """Try images from elsewhere on both models; where from -> images. No attack's own number depends on them."""
+        for source, found in pool.items():
+            admitted = self.cells.admitted(found)
+            for known in self.models.values():
+                breaks = admitted.at(self._try(known, admitted))
+                known.pooled.append((source, breaks))
+        return self.evaluation()
 
-        def on_progress(n_more: int) -> None:
-            nonlocal n_done
-            n_done += n_more
-            self._tell(name, attack, n_done, n_total, n_resumed)
+    def evaluation(self) -> Evaluation:
+        """What is known by now."""
+        examples, alpha = self.cells.examples, self.plan.alpha
+        base = self._outcomes("base")
+        nothing_spent = dict.fromkeys(base.spent, Spent())
+        sparsified = self._outcomes("sparsified") if alpha else replace(base, spent=nothing_spent)
+        return Evaluation(alpha, self.order, examples.indices.numpy(), examples.y.cpu().numpy(), base, sparsified)
 
-        for positions in self._chunks_of(wanted & ~attempted):
-            n_before = n_done
-            chunk = self._run_attack(name, attack, positions, on_progress)
-            file = self.state.append(name, attack, chunk)
-            spent = self._judge(name, attack, file, chunk, wanted, broken, spent)
-            n_done = n_before + len(positions)
-        self.spent[name][attack] = spent
-        broken |= carried
-        self.faced[name][attack], self.broken[name][attack] = wanted, broken
-        self.robust[name] &= ~broken
-        self.n_robust[name][attack] = int(self.robust[name].sum())
-        self._tell(name, attack, n_done, n_total, n_resumed)
+    def robust(self, name: ModelName) -> Tensor:
+        """(n,) bool: right at the clean image, under every attack and under every image from elsewhere."""
+        return self.models[name].left_by(self.order) & ~self._transferred(name)
 
-    def try_pool(self, name: ModelName, pool: Chunk) -> None:
-        """Try images from elsewhere on one model."""
-        allowed = admissible(pool, self.x, self.budget)
-        assert allowed.adversarial is not None
-        y = self.y[allowed.positions].to(self.settings.device)
-        broken = self._misclassified(name, allowed.adversarial.to(self.settings.device), y)
-        self.transferred[name][allowed.positions[broken]] = True
-        self.n_transfer_passes[name] += len(y)
+    def found_on(self, name: ModelName, finder: ModelName, attack: str) -> Iterator[FoundImages]:
+        """The images of one attack on ``finder`` that break ``name``, read back chunk by chunk."""
+        held = dict(self.models[name].held.get((finder, attack), []))
+        for file, chunk in self.state.chunks(finder, attack) if held else ():
+            found = chunk.found(torch.ones_like(chunk.broken))
+            yield found.at(torch.isin(found.rows, held.get(file, found.rows[:0])))
 
-    def outcomes(self, name: ModelName) -> ModelOutcomes:
+    def _transferred(self, name: ModelName) -> Tensor:
+        """(n,) bool: broken by an image from elsewhere, at this eps or at a smaller one."""
+        mask = self.models[name].transferred
+        return mask if self.smaller is None else mask | self.smaller._transferred(name)
+
+    def _outcomes(self, name: ModelName) -> ModelOutcomes:
         """Everything about one model, with ``transfer`` as the last attack."""
-        faced = self.faced[name] | {TRANSFER: self.correct[name]}
-        broken = self.broken[name] | {TRANSFER: self.transferred[name] & self.correct[name]}
+        known = self.models[name]
+        faced = known.faced | {TRANSFER: known.right}
+        broken = known.broken | {TRANSFER: self._transferred(name) & known.right}
         return ModelOutcomes(
-            self.correct[name].numpy(),
+            known.right.numpy(),
             {attack: mask.numpy() for attack, mask in faced.items()},
             {attack: mask.numpy() for attack, mask in broken.items()},
-            self.spent[name] | {TRANSFER: Spent(forward_passes=self.n_transfer_passes[name])},
+            known.spent | {TRANSFER: Spent(forward_passes=known.n_transfer_passes)},
         )
 
-    def _run_attack(self, name: ModelName, attack: str, positions: Tensor, on_progress: Callable[[int], None]) -> Chunk:
-        x, y, indices = self._examples(positions)
-        with self._as(name):
-            result = run_attack(attack, self.problem, Examples(x, y, indices), on_progress=on_progress)
-        return chunk_of(positions, result)
+    def _classify_clean(self, name: ModelName) -> None:
+        """One forward pass for each example that has not had one."""
+        known, attempted, wrong = self.models[name], self.cells.blank(), self.cells.blank()
+        for _, chunk in self.state.chunks(name, CLEAN):
+            attempted[chunk.positions], wrong[chunk.positions] = True, chunk.broken
+        tell = self._teller(name, CLEAN, len(self.cells), int(attempted.sum()))
+        for rows in self._parts(~attempted):
+            wrong[rows] = ~self.cells.right(rows, known.variant)
+            passes, none = torch.tensor([[1, 0]]).repeat(len(rows), 1), torch.zeros_like(rows)
+            self.state.append(name, CLEAN, Chunk(rows, wrong[rows], passes, none))
+            tell(len(rows))
+        known.right, known.is_classified = ~wrong, True
+        tell(0)
 
-    def _judge(
-        self, name: ModelName, attack: str, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, spent: Spent
+    def _attack(self, name: ModelName, attack: str) -> None:
+        """One attack on one model: the examples that it has not faced yet are attacked."""
+        known = self.models[name]
+        wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
+        before = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
+        carried = self.cells.blank() if before is None else before & wanted
+        attempted, broken, spent = carried & self.both_fell, carried, Spent()
+        for file, chunk in self.state.chunks(name, attack):
+            attempted[chunk.positions] = True
+            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=False)
+        tell = self._teller(name, attack, int(wanted.sum()), int((wanted & attempted).sum()))
+        for rows in self._parts(wanted & ~attempted):
+            chunk = chunk_of(rows, self.cells.attack(attack, rows, known.variant, tell))
+            file = self.state.append(name, attack, chunk)
+            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=True)
+        known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
+        tell(0)
+
+    def _take(
+        self,
+        name: ModelName,
+        attack: str,
+        file: str,
+        chunk: Chunk,
+        wanted: Tensor,
+        broken: Tensor,
+        *,
+        is_judged: bool,
     ) -> Spent:
-        """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well.
+        """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well."""
+        found = self.cells.inside(chunk.found(wanted[chunk.positions]))  # what is outside is not shown to a model
+        holds = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[name].variant)]
+        broken[holds] = True
+        for model, known in self.models.items():
+            rows = holds if model == name else found.rows[self._try(known, found)]
+            known.held.setdefault((name, attack), []).append((file, rows))
+        return _spent(chunk, wanted, holds)
 
-        Returns ``spent`` with the cost of this chunk added.
-        """
-        counts = wanted[chunk.positions]  # examples that this session does not ask about have no part in its cost
-        claimed = chunk.broken & counts
-        key = (name, attack, file)
-        if key not in self.upheld:
-            self.upheld[key] = self._judge_afresh(name, chunk, claimed)
-        upheld = self.upheld[key]
-        broken[upheld] = True
-        broken &= wanted
-        n_unconfirmed = int(claimed.sum()) - int(broken[chunk.positions].sum())
-        forward, backward = chunk.passes[counts].sum(dim=0).tolist()
-        forward_broken, backward_broken = chunk.passes[claimed].sum(dim=0).tolist()
-        return Spent(
-            spent.forward_passes + forward,
-            spent.backward_passes + backward,
-            spent.seconds + chunk.seconds,
-            spent.rejected + int(chunk.rejected[counts].sum()),
-            spent.unconfirmed + n_unconfirmed,
-            spent.n_attacked + int(counts.sum()),
-            spent.n_attacked_broken + int(claimed.sum()),
-            spent.forward_passes_broken + forward_broken,
-            spent.backward_passes_broken + backward_broken,
-        )
+    def _try(self, known: _Known, found: FoundImages) -> Tensor:
+        """(m,) bool: which of m images from elsewhere break a model; each costs it a forward pass."""
+        breaks = self.cells.breaks(found, known.variant)
+        known.transferred[found.rows[breaks]] = True
+        known.n_transfer_passes += len(found)
+        return breaks
 
-    def _carried(self, smaller: Evaluation | None, name: ModelName) -> dict[str, Tensor]:
-        """Attack -> (n,) bool: broken by it at a smaller eps."""
-        if smaller is None:
-            return {}
-        if smaller.indices.tolist() != self.indices.tolist() or smaller.alpha != self.alphas["sparsified"]:
-            raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
-        return {attack: torch.from_numpy(mask.copy()) for attack, mask in smaller.outcomes(name).broken.items()}
+    def _parts(self, mask: Tensor) -> list[Tensor]:
+        """Rows where ``mask`` (n,) is true, in order, ``batch_size`` at a time."""
+        rows = mask.nonzero().flatten()
+        return list(rows.split(self.cells.problem.batch_size)) if len(rows) else []
 
-    def _judge_afresh(self, name: ModelName, chunk: Chunk, claimed: Tensor) -> Tensor:
-        """The positions of the ``claimed`` (m,) breaks of a chunk that hold."""
-        positions = chunk.positions[claimed]
-        if not len(positions) or chunk.adversarial is None:
-            return positions[:0]
-        x, y, _ = self._examples(positions)
-        images = chunk.adversarial[claimed[chunk.broken]].to(x.device)
-        allowed = within_budget(images, x, self.budget)
-        # what is outside is not shown to a model, which may fail on it
-        images = torch.where(allowed.to(x.device).view(-1, 1, 1, 1), images, x)
-        other: ModelName = "sparsified" if name == "base" else "base"
-        self.transferred[other][positions] |= allowed & self._misclassified(other, images, y)
-        self.n_transfer_passes[other] += len(positions)
-        return positions[allowed & self._misclassified(name, images, y)]
+    def _teller(self, name: ModelName, attack: str, n_total: int, n_resumed: int) -> Callable[[int], None]:
+        """What is told of progress: called with the number of examples done since."""
+        n_done = n_resumed
 
-    def _misclassified(self, name: ModelName, images: Tensor, y: Tensor) -> Tensor:
-        """(m,) bool on the CPU, in float32 and evaluation mode."""
-        with self._as(name):
-            return judge(self.problem, images, y).cpu()
+        def tell(n_more: int) -> None:
+            nonlocal n_done
+            n_done += n_more
+            if self.on_update is not None:
+                n_robust = {model: _n_robust(known) for model, known in self.models.items()}
+                self.on_update(EvaluationProgress(name, attack, n_done, n_total, n_resumed, len(self.cells), n_robust))
 
-    def _as(self, name: ModelName) -> AbstractContextManager[None]:
-        return alpha_set(self.model, self.alphas[name])
-
-    def _blank(self) -> Tensor:
-        return torch.zeros(len(self.y), dtype=torch.bool)
-
-    def _chunks_of(self, mask: Tensor) -> list[Tensor]:
-        """Positions where ``mask`` (n,) is true, in order, ``batch_size`` at a time."""
-        positions = mask.nonzero().flatten()
-        return list(positions.split(self.settings.batch_size)) if len(positions) else []
-
-    def _examples(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        device = self.settings.device
-        return self.x[positions.to(self.x.device)].to(device), self.y[positions].to(device), self.indices[positions]
-
-    def _tell(self, name: ModelName, attack: str, n_done: int, n_total: int, n_resumed: int) -> None:
-        if self.on_update is not None:
-            n_robust = {model: dict(counts) for model, counts in self.n_robust.items()}
-            self.on_update(EvaluationProgress(name, attack, n_done, n_total, n_resumed, len(self.y), n_robust))
+        tell(0)
+        return tell
 
 
-def _faster(model: nn.Module, settings: EvaluateSettings) -> nn.Module:
-    """The model in the form that is searched: its values, up to rounding.
+def _n_robust(known: _Known) -> dict[str, int]:
+    """Finished attack -> examples still right after it and all before it, from the clean images on."""
+    names = list(known.broken)
+    done = (CLEAN, *names) if known.is_classified else ()
+    return {name: int(known.left_by(names[:k]).sum()) for k, name in enumerate(done)}
+
+
+def _spent(chunk: Chunk, wanted: Tensor, holds: Tensor) -> Spent:
+    """The cost of a chunk of which the breaks at ``holds`` count; what is not ``wanted`` has no part in it."""
+    counts = wanted[chunk.positions]
+    claimed = chunk.broken & counts
+    forward, backward = chunk.passes[counts].sum(dim=0).tolist()
+    forward_broken, backward_broken = chunk.passes[claimed].sum(dim=0).tolist()
+    return Spent(
+        forward_passes=forward,
+        backward_passes=backward,
+        seconds=chunk.seconds,
+        rejected=int(chunk.rejected[counts].sum()),
+        unconfirmed=int(claimed.sum()) - len(holds),
+        n_attacked=int(counts.sum()),
+        n_attacked_broken=int(claimed.sum()),
+        forward_passes_broken=forward_broken,
+        backward_passes_broken=backward_broken,
+    )
+
+
+def search_form(model: nn.Module, *, compile: bool, channels_last: bool) -> nn.Module | None:
+    """The model in the form that is searched, its values up to rounding; None: the model itself is searched.
 
     In channels-last its convolution weights are laid out anew, in place: their values stay, so the judge may use them.
     """
-    if settings.channels_last:
+    if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return cast(nn.Module, torch.compile(model)) if settings.compile else model
+    return cast(nn.Module, torch.compile(model)) if compile else None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attacks import expand_attacks
-from ..engine.evaluation import CLEAN, TRANSFER, is_bpda
+from ..engine.outcomes import CLEAN, TRANSFER, is_bpda
 from ..files import sha256_of
 from ..reporting.console import note
 from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs

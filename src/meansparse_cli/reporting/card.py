@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.evaluation import is_bpda
+from ..engine.outcomes import is_bpda
 from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
 from ..stats.format import in_points, percent

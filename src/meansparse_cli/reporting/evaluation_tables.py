@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..engine.evaluation import CLEAN, MODELS, TRANSFER, WORST_CASE
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE
 from ..stats.format import in_points, interval, percent
 from .table import Table
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from ..engine.evaluation import MODELS
+from ..engine.outcomes import MODELS
 from .content import headline, provenance, tables, verdict
 from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table
 from .reports import Reports

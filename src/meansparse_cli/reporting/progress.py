@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from ..engine.evaluation import MODELS
+from ..engine.outcomes import MODELS
 from ..stats.format import percent
 from .console import LiveView
 from .table import Table

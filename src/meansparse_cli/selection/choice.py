@@ -1,8 +1,8 @@
 """The rule that chooses alpha, as an object to read, and what it chose.
 
-The paper chooses the alpha of best APGD-CE accuracy; that is the rule for the plain curve here, with a constraint on clean
-accuracy. Under BPDA or in the worst case the question is another one, whether there is any gain at all, so there the rule
-asks for a gain that is clear after looking at every alpha, and answers "alpha = 0: no gain found" otherwise.
+The paper chooses the alpha of best APGD-CE accuracy; that is the rule for the plain curve here, with a constraint on
+clean accuracy. Under BPDA or in the worst case the question is another one, whether there is any gain at all, so there
+the rule asks for a gain that is clear after looking at every alpha, and answers "alpha = 0: no gain found" otherwise.
 """
 
 from collections.abc import Sequence
@@ -54,10 +54,8 @@ class SweepPoint:
             row[name] = {"n_examples": len(mine)}
             if len(mine) and len(theirs) >= len(mine):
                 accuracy, gain = accuracy_of(mine), paired_difference(mine, theirs[: len(mine)])
-                row[name] |= {
-                    "accuracy": accuracy.fraction, "standard_error": accuracy.standard_error,
-                    "minus_base": gain.difference, "minus_base_standard_error": gain.standard_error,
-                }  # fmt: skip
+                row[name] |= {"accuracy": accuracy.fraction, "standard_error": accuracy.standard_error}
+                row[name] |= {"minus_base": gain.difference, "minus_base_standard_error": gain.standard_error}
         return row
 
 
@@ -65,8 +63,8 @@ class SweepPoint:
 class ChoiceRule:
     """``objective``: as in ``OBJECTIVES``. ``max_clean_drop``: a fraction. Ties go to the smaller alpha.
 
-    ``min_gain``: in paired standard errors, what the best alpha must gain over alpha = 0 on the objective; with less the
-    answer is alpha = 0. None: 0 on the plain curve, as the method says; under BPDA and in the worst case the
+    ``min_gain``: in paired standard errors, what the best alpha must gain over alpha = 0 on the objective; with less
+    the answer is alpha = 0. None: 0 on the plain curve, as the method says; under BPDA and in the worst case the
     simultaneous 95 % critical value of this sweep (about 2.5; see ``stats.multiple``), and at least 6 changed examples.
     """
 
@@ -101,9 +99,11 @@ class ChoiceRule:
     def in_words(self) -> str:
         """The rule in one sentence."""
         what = {
-            "plain": f"under {', '.join(self.attacks) or self.objective}", "bpda": "under BPDA", "apgd-ce": "under apgd-ce",
+            "plain": f"under {', '.join(self.attacks) or self.objective}",
+            "bpda": "under BPDA",
+            "apgd-ce": "under apgd-ce",
             "worst": "in the worst case over all attacks and transferred images",
-        }[self.curve]  # fmt: skip
+        }[self.curve]
         if self.needs_clear_gain:
             gain = "a gain over alpha = 0 beyond the simultaneous 95 % critical value, else alpha = 0"
         elif self.min_gain:
@@ -121,7 +121,7 @@ class Choice:
     """What a rule chose, and the numbers behind it. Differences are paired and fractions.
 
     ``best``: the alpha of highest accuracy that was allowed, which is ``alpha`` unless its gain was too small.
-    ``examples_to_tell``: how many examples would tell ``best`` from ``runner_up`` (None: they are level, or it is alone).
+    ``examples_to_tell``: how many examples would tell ``best`` from ``runner_up`` (None: level, or alone).
     """
 
     rule: ChoiceRule
@@ -138,13 +138,15 @@ class Choice:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "alpha": self.alpha, "objective": self.rule.objective, "curve": self.rule.curve, "rule": self.rule.in_words(),
-            "max_clean_drop": self.rule.max_clean_drop, "min_gain": self.rule.min_gain, "reason": self.reason,
-            "best": self.best, "gain": self.gain, "gain_standard_error": self.gain_standard_error,
-            "critical_value": self.critical_value, "is_clear": self.is_clear, "adjusted_p": self.adjusted_p,
-            "runner_up": self.runner_up, "examples_to_tell": self.examples_to_tell,
-        }  # fmt: skip
+        about_rule = {
+            "alpha": self.alpha,
+            "objective": self.rule.objective,
+            "curve": self.rule.curve,
+            "rule": self.rule.in_words(),
+            "max_clean_drop": self.rule.max_clean_drop,
+            "min_gain": self.rule.min_gain,
+        }
+        return about_rule | {name: value for name, value in vars(self).items() if name != "rule"}
 
 
 def allowed(points: Sequence[SweepPoint], max_clean_drop: float) -> list[SweepPoint]:
@@ -154,44 +156,50 @@ def allowed(points: Sequence[SweepPoint], max_clean_drop: float) -> list[SweepPo
 
 
 def choose(points: Sequence[SweepPoint], rule: ChoiceRule) -> Choice:
-    """Apply ``rule``. ``points[0]`` is alpha = 0; points that racing dropped (not scored on every example) do not run."""
-    base, curve = points[0], rule.curve
-    running = [point for point in allowed(points, rule.max_clean_drop) if point.is_whole(curve)]
-    ranked = sorted(running, key=lambda p: (-int(p.measure(curve).sum()), p.alpha))
-    best = ranked[0]
+    """Apply ``rule``. ``points[0]`` is alpha = 0; points that racing dropped (not scored on everything) do not run."""
+    base, curve, rivals = points[0], rule.curve, allowed(points, rule.max_clean_drop)
+    running = [point for point in rivals if point.is_whole(curve)]
+    best = min(running, key=lambda point: (-int(point.measure(curve).sum()), point.alpha))
     critical = simultaneous_value(points, curve)
     mine, theirs = best.measure(curve), base.measure(curve)
-    gain, cost = paired_difference(mine, theirs), paired_difference(best.clean, base.clean)
+    gain = paired_difference(mine, theirs)
     clear = best.alpha != 0 and gain.difference > 0 and is_clear(mine, theirs, critical)
     enough = best.alpha != 0 and rule.is_enough(mine, theirs, critical)
-    rival = _nearest_rival(best, allowed(points, rule.max_clean_drop), curve)
-    numbers = (
-        f"{in_points(gain.difference, gain.standard_error)} points against alpha = 0 on {curve}, clean "
-        f"{in_points(cost.difference)}"
-    )
-    n_out = len(points) - len(allowed(points, rule.max_clean_drop))
-    n_dropped = len(points) - n_out - len(running)
-    aside = "".join(
-        f"; {n} alpha{'s'[: n != 1]} {what}"
-        for n, what in ((n_out, "cost too much clean accuracy"), (n_dropped, "dropped by racing"))
-        if n
-    )
+    rival = _nearest_rival(best, rivals, curve)
     if best.alpha == 0:
-        reason = f"alpha = 0: no gain found; no other alpha is above the base on {curve}{aside}"
+        reason = f"alpha = 0: no gain found; no other alpha is above the base on {curve}"
     elif enough:
-        reason = (
-            f"alpha = {best.alpha:g}: {numbers}{'' if clear else ' (not clear after looking at every alpha)'}{aside}"
-        )
+        found = _numbers(best, base, curve)
+        reason = f"alpha = {best.alpha:g}: {found}{'' if clear else ' (not clear after looking at every alpha)'}"
     else:
         needed = f"{critical:.2f} standard errors" if rule.needs_clear_gain else f"{rule.min_gain:g} standard errors"
-        reason = (
-            f"alpha = 0: no gain found; the best, alpha = {best.alpha:g}, has {numbers}: {needed} were asked for{aside}"
-        )
+        found = f"the best, alpha = {best.alpha:g}, has {_numbers(best, base, curve)}"
+        reason = f"alpha = 0: no gain found; {found}: {needed} were asked for"
     return Choice(
-        rule, best.alpha if enough else 0.0, reason, best.alpha, gain.difference, gain.standard_error, critical, clear,
-        adjusted_p(mine, theirs, max(1, len(points) - 1)), rival.alpha if rival else None,
-        examples_to_tell(mine[: len(rival.measure(curve))], rival.measure(curve)) if rival else None,
-    )  # fmt: skip
+        rule=rule,
+        alpha=best.alpha if enough else 0.0,
+        reason=reason + _aside(len(points) - len(rivals), len(rivals) - len(running)),
+        best=best.alpha,
+        gain=gain.difference,
+        gain_standard_error=gain.standard_error,
+        critical_value=critical,
+        is_clear=clear,
+        adjusted_p=adjusted_p(mine, theirs, max(1, len(points) - 1)),
+        runner_up=rival.alpha if rival else None,
+        examples_to_tell=examples_to_tell(mine[: len(m := rival.measure(curve))], m) if rival else None,
+    )
+
+
+def _numbers(best: SweepPoint, base: SweepPoint, curve: Curve) -> str:
+    gain = paired_difference(best.measure(curve), base.measure(curve))
+    cost = in_points(paired_difference(best.clean, base.clean).difference)
+    return f"{in_points(gain.difference, gain.standard_error)} points against alpha = 0 on {curve}, clean {cost}"
+
+
+def _aside(n_too_costly: int, n_dropped: int) -> str:
+    """What became of the alphas that did not run."""
+    counts = ((n_too_costly, "cost too much clean accuracy"), (n_dropped, "dropped by racing"))
+    return "".join(f"; {n} alpha{'s'[: n != 1]} {what}" for n, what in counts if n)
 
 
 def _nearest_rival(best: SweepPoint, points: Sequence[SweepPoint], curve: Curve) -> SweepPoint | None:

@@ -1,13 +1,10 @@
-"""``--alpha-rule``: one alpha for all sites, or one for each stage or site (``alpha_search``); and the checkpoint of it."""
+"""``--alpha-rule``: one alpha for all sites, or one for each stage or site (``search``); and the checkpoint of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from ..engine.journal import Journal
-from ..engine.pairs import Column, PairStore
+from ..engine.grid import Variant, VariantGrid
 from ..operator.checkpoint import Checkpoint
 from ..sites.find import Site
 from ..stats.format import in_points
@@ -16,7 +13,7 @@ from ..stats.paired import PairedDifference, paired_difference
 from ..stats.verdict import Verdict
 from .choice import SweepPoint
 from .search import Found, candidates_of, depth_groups, search_alphas, site_groups, unseen_blocks
-from .sweep import Sweep, SweepSettings, point_of, sweep_alphas, what_bpda_makes_of
+from .sweep import Sweep, SweepSettings, in_full, point_of, sweep_alphas, what_bpda_makes_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,9 @@ class SearchResult:
         n_accepted = sum(step.is_accepted for step in self.found.steps)
         gains = [in_points(d.difference, d.standard_error) for d in (self.gain, self.over_shared)]
         words = [
-            f"{self.rule}: {n_accepted} of {len(self.found.steps)} steps were confirmed; on {curve}, on {self.gain.n:,} images "
-            f"that no step looked at (the sweep before it did): {gains[0]} points against alpha = 0, {gains[1]} against the "
-            "shared alpha"
+            f"{self.rule}: {n_accepted} of {len(self.found.steps)} steps were confirmed; on {curve}, on "
+            f"{self.gain.n:,} images that no step looked at (the sweep before it did): {gains[0]} points against "
+            f"alpha = 0, {gains[1]} against the shared alpha"
         ]
         alphas = ", ".join(f"{alpha:g}" for alpha in self.found.column)
         if not self.is_carried:
@@ -62,26 +59,24 @@ class SearchResult:
 
     def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Plain values, fractions."""
+        unseen = {
+            "n_examples": self.gain.n,
+            "point": self.point.to_report(self.base),
+            "minus_base": self.gain.difference,
+            "minus_base_standard_error": self.gain.standard_error,
+            "minus_shared": self.over_shared.difference,
+            "minus_shared_standard_error": self.over_shared.standard_error,
+        }
         return self.found.to_report(sites) | {
-            "unseen": {
-                "n_examples": self.gain.n, "point": self.point.to_report(self.base), "minus_base": self.gain.difference,
-                "minus_base_standard_error": self.gain.standard_error, "minus_shared": self.over_shared.difference,
-                "minus_shared_standard_error": self.over_shared.standard_error,
-            },
-            "critical_value": self.critical, "is_carried": self.is_carried,
+            "unseen": unseen,
+            "critical_value": self.critical,
+            "is_carried": self.is_carried,
             "under_bpda": None if self.fate is None else {"verdict": self.fate.name, "reason": self.fate.reason},
-        }  # fmt: skip
+        }
 
 
 def alphas_by_rule(
-    rule: str,
-    store: PairStore,
-    settings: SweepSettings,
-    sweep: Sweep,
-    checkpoint: Checkpoint,
-    *,
-    on_block: Callable[[str, int], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    rule: str, grid: VariantGrid, settings: SweepSettings, sweep: Sweep, checkpoint: Checkpoint
 ) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The checkpoint that ``rule`` leads to, and what goes into the report about it.
 
@@ -92,53 +87,47 @@ def alphas_by_rule(
     """
     if rule == "shared":
         return sweep, replace(checkpoint, alpha=sweep.chosen.alpha), {}
-    sites, blocks = store.model.sites, [len(block) for block in store.blocks]
-    groups = depth_groups(sites) if rule == "per-depth" else site_groups(sites)
-    journal = Journal(store.folder, "start", (settings, groups, blocks, store.ids.tolist()))
-    start = settings.column(journal.once("alpha", lambda: sweep.chosen.alpha))
-    found = search_alphas(
-        store, groups, start=start, candidates=candidates_of(settings.alphas), rule=settings.rule, on_block=on_block,
-        on_progress=on_progress,
-    )  # fmt: skip
-    for b in range(len(store.blocks)):
-        columns = [store.base, start, found.column]
-        store.score(b, {"plain": columns, "bpda": columns}, on_progress)
-    sweep = sweep_alphas(store, settings, on_block=on_block, on_progress=on_progress)
-    result = _judge(rule, found, store, settings, sweep)
+    groups = depth_groups(grid.sites) if rule == "per-depth" else site_groups(grid.sites)
+    start = settings.column(grid.decisions("start", settings, groups).once("alpha", lambda: sweep.chosen.alpha))
+    candidates = candidates_of(settings.alphas)
+    found = search_alphas(grid, groups, start=start, candidates=candidates, rule=settings.rule)
+    for b in range(len(grid.blocks)):
+        grid.score(b, in_full([grid.base, start, found.column]))
+    sweep = sweep_alphas(grid, settings)
+    result = _judge(rule, found, grid, settings, sweep)
     shared = sweep.chosen.alpha
-    report = {
-        "search": result.to_report(sites),
-        "in_words": result.in_words(settings.rule.curve, shared),
-    }
+    report = {"search": result.to_report(grid.sites), "in_words": result.in_words(settings.rule.curve, shared)}
     if not result.is_carried:
         return sweep, replace(checkpoint, alpha=shared), report
     return sweep, with_site_alphas(checkpoint, found.column), report
 
 
-def _judge(rule: str, found: Found, store: PairStore, settings: SweepSettings, sweep: Sweep) -> SearchResult:
-    curve, unseen = settings.rule.curve, unseen_blocks(len(store.blocks))
-
-    def on_unseen(column: Column) -> Tensor:
-        return store.measure(column, curve, unseen)
-
-    mine, base = on_unseen(found.column), on_unseen(store.base)
-    shared = on_unseen(settings.column(sweep.chosen.alpha))
+def _judge(rule: str, found: Found, grid: VariantGrid, settings: SweepSettings, sweep: Sweep) -> SearchResult:
+    curve, unseen = settings.rule.curve, unseen_blocks(len(grid.blocks))
+    variants = found.column, grid.base, settings.column(sweep.chosen.alpha)
+    mine, base, shared = (grid.measure(variant, curve, unseen) for variant in variants)
     critical = critical_value([(mine, other) for other in (base, shared)])
-    gain, over_shared = paired_difference(mine, base), paired_difference(mine, shared)
+    over_shared = paired_difference(mine, shared)
     is_moved = any(step.is_accepted for step in found.steps)
-    alone = point_of(store, found.column, max(found.column), unseen)
-    without = point_of(store, store.base, 0.0, unseen)
+    alone = point_of(grid, found.column, max(found.column), unseen)
+    without = point_of(grid, grid.base, 0.0, unseen)
     return SearchResult(
-        rule, found, alone, without, gain, over_shared, critical,
-        is_moved and over_shared.difference >= 0 and settings.rule.is_enough(mine, base, critical),
-        what_bpda_makes_of(alone, without, critical_value([(alone.worst, without.worst)])),
-    )  # fmt: skip
+        rule=rule,
+        found=found,
+        point=alone,
+        base=without,
+        gain=paired_difference(mine, base),
+        over_shared=over_shared,
+        critical=critical,
+        is_carried=is_moved and over_shared.difference >= 0 and settings.rule.is_enough(mine, base, critical),
+        fate=what_bpda_makes_of(alone, without, critical_value([(alone.worst, without.worst)])),
+    )
 
 
-def with_site_alphas(checkpoint: Checkpoint, column: Column) -> Checkpoint:
-    """``checkpoint`` with an alpha for each of its active sites: the largest is ``alpha``, the others are shares of it."""
-    alphas = dict(zip((site.index for site in checkpoint.active), column, strict=True))
-    largest = max(column)
+def with_site_alphas(checkpoint: Checkpoint, variant: Variant) -> Checkpoint:
+    """``checkpoint`` with an alpha for each active site: the largest is ``alpha``, the others are shares of it."""
+    alphas = dict(zip((site.index for site in checkpoint.active), variant, strict=True))
+    largest = max(variant)
     if largest == 0:
         return replace(checkpoint, alpha=0.0)
     weights = tuple(alphas.get(site.index, 0.0) / largest for site in checkpoint.sites)

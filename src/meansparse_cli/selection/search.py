@@ -1,25 +1,26 @@
 """More than one shared alpha: an alpha for each stage of the network, or for each site, by coordinate search.
 
-The paper finds that depth matters (Table 10: the early sites help most, under attacks that the operator masks). Starting
-from the best shared alpha, one group of sites after the other, the late ones first, is tried at a few alphas with all other
-groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall into three parts. Two
-of them change places at every step: a candidate must be ahead on one and be confirmed, ahead again, on the other, which took
-no part in choosing it. The third no step looks at: on it the result is judged. The clean constraint holds on all of them at
-every step. What the result is worth is for the test split to say.
+The paper finds that depth matters (Table 10: the early sites help most, under attacks that the operator masks).
+Starting from the best shared alpha, one group of sites after the other, the late ones first, is tried at a few alphas
+with all other groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall
+into three parts. Two of them change places at every step: a candidate must be ahead on one and be confirmed, ahead
+again, on the other, which took no part in choosing it. The third no step looks at: on it the result is judged. The
+clean constraint holds on all of them at every step. What the result is worth is for the test split to say.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
 
-from ..engine.journal import Journal
-from ..engine.pairs import Column, Family, PairStore, column_of
+from torch import Tensor
+
+from ..engine.grid import Family, Variant, VariantGrid, variant_of
 from ..errors import ConfigError
 from ..sites.find import Site
 from ..stats.paired import paired_difference
-from .choice import ChoiceRule
+from .choice import ChoiceRule, Curve
 
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at
 N_PARTS = 4  # depths of a network without stages
@@ -43,7 +44,7 @@ class Step:
 class Found:
     """An alpha for each site, and how it was found."""
 
-    column: Column
+    column: Variant
     steps: list[Step] = field(default_factory=list)
 
     def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
@@ -88,67 +89,66 @@ def candidates_of(alphas: Sequence[float], n: int = N_CANDIDATES) -> list[float]
 
 
 def search_alphas(
-    store: PairStore,
-    groups: dict[str, list[int]],
-    *,
-    start: Column,
-    candidates: Sequence[float],
-    rule: ChoiceRule,
-    on_block: Callable[[str, int], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    grid: VariantGrid, groups: dict[str, list[int]], *, start: Variant, candidates: Sequence[float], rule: ChoiceRule
 ) -> Found:
-    """Coordinate search over ``groups`` from ``start``, one pass. Resumes from what ``store`` has on disk.
+    """Coordinate search over ``groups`` from ``start``, one pass. Resumes from what ``grid`` has on disk.
 
     Call ``check_blocks`` before the work that leads here.
     """
-    parts = [range(part, len(store.blocks), N_ROTATED) for part in range(N_ROTATED - 1)]
-    families: tuple[Family, ...] = ("plain",) if rule.curve in ("plain", "apgd-ce") else ("plain", "bpda")
-    families = ("bpda",) if rule.curve == "bpda" else families
-    blocks = [len(block) for block in store.blocks]
-    journal = Journal(store.folder, "search", (groups, start, list(candidates), rule, blocks, store.ids.tolist()))
-    store.classify([store.base])
-    lowest = float(store.clean(store.base).double().mean()) - rule.max_clean_drop - 1e-12
-
-    def score(columns: Sequence[Column], half: Sequence[int], what: str) -> None:
-        for b in half:
-            wanted: dict[Family, Sequence[Column]] = {family: list(columns) for family in families}
-            n = store.count_missing(b, wanted)
-            if n and on_block is not None:
-                on_block(f"{what}, images {int(store.blocks[b][-1]) + 1} of {len(store.x)}", n)
-            store.score(b, wanted, on_progress)
-
-    def propose(current: Column, group: list[int], searched: Sequence[int], what: str) -> dict[str, float] | None:
-        """The best other alpha and its gain; None where every other alpha costs too much clean accuracy."""
-        others = {_moved(current, group, alpha): alpha for alpha in candidates}
-        others.pop(current, None)
-        store.classify(list(others))
-        others = {c: a for c, a in others.items() if float(store.clean(c).double().mean()) >= lowest}
-        if not others:
-            return None
-        score([current, *others], searched, what)
-        right = {column: store.measure(column, rule.curve, searched) for column in (current, *others)}
-        best = max(others, key=lambda column: (int(right[column].sum()), -others[column]))
-        return {"alpha": others[best], "gain": paired_difference(right[best], right[current]).difference}
-
-    def confirm(current: Column, best: Column, confirming: Sequence[int], what: str) -> float:
-        score([current, best], confirming, what)
-        mine, theirs = (store.measure(column, rule.curve, confirming) for column in (best, current))
-        return paired_difference(mine, theirs).difference
-
-    current, steps = column_of(start), []
+    search = _Search(grid, candidates, rule)
+    decisions = grid.decisions("search", groups, start, list(candidates), rule)
+    current, steps = variant_of(start), []
     for t, (name, group) in enumerate(reversed(groups.items())):
         what = f"step {t + 1} of {len(groups)}: {name}"
-        proposal = journal.once(what, partial(propose, current, group, parts[t % 2], what))
+        proposal = decisions.once(what, partial(search.propose, current, group, t % 2, what))
         if proposal is None:
             continue
         best, confirmed = _moved(current, group, proposal["alpha"]), None
         if proposal["gain"] > 0:
             what += ", confirming"
-            confirmed = journal.once(what, partial(confirm, current, best, parts[(t + 1) % 2], what))
+            confirmed = decisions.once(what, partial(search.gain, best, current, (t + 1) % 2, what))
         accepted = confirmed is not None and confirmed > 0
         steps.append(Step(name, current[group[0]], proposal["alpha"], proposal["gain"], confirmed, accepted))
         current = best if accepted else current
     return Found(current, steps)
+
+
+class _Search:
+    """What the steps of a search ask of a grid; ``part`` is one of the two parts of its blocks that change places."""
+
+    def __init__(self, grid: VariantGrid, candidates: Sequence[float], rule: ChoiceRule) -> None:
+        self.grid, self.candidates, self.rule = grid, candidates, rule
+        of_curve: dict[Curve, tuple[Family, ...]] = {"worst": ("plain", "bpda"), "bpda": ("bpda",)}
+        self.families = of_curve.get(rule.curve, ("plain",))
+        grid.classify([grid.base])
+        self.lowest = self._clean(grid.base) - rule.max_clean_drop - 1e-12
+
+    def propose(self, current: Variant, group: list[int], part: int, what: str) -> dict[str, float] | None:
+        """The best other alpha and its gain; None where every other alpha costs too much clean accuracy."""
+        others = {_moved(current, group, alpha): alpha for alpha in self.candidates}
+        others.pop(current, None)
+        self.grid.classify(list(others))
+        others = {variant: alpha for variant, alpha in others.items() if self._clean(variant) >= self.lowest}
+        if not others:
+            return None
+        right = self._scored([current, *others], part, what)
+        best = max(others, key=lambda variant: (int(right[variant].sum()), -others[variant]))
+        return {"alpha": others[best], "gain": paired_difference(right[best], right[current]).difference}
+
+    def gain(self, best: Variant, current: Variant, part: int, what: str) -> float:
+        """By how much ``best`` is ahead."""
+        right = self._scored([current, best], part, what)
+        return paired_difference(right[best], right[current]).difference
+
+    def _scored(self, variants: Sequence[Variant], part: int, what: str) -> dict[Variant, Tensor]:
+        """The outcomes of the rule's curve on one part, once they are there."""
+        blocks = range(part, len(self.grid.blocks), N_ROTATED)
+        for b in blocks:
+            self.grid.score(b, dict.fromkeys(self.families, list(variants)), f"{what}, ")
+        return {variant: self.grid.measure(variant, self.rule.curve, blocks) for variant in variants}
+
+    def _clean(self, variant: Variant) -> float:
+        return float(self.grid.clean(variant).double().mean())
 
 
 def check_blocks(n: int, block_size: int) -> None:
@@ -173,5 +173,5 @@ def unseen_blocks(n_blocks: int) -> range:
     return range(N_ROTATED - 1, n_blocks, N_ROTATED)
 
 
-def _moved(column: Column, group: Sequence[int], alpha: float) -> Column:
-    return column_of([alpha if i in group else old for i, old in enumerate(column)])
+def _moved(variant: Variant, group: Sequence[int], alpha: float) -> Variant:
+    return variant_of([alpha if i in group else old for i, old in enumerate(variant)])

@@ -1,32 +1,31 @@
 """``meansparse sweep-alpha``: score each alpha on the held-out split and choose by a stated rule.
 
-All alphas of a block of images go through the attacks as one stream (``pairs``); after each block racing may drop alphas
+All alphas of a block of images go through the attacks as one stream (``grid``); after each block racing may drop alphas
 that would not be chosen any more (``racing``); the choices are made by ``choice``. Every finished block is on disk.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from ..attacks import ATTACKS, expand_attacks, find_attack
-from ..engine.journal import Journal
-from ..engine.pairs import Column, Family, PairStore, column_of
+from ..engine.grid import Family, Variant, VariantGrid, variant_of
 from ..errors import ConfigError
+from ..ledger import Decisions
 from ..stats.multiple import is_clear
 from ..stats.verdict import Verdict, verdict
 from .choice import CURVES, OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
-from .racing import Drop, Race, load_history, save_history
+from .racing import Drop, Race, history_in, keep_history
 
 
 @dataclass(frozen=True)
 class SweepSettings:
     """``alphas`` ascend and start with 0. ``site_weights`` (one a site, in [0, 1]): 0 switches the operator off there.
 
-    ``rule`` decides which alpha the checkpoint carries; ``n_refine``: rounds in which the alphas halfway between the best
-    one and its neighbours are scored too.
+    ``rule`` decides which alpha the checkpoint carries; ``n_refine``: rounds in which the alphas halfway between the
+    best one and its neighbours are scored too.
     """
 
     alphas: tuple[float, ...]
@@ -35,14 +34,14 @@ class SweepSettings:
     racing: bool = True
     n_refine: int = 0
 
-    def column(self, alpha: float) -> Column:
+    def column(self, alpha: float) -> Variant:
         """The alphas of all sites that a shared alpha means."""
-        return column_of([alpha * weight for weight in self.site_weights])
+        return variant_of([alpha * weight for weight in self.site_weights])
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep: ``points`` ascend from alpha = 0; ``paper`` and ``worst`` are always chosen; ``chosen`` counts."""
+    """``points`` ascend from alpha = 0; ``paper`` and ``worst`` are always chosen; ``chosen`` counts."""
 
     points: list[SweepPoint]
     paper: Choice
@@ -62,23 +61,21 @@ class Sweep:
 
     def to_report(self) -> dict[str, Any]:
         """The whole curve, both choices, and what racing did. Fractions."""
-        fate = self.fate
+        fate, choices = self.fate, {"paper": self.paper, "worst": self.worst, "chosen": self.chosen}
         return {
             "alpha": self.chosen.alpha,
             "rule": self.chosen.rule.in_words(),
             "reason": self.chosen.reason,
-            "choices": {"paper": self.paper.to_report(), "worst": self.worst.to_report(), "chosen": self.chosen.to_report()},
+            "choices": {name: choice.to_report() for name, choice in choices.items()},
             "under_bpda": None if fate is None else {"verdict": fate.name, "reason": fate.reason},
-            "critical_values": {curve: simultaneous_value(self.points, curve) for curve in ("plain", "bpda", "worst")},
-            "racing": {
-                curve: [
-                    {"alpha": alpha, "n_examples": drop.n_examples, "behind": drop.difference, "bound": drop.bound}
-                    for alpha, drop in drops
-                ]
-                for curve, drops in self.drops.items()
-            },
+            "critical_values": {curve: simultaneous_value(self.points, curve) for curve in CURVES},
+            "racing": {curve: [_drop_to_report(*drop) for drop in drops] for curve, drops in self.drops.items()},
             "curve": [point.to_report(self.points[0]) for point in self.points],
-        }  # fmt: skip
+        }
+
+
+def _drop_to_report(alpha: float, drop: Drop) -> dict[str, Any]:
+    return {"alpha": alpha, "n_examples": drop.n_examples, "behind": drop.difference, "bound": drop.bound}
 
 
 def grid_of(alphas: Sequence[float]) -> tuple[tuple[float, ...], str]:
@@ -97,7 +94,7 @@ def grid_of(alphas: Sequence[float]) -> tuple[tuple[float, ...], str]:
 
 
 def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The plain and the BPDA attacks of a sweep: ``attacks`` as asked for (none: those of ``objective``), each with its twin.
+    """The plain and the BPDA attacks of a sweep: ``attacks`` (none: those of ``objective``), each with its twin.
 
     With an ``objective`` APGD-CE is the first of them, on which the paper's choice is made.
 
@@ -121,32 +118,32 @@ def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...]
 
 
 def sweep_alphas(
-    store: PairStore,
-    settings: SweepSettings,
-    *,
-    on_block: Callable[[str, int], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    on_points: Callable[[list[SweepPoint]], None] | None = None,
+    grid: VariantGrid, settings: SweepSettings, *, on_points: Callable[[list[SweepPoint]], None] | None = None
 ) -> Sweep:
-    """Score the grid, refine it, choose. What ``store`` has on disk is not computed again.
+    """Score the alphas, refine them, choose. What ``grid`` has on disk is not computed again.
 
-    ``on_block`` is told what begins and how many (image, alpha, attack) triples it holds, ``on_progress`` of those done.
+    ``on_points`` is told of all points so far after each block.
     """
-    run = _Run(store, settings, on_block, on_progress, on_points)
+    run = _Run(grid, settings, on_points or (lambda points: None))
     alphas = list(settings.alphas)
     sweep = run.score(alphas)
     for _ in range(settings.n_refine):
-        best = run.journal(alphas).once("refine around", lambda: sweep.chosen.best)  # noqa: B023
+        best = run.decisions(alphas).once("refine around", lambda: sweep.chosen.best)  # noqa: B023
         alphas = sorted({*alphas, *halfway(alphas, best)})
         sweep = run.score(alphas)
     return sweep
 
 
-def point_of(store: PairStore, column: Column, alpha: float, blocks: Sequence[int] | None = None) -> SweepPoint:
-    """What ``store`` knows of one column, on the images of ``blocks`` (all of them), under the name of an alpha."""
-    plain, bpda, worst = (store.measure(column, curve, blocks) for curve in CURVES)
-    apgd_ce = store.measure(column, "apgd-ce", blocks) if store.attacks["plain"][:1] == ("apgd-ce",) else None
-    return SweepPoint(alpha, store.clean(column, blocks), plain, bpda, worst, apgd_ce)
+def in_full(variants: Sequence[Variant]) -> dict[Family, Sequence[Variant]]:
+    """Both families of attacks, for all of ``variants``."""
+    return {"plain": variants, "bpda": variants}
+
+
+def point_of(grid: VariantGrid, variant: Variant, alpha: float, blocks: Sequence[int] | None = None) -> SweepPoint:
+    """What ``grid`` knows of one variant, on the images of ``blocks`` (all of them), under the name of an alpha."""
+    plain, bpda, worst = (grid.measure(variant, curve, blocks) for curve in CURVES)
+    apgd_ce = grid.measure(variant, "apgd-ce", blocks) if grid.attacks["plain"][:1] == ("apgd-ce",) else None
+    return SweepPoint(alpha, grid.clean(variant, blocks), plain, bpda, worst, apgd_ce)
 
 
 def halfway(alphas: Sequence[float], best: float) -> list[float]:
@@ -168,8 +165,11 @@ def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> 
     if point.alpha == 0 or not n:
         return None
     found = verdict(
-        base_plain=base.plain[:n], sparsified_plain=point.plain[:n], base_worst=base.worst[:n], sparsified_worst=point.worst[:n]
-    )  # fmt: skip
+        base_plain=base.plain[:n],
+        sparsified_plain=point.plain[:n],
+        base_worst=base.worst[:n],
+        sparsified_worst=point.worst[:n],
+    )
     if found.name == "real gain" and not is_clear(point.worst[:n], base.worst[:n], critical):
         words = f"{found.reason.split(':')[0]}: not clear after looking at every alpha"
         return Verdict("no difference", words)
@@ -178,98 +178,82 @@ def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> 
 
 class _Run:
     def __init__(
-        self, store: PairStore, settings: SweepSettings, on_block: Callable[[str, int], None] | None,
-        on_progress: Callable[[int], None] | None, on_points: Callable[[list[SweepPoint]], None] | None,
-    ) -> None:  # fmt: skip
-        self.store, self.settings = store, settings
-        self.on_block, self.on_progress, self.on_points = on_block, on_progress, on_points
+        self, grid: VariantGrid, settings: SweepSettings, on_points: Callable[[list[SweepPoint]], None]
+    ) -> None:
+        self.grid, self.settings, self.on_points = grid, settings, on_points
 
     def score(self, alphas: Sequence[float]) -> Sweep:
         """All blocks at all alphas, less what racing drops; then the choices, and these in full."""
-        store, columns = self.store, {self.settings.column(alpha): alpha for alpha in alphas}
-        store.classify(list(columns))
-        races, history = self._races(alphas)
+        grid, variants = self.grid, {self.settings.column(alpha): alpha for alpha in alphas}
+        grid.classify(list(variants))
+        races, looks = self._races(alphas)
         n_seen = 0
-        for b, block in enumerate(store.blocks):
-            self._score_block(b, self._wanted(races, list(columns) if b == 0 else [store.base]))
+        for b, block in enumerate(grid.blocks):
+            grid.score(b, self._wanted(races, list(variants) if b == 0 else [grid.base]))
             n_seen += len(block)
-            if self.settings.racing and b + 1 < len(store.blocks):
+            if self.settings.racing and b + 1 < len(grid.blocks):
                 for race in races.values():
                     race.look(n_seen)
-                save_history(history, {str(curve): race for curve, race in races.items()})
-            if self.on_points is not None:
-                self.on_points(self._points(columns))
-        drops = {curve: [(columns[drop.column], drop) for drop in race.drops] for curve, race in races.items()}
-        journal = self.journal(alphas)
+                keep_history(looks, races)  # type: ignore[arg-type]
+            self.on_points(self._points(variants))
+        drops = {curve: [(variants[drop.column], drop) for drop in race.drops] for curve, race in races.items()}
+        decisions = self.decisions(alphas)
         for turn in itertools.count():
-            sweep = self._choose(self._points(columns), drops)
+            sweep = self._choose(self._points(variants), drops)
             marked = sorted({0.0} | {a for c in (sweep.paper, sweep.worst, sweep.chosen) for a in (c.alpha, c.best)})
-            decided = journal.once(f"score in full, {turn}", lambda: marked)  # noqa: B023
+            decided = decisions.once(f"score in full, {turn}", partial(list, marked))
             if not self._is_missing(marked) and not self._is_missing(decided):
                 return sweep
-            for b in range(len(store.blocks)):  # whatever was chosen is scored on everything
-                self._score_block(b, self._in_full(decided))
+            for b in range(len(grid.blocks)):  # whatever was chosen is scored on everything
+                grid.score(b, self._in_full(decided))
         raise AssertionError("unreachable")
 
-    def journal(self, alphas: Sequence[float]) -> Journal:
-        """The decisions of this sweep at ``alphas``."""
-        rule, blocks = self.settings.rule, [len(block) for block in self.store.blocks]
-        columns = [self.settings.column(alpha) for alpha in alphas]
-        return Journal(
-            self.store.folder, "choice", (columns, self.settings.racing, rule, blocks, self.store.ids.tolist())
-        )
+    def decisions(self, alphas: Sequence[float]) -> Decisions:
+        """Those of this sweep at ``alphas``."""
+        variants = [self.settings.column(alpha) for alpha in alphas]
+        return self.grid.decisions("choice", variants, self.settings.racing, self.settings.rule)
 
-    def _in_full(self, alphas: Sequence[float]) -> dict[Family, Sequence[Column]]:
-        columns = [self.settings.column(alpha) for alpha in alphas]
-        return {"plain": columns, "bpda": columns}
+    def _in_full(self, alphas: Sequence[float]) -> dict[Family, Sequence[Variant]]:
+        return in_full([self.settings.column(alpha) for alpha in alphas])
 
     def _is_missing(self, alphas: Sequence[float]) -> bool:
-        return any(self.store.count_missing(b, self._in_full(alphas)) for b in range(len(self.store.blocks)))
+        return any(self.grid.count_missing(b, self._in_full(alphas)) for b in range(len(self.grid.blocks)))
 
-    def _races(self, alphas: Sequence[float]) -> tuple[dict[Curve, Race], Path]:
-        """A race for each curve that something is chosen on, among the alphas that keep the clean constraint; their file."""
-        cleans = {alpha: self.store.clean(self.settings.column(alpha)) for alpha in alphas}
+    def _races(self, alphas: Sequence[float]) -> tuple[dict[Curve, Race], Decisions]:
+        """A race on each curve that something is chosen on, among what keeps the clean constraint; their looks."""
+        grid, rule = self.grid, self.settings.rule
+        cleans = {alpha: grid.clean(self.settings.column(alpha)) for alpha in alphas}
         running = [SweepPoint(alpha, clean, clean[:0], clean[:0], clean[:0]) for alpha, clean in cleans.items()]
         if self.settings.racing:
-            running = allowed(running, self.settings.rule.max_clean_drop)
-        columns = [self.settings.column(point.alpha) for point in running]
+            running = allowed(running, rule.max_clean_drop)
+        variants = [self.settings.column(point.alpha) for point in running]
         curves: list[Curve] = ["plain"]
-        if self.store.attacks["plain"] != ("apgd-ce",):  # the paper's choice is made on APGD-CE alone
-            curves = ["apgd-ce", "plain"] if self.settings.rule.curve == "plain" else ["apgd-ce"]
-        if self.store.attacks["bpda"]:
-            curves += ["worst", "bpda"] if self.settings.rule.curve == "bpda" else ["worst"]
-
-        # the same race is one among the same columns on the same blocks
-        key = repr((columns, curves, [len(block) for block in self.store.blocks], self.store.ids.tolist())).encode()
-        file = self.store.folder / f"race-{hashlib.sha256(key).hexdigest()[:16]}.json"
-        history = load_history(file)
+        if grid.attacks["plain"] != ("apgd-ce",):  # the paper's choice is made on APGD-CE alone
+            curves = ["apgd-ce", "plain"] if rule.curve == "plain" else ["apgd-ce"]
+        if grid.attacks["bpda"]:
+            curves += ["worst", "bpda"] if rule.curve == "bpda" else ["worst"]
+        # the same race is one among the same variants on the same blocks
+        looks = grid.decisions("race", variants, curves)
 
         def race(curve: Curve) -> Race:
-            n = len(self.store.x)
-            return Race(columns, self.store.base, n, lambda c: self.store.measure(c, curve), history.get(curve))
+            return Race(variants, grid.base, len(grid), lambda v: grid.measure(v, curve), history_in(looks, curve))
 
-        return {curve: race(curve) for curve in curves}, file
+        return {curve: race(curve) for curve in curves}, looks
 
-    def _wanted(self, races: dict[Curve, Race], always: list[Column]) -> dict[Family, Sequence[Column]]:
+    def _wanted(self, races: dict[Curve, Race], always: list[Variant]) -> dict[Family, Sequence[Variant]]:
         """The worst case needs both families of attacks, each of the other curves its own."""
-        running: dict[str, list[Column]] = {curve: race.running for curve, race in races.items()}
-        plain = [*always, *(c for curve in ("plain", "apgd-ce", "worst") for c in running.get(curve, []))]
+        running: dict[str, list[Variant]] = {curve: race.running for curve, race in races.items()}
+        plain = [*always, *(v for curve in ("plain", "apgd-ce", "worst") for v in running.get(curve, []))]
         bpda = [*always, *running.get("worst", []), *running.get("bpda", [])]
         return {"plain": list(dict.fromkeys(plain)), "bpda": list(dict.fromkeys(bpda))}
 
-    def _score_block(self, b: int, wanted: dict[Family, Sequence[Column]]) -> None:
-        n = self.store.count_missing(b, wanted)
-        if n and self.on_block is not None:
-            n_alphas = len({*wanted["plain"], *wanted["bpda"]})
-            self.on_block(f"images {int(self.store.blocks[b][-1]) + 1} of {len(self.store.x)}, {n_alphas} alphas", n)
-        self.store.score(b, wanted, self.on_progress)
-
-    def _points(self, columns: dict[Column, float]) -> list[SweepPoint]:
-        return [point_of(self.store, c, a) for c, a in sorted(columns.items(), key=lambda item: item[1])]
+    def _points(self, variants: dict[Variant, float]) -> list[SweepPoint]:
+        return [point_of(self.grid, v, alpha) for v, alpha in sorted(variants.items(), key=lambda item: item[1])]
 
     def _choose(self, points: list[SweepPoint], drops: dict[Curve, list[tuple[float, Drop]]]) -> Sweep:
         rule = self.settings.rule
-        own_gain = rule.min_gain
-        paper = rule if rule.curve == "apgd-ce" else ChoiceRule("apgd-ce", rule.max_clean_drop, own_gain, rule.attacks)
-        worst = rule if rule.curve == "worst" else ChoiceRule("worst", rule.max_clean_drop, own_gain, rule.attacks)
+        paper, worst = (
+            rule if rule.curve == curve else ChoiceRule(curve, rule.max_clean_drop, rule.min_gain, rule.attacks)
+            for curve in ("apgd-ce", "worst")
+        )
         return Sweep(points, choose(points, paper), choose(points, worst), choose(points, rule), drops)

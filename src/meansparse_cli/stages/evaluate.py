@@ -15,14 +15,17 @@ import torch
 
 from ..attacks import expand_attacks
 from ..attacks.precision import precision_on
+from ..attacks.problem import Problem
+from ..attacks.result import Budget
 from ..data.identity import content_id
 from ..diagnostics import Diagnosis
+from ..engine.comparison import Evaluation
 from ..engine.eps_sweep import eps_rows, headline_eps
-from ..engine.evaluate import EvaluateSettings
-from ..engine.evaluation import Evaluation, attacks_id
-from ..engine.pool import read_pool
-from ..engine.state import recorded_setting
+from ..engine.evaluate import search_form
+from ..engine.foreign import read_pool
+from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of, write_bytes
+from ..ledger import recorded
 from ..models.published import published_note, published_results
 from ..operator.checkpoint import sparsify
 from ..reporting.console import console, is_wide, note
@@ -34,7 +37,7 @@ from ..runs.operators import alpha_in_use, checkpoint_to_evaluate
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
-from .evaluate_work import Asked, Pool, Work
+from .evaluate_work import Asked, Work
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
@@ -45,18 +48,19 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         return done
 
     work = _begin(context, asked)
-    pool = dict(asked.pool)
-    evaluations = work.attack(pool)
+    runs = work.attack()
+    allowed = work.allowed(asked.pool)
     diagnosis = None
     if asked.config.doubts:
-        diagnosis = work.diagnose(evaluations[work.eps])
-        if diagnosis.images:  # everything that is known to break an example counts
-            pool |= diagnosis.images
-            evaluations = work.attack(pool)
-    results = _shown(work, evaluations[work.eps], diagnosis, pool)
+        diagnosis = work.diagnose(runs[work.eps].evaluation())
+        for run in runs.values():  # everything that is known to break an example counts
+            run.try_pool(diagnosis.images)
+        allowed |= work.allowed(diagnosis.images)
+    evaluations = {eps: run.evaluation() for eps, run in runs.items()}
+    results = _shown(work, evaluations[work.eps], diagnosis, allowed)
     outputs = [context.place.paths.outcomes]
     if asked.config.save_witnesses:
-        outputs += work.save_witnesses(evaluations[work.eps], pool)
+        outputs += work.save_witnesses(runs)
     if len(work.grid) > 1:
         results["eps_curve"] = eps_rows(evaluations)
         _show_eps_curve(work, results)
@@ -112,27 +116,24 @@ def _begin(context: RunContext, asked: Asked) -> Work:
     grid = eps_grid(asked.eps)
     eps = headline_eps(grid, run.source.dataset, run.norm)
     state_folder = context.whole.paths.state / "evaluate"
-    begun = None if context.fresh and asked.shard is None else recorded_setting(state_folder, "precision")
+    begun = None if context.fresh and asked.shard is None else recorded(state_folder, "precision")
     precision = precision_on(device, config.precision or begun)
     is_faster = device == "cpu" or precision != "fp32"
-    settings = EvaluateSettings(
-        attacks=asked.attacks,
-        norm=run.norm,  # type: ignore[arg-type]
-        eps=eps_value(eps),
-        n_examples=len(examples),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=device,
-        individual=config.individual,
-        precision=precision,
-        compile=config.compile,
-        channels_last=is_faster if config.channels_last is None else config.channels_last,
+    channels_last = is_faster if config.channels_last is None else config.channels_last
+    problem = Problem(
+        model,
+        Budget(run.norm, eps_value(eps)),  # type: ignore[arg-type]
+        n_classes,
+        config.seed,
+        config.batch_size,
+        precision,
+        search_form(model, compile=config.compile, channels_last=channels_last),
     )
-    work = Work(context, asked, model, n_classes, examples, settings, grid, eps)
-    for name, chunk in work.allowed(asked.pool).items():
+    work = Work(context, asked, problem, examples, grid, eps, channels_last)
+    for name, n_allowed in work.allowed(asked.pool).items():
         note(
-            f"pool: {len(asked.pool[name].positions):,} images of {name} are of these {len(examples):,} examples, "
-            f"{len(chunk.positions):,} inside the budget"
+            f"pool: {len(asked.pool[name]):,} images of {name} are of these {len(examples):,} examples, "
+            f"{n_allowed:,} inside the budget"
         )
     if context.fresh:
         _discard(work)
@@ -148,9 +149,9 @@ def _discard(work: Work) -> None:
     discard(work.context.whole.paths.folder / "shards")  # reports about what is gone now
 
 
-def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, pool: Pool) -> dict[str, Any]:
+def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
     """The results for the report, once they are on the screen."""
-    asked, settings, run = work.asked, work.settings, work.context.run
+    asked, run = work.asked, work.context.run
     results = evaluation.to_report()
     part = "" if asked.shard is None else f" (shard {asked.config.shard})"
     console.print(show_evaluation(results, f"{work.title(part)}, {run.norm} {work.eps}", with_interval=is_wide()))
@@ -168,12 +169,12 @@ def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, pool
         | {
             "eps": work.eps,
             "operator": asked.operator,
-            "pool": {name: len(chunk.positions) for name, chunk in work.allowed(pool).items()},
+            "pool": allowed,
             "site_alphas": asked.checkpoint.site_alphas(asked.alpha),
             "search": {
-                "precision": settings.precision,
-                "compile": settings.compile,
-                "channels_last": settings.channels_last,
+                "precision": work.problem.precision,
+                "compile": asked.config.compile,
+                "channels_last": work.channels_last,
             },
         }
     )

@@ -13,15 +13,14 @@ from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.splits import Split
 from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
+from ..engine.adversarial import collect_adversarial, save_adversarial, save_external
+from ..engine.cells import Cells, FoundImages
+from ..engine.comparison import Evaluation
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
-from ..engine.evaluate import EvaluateSettings, evaluate_robustness
-from ..engine.evaluation import Evaluation
-from ..engine.pool import admissible
-from ..engine.state import Chunk
-from ..engine.witnesses import collect_witnesses, save_external, save_witnesses
+from ..engine.evaluate import EvaluationRun, Plan
+from ..engine.state import Place
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
-from ..operator.insertion import SparsifiedModel
 from ..reporting.console import live, note
 from ..reporting.progress import show_attacks
 from ..runs.context import RunContext
@@ -29,7 +28,7 @@ from ..settings.shard import Shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_value
 
-Pool = dict[str, Chunk]
+Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
 
 
@@ -55,26 +54,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Work:
-    """``eps`` of ``grid`` is what the report opens with, and that of ``settings``; ``examples`` are on the device."""
+    """``eps`` of ``grid`` is what the report opens with, and that of ``problem``; ``examples`` are on the device."""
 
     context: RunContext
     asked: Asked
-    model: SparsifiedModel
-    n_classes: int
+    problem: Problem
     examples: Examples
-    settings: EvaluateSettings
     grid: tuple[str, ...]
     eps: str
+    channels_last: bool
 
     @property
     def state_folder(self) -> Path:
         """What has been done, by whichever shard."""
         return self.context.whole.paths.state / "evaluate"
-
-    @property
-    def budget(self) -> Budget:
-        """That of ``eps``."""
-        return Budget(self.settings.norm, self.settings.eps)
 
     @property
     def statistics_id(self) -> str:
@@ -86,13 +79,15 @@ class Work:
         source, split = self.context.run.source.name, self.asked.config.split
         return f"{source}, {self.asked.operator}, {len(self.examples):,} {split} images{part}"
 
-    def allowed(self, pool: Pool) -> Pool:
-        """The images of a pool that an attacker may use."""
-        return {name: admissible(chunk, self.examples.x, self.budget) for name, chunk in pool.items()}
+    def allowed(self, pool: Pool) -> dict[str, int]:
+        """How many images of a pool an attacker may use, by where from."""
+        cells = Cells(self.problem, self.examples)
+        return {name: len(cells.admitted(found)) for name, found in pool.items()}
 
-    def attack(self, pool: Pool) -> dict[str, Evaluation]:
+    def attack(self) -> dict[str, EvaluationRun]:
         """Every attack on every example at every eps; what is on disk is read back."""
-        asked, context, examples = self.asked, self.context, self.examples
+        asked, context = self.asked, self.context
+        plan = Plan(asked.attacks, asked.alpha, asked.config.individual)
         fingerprint = {
             "weights": str(context.weights_id),
             "statistics": self.statistics_id,
@@ -101,34 +96,20 @@ class Work:
         }
         with live("examples") as view:
 
-            def evaluate_one(eps: str, smaller: Evaluation | None) -> Evaluation:
-                return evaluate_robustness(
-                    self.model,
-                    examples.x,
-                    examples.y,
-                    examples.indices,
-                    alpha=asked.alpha,
-                    settings=replace(self.settings, eps=eps_value(eps)),
-                    state_folder=eps_state_folder(self.state_folder, eps, self.grid),
-                    fingerprint=fingerprint,
-                    n_classes=self.n_classes,
-                    on_update=show_attacks(view),
-                    smaller=smaller,
-                    pool=pool,
-                    shard=asked.shard,
-                )
+            def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
+                problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
+                place = Place(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, asked.shard)
+                told = show_attacks(view)
+                return EvaluationRun(problem, self.examples, plan, place, smaller=smaller, on_update=told)
 
-            return evaluate_each_eps(evaluate_one, self.grid)
+            return evaluate_each_eps(begin, self.grid, asked.pool)
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:
         """What a sceptical reader asks of the first examples, and the images that break one on the way."""
-        settings = self.settings
-        outcomes, n = (
-            hashlib.sha256(evaluation.outcomes_npz()),
-            min(self.asked.config.n_doubt_examples, len(self.examples)),
-        )
+        budget, n = self.problem.budget, min(self.asked.config.n_doubt_examples, len(self.examples))
+        outcomes = hashlib.sha256(evaluation.outcomes_npz())
         of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
-        key = f"{DOUBTS_VERSION} {of_what} {n} {settings.norm} {settings.eps} {settings.seed}"
+        key = f"{DOUBTS_VERSION} {of_what} {n} {budget.norm} {budget.eps} {self.problem.seed}"
         first = self.examples.at(torch.arange(n))
         with live("kinds") as view:
             view.begin("doubts", None)
@@ -137,40 +118,30 @@ class Work:
                 view.begin(f"doubts: {what}", total, done)
 
             found = diagnose(
-                Problem(self.model, self.budget, self.n_classes, settings.seed, settings.batch_size),
+                self.problem,
                 first,
                 evaluation,
                 kept=KeptAnswers(self.state_folder / "doubts", key, note),
                 on_kind=on_kind,
             )
-        if n_images := sum(len(chunk.positions) for chunk in found.images.values()):
+        if n_images := sum(len(images) for images in found.images.values()):
             note(
                 f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
                 "they count, as transfer"
             )
         return found
 
-    def save_witnesses(self, evaluation: Evaluation, pool: Pool) -> list[Path]:
+    def save_witnesses(self, runs: dict[str, EvaluationRun]) -> list[Path]:
         """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
-        settings, examples, folder = self.settings, self.examples, self.context.place.paths.folder
-        up_to_this = [one for one in self.grid if eps_value(one) <= settings.eps]
-        folders = [eps_state_folder(self.state_folder, one, self.grid) for one in up_to_this]
-        witnesses = collect_witnesses(self.model, examples.x, examples.y, evaluation, folders, settings, pool)
+        up_to_this = [run for eps, run in runs.items() if eps_value(eps) <= self.problem.budget.eps]
+        folder, found_on = self.context.place.paths.folder, collect_adversarial(up_to_this)
         files = [folder / "witnesses.safetensors"]
-        save_witnesses(
-            files[0],
-            witnesses,
-            examples.indices,
-            norm=settings.norm,
-            eps=settings.eps,
-            alpha=evaluation.alpha,
-            operator=self.asked.operator,
-        )
+        save_adversarial(files[0], found_on, up_to_this[-1], self.asked.operator)
         test = self.context.split(self.asked.config.split)
-        for name, found in witnesses.items():
+        for name, found in found_on.items():
             file = folder / f"witnesses-{name}.pt"
-            if save_external(file, test, found, len(examples)):
+            if save_external(file, test, found, len(self.examples)):
                 files.append(file)
-        counts = ", ".join(f"{len(found.images):,} on {name}" for name, found in witnesses.items())
+        counts = ", ".join(f"{len(found.images):,} on {name}" for name, found in found_on.items())
         note(f"witnesses: {counts} ({files[0]})")
         return files

@@ -3,8 +3,8 @@ chosen.
 
     measure   model, statistics, a split   -> measurements/<name>/measure.yaml, outcomes.npz
 
-All columns (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of
-adversarial images, as in ``sweep-alpha`` (``pairs``). Rows of the report: a base row, alpha = 0, for each eps, then a
+All variants (an alpha at each site of a rule) of one eps go through the attacks as one stream and share a pool of
+adversarial images, as in ``sweep-alpha`` (``grid``). Rows of the report: a base row, alpha = 0, for each eps, then a
 row for each rule of sites and alpha. ``outcomes.npz``: ``index`` and ``label`` (n,); ``clean``, ``plain``, ``bpda``
 and ``worst`` (rows, n) bool, still classified correctly. ``--attack none``: the clean images alone, one forward pass
 each.
@@ -26,8 +26,8 @@ from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
-from ..engine.evaluation import attacks_id
-from ..engine.pairs import Column, PairStore, column_of
+from ..engine.grid import Variant, VariantGrid, variant_of
+from ..engine.outcomes import attacks_id
 from ..errors import ConfigError
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import load_checkpoint, sparsify
@@ -36,7 +36,7 @@ from ..reporting.sweep_tables import measurement_table
 from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..selection.choice import SweepPoint
-from ..selection.sweep import families_of, point_of
+from ..selection.sweep import families_of, in_full, point_of
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
 from ..sites.find import Site
@@ -81,7 +81,7 @@ class _Found:
 
 
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
-    """Clean, plain, BPDA and worst-case outcomes of every column on the first ``n_examples`` of a split."""
+    """Clean, plain, BPDA and worst-case outcomes of every variant on the first ``n_examples`` of a split."""
     context = RunContext("measure", config, sources, fresh=fresh)
     asked = _asked(context, config)
     if done := context.done(asked.config, asked.inputs):
@@ -96,18 +96,18 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     base = context.base(checkpoint.rule)
     n_classes = check_model(context, base, context.split("test"), examples.x[:2])
     model = sparsify(base, checkpoint, alpha=0.0)
-    columns = columns_of(site_rules_of(config.sites, model.sites), asked.config.alphas, model.sites)
+    variants = variants_of(site_rules_of(config.sites, model.sites), asked.config.alphas, model.sites)
     if fresh:
         discard(context.place.paths.state)
     found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
     for eps in eps_grid(asked.eps) if asked.plain else [asked.eps]:
         budget = Budget(context.run.norm, eps_value(eps))  # type: ignore[arg-type]
         problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
-        store = _open_store(context, asked, problem, examples, checkpoint.options_id())
-        points = _score(store, columns, f"eps {eps}")
+        grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
+        points = _score(grid, variants, f"eps {eps}")
         if not asked.plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
-        found.add(eps, points, store.passes())
+        found.add(eps, points, grid.passes())
         _show(context, asked, found, eps)
     return _write(context, asked, examples, found, precision)
 
@@ -123,10 +123,10 @@ def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
     return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
 
 
-def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
-    """Every (image, column) pair that this measurement, or one before it, has scored at one eps."""
+def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> VariantGrid:
+    """Every cell that this measurement, or one before it, has scored at one eps."""
     config = asked.config
-    return PairStore(
+    return VariantGrid(
         problem,
         examples,
         plain=asked.plain,
@@ -166,7 +166,7 @@ def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found
 def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
     """The rules to score, ``single:*`` and ``first:*`` written out over ``sites``.
 
-    Raises ConfigError for a malformed rule; SiteError, in ``columns_of``, for one that chooses nothing.
+    Raises ConfigError for a malformed rule; SiteError, in ``variants_of``, for one that chooses nothing.
     """
     rules: list[str] = []
     for rule in given:
@@ -180,25 +180,26 @@ def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
     return list(dict.fromkeys(rules))
 
 
-def columns_of(rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]) -> dict[tuple[str, float], Column]:
+def variants_of(
+    rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]
+) -> dict[tuple[str, float], Variant]:
     """(rule, alpha) -> an alpha for each site, the base first."""
-    columns = {BASE: column_of([0.0] * len(sites))}
+    variants = {BASE: variant_of([0.0] * len(sites))}
     for rule in rules:
         used = {site.index for site in select_sites(list(sites), rule)}
         for alpha in alphas:
-            columns[rule, alpha] = column_of([alpha if site.index in used else 0.0 for site in sites])
-    return columns
+            variants[rule, alpha] = variant_of([alpha if site.index in used else 0.0 for site in sites])
+    return variants
 
 
-def _score(store: PairStore, columns: dict[tuple[str, float], Column], what: str) -> Points:
-    wanted = list(dict.fromkeys(columns.values()))
+def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: str) -> Points:
+    wanted = list(dict.fromkeys(variants.values()))
     with live("pairs") as view:
-        store.classify(wanted)
-        for b, block in enumerate(store.blocks):
-            if n := store.count_missing(b, {"plain": wanted, "bpda": wanted}):
-                view.begin(f"{what}, images {int(block[-1]) + 1} of {len(store.x)}, {len(wanted)} columns", n)
-            store.score(b, {"plain": wanted, "bpda": wanted}, view.advance)
-    return {key: point_of(store, c, key[1]) for key, c in columns.items()}
+        grid.tell(view.begin, view.advance)
+        grid.classify(wanted)
+        for b in range(len(grid.blocks)):
+            grid.score(b, in_full(wanted), f"{what}, ")
+    return {key: point_of(grid, variant, key[1]) for key, variant in variants.items()}
 
 
 def _clean_alone(point: SweepPoint) -> SweepPoint:

@@ -12,8 +12,8 @@ from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
-from ..engine.evaluation import attacks_id
-from ..engine.pairs import PairStore
+from ..engine.grid import VariantGrid
+from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from ..reporting.alpha_curve import draw_alpha_curve
@@ -59,8 +59,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     precision = precision_on(context.device, config.precision)
     budget = Budget(context.run.norm, eps_value(asked.eps))  # type: ignore[arg-type]
     problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
-    store = _open_store(context, asked, problem, examples, checkpoint.options_id())
-    sweep, chosen, by_rule = _sweep(asked, store, checkpoint)
+    grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
+    sweep, chosen, by_rule = _sweep(asked, grid, checkpoint)
 
     run = context.run
     save_checkpoint(run.paths.checkpoint, chosen)
@@ -73,7 +73,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         "precision": precision,
         "estimator": context.report("calibrate")["results"]["estimator"],
         **by_rule,
-        **store.passes(),
+        **grid.passes(),
     }
     title = f"{run.source.name}: {len(examples):,} held-out images, {run.norm} {asked.eps}"
     draw_alpha_curve(results, title=title, png=run.paths.curve_png, svg=run.paths.curve_svg)
@@ -95,10 +95,10 @@ def _asked(context: RunContext, config: SweepAlphaConfig) -> _Asked:
     return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
 
 
-def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> PairStore:
-    """Every (image, alpha) pair that this sweep, or one before it, has scored."""
+def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> VariantGrid:
+    """Every cell that this sweep, or one before it, has scored."""
     config, run = asked.config, context.run
-    return PairStore(
+    return VariantGrid(
         problem,
         examples,
         plain=asked.plain,
@@ -116,30 +116,23 @@ def _open_store(context: RunContext, asked: _Asked, problem: Problem, examples: 
     )
 
 
-def _sweep(asked: _Asked, store: PairStore, checkpoint: Checkpoint) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
+def _sweep(asked: _Asked, grid: VariantGrid, checkpoint: Checkpoint) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The sweep, the checkpoint that its rule leads to, and what goes into the report about the rule."""
     config, plain = asked.config, asked.plain
     settings = SweepSettings(
         alphas=config.alphas,
-        site_weights=(1.0,) * len(store.model.sites),
+        site_weights=(1.0,) * len(grid.sites),
         racing=config.racing,
         n_refine=config.refine,
         rule=ChoiceRule(config.objective, config.max_clean_drop / 100, config.min_gain, plain),
     )
     if config.alpha_rule != "shared":
-        check_blocks(len(store.x), config.block_size)
+        check_blocks(len(grid), config.block_size)
     with live("pairs") as view:
-        sweep = sweep_alphas(
-            store,
-            settings,
-            on_block=view.begin,
-            on_progress=view.advance,
-            on_points=lambda points: view.show(show_sweep(points, plain, None)),
-        )
+        grid.tell(view.begin, view.advance)
+        sweep = sweep_alphas(grid, settings, on_points=lambda points: view.show(show_sweep(points, plain, None)))
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
-        sweep, chosen, by_rule = alphas_by_rule(
-            config.alpha_rule, store, settings, sweep, checkpoint, on_block=view.begin, on_progress=view.advance
-        )
+        sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, grid, settings, sweep, checkpoint)
         table = show_sweep(sweep.points, plain, sweep.chosen.alpha)
         view.show(table)
     if not console.is_terminal:

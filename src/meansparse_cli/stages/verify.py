@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
+from torch.utils.data import Subset
 
+from ..attacks.problem import Problem
 from ..attacks.result import Budget
 from ..data.identity import content_id
-from ..engine.verify import Judgement, judge_images, match_examples, read_images, said_by
-from ..engine.witnesses import examples_at
+from ..engine.foreign import match_examples, read_images, said_by
+from ..engine.verify import Judgement, judge_images
 from ..errors import DataError
 from ..files import sha256_of
 from ..operator.checkpoint import sparsify
@@ -36,12 +38,13 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     model, alpha, operator = _model(context, config, file, about)
     budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     judgements: list[Judgement] = []
+    n_classes = 0
     for images in image_sets:
         matched = match_examples(images, test, str(file))
-        x, y = examples_at(test, matched.evaluated)
-        if not judgements:
-            check_model(context, model, test, x[:2].to(context.device))
-        judged = judge_images(matched, x, y, model, alpha, budget, batch_size=config.batch_size, device=context.device)
+        examples = context.examples(Subset(test, matched.evaluated.tolist()))
+        n_classes = n_classes or check_model(context, model, test, examples.x[:2].to(context.device))
+        problem = Problem(model, budget, n_classes, seed=0, batch_size=config.batch_size)
+        judged = judge_images(matched, examples, problem, alpha)
         judgements.append(judged)
         if images.indices is None and judged.n_unchanged:
             note(

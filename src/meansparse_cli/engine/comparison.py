@@ -1,68 +1,28 @@
-"""The result of an evaluation: per-example outcomes of both models, and every number derived from them."""
+"""The result of an evaluation: both models compared, and the report and the file made of it."""
 
-import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attacks import PRESETS, find_attack
 from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
 from ..stats.verdict import Verdict, verdict
-
-ModelName = Literal["base", "sparsified"]
-MODELS: tuple[ModelName, ModelName] = ("base", "sparsified")
-ATTACKS_VERSION = 2
-"""Raised when an attack of the catalogue finds other images than before."""
-CLEAN, PLAIN, TRANSFER, WORST_CASE = "clean", "plain attacks", "transfer", "worst case"
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What an attack cost on one model, over every session that worked on it; passes are counted in examples.
-
-    ``rejected``: breaks claimed by the attack and refused by its own judge. ``unconfirmed``: breaks that were accepted
-    then and do not hold in the final judgement, and so do not count. ``n_attacked`` examples were searched, not taken
-    over from a smaller eps, ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the passes.
-    """
-
-    forward_passes: int = 0
-    backward_passes: int = 0
-    seconds: float = 0.0
-    rejected: int = 0
-    unconfirmed: int = 0
-    n_attacked: int = 0
-    n_attacked_broken: int = 0
-    forward_passes_broken: int = 0
-    backward_passes_broken: int = 0
-
-
-@dataclass(frozen=True)
-class ModelOutcomes:
-    """What became of n examples on one model; every array is (n,) bool.
-
-    ``correct``: right at the clean image. Per attack, ``transfer`` included, ``faced``: the attack was tried on the
-    example; ``broken``: it found an image that is misclassified, inside the budget, judged afresh.
-    """
-
-    correct: NDArray[np.bool_]
-    faced: dict[str, NDArray[np.bool_]]
-    broken: dict[str, NDArray[np.bool_]]
-    spent: dict[str, Spent]
-
-    def robust_to(self, attacks: Iterable[str]) -> NDArray[np.bool_] | None:
-        """(n,) bool: right at the clean image and under each of ``attacks``.
-
-        None where that is not known: an attack of a cascade does not face the examples that others broke before it.
-        """
-        robust, known = self.correct.copy(), np.ones_like(self.correct)
-        for attack in attacks:
-            robust &= ~self.broken[attack]
-            known &= self.faced[attack]
-        return robust if (known | ~robust).all() else None
+from .outcomes import (
+    CLEAN,
+    MODELS,
+    PLAIN,
+    TRANSFER,
+    WORST_CASE,
+    ModelName,
+    ModelOutcomes,
+    Spent,
+    attack_groups,
+    attack_version,
+    is_bpda,
+)
 
 
 @dataclass(frozen=True)
@@ -126,12 +86,12 @@ class Evaluation:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """``clean`` first, then every group of attacks whose worst case is known for both models, ``worst case`` last."""
+        """``clean``, every group of attacks whose worst case is known for both models, ``worst case`` last."""
         groups = attack_groups(self.attacks)
         return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
 
     def comparison(self, name: str) -> Comparison:
-        """The one called ``name``; ``clean`` and ``worst case`` are always there, ``plain attacks`` where one was run."""
+        """That called ``name``; ``clean`` and ``worst case`` are always there, ``plain attacks`` where one was run."""
         return next(found for found in self.comparisons if found.name == name)
 
     def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
@@ -152,9 +112,8 @@ class Evaluation:
             # without a plain attack there is no plain gain that BPDA could remove
             for key, group in (("plain", PLAIN if groups.get(PLAIN) else WORST_CASE), ("worst", WORST_CASE))
         }
-        return verdict(
-            **outcomes, bpda_was_run=any(is_bpda(name) for name in self.attacks), plain_was_run=PLAIN in groups  # type: ignore[arg-type]
-        )  # fmt: skip
+        bpda_was_run = any(is_bpda(name) for name in self.attacks)
+        return verdict(**outcomes, bpda_was_run=bpda_was_run, plain_was_run=PLAIN in groups)  # type: ignore[arg-type]
 
     def outcomes(self, model: ModelName) -> ModelOutcomes:
         """Those of one model."""
@@ -171,7 +130,7 @@ class Evaluation:
         return steps
 
     def first_broken_by(self, model: ModelName) -> NDArray[np.int16]:
-        """(n,) int16: which of ``clean``, the attacks in order, ``transfer`` broke the example first; -1 if none did."""
+        """(n,) int16: what broke the example first, of ``clean``, the attacks in order, ``transfer``; -1: nothing."""
         outcomes = self.outcomes(model)
         first = np.full(len(self.labels), -1, dtype=np.int16)
         for code, attack in reversed(list(enumerate((*self.attacks, TRANSFER), start=1))):
@@ -214,9 +173,9 @@ class Evaluation:
     def outcomes_npz(self) -> bytes:
         """Every per-example outcome as a compressed ``.npz``; equal outcomes give equal bytes.
 
-        ``index``, ``label`` (n,); ``name``: clean, the attacks in order, transfer; per model ``<model>_first_broken_by``
-        (n,), a position in ``name`` or -1 = robust; ``<model>_outcome`` (n, names) int8: 0 withstood, 1 broken, -1 not
-        faced.
+        ``index``, ``label`` (n,); ``name``: clean, the attacks in order, transfer; per model
+        ``<model>_first_broken_by`` (n,), a position in ``name`` or -1 = robust; ``<model>_outcome`` (n, names) int8: 0
+        withstood, 1 broken, -1 not faced.
         """
         arrays: dict[str, NDArray[Any]] = {
             "index": self.indices,
@@ -235,34 +194,6 @@ class Evaluation:
         return buffer.getvalue()
 
 
-def is_bpda(attack: str) -> bool:
-    """See ``AttackSpec.is_bpda``."""
-    return attack != TRANSFER and find_attack(attack).is_bpda
-
-
-def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
-    """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
-
-    So AutoAttack's worst case and that of all plain attacks are known even if each attack faces only what the ones
-    before it have left.
-    """
-    wanted = list(dict.fromkeys(attacks))
-    standard = [name for name in PRESETS["standard"] if name in wanted]
-    plain = [name for name in wanted if name not in standard and not is_bpda(name)]
-    return (*standard, *plain, *(name for name in wanted if is_bpda(name)))
-
-
-def attack_groups(attacks: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Groups of attacks worth a number of their own, ``clean`` first and ``worst case`` last."""
-    plain = tuple(name for name in attacks if not is_bpda(name))
-    bpda = tuple(name for name in attacks if is_bpda(name))
-    presets = {name: PRESETS[name] for name in ("apgd", "autoattack") if set(PRESETS[name]) <= set(attacks)}
-    groups: dict[str, tuple[str, ...]] = {CLEAN: ()}
-    groups |= {name: (name,) for name in plain} | presets | ({PLAIN: plain} if plain else {})
-    groups |= {name: (name,) for name in bpda} | ({"bpda": bpda} if bpda else {})
-    return groups | {TRANSFER: (TRANSFER,), WORST_CASE: (*attacks, TRANSFER)}
-
-
 def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
     """Forward and backward passes of the search, a mean over the examples that it broke or left."""
     spent = step.spent
@@ -273,18 +204,6 @@ def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
     if not broken:
         forward, backward = spent.forward_passes - forward, spent.backward_passes - backward
     return {"forward": round(forward / n, 1), "backward": round(backward / n, 1)}
-
-
-def attack_version(attack: str) -> str:
-    """What the attack is, in words that change when it does."""
-    if attack == TRANSFER:
-        return "every image found on one model, tried on the other; those of a pool and of the doubts, on both"
-    return f"{find_attack(attack).description}; meansparse's own, version {ATTACKS_VERSION}"
-
-
-def attacks_id(attacks: Iterable[str]) -> str:
-    """A digest of what the attacks are: another one when a release changes an attack, or what a preset holds."""
-    return hashlib.sha256("\n".join(f"{name}: {attack_version(name)}" for name in attacks).encode()).hexdigest()
 
 
 def _step_to_report(step: AttackStep) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""Adversarial images from anywhere: read, and matched with the examples that they are of.
+
+A file is ``witnesses.safetensors`` of an evaluation; or a bare tensor (``.pt``, ``.npy``) of the test set's size and in
+its order; or images with ``indices``, positions in the test set (``.npz``, ``.safetensors``, a dict in a ``.pt``).
+Nothing in it is believed: ``evaluate --pool`` tries on both models what keeps the rules (``Cells.admitted``),
+``verify`` judges it.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ..errors import DataError
+from .cells import FoundImages
+
+WITNESSES_SCHEMA = "meansparse/witnesses/1"
+
+HINT = "expected images (n, channels, height, width) of the whole test set in its order, or images with indices"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (m, channels, height, width) of a file; ``indices`` (m,) in the data set, or None: the whole test set.
+
+    ``evaluated`` (n,): the examples that were attacked, where the file says; those without an image withstood.
+    """
+
+    name: str
+    images: Tensor
+    indices: Tensor | None = None
+    evaluated: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MatchedImages:
+    """Images whose examples are known: ``evaluated`` (n,) positions in the test split, ``rows`` (m,) into these."""
+
+    name: str
+    images: Tensor
+    evaluated: Tensor
+    rows: Tensor
+
+
+def read_images(path: Path) -> list[ImageSet]:
+    """Every set of images in a file. Raises ``DataError`` for a file that is not one of the known forms."""
+    if not path.is_file():
+        raise DataError(
+            f"no file {path}", hint="evaluate --save-witnesses writes one: witnesses.safetensors in its folder"
+        )
+    arrays = _read_arrays(path)
+    sets = []
+    for model in ("base", "sparsified"):
+        if f"{model}.images" in arrays:
+            if f"{model}.indices" not in arrays:
+                raise DataError(f"{path} holds {model}.images and no {model}.indices", hint=HINT)
+            sets.append(ImageSet(model, arrays[f"{model}.images"], arrays[f"{model}.indices"], arrays.get("evaluated")))
+    if not sets:
+        key = next((key for key in ("images", "x", "x_adv", "adversarial", "") if key in arrays), None)
+        if key is None:
+            raise DataError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but no images", hint=HINT)
+        sets.append(ImageSet("images", arrays[key], arrays.get("indices")))
+    for images in sets:
+        _check_tensors(path, images)
+    return sets
+
+
+def said_by(path: Path) -> dict[str, str]:
+    """``norm``, ``eps`` and ``alpha`` that a ``witnesses.safetensors`` was found under; empty for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}  # ``read_images`` says what is wrong with it
+    if about.get("schema") != WITNESSES_SCHEMA:
+        return {}  # words of somebody else's, which may mean anything
+    return {key: about[key] for key in ("norm", "eps", "alpha", "operator") if key in about}
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor; a bare tensor has the name ''. Nothing is unpickled but tensors."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix in (".npy", ".npz"):
+            content = np.load(path, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return {"": torch.from_numpy(content)}
+            with content:
+                arrays = {key: content[key] for key in content.files}
+                return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub"}
+        if path.suffix in (".pt", ".pth"):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(loaded, Tensor):
+                return {"": loaded}
+            if isinstance(loaded, dict):
+                return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+            raise DataError(f"{path} holds a {type(loaded).__name__}", hint=HINT)
+    except DataError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint=HINT) from error
+    except Exception as error:  # torch.load and safetensors raise what they like on a broken file
+        raise DataError(f"{path} cannot be read, or holds more than tensors: {error}", hint=HINT) from error
+    raise DataError(f"{path}: unknown kind of file {path.suffix!r}", hint="one of .safetensors, .pt, .npz, .npy")
+
+
+def _check_tensors(path: Path, given: ImageSet) -> None:
+    images, indices = given.images, given.indices
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DataError(
+            f"{path}: images are {images.dtype} of shape {tuple(images.shape)}",
+            hint="expected floating point in [0, 1], (n, channels, height, width)",
+        )
+    if indices is not None and (indices.shape != (len(images),) or indices.is_floating_point()):
+        raise DataError(
+            f"{path}: {len(images)} images with indices {indices.dtype} of shape {tuple(indices.shape)}", hint=HINT
+        )
+    evaluated = given.evaluated
+    if evaluated is not None and (evaluated.ndim != 1 or evaluated.is_floating_point()):
+        raise DataError(
+            f"{path}: evaluated is {evaluated.dtype} of shape {tuple(evaluated.shape)}",
+            hint="expected positions in the data set, (n,)",
+        )
+    if not len(images) and (evaluated is None or not len(evaluated)):
+        raise DataError(f"{path} speaks of no example: it holds no image", hint=HINT)
+
+
+def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: str) -> MatchedImages:
+    """Find each image's example in the test split. Raises ``DataError`` for a wrong count, shape or index."""
+    shape = tuple(test[0][0].shape)
+    if tuple(given.images.shape[1:]) != shape:
+        raise DataError(
+            f"{where}: images of shape {tuple(given.images.shape[1:])}, the test set has {shape}",
+            hint="channels come first: (n, channels, height, width)",
+        )
+    if given.indices is None:
+        if len(given.images) != len(test):
+            raise DataError(
+                f"{where}: {len(given.images):,} images, the test set has {len(test):,}",
+                hint="all of them in the order of the test set, or an .npz with images and indices (positions in it)",
+            )
+        every = torch.arange(len(test))
+        return MatchedImages(given.name, given.images.float(), every, every)
+    place = {index: i for i, index in enumerate(test.indices)}
+    evaluated = (given.indices if given.evaluated is None else given.evaluated).tolist()
+    unknown = [index for index in {*evaluated, *given.indices.tolist()} if index not in place]
+    if unknown:
+        raise DataError(f"{where}: {len(unknown)} indices are not of the test set, such as {unknown[0]}")
+    row = {index: i for i, index in enumerate(evaluated)}
+    if len(row) < len(evaluated) or len(set(given.indices.tolist())) < len(given.indices):
+        raise DataError(f"{where}: some indices are there more than once")
+    if missing := [index for index in given.indices.tolist() if index not in row]:
+        raise DataError(f"{where}: image of example {missing[0]}, which is not among the evaluated ones")
+    positions = torch.tensor([place[index] for index in evaluated], dtype=torch.int64)
+    rows = torch.tensor([row[index] for index in given.indices.tolist()], dtype=torch.int64)
+    return MatchedImages(given.name, given.images.float(), positions, rows)
+
+
+def read_pool(files: Sequence[Path], split: "Subset[tuple[Tensor, int]]", indices: Tensor) -> dict[str, FoundImages]:
+    """Where from -> the images of ``files`` that are of the examples at ``indices`` (n,), positions in the data set.
+
+    ``split`` is the whole split that the examples are of. Raises ``DataError`` for a file that ``verify`` would refuse.
+    """
+    row_of = {index: row for row, index in enumerate(indices.tolist())}
+    pool = {}
+    for file in files:
+        for given in read_images(file):
+            matched = match_examples(given, split, str(file))
+            examples = [split.indices[i] for i in matched.evaluated[matched.rows].tolist()]
+            rows = torch.tensor([row_of.get(example, -1) for example in examples], dtype=torch.int64)
+            name = str(file) if given.name == "images" else f"{file}, {given.name}"
+            pool[name] = FoundImages(rows, matched.images).at(rows >= 0)
+    return pool
