@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 from meansparse_cli.attacks import judge
 from meansparse_cli.cli import app
 from meansparse_cli.data import open as opening
+from meansparse_cli.data.examples import stack_examples
+from meansparse_cli.data.splits import load_split
 from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.operator.module import MeanSparse
-
-JUDGEMENTS = 3
-"""How often an image is judged on one model at most: by its attack, by the evaluation, and where another attack finds it too."""
 
 
 def meansparse(*arguments: str) -> None:
@@ -94,21 +93,23 @@ def test_one_forward_pass_counts_the_classes(run: Path, monkeypatch: pytest.Monk
 
 
 def test_each_break_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each model: an image that was found on one of them is tried on the other as well."""
+    """On each model, an image that was found on the other one too; what the sanity checks find makes no second round."""
+    x, _ = stack_examples(load_split("digits", None, "test"))
+    clean = {image.numpy().tobytes() for image in x}
     judged: Counter[tuple[bytes, tuple[float, ...]]] = Counter()
     logits = judge.logits
 
     def judging(problem: Any, images: Tensor, alphas: Tensor | None = None) -> Tensor:
         operators = [m for m in problem.model.modules() if isinstance(m, MeanSparse)]
         as_it_stands = tuple(float(operator.alpha) for operator in operators)
-        for i, image in enumerate(images):
-            variant = as_it_stands if alphas is None else tuple(alphas[i].tolist())
-            judged[image.cpu().numpy().tobytes(), variant] += 1
+        for i, image in enumerate(images if "diagnose" not in callers() else []):
+            if (pixels := image.cpu().numpy().tobytes()) not in clean:
+                judged[pixels, as_it_stands if alphas is None else tuple(alphas[i].tolist())] += 1
         return logits(problem, images, alphas)
 
     for module in [m for name, m in sys.modules.items() if name.startswith("meansparse_cli.")]:
         if getattr(module, "logits", None) is logits:
             monkeypatch.setattr(module, "logits", judging)
-    evaluate(run, "--no-doubts")
-    assert max(judged.values()) <= JUDGEMENTS
-    assert len(judged) > 24  # the clean images, and more than these
+    evaluate(run, "--n-doubt-examples", "2", "--save-witnesses")
+    assert len(judged) > 12
+    assert set(judged.values()) == {1}
