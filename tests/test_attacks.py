@@ -25,9 +25,9 @@ GRADIENT_ATTACKS = ["pgd-50", "adaptive-1-1", "apgd-ce", "apgd-dlr", "apgd-t"]
 NEAREST_BROKEN = {"pgd-50": 0.6, "adaptive-1-1": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
 BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
 ONE_OF_EACH = [  # search families and backward rules
-    "pgd-50", "adaptive-2-2", "apgd-ce", "bpda-apgd-ce", "soft-0.2-apgd-ce", "base-gradient-apgd-dlr", "apgd-t", "fab-t",
-    "square",
-]  # fmt: skip
+    *("pgd-50", "adaptive-2-2", "apgd-ce", "apgd-t", "fab-t", "square"),
+    *("bpda-apgd-ce", "soft-0.2-apgd-ce", "base-gradient-apgd-dlr"),
+]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
 
 

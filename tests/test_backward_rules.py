@@ -19,7 +19,9 @@ MEAN, THRESHOLD = torch.tensor(0.1), torch.tensor(0.5)
 
 def sparsified(network: nn.Module, images: Tensor, alpha: float = 0.6) -> SparsifiedModel:
     sites = find_sites(network, images)
-    return insert(network, sites, [MeanSparse(torch.zeros(s.channels), torch.full((s.channels,), 0.1), alpha, s.channel_axis) for s in sites])  # fmt: skip
+    statistics = [(torch.zeros(s.channels), torch.full((s.channels,), 0.1)) for s in sites]
+    operators = [MeanSparse(*pair, alpha, s.channel_axis) for pair, s in zip(statistics, sites, strict=True)]
+    return insert(network, sites, operators)
 
 
 def gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,9 +71,15 @@ def problem_of(model: SparsifiedModel, budget: Budget = BUDGET, batch_size: int 
 
 
 def store_in(
-    folder: Path, model: SparsifiedModel, examples: Examples, n: int = 24, *,
-    block_size: int = 8, plain: tuple[str, ...] = ("pgd-8",), bpda: tuple[str, ...] = ("bpda-apgd-ce",),
-) -> VariantGrid:  # fmt: skip
+    folder: Path,
+    model: SparsifiedModel,
+    examples: Examples,
+    n: int = 24,
+    *,
+    block_size: int = 8,
+    plain: tuple[str, ...] = ("pgd-8",),
+    bpda: tuple[str, ...] = ("bpda-apgd-ce",),
+) -> VariantGrid:
     return VariantGrid(
         problem_of(model),
         examples.at(torch.arange(n)),
@@ -240,7 +246,7 @@ def test_other_images_or_settings_are_not_mistaken_for_these(
     assert store_in(tmp_path, model, examples, bpda=("bpda-apgd-dlr",)).count_missing(0, {"plain": [other.base]}) == 8
 
 
-@pytest.mark.parametrize("name", ["square", "fab-t"])
+@pytest.mark.parametrize("name", ["square", "fab-t", "adaptive-1-1"])
 def test_other_attacks_break_a_pair_as_they_would_alone(
     name: str, model: SparsifiedModel, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,3 +273,37 @@ def test_other_attacks_break_a_pair_as_they_would_alone(
             assert torch.allclose(result.adversarial[k], alone.adversarial[0], atol=1e-5)
     assert int(result.broken.sum()) > 0
     assert all(float(operator.alpha) == 0 for operator in model.modules() if isinstance(operator, MeanSparse))
+
+
+def test_a_pair_that_is_wrong_at_its_clean_image_is_broken_as_it_is(model: SparsifiedModel, examples: Examples) -> None:
+    alphas = torch.tensor([[0.0, 0.0], [0.9, 0.9]]).repeat_interleave(24, dim=0)
+    pairs, told = examples.at(torch.arange(24).repeat(2)), list[int]()
+    result = run_attack("apgd-ce", problem_of(model), pairs, alphas, on_progress=told.append)
+    wrong = torch.cat([_alone(model, examples.x, row).argmax(1) != examples.y for row in alphas[[0, -1]]])
+    assert wrong[:24].any() and wrong[24:].any() and not wrong.all()
+    assert result.broken[wrong].all() and torch.equal(result.adversarial[wrong], pairs.x[wrong])
+    assert (result.passes[wrong] == torch.tensor([1, 0])).all() and (result.passes[~wrong, 0] > 2).all()
+    assert sum(told) == 48
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "adaptive-1-1"])
+def test_another_form_of_the_model_is_searched_variant_by_variant(
+    name: str, model: SparsifiedModel, examples: Examples
+) -> None:
+    shown: list[float] = []
+
+    class Form(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            shown.append(float(model.at(model.sites[0]).alpha))
+            return self.model(x)
+
+    alphas = torch.tensor([[0.3, 0.3], [0.0, 0.0], [0.3, 0.0]]).repeat(8, 1)
+    mixed = run_attack(name, problem_of(model), examples, alphas)
+    apart = run_attack(name, replace(problem_of(model), search_model=Form()), examples, alphas)
+    assert torch.equal(apart.broken, mixed.broken) and 0 < int(mixed.broken.sum()) < 24
+    assert torch.allclose(apart.adversarial, mixed.adversarial, atol=1e-5)
+    assert {round(alpha, 6) for alpha in shown} == ({0.0, 0.3} if name == "apgd-ce" else set())  # adaptive puts hooks

@@ -234,6 +234,14 @@ def test_the_page_needs_nothing_from_elsewhere(run: Path, tmp_path: Path) -> Non
     assert f"{100 * results(run)['comparisons'][-1]['base_accuracy']:.2f} ±" in text
 
 
+def test_a_page_escapes_what_it_is_told(run: Path) -> None:
+    reports = read_run(run)
+    reports["fetch"]["results"]["model"]["name"] = "<script>'a' & \"b\""
+    page = html_page(reports, run)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;&#x27;a&#x27; &amp; &quot;b&quot;") == 2  # title and heading
+
+
 def test_a_run_that_has_just_begun_and_one_that_is_not_there(run: Path, tmp_path: Path) -> None:
     (tmp_path / "fetch.yaml").write_bytes((run / "fetch.yaml").read_bytes())
     assert "not evaluated yet" in done("report", tmp_path).stdout

@@ -3,9 +3,9 @@
     max CE(f(x + delta), y) - lambda * sum over sites of || m * (z - z_delta) ||_p^q
 
 z and z_delta: the inputs of a MeanSparse module for x and x + delta; m: one where z lies in the module's band, the same
-for every delta. Gradients pass through the true operator. Where no feature is masked, at alpha = 0, or with lambda = 0 it
-is the PGD of the paper's Table 5, 50 steps of 1/255 (``pgd-50`` has the steps of 0.0078 of its code), so ``adaptive-1-1:0`` is
-its column of that name.
+for every delta. Gradients pass through the true operator. Where no feature is masked, at alpha = 0, or with lambda = 0
+it is the PGD of the paper's Table 5, 50 steps of 1/255 (``pgd-50`` has the steps of 0.0078 of its code), so
+``adaptive-1-1:0`` is its column of that name.
 """
 
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ def l2_norm(images: Tensor) -> Tensor:
 
 
 def finite(gradient: Tensor) -> Tensor:
-    """Zero where a gradient is NaN or infinite: such a pixel says nothing, and must not end the attack on the others."""
+    """Zero where a gradient is NaN or infinite: such a pixel says nothing, and must not end an attack on the others."""
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 

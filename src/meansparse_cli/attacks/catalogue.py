@@ -12,10 +12,10 @@ from ..errors import ConfigError
 class AttackSpec:
     """One attack of the catalogue.
 
-    ``search`` is the family that looks for adversarial images (``runner.SEARCHES``), ``options`` what it is called with.
-    ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
-    ``soft:T`` or ``base``, the base model's (``sparsify.backward_rule``, ``counting.CountedModel``). ``cost`` is that
-    of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
+    ``search`` is the family that looks for adversarial images (``runner.SEARCHES``), ``options`` what it is called
+    with. ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
+    ``soft:T`` or ``base``, the base model's (``operator.active.backward_rule``, ``counting.CountedModel``). ``cost`` is
+    that of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
     """
 
     name: str
@@ -27,14 +27,16 @@ class AttackSpec:
 
     @property
     def start(self) -> str:
-        """What its random starts are drawn for: the penalised attacks of any p, q and lambda begin at the same images."""
+        """What its random starts are drawn for: the penalised attacks of any p, q, lambda begin at the same images."""
         return "adaptive" if self.search == "adaptive" else self.name
 
     @property
     def is_bpda(self) -> bool:
-        """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base model?
+        """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base
+        model?
 
-        A band whose edge is sharper than ``SHARPEST_BAND`` is next to the operator itself: such an attack rules nothing out.
+        A band whose edge is sharper than ``SHARPEST_BAND`` is next to the operator itself: such an attack rules nothing
+        out.
         """
         if self.backward.startswith("soft:"):
             return float(self.backward.removeprefix("soft:")) >= SHARPEST_BAND
@@ -82,13 +84,12 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     """The paper's Adaptive-(p,q); ``weight`` is its lambda."""
     name = f"adaptive-{p}-{q}" + ("" if weight is None else f":{weight}")
     value = "1 / number of features at the sites (the paper gives none)" if weight is None else weight
-    return AttackSpec(
-        name,
-        f"the paper's Adaptive-({p},{q}): PGD, 50 steps of 1/255, 1 random start that is the same for all of them, with lambda {value}",
-        "adaptive",
-        204,
-        options=(("p", p), ("q", q), *((("weight", float(weight)),) if weight is not None else ())),
-    )
+    steps = "PGD, 50 steps of 1/255, 1 random start that is the same for all of them"
+    description = f"the paper's Adaptive-({p},{q}): {steps}, with lambda {value}"
+    options: tuple[tuple[str, float], ...] = (("p", p), ("q", q))
+    if weight is not None:
+        options += (("weight", float(weight)),)
+    return AttackSpec(name, description, "adaptive", 204, options=options)
 
 
 def _plain(search: str) -> AttackSpec:

@@ -1,10 +1,11 @@
-"""FAB-T: the targeted Fast Adaptive Boundary attack (Croce & Hein 2020b), which looks for the nearest adversarial image.
+"""FAB-T: the targeted Fast Adaptive Boundary attack (Croce & Hein 2020b), which looks for the nearest adversarial
+image.
 
 The iteration of AutoAttack's FAB: project on the linearised boundary, overshoot, step back towards the clean image. Two
-things are our own. Only the question "within eps?" is answered, so an example leaves at its first break. And the forward
-pass that asks whether a new point is adversarial is sent only where the answer can matter: while the point is within eps,
-or was not adversarial when last asked, and every tenth step. Elsewhere FAB's answer is yes (98 to 99 % of the time on
-the embedded CIFAR-10 model) and leads nowhere but to a step back.
+things are our own. Only the question "within eps?" is answered, so an example leaves at its first break. And the
+forward pass that asks whether a new point is adversarial is sent only where the answer can matter: while the point is
+within eps, or was not adversarial when last asked, and every tenth step. Elsewhere FAB's answer is yes (98 to 99 % of
+the time on the embedded CIFAR-10 model) and leads nowhere but to a step back.
 """
 
 from collections.abc import Iterator
@@ -101,9 +102,9 @@ class FABRule:
 def project_on_boundary(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
     """The smallest move, in ``norm``, that takes each point to where ``gap + <normal, move>`` is zero, within [0, 1].
 
-    ``points`` and ``normal`` (n, channels, height, width), ``gap`` (n,). Where the box does not reach that far, the move
-    that comes nearest. Newton's method: what a multiplier gives is concave and piecewise linear in it, so the steps rise
-    to the answer and do not pass it.
+    ``points`` and ``normal`` (n, channels, height, width), ``gap`` (n,). Where the box does not reach that far, the
+    move that comes nearest. Newton's method: what a multiplier gives is concave and piecewise linear in it, so the
+    steps rise to the answer and do not pass it.
     """
     # towards larger gap where it is negative, towards smaller where it is positive
     direction = -normal.flatten(1) * torch.where(gap < 0, -1.0, 1.0)[:, None]

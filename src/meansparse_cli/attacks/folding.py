@@ -19,7 +19,7 @@ from ..operator.device import full_float32
 
 N_PROBES = 2
 TOLERANCE = 1e-4
-"""Of the largest logit. Rounding moves logits by 1e-6 of it; a convolution whose output has another reader, by far more."""
+"""Of the largest logit. Rounding moves logits by 1e-6 of it; one whose output has another reader, far more."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Fold:
 def find_folds(model: nn.Module, x: Tensor) -> list[Fold]:
     """What can be folded in ``model``, in evaluation mode; none where the logits of the first of ``x`` would change.
 
-    ``x`` (n, channels, height, width) on the model's device. Costs two forward passes of two examples, which no count has.
+    ``x`` (n, channels, height, width) on the model's device. Costs two forward passes of two examples, which no count
+    has.
     """
     probes = x[:N_PROBES]
     # not in TF32, and without the operators, whose step would turn rounding into a jump

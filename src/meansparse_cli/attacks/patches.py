@@ -1,7 +1,7 @@
 """The patches of Square: what a query changes, from draws in [0, 1).
 
-Images are (n, channels, height, width); ``draw`` (n, k): of each row top and left corner (for L2 also those of the window
-that gives way, and a turn), then a sign a channel; ``side`` (n,) int64: of each row's patch, in pixels.
+Images are (n, channels, height, width); ``draw`` (n, k): of each row top and left corner (for L2 also those of the
+window that gives way, and a turn), then a sign a channel; ``side`` (n,) int64: of each row's patch, in pixels.
 """
 
 import torch

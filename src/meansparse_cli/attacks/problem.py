@@ -17,9 +17,9 @@ class Problem:
     """One model to attack, the budget, and what else outcomes and batches depend on.
 
     ``model`` takes (n, channels, height, width) images in [0, 1] and returns (n, n_classes) logits. It judges, in
-    float32, and is searched itself unless there is a ``search_model``: ``model`` in a faster form (compiled) that shares
-    its modules. ``precision`` is what a search computes in; None: whatever is set around the call. ``seed`` fixes the
-    random starts. ``batch_size``: images in a forward pass, at most; results do not depend on it.
+    float32, and is searched itself unless there is a ``search_model``: ``model`` in a faster form (compiled) that
+    shares its modules. ``precision`` is what a search computes in; None: whatever is set around the call. ``seed``
+    fixes the random starts. ``batch_size``: images in a forward pass, at most; results do not depend on it.
 
     Raises ``ConfigError`` (unusable budget or batch size) and ``AttackError`` (fewer than two classes).
     """

@@ -17,9 +17,9 @@ from .starts import example_generator
 from .task import AttackTask, SearchOutcome
 
 Batch = dict[str, Tensor]
-"""Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position), ``x``,
-``y``, ``target``, ``alphas`` where each row has its own, ``step`` (steps taken), ``broken`` at its last point, and the
-passes spent in this attempt, ``forward`` and ``backward``."""
+"""Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position),
+``x``, ``y``, ``target``, ``alphas`` where each row has its own, ``step`` (steps taken), ``broken`` at its last point,
+and the passes spent in this attempt, ``forward`` and ``backward``."""
 
 Slot = tuple[int, int]
 """(example, attempt): what occupies a row of the batch, or waits to."""

@@ -58,9 +58,10 @@ def run_attack(
     image are broken as they are and cost one forward pass. ``on_progress`` is called with the number of examples
     finished since its last call; over a run these add up to n.
 
-    Returns adversarial images inside the budget and [0, 1], exactly, on the device of the examples. An example counts as
-    broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An example
-    has the same result whatever the batch size, the order, and the other examples, as far as the model's own outputs do.
+    Returns adversarial images inside the budget and [0, 1], exactly, on the device of the examples. An example counts
+    as broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An
+    example has the same result whatever the batch size, the order, and the other examples, as far as the model's own
+    outputs do.
 
     Raises ``ConfigError`` (unknown attack), ``DataError`` (images or labels of the wrong kind) and ``AttackError`` (the
     model's outputs are not (n, n_classes) finite logits).

@@ -2,8 +2,8 @@
 
 The search of AutoAttack's Square: margin loss, 5000 queries, its schedule of patch sizes. All that an example draws
 comes from a generator of its own, so that its result depends on no other example, and a broken one leaves at once.
-Unlike pyautoattack's, a patch may touch the last row and column; and a query is not sent where the proposal is the image
-that the search is at, whose answer is known (a fact of Linf, where most pixels are at the budget's edge).
+Unlike pyautoattack's, a patch may touch the last row and column; and a query is not sent where the proposal is the
+image that the search is at, whose answer is known (a fact of Linf, where most pixels are at the budget's edge).
 """
 
 import math
@@ -70,7 +70,7 @@ class SquareRule:
         starts, draws = [], []
         for own in generators:
             starts.append(torch.rand(shape, generator=own))
-            # of each query: top and left corner (for L2 also of the window that gives way, and a turn), a sign a channel
+            # of each query: a corner (for L2 also that of the window that gives way, and a turn), a sign a channel
             draws.append(torch.rand(len(self.sides), (2 if self.is_linf else 5) + channels, generator=own))
         start = torch.stack(starts).to(x.device)
         eps = self.budget.eps

@@ -39,7 +39,8 @@ def example_alphas_set(model: SparsifiedModel, alphas: Tensor) -> AbstractContex
     """An alpha for each example of the next batches: one batch then serves many.
 
     ``alphas`` (n,) for one alpha an example, or (n, n_sites) for one an example and site, in the order of
-    ``model.sites``; n is the number of images of each batch shown meanwhile. A row of zeros is the base model, bit by bit.
+    ``model.sites``; n is the number of images of each batch shown meanwhile. A row of zeros is the base model, bit by
+    bit.
     """
     is_known = alphas.device.type == "cpu"  # a GPU would have to be waited for, in every forward pass
     if alphas.ndim not in (1, 2) or (is_known and not bool(((alphas >= 0) & torch.isfinite(alphas)).all())):

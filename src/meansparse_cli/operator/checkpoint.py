@@ -1,8 +1,8 @@
 """The two safetensors files of a run: statistics per site, and the same with a chosen alpha.
 
-Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated; the header holds the sites, the counts,
-the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each site.
-The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
+Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated; the header holds the sites, the
+counts, the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each
+site. The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
 """
 
 import json
@@ -30,10 +30,10 @@ Spread = Literal["channel-std", "site-std"]
 class Checkpoint:
     """Sites, their statistics in the same order, and alpha (None before the sweep).
 
-    ``site_weights`` (None: 1 everywhere): the alpha of a site is ``alpha`` times its weight, in [0, 1]; a site of weight 0
-    gets no operator. ``centre``: what a feature is replaced by and measured from, its channel's mean, zero, or the mean
-    over all channels of the site (paper, Table 8). ``spread``: the threshold is alpha times the std of the channel, or of
-    the whole site, around their own means.
+    ``site_weights`` (None: 1 everywhere): the alpha of a site is ``alpha`` times its weight, in [0, 1]; a site of
+    weight 0 gets no operator. ``centre``: what a feature is replaced by and measured from, its channel's mean, zero, or
+    the mean over all channels of the site (paper, Table 8). ``spread``: the threshold is alpha times the std of the
+    channel, or of the whole site, around their own means.
     """
 
     sites: "tuple[Site, ...]"
@@ -75,7 +75,7 @@ class Checkpoint:
         return {site.name: alpha * weight for site, weight in zip(self.sites, self.weights, strict=True)}
 
     def in_words(self, alpha: float) -> str:
-        """``alpha 0.3``, and what is not as in the paper: the sites left out, an alpha for each, the centre, the spread."""
+        """``alpha 0.3``, and what is not as in the paper: sites left out, an alpha for each, the centre, the spread."""
         values = {value for value in self.site_alphas(alpha).values() if value > 0}
         words = f"alphas {min(values):g} to {max(values):g}" if len(values) > 1 else f"alpha {alpha:g}"
         if len(self.active) < len(self.sites):

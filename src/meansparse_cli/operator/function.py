@@ -1,8 +1,8 @@
 """The MeanSparse operator as a function, and what a gradient meets there.
 
-out = mean where abs(in - mean) <= threshold, else in (paper, section 3; per channel, element-wise), threshold = alpha * std.
-The gradient is zero inside the band and one outside. BPDA attacks (Athalye et al. 2018) put another derivative in its
-place while the forward pass stays as it is: ``BackwardRule``.
+out = mean where abs(in - mean) <= threshold, else in (paper, section 3; per channel, element-wise), threshold = alpha *
+std. The gradient is zero inside the band and one outside. BPDA attacks (Athalye et al. 2018) put another derivative in
+its place while the forward pass stays as it is: ``BackwardRule``.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ def mean_sparsify(
 def _mask(x: Tensor, mean: Tensor, threshold: Tensor) -> Tensor:
     """Bool, true where the mean comes in; on a CPU a number, 0 there and 1 elsewhere, in the type of ``x``.
 
-    PyTorch's comparisons and choices with bool are not vectorised on a CPU: an operator so made takes a sixth of the time.
+    PyTorch's comparisons and choices with bool are not vectorised on a CPU: an operator so made takes a sixth of the
+    time.
     """
     distance = (x - mean).abs_()
     return distance.gt_(threshold) if x.device.type == "cpu" else distance <= threshold

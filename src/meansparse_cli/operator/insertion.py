@@ -37,7 +37,8 @@ class CallSequence(nn.Module):
         self.calls += 1
         if call >= self.n_calls:
             raise SiteError(
-                f"an activation was called {call + 1} times in one forward pass, {self.n_calls} calls were found before",
+                f"an activation was called {call + 1} times in one forward pass, "
+                f"{self.n_calls} calls were found before",
                 hint="the sites of this model depend on its input",
             )
         key = str(call)
@@ -118,7 +119,7 @@ class SparsifiedModel(nn.Module):
 
 
 def insert(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> SparsifiedModel:
-    """Put ``modules[i]`` in front of the activation at ``sites[i]``. Everything is checked before the model is touched."""
+    """Put ``modules[i]`` in front of the activation at ``sites[i]``; all is checked before the model is touched."""
     model = unwrap(model)
     if not sites:
         raise SiteError("no site was chosen", hint="`meansparse sites` lists the sites of a model")

@@ -1,9 +1,9 @@
 """Channel statistics: count, mean and standard deviation, streaming, exact, mergeable.
 
-``pooled`` (the default) is the mean and the population variance over every value a channel ever took, in float64, by the
-merge of Chan, Golub and LeVeque (1983): the same whatever the batch size or the order. ``published`` is the estimator of
-the reference code and of RobustBench's checkpoints: the plain average over batches of the batch mean and of the unbiased
-batch variance, which leaves out the variance between batches and gives a short last batch full weight.
+``pooled`` (the default) is the mean and the population variance over every value a channel ever took, in float64, by
+the merge of Chan, Golub and LeVeque (1983): the same whatever the batch size or the order. ``published`` is the
+estimator of the reference code and of RobustBench's checkpoints: the plain average over batches of the batch mean and
+of the unbiased batch variance, which leaves out the variance between batches and gives a short last batch full weight.
 """
 
 from dataclasses import dataclass

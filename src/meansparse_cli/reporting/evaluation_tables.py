@@ -75,11 +75,11 @@ def diagnostics_table(results: dict[str, Any]) -> Table:
 
 
 def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, str]]:
-    """(check on model, what was found and who asks for it) of each check with one of ``statuses``; none means all."""
+    """(check on model, what was found and who asks for it) of each check with one of ``statuses``."""
     return [
         (f"{row['name']} ({row['model']})", f"{row['sentence']} [{row['source']}]")
         for row in diagnostics_of(results)
-        if not statuses or row["status"] in statuses
+        if row["status"] in statuses
     ]
 
 

@@ -1,8 +1,8 @@
 """What counts as an activation.
 
 A function is one by name, in every spelling that torch has. A module is one by behaviour, whatever its class is called:
-each output element depends on its own input element alone, and not linearly. So a custom autograd activation counts, and
-a softmax or a normalisation does not.
+each output element depends on its own input element alone, and not linearly. So a custom autograd activation counts,
+and a softmax or a normalisation does not.
 """
 
 from collections.abc import Callable
@@ -55,10 +55,11 @@ ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 
 # Modules that need no test, nor one that holds any of them: linear, or mixing positions.
 _NEVER_ACTIVATIONS = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Dropout,
-    nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Softmax,
-    nn.Embedding, nn.Upsample,
-)  # fmt: skip
+    *(nn.modules.conv._ConvNd, nn.Linear, nn.Embedding),
+    *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm),
+    *(nn.Dropout, nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten),
+    *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Upsample, nn.Softmax),
+)
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -1,8 +1,9 @@
 """Which axis of a tensor is the channel, from what produced it.
 
 A convolution puts its channels on axis 1, a linear layer on the last one; a normalisation, an activation or an addition
-leaves them where they are. What only moves elements (permute, reshape, indexing, ...) is asked itself: it is run once more
-on a tensor that holds each element's channel number, and the channel axis is the one along which the numbers change.
+leaves them where they are. What only moves elements (permute, reshape, indexing, ...) is asked itself: it is run once
+more on a tensor that holds each element's channel number, and the channel axis is the one along which the numbers
+change.
 """
 
 import math
@@ -14,13 +15,11 @@ from torch import Tensor
 
 Layout = Literal["channels-first", "channels-last", "tokens", "flat"]
 
-MOVES_ELEMENTS = frozenset({
-    "permute", "transpose", "transpose_", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "reshape", "view",
-    "_unsafe_view", "reshape_as", "view_as", "flatten", "ravel", "unflatten", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_",
-    "__getitem__", "select", "narrow", "index_select", "expand", "expand_as", "roll", "flip", "chunk", "split", "tensor_split",
-    "unbind", "repeat", "tile", "__get__",
-})  # fmt: skip
-"""Functions whose result holds elements of their first argument, and nothing computed. ``__get__`` is ``x.T`` or ``x.data``."""
+_RESHAPES = "reshape view _unsafe_view reshape_as view_as flatten ravel unflatten squeeze squeeze_ unsqueeze unsqueeze_"
+_PERMUTES = "permute transpose transpose_ swapaxes swapdims movedim moveaxis t adjoint roll flip __get__"
+_SELECTS = "__getitem__ select narrow index_select chunk split tensor_split unbind expand expand_as repeat tile"
+MOVES_ELEMENTS = frozenset(f"{_RESHAPES} {_PERMUTES} {_SELECTS}".split())
+"""Functions whose result holds elements of the first argument, nothing computed. ``__get__`` is ``x.T``, ``x.data``."""
 
 _REDUCES = frozenset({"mean", "sum", "amax", "nanmean"})
 _CHANNELS_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "pixel_shuffle", "interpolate")
@@ -94,7 +93,7 @@ def axis_after(
 
 
 def _varying_axis(numbers: Tensor) -> int | None:
-    """The one axis along which channel numbers change, each different from the others; None if there is no such axis."""
+    """The one axis along which channel numbers change, each different from the others; None if there is none."""
     for axis in range(numbers.ndim):
         along = numbers[tuple(slice(None) if i == axis else slice(0, 1) for i in range(numbers.ndim))]
         if numbers.shape[axis] > 1 and bool((numbers == along).all()) and len(along.unique()) == along.numel():

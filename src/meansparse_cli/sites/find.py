@@ -1,13 +1,13 @@
 """Where the activations of a model are, and which axis of their input is the channel.
 
-A site is one place in a forward pass where an activation receives its input. They are found by running the model, not by
-reading its source. Two kinds exist:
+A site is one place in a forward pass where an activation receives its input. They are found by running the model, not
+by reading its source. Two kinds exist:
 
 - ``module``: a leaf module that acts element by element and not linearly, whatever its class is called;
 - ``function``: a call such as ``F.relu`` or ``torch.relu_`` made by a module that is no activation itself.
 
-What counts as an activation is in ``activations.py``, the channel axis in ``channel_axis.py``, residual additions in
-``residual_paths.py``; ``trace.py`` runs the model.
+What counts as an activation is in ``activations.py``, the channel axis in ``channels.py``, residual additions in
+``residual.py``; ``trace.py`` runs the model.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Site:
     """One place where an activation receives its input.
 
     ``name`` is the module path, with the call's index where a module or function is called more than once
-    (``layer1.0.relu#1``). ``shape`` is that of the input without the batch axis. ``call`` counts the calls of this module,
-    ``ordinal`` all functional activation calls of the forward pass (-1 for a module). ``index`` is the place in the list
-    of all sites, gates included. ``after_addition`` and ``main_path``: see ``residual_paths.py``.
+    (``layer1.0.relu#1``). ``shape`` is that of the input without the batch axis. ``call`` counts the calls of this
+    module, ``ordinal`` all functional activation calls of the forward pass (-1 for a module). ``index`` is the place in
+    the list of all sites, gates included. ``after_addition`` and ``main_path``: see ``residual.py``.
     """
 
     index: int
@@ -69,9 +69,9 @@ class Site:
 def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
     """All sites of ``model`` in call order, gates included and marked; ``images`` (batch, channels, height, width).
 
-    The model is run twice, on ``images`` and on their mirror image in a batch larger by one, in eval mode; it is left as
-    it was: hooks, the mode of every module, buffers. Raises DataError if its forward pass fails, SiteError if it has no
-    activation or if the two runs disagree.
+    The model is run twice, on ``images`` and on their mirror image in a batch larger by one, in eval mode; it is left
+    as it was: hooks, the mode of every module, buffers. Raises DataError if its forward pass fails, SiteError if it has
+    no activation or if the two runs disagree.
     """
     model = unwrap(model)
     if any(hasattr(module, "mean_sparse") for module in model.modules()):
@@ -149,7 +149,7 @@ def _number(tracer: Tracer) -> list[Site]:
                 ordinal=found.ordinal,
                 after_addition=found.came.after_addition,
                 main_path=not found.came.after_addition and tracer.paths.on_main_path(found.bit),
-            )  # fmt: skip
+            )
         )
     return sites
 

@@ -1,14 +1,16 @@
 """Where a site stands to the residual additions of a network.
 
 Every feature tensor carries the layers and sites it was computed from, as bits of one number. An addition is residual
-if its two operands are features of different ancestry that share a layer or a site: ``x + conv(x)`` is one; adding a bias,
-a position embedding, a function of the same ``x`` (inside a hand-written GELU) or another network's logits is none.
+if its two operands are features of different ancestry that share a layer or a site: ``x + conv(x)`` is one; adding a
+bias, a position embedding, a function of the same ``x`` (inside a hand-written GELU) or another network's logits is
+none.
 
 A site comes *after an addition* if the sum reaches it with nothing in between but what treats every value, or every
 channel, on its own and linearly: a normalisation, a scaling, a change of layout. In a pre-activation network that is a
 batch norm, and the operator commutes with it: the band of ``alpha`` standard deviations around a channel's mean holds
-the same values before and after. A site is on the *main path* if it does not come after an addition and feeds just one of
-the two operands of some residual addition, so that a skip connection goes around it (odd indices in the paper's Table 11).
+the same values before and after. A site is on the *main path* if it does not come after an addition and feeds just one
+of the two operands of some residual addition, so that a skip connection goes around it (odd indices in the paper's
+Table 11).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +20,13 @@ from typing import Any
 from .channels import MOVES_ELEMENTS
 
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
-_AFFINE = _ADDITIONS | {"sub", "sub_", "__sub__", "__isub__", "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}  # fmt: skip
 _PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
-_KEEPS_ADDITION = MOVES_ELEMENTS | {
-    "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "dropout", "dropout2d", "dropout_", "feature_dropout",
-    "contiguous", "to", "type", "type_as", "float", "half", "double", "bfloat16", "clone", "detach", "alias", "requires_grad_",
-}  # fmt: skip
+_DIFFERENCES = frozenset({"sub", "sub_", "__sub__", "__isub__"})
+_QUOTIENTS = frozenset({"div", "div_", "__truediv__", "__itruediv__"})
+_AFFINE = _ADDITIONS | _DIFFERENCES | _PRODUCTS | _QUOTIENTS
+_NORMALISES = "batch_norm layer_norm group_norm instance_norm rms_norm dropout dropout2d dropout_ feature_dropout"
+_COPIES = "contiguous to type type_as float half double bfloat16 clone detach alias requires_grad_"
+_KEEPS_ADDITION = MOVES_ELEMENTS | frozenset(f"{_NORMALISES} {_COPIES}".split())
 _LAYERS = ("conv", "linear", "matmul", "bmm", "einsum", "attention", "pool", "interpolate")
 _IMAGE = 1
 

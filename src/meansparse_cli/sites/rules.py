@@ -11,8 +11,8 @@ A rule is one part or several, joined by commas; it chooses what any of its part
     layer1.0.relu     a site's name, or the path of its module, which means all calls of it
     layer1.*          names that match a pattern of ``*``, ``?`` and ``[...]``
 
-A rule that is ``published``, or begins with ``published:``, chooses among other sites: those that the authors of MeanSparse
-used on this model (``models/published_sites.py``), as in ``published:0-99`` or ``published:*meansparse_2``.
+A rule that is ``published``, or begins with ``published:``, chooses among other sites: those that the authors of
+MeanSparse used on this model (``models/published_sites.py``), as in ``published:0-99`` or ``published:*meansparse_2``.
 
 An index is a site's place in the full list that ``meansparse sites`` prints, gates included, so it means the same site
 whatever else is chosen. In a post-activation ResNet-18, index 0 is the stem, odd indices are on the main path and even
@@ -71,8 +71,8 @@ def select_sites(sites: Sequence[Site], rule: str = "all", *, include_gates: boo
     """The sites that ``rule`` chooses, in their order and as they are: each keeps its own name and index.
 
     ``sites`` are those of ``find_sites``, or of ``published_sites`` for a rule that says so, or some of them (a
-    checkpoint's). With ``include_gates=False`` no rule chooses a gate. Raises SiteError for a part that chooses nothing,
-    with the nearest names; ValueError for a malformed rule.
+    checkpoint's). With ``include_gates=False`` no rule chooses a gate. Raises SiteError for a part that chooses
+    nothing, with the nearest names; ValueError for a malformed rule.
     """
     chosen = chosen_by(sites, rule, include_gates=include_gates)
     return [site for site in sites if site.index in chosen]

@@ -165,11 +165,10 @@ class Tracer(TorchFunctionMode):
         return self._is_activation[key]
 
     def _record(self, path: str, kind: Any, operation: str, x: Tensor, *, call: int, ordinal: int) -> ActivationCall:
-        came = self._of(x)
+        came, shape = self._of(x), tuple(x.shape)
         axis = axis_or_default(came.axis, x.ndim)
-        found = ActivationCall(
-            path, kind, operation, tuple(x.shape), axis, positions(x.shape, axis), came, self.paths.new_bit(), call, ordinal
-        )  # fmt: skip
+        n_positions, bit = positions(shape, axis), self.paths.new_bit()
+        found = ActivationCall(path, kind, operation, shape, axis, n_positions, came, bit, call, ordinal)
         self.found.append(found)
         return found
 
