@@ -13,7 +13,6 @@ each.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
-from ..engine.grid import Variant, VariantGrid, variant_of
+from ..engine.grid import Variant, VariantGrid
 from ..engine.outcomes import attacks_id
-from ..errors import ConfigError
 from ..files import discard, sha256_of, write_bytes
 from ..operator.checkpoint import load_checkpoint, sparsify
 from ..reporting.console import console, is_wide, live, note
@@ -37,14 +35,11 @@ from ..runs.checks import check_model, split_note
 from ..runs.context import RunContext
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
+from ..selection.variants import BASE, site_rules_of, variants_of
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
-from ..sites.find import Site
-from ..sites.rules import parse_rule, select_sites
 
-EVERY = {"single:*": "single:{i}", "first:*": "first:{n}"}
 MEASURES = ("clean", "plain", "bpda", "worst")
-BASE = ("all", 0.0)
 NO_ATTACK = ("none",)
 
 Points = dict[tuple[str, float], SweepPoint]
@@ -161,35 +156,6 @@ def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found
         **found.passes,
     }
     return context.write(config, asked.inputs, [place.outcomes], results)
-
-
-def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
-    """The rules to score, ``single:*`` and ``first:*`` written out over ``sites``.
-
-    Raises ConfigError for a malformed rule; SiteError, in ``variants_of``, for one that chooses nothing.
-    """
-    rules: list[str] = []
-    for rule in given:
-        if rule in EVERY:
-            rules += [EVERY[rule].format(i=site.index, n=n) for n, site in enumerate(sites, start=1)]
-            continue
-        try:
-            rules.append(parse_rule(rule))
-        except ValueError as error:
-            raise ConfigError(f"--sites {rule}: {error}") from error
-    return list(dict.fromkeys(rules))
-
-
-def variants_of(
-    rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]
-) -> dict[tuple[str, float], Variant]:
-    """(rule, alpha) -> an alpha for each site, the base first."""
-    variants = {BASE: variant_of([0.0] * len(sites))}
-    for rule in rules:
-        used = {site.index for site in select_sites(list(sites), rule)}
-        for alpha in alphas:
-            variants[rule, alpha] = variant_of([alpha if site.index in used else 0.0 for site in sites])
-    return variants
 
 
 def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: str) -> Points:
