@@ -19,20 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from ..attacks.precision import Precision, precision_on
 from ..attacks.problem import Problem
-from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
 from ..engine.grid import Variant, VariantGrid
 from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of, write_bytes
-from ..operator.checkpoint import load_checkpoint, sparsify
+from ..operator.checkpoint import load_checkpoint
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.sweep_tables import measurement_table
-from ..runs.checks import check_model, split_note
+from ..runs.checks import split_note
 from ..runs.context import RunContext
+from ..runs.operators import problem_of
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
 from ..selection.variants import BASE, site_rules_of, variants_of
@@ -85,26 +84,24 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     if line := split_note(config.split):
         note(line)
     examples = context.examples(asked.images).to(context.device)
-    precision = precision_on(context.device, config.precision)
     statistics = load_checkpoint(context.run.paths.statistics)
     checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
-    base = context.base(checkpoint.rule)
-    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
-    model = sparsify(base, checkpoint, alpha=0.0)
-    variants = variants_of(site_rules_of(config.sites, model.sites), asked.config.alphas, model.sites)
+    each_eps = eps_grid(asked.eps) if asked.plain else (asked.eps,)
+    problem = problem_of(context, checkpoint, examples, each_eps[0], precision=config.precision)
+    sites = checkpoint.active
+    variants = variants_of(site_rules_of(config.sites, sites), asked.config.alphas, sites)
     if fresh:
         discard(context.place.paths.state)
     found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
-    for eps in eps_grid(asked.eps) if asked.plain else [asked.eps]:
-        budget = Budget(context.run.norm, eps_value(eps))  # type: ignore[arg-type]
-        problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+    for eps in each_eps:
+        problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
         grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
         points = _score(grid, variants, f"eps {eps}")
         if not asked.plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
         found.add(eps, points, grid.passes())
         _show(context, asked, found, eps)
-    return _write(context, asked, examples, found, precision)
+    return _write(context, asked, examples, found, problem.precision)
 
 
 def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
@@ -138,7 +135,7 @@ def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: E
     )
 
 
-def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: Precision) -> Path:
+def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: str | None) -> Path:
     """``outcomes.npz`` and ``measure.yaml``."""
     config, place = asked.config, context.place.paths
     buffer = io.BytesIO()
