@@ -42,12 +42,7 @@ class RunContext:
     """
 
     def __init__(
-        self,
-        stage: str,
-        config: StageConfig,
-        sources: dict[str, str] | None = None,
-        *,
-        fresh: bool = False,
+        self, stage: str, config: StageConfig, sources: dict[str, str] | None = None, *, fresh: bool = False
     ) -> None:
         """Open the run that the settings mean.
 
