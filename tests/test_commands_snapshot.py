@@ -68,6 +68,7 @@ WRONG_CALLS = {
     "measure": [["--model", "digits"], ["--model", "digits", "--eps", "0"], ["--run", "nowhere"]],
     "run": [["--config", "nowhere.yaml", "--model", "digits"]],
     "table": [[], ["2"], ["2", "nowhere"], ["13", "nowhere"]],
+    "reproduce": [["13"], ["12", "--only", "nowhere"], ["12", "3", "--only", "cifar10-l2-wrn-70-16"]],
     "export": [[], ["nowhere"], ["nowhere", "--format", "onnx"]],
     "verify": [[], ["nowhere.npz"], ["nowhere.npz", "--model", "digits"], ["nowhere.npz", "--run", "nowhere"]],
     "report": [[], ["nowhere"], ["nowhere", "--format", "pdf"]],

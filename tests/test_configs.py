@@ -14,12 +14,7 @@ from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.values import check_eps
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-HEADLINE = {
-    "cifar10-linf-wrn-94-16": "WRN-94-16", "cifar10-linf-rawrn-70-16": "RaWRN-70-16", "cifar10-linf-wrn-70-16": "WRN-70-16",
-    "cifar10-l2-wrn-70-16": "L2 WRN-70-16", "cifar100-linf-wrn-70-16": "CIFAR-100 WRN-70-16",
-    "imagenet-linf-swin-l": "ImageNet Swin-L", "imagenet-linf-convnext-l": "ImageNet ConvNeXt-L",
-    "imagenet-linf-rawrn-101-2": "ImageNet RaWRN-101-2",
-}  # fmt: skip
+HEADLINE = {column.config or "": column.name for column in paper_table("headline").columns}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -76,3 +71,11 @@ def test_headline_configs_are_the_papers(name: str) -> None:
         f"{100 * base.clean:.2f} / {100 * base.robust:.2f} -> {100 * sparsified.clean:.2f} / {100 * sparsified.robust:.2f}"
         in text
     )  # type: ignore[operator]
+
+
+def test_the_authors_files_have_the_alphas_of_the_table() -> None:
+    found = {
+        (column.model, column.dataset, column.cells[-1].where["norm"]): float(column.cells[-1].where["alpha"])
+        for column in paper_table("headline").columns
+    }
+    assert {(file.base, file.dataset, file.threat): file.alpha for file in PUBLISHED_FILES} == found

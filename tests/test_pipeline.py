@@ -21,7 +21,6 @@ from meansparse_cli.cli import app
 from meansparse_cli.data.imagenet import Preprocessing
 from meansparse_cli.models.factory import FactoryModel
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.operator.calibration import PassState
 from meansparse_cli.runs.context import RunContext
 from meansparse_cli.settings.stages import StageConfig
 
@@ -258,12 +257,7 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-
-    def watch(*_: Any, state: PassState, **__: Any) -> None:
-        seen.append(state.fingerprint)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", watch)
+    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, state, **__: seen.append(state.on_disk.key) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
         monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)

@@ -20,7 +20,7 @@ def outcomes(n_right: dict[tuple[str, str], int], n: int = 1000):  # type: ignor
 )
 def test_a_difference(a: int, b: int, answer: str) -> None:
     found = judge(Claim("more", {A: 1, B: -1}), 0.01, outcomes({A: a, B: b}))
-    assert found.answer == answer and found.value == pytest.approx((a - b) / 1000)
+    assert found.answer == answer and found.ours == pytest.approx((a - b) / 1000)
     p = abs(a - b) / 1000
     assert found.standard_error == pytest.approx((p * (1 - p) / 1000) ** 0.5), "paired: nested outcomes"
 
@@ -28,7 +28,7 @@ def test_a_difference(a: int, b: int, answer: str) -> None:
 def test_differences_that_cancel_are_inconclusive() -> None:
     right = {A: np.array([True, False] * 50), B: np.array([False, True] * 50)}
     found = judge(Claim("more", {A: 1, B: -1}), 0.01, lambda place: (np.arange(100), right[place]))
-    assert found.answer == "inconclusive" and found.value == 0 and found.standard_error == pytest.approx(0.1)
+    assert found.answer == "inconclusive" and found.ours == 0 and found.standard_error == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

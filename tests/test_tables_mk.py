@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.paper.tables import table_names
@@ -19,6 +20,7 @@ OPTIONS = {
     name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 }
+MEANSPARSE = f"{sys.executable} -m meansparse_cli"
 TARGETS = [f"table{n}" for n in range(1, 13)] + ["headline", "table-subset", "figure1", "summary", "tables"]
 
 
@@ -30,10 +32,21 @@ def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def reproduced(*words: str) -> list[list[str]]:
+    """The commands that `meansparse reproduce` would run."""
+    printed = CliRunner().invoke(app, ["reproduce", *words, "--dry-run"])
+    assert printed.exit_code == 0, printed.output
+    return [shlex.split(line) for line in printed.stdout.splitlines() if line.startswith("meansparse ")]
+
+
 def chain(target: str, **more: str) -> list[list[str]]:
+    """The commands behind a target: `make` types one, which stands for those that it would run."""
     printed = make("-n", target, MEANSPARSE="meansparse", **more)
     assert printed.returncode == 0, printed.stderr
-    return [shlex.split(line) for line in printed.stdout.splitlines() if line.startswith("meansparse ")]
+    typed = [shlex.split(line) for line in printed.stdout.splitlines() if line.startswith("meansparse ")]
+    assert len(typed) == 1
+    _, name, *words = typed[0]
+    return reproduced(*words) if name == "reproduce" else typed
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,7 @@ def test_headline_alphas_are_the_papers() -> None:
     }  # fmt: skip
     table = paper_table("headline")
     assert [column.name for column in table.columns] == list(columns)
+    assert [column.config for column in table.columns] == list(columns.values())
     assert found == {
         f"configs/{columns[column.name]}.yaml": column.cells[-1].where["alpha"] for column in table.columns
     }
@@ -116,11 +130,23 @@ def test_one_job_a_headline_model_fills_one_page(tmp_path: Path) -> None:
         (runs / name / "calibrate.yaml").touch()
     more = {"RUNS": str(runs), "HEADLINE": "cifar10-linf-wrn-94-16"}
     for target, found in (("headline", ["l2-wrn-70-16", "wrn-94-16"]), ("table12", ["wrn-94-16"])):
-        printed = make("-n", target, MEANSPARSE="echo", **more).stdout.splitlines()[-1]
-        said = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, check=True).stdout
+        said = " ".join(chain(target, **more)[-1])
         assert re.findall(r"runs/cifar10-(?:linf-)?(\S+)", said) == found
-    refused = make("-n", "table12", HEADLINE="cifar10-l2-wrn-70-16", RUNS=str(runs))
-    assert refused.returncode and "no model of table 12 in HEADLINE=cifar10-l2-wrn-70-16" in refused.stderr
+    refused = make("table12", HEADLINE="cifar10-l2-wrn-70-16", RUNS=str(runs), MEANSPARSE=MEANSPARSE)
+    assert refused.returncode and "no model of Table 12 in --only cifar10-l2-wrn-70-16" in refused.stderr
+
+
+def test_several_targets_are_one_call_and_what_they_share_stands_there_once() -> None:
+    printed = make("-n", "-k", "-j2", "table3", "table8", "table-subset", MEANSPARSE="meansparse", DRY="1").stdout
+    typed = [line for line in printed.splitlines() if line.startswith("meansparse ")]
+    assert len(typed) == 1
+    assert shlex.split(typed[0])[1:5] == ["reproduce", "3", "8", "subset"]
+    assert {"--keep-going", "--dry-run"} <= set(shlex.split(typed[0])) and "--jobs 2" in typed[0]
+    commands = reproduced("3", "8")
+    named = [words[words.index("--name") + 1] for words in commands if "--name" in words]
+    assert named.count("linf") == named.count("clean") == 1 and len(named) == 7
+    tables = [words[1:3] for words in commands if words[1] == "table"]
+    assert tables == [["table", "3"], ["table", "8"]]
 
 
 def test_paths_with_spaces() -> None:
@@ -156,7 +182,7 @@ def test_help_lists_every_target() -> None:
 def test_a_table_from_beginning_to_end(tmp_path: Path) -> None:
     options = {
         "MODEL": "digits", "N": "8", "ATTACK": "apgd-ce", "TWO": "0.2", "ALPHAS": "0.2", "SITE_ALPHAS": "0.35", "RUNS": str(tmp_path),
-        "OUT": str(tmp_path / "docs"), "MEANSPARSE": f"{sys.executable} -m meansparse_cli",
+        "OUT": str(tmp_path / "docs"), "MEANSPARSE": MEANSPARSE,
     }  # fmt: skip
     done = make("-j", "2", "table3", "table5", "table11", **options)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ class AttackResult:
     failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned. ``passes``
     (n, 2) int64 on the CPU: forward and backward passes that each example took, or would have taken alone. ``rejected``
     (n,) int64 on the CPU: breaks that the attack claimed and the judge did not confirm; such an example is searched a
-    second time, in full precision.
+    second time, in full precision. ``n_in_vain``: backward passes that a batch took for examples that were leaving.
     """
 
     adversarial: Tensor
@@ -32,6 +32,7 @@ class AttackResult:
     passes: Tensor
     rejected: Tensor
     seconds: float
+    n_in_vain: int = 0
 
     @property
     def forward_passes(self) -> int:

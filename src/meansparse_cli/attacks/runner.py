@@ -80,7 +80,8 @@ def run_attack(
                 rows = (alphas == variant).all(dim=1).to(every.device)
                 with alpha_set(cast(SparsifiedModel, problem.model), variant):
                     run.attack(every[rows])
-    return AttackResult(run.adversarial, run.broken, run.passes, run.rejected, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return AttackResult(run.adversarial, run.broken, run.passes, run.rejected, seconds, run.n_in_vain)
 
 
 class _Run:
@@ -93,6 +94,7 @@ class _Run:
         self.broken = torch.zeros(n, dtype=torch.bool, device=device)
         self.passes = torch.zeros(n, 2, dtype=torch.int64)
         self.rejected = torch.zeros(n, dtype=torch.int64)
+        self.n_in_vain = 0
         self.device = problem.device(device)
 
     def attack(self, rows: Tensor, alphas: Tensor | None = None) -> None:
@@ -129,6 +131,7 @@ class _Run:
         """Note what a search of the examples at ``rows`` (m,) came to; (m,) bool: all but the breaks that are none."""
         claimed = outcome.claimed.to(rows.device)
         self.passes[rows.cpu()] += outcome.passes
+        self.n_in_vain += task.model.backward_passes - int(outcome.passes[:, 1].sum())
         self.passes[rows[claimed].cpu(), 0] += 1
         given = task.examples.at(claimed)
         points = enforce_budget(outcome.points.to(rows.device)[claimed], given.x, self.problem.budget)

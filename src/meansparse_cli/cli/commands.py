@@ -89,6 +89,14 @@ def table(_: Flags, given: arguments.Table) -> None:
 
 
 @_own
+def reproduce(_: Flags, given: arguments.Reproduce) -> None:
+    """The paths of the pages; or the commands, a line each."""
+    from ..stages.reproduce import reproduce as make_tables
+
+    make_tables(given)
+
+
+@_own
 def export(_: Flags, given: arguments.Export) -> None:
     """The path of the file."""
     from ..stages.export import export as write_export

@@ -201,7 +201,7 @@ class VariantGrid:
         found = FoundImages(rows[is_broken], result.adversarial[result.broken].cpu())
         block.add_to_pool(found, is_bpda=family == "bpda")
         block.forward_passes += result.forward_passes
-        block.backward_passes += result.backward_passes
+        block.backward_passes += result.backward_passes + result.n_in_vain
 
     def _has_bpda(self, block: Block, variant: Variant) -> bool:
         names = self.attacks["bpda"]

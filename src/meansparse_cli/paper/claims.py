@@ -1,4 +1,4 @@
-"""Whether our results bear out what the paper says of a table: confirmed, contradicted or inconclusive, by a stated rule."""
+"""Whether our results bear out what the paper says: confirmed, contradicted or inconclusive, by a stated rule."""
 
 from __future__ import annotations
 
@@ -10,55 +10,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats.bounds import side_of_difference, side_of_rate
+from ..stats.format import percent
 from ..stats.multiple import Z_POWER
 from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
-from .tables import Claim
+from .tables import Claim, content
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
-RULE = (
-    "confirmed: the sum that a claim is about lies beyond its bound, tested at 2.5 % (nominally: up to 5 % on few hundred images); "
-    "contradicted: it lies beyond it on the other side, tested likewise; inconclusive: neither. Against 0 by Agresti and Min's interval, with at least "
-    f"{MIN_FLIPS} examples that changed sides; a difference against another bound by Tango's score test; an accuracy by the "
-    "binomial distribution. Sums and standard errors are paired, example by example. Bounds of clean "
-    'accuracy and of "next to nothing" are ours: the paper says "slightly" or "almost". Of 40 claims that lie right at their bounds, '
-    "about one is confirmed by chance"
-)
-BRACKETS = "In brackets: about how many images would show the paper's number in 4 of 5 samples"
-"""What the number in brackets behind a sentence means."""
+RULE: str = content()["rule"].format(n=MIN_FLIPS)
+"""By which a claim is judged, in words."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a claim: ``value`` is our weighted sum with its ``standard_error``, fractions; ``paper`` is the paper's."""
+    """What became of a claim: ``ours`` is our weighted sum with its ``standard_error``, fractions; ``paper``: theirs.
+
+    ``why``: it was not judged. ``stand_in``: our model, where the claim names another one.
+    """
 
     claim: Claim
     answer: Answer
     paper: float
-    value: float | None = None
+    ours: float | None = None
     standard_error: float | None = None
-    n: int | None = None
+    n_examples: int | None = None
     why: str = ""
     stand_in: str = ""
-    """Our model, where the claim names another one."""
 
     @property
     def n_for_the_papers(self) -> int | None:
-        """How many images would show a sum as large as the paper's in 80 % of samples, at 2.5 %, by our spread; two digits.
+        """How many images would show a sum as large as the paper's in 80 % of samples, at 2.5 %, by our spread.
 
-        None where these suffice, or where nothing can be said.
+        To two digits; None where these suffice, or where nothing can be said.
         """
         distance = self.paper - self.claim.bound
-        if not self.n or not self.standard_error or not distance:
+        if not self.n_examples or not self.standard_error or not distance:
             return None
-        needed = self.n * ((Z_95 + Z_POWER) * self.standard_error / distance) ** 2
-        return int(float(f"{needed:.2g}")) if needed > self.n else None
+        needed = self.n_examples * ((Z_95 + Z_POWER) * self.standard_error / distance) ** 2
+        return int(float(f"{needed:.2g}")) if needed > self.n_examples else None
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "answer": self.answer, "paper": self.paper, "ours": self.value, "standard_error": self.standard_error,
-            "n_examples": self.n, "why": self.why, "stand_in": self.stand_in,
-        }  # fmt: skip
+        """Plain values, of which, with the claim, it can be made again."""
+        return {name: value for name, value in vars(self).items() if name != "claim"}
 
 
 Lookup = Callable[[tuple[str, str]], tuple[NDArray[np.int64], NDArray[np.bool_]] | None]
@@ -95,32 +87,38 @@ def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgeme
     return Judgement(claim, answer, paper, float(each.mean()), float(each.std() / n**0.5), n)
 
 
+def in_words(attack: str, own: Judgement, worst: Judgement | None) -> str:
+    """One claim under the paper's measure, which is called ``attack``, and in the worst case."""
+    return sentence([(attack, own), *([] if worst is None else [("Worst case, BPDA included", worst)])])
+
+
 def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
     """One claim in words: the paper's number, then ours under each measure."""
     first = judgements[0][1]
     parts = []
     for name, judgement in judgements:
-        if judgement.value is None or judgement.standard_error is None:
+        if judgement.ours is None:
             why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
             parts.append(f"{name}: **{judgement.answer}**{why}")
-            continue
-        number = f"{number_of(judgement.value, first.claim)} ± {100 * judgement.standard_error:.2f}"
-        left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
-        parts.append(f"{name}: **{judgement.answer}**, {number} on {judgement.n:,} images{left}")
-    text = first.claim.text[0].upper() + first.claim.text[1:]
+        else:
+            left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
+            parts.append(
+                f"{name}: **{judgement.answer}**, {with_error(judgement)} on {judgement.n_examples:,} images{left}"
+            )
     here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
-    return f"{text} (paper: {number_of(first.paper, first.claim)}).{here} {'. '.join(parts)}."
+    return f"{first.claim.sentence} (paper: {first.claim.number(first.paper)}).{here} {'. '.join(parts)}."
+
+
+def with_error(judgement: Judgement) -> str:
+    """Our number of a claim that was judged, with its standard error in points."""
+    assert judgement.ours is not None and judgement.standard_error is not None
+    return f"{judgement.claim.number(judgement.ours)} ± {percent(judgement.standard_error)}"
 
 
 def _what_is_left_open(judgement: Judgement) -> str:
     """Whether it could still be as the paper has it, and how many images would tell."""
-    assert judgement.value is not None and judgement.standard_error is not None
-    if abs(judgement.paper - judgement.value) > Z_95 * judgement.standard_error > 0:
+    assert judgement.ours is not None and judgement.standard_error is not None
+    if abs(judgement.paper - judgement.ours) > Z_95 * judgement.standard_error > 0:
         return " (the paper's number lies outside our 95 % interval)"
     needed = judgement.n_for_the_papers
     return "" if needed is None else f" (the paper's number would take about {needed:,})"
-
-
-def number_of(value: float, claim: Claim) -> str:
-    """A sum of accuracies as a claim means it: an accuracy in %, or a difference in points."""
-    return f"{100 * value:.2f} %" if claim.is_level else f"{100 * value:+.2f} points"

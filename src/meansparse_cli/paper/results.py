@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,23 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attacks import expand_attacks
-from ..engine.outcomes import CLEAN, TRANSFER, is_bpda
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, is_bpda
 from ..files import sha256_of
-from ..reporting.console import note
 from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
 
+log = logging.getLogger(__name__)
+
 Outcomes = NDArray[np.bool_]
+_Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
+"""One model at one eps in a report: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
+PLACES = (
+    ("evaluate", "evaluate.yaml"),
+    ("evaluate", "evaluations/*/evaluate.yaml"),
+    ("measure", "measurements/*/measure.yaml"),
+)
+READ: dict[str, Callable[[str], object]] = {"alpha": Fraction, "eps": Fraction}
+OF_THE_OPERATOR = ("sites", "centre", "spread", "alpha_rule")
 
 
 @dataclass(frozen=True)
 class Result:
     """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
 
-    ``clean`` (n,) bool; ``robust_to(attacks)`` (n,) bool or None where that is not known; ``worst`` (n,) bool, None unless
-    BPDA was run. ``attacks``: all that were run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
+    ``clean`` (n,) bool; ``worst`` (n,) bool, None unless BPDA was run; ``broken``: for attacks that were run (together,
+    where nobody knows which of them broke what) (n,) int: 1 wrong, 0 right, -1 not tried. ``attacks``: all that were
+    run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
     """
 
     report: Path
@@ -37,7 +49,7 @@ class Result:
     example: NDArray[np.int64]
     clean: Outcomes
     worst: Outcomes | None
-    robust_to: Callable[[frozenset[str]], Outcomes | None]
+    broken: dict[frozenset[str], NDArray[np.int8]]
     attacks: tuple[str, ...]
     finished: str
     command: str
@@ -45,31 +57,25 @@ class Result:
     base: Result | None
 
     def fits(self, where: dict[str, str], *, clean: bool = False) -> bool:
-        """Whether it is a result of what a cell of the paper describes, whichever the attack; ``clean``: and its budget."""
-        is_base = Fraction(where["alpha"]) == 0
-        for key, wanted in where.items():
-            if key == "attack" or (clean and key in ("eps", "norm")) or (is_base and key in ("sites", "centre")):
-                continue
-            mine = self.where[key]
-            if key in ("alpha", "eps"):
-                if Fraction(mine) != Fraction(wanted):
-                    return False
-            elif mine != wanted:
-                return False
-        return True
+        """Is it a result of what a cell of the paper describes, whatever the attack; if ``clean``, and the budget?"""
+        left_out = {"attack"} | ({"eps", "norm"} if clean else set())
+        if Fraction(where["alpha"]) == 0:
+            left_out |= {"sites", "centre"}
+        return all(
+            READ.get(key, str)(self.where[key]) == READ.get(key, str)(wanted)
+            for key, wanted in where.items()
+            if key not in left_out
+        )
 
     def robust(self, where: dict[str, str]) -> Outcomes | None:
-        """Under the attack of a cell of the paper."""
-        return self.robust_to(attacks_of(where["attack"]))
-
-
-def attacks_of(name: str) -> frozenset[str]:
-    """The attacks that a name or a preset means.
-
-    >>> sorted(attacks_of("apgd"))
-    ['apgd-ce', 'apgd-dlr']
-    """
-    return frozenset(expand_attacks([name]))
+        """(n,) bool under the attack of a cell of the paper; None where that is not known of every example."""
+        wanted = attacks_of(where["attack"])
+        found = [attacks for attacks in self.broken if attacks <= wanted]
+        if not found or frozenset().union(*found) != wanted:
+            return None
+        codes = np.stack([self.broken[attacks] for attacks in found], axis=1)
+        robust: Outcomes = (codes != 1).all(1)
+        return robust if not ((codes == -1).any(1) & robust).any() else None
 
 
 @dataclass(frozen=True)
@@ -96,115 +102,111 @@ class RunResults:
         return path.parent.name if path.stem == "model" else path.stem
 
 
+def attacks_of(name: str) -> frozenset[str]:
+    """The attacks that a name or a preset means.
+
+    >>> sorted(attacks_of("apgd"))
+    ['apgd-ce', 'apgd-dlr']
+    """
+    return frozenset(expand_attacks([name]))
+
+
 def read_results(folder: Path) -> RunResults:
-    """Every evaluation and measurement in ``folder``. Raises ArtifactError for a folder, report or file that is not whole."""
+    """Every evaluation and measurement in ``folder``. Raises ArtifactError where a report or file is not whole."""
     from ..models.source import ModelSource, kind_of
 
-    paths = RunPaths(folder)
-    mend = f"meansparse calibrate --run {folder} --model NAME"
-    fetched = read_report(paths.report("fetch"), "fetch", mend=f"meansparse fetch --run {folder} --model NAME")
-    calibrated = read_report(paths.report("calibrate"), "calibrate", mend=mend)
+    fetched, calibrated = (
+        read_report(RunPaths(folder).report(stage), stage, mend=f"meansparse {stage} --run {folder} --model NAME")
+        for stage in ("fetch", "calibrate")
+    )
     source = ModelSource(**fetched["results"]["model"])
     found: list[Result] = []
-    for pattern, stage, read in (
-        ("evaluate.yaml", "evaluate", _of_evaluation),
-        ("evaluations/*/evaluate.yaml", "evaluate", _of_evaluation),
-        ("measurements/*/measure.yaml", "measure", _of_measurement),
-    ):
+    for stage, pattern in PLACES:
         for file in sorted(folder.glob(pattern)):
-            if (report := _verified(file, stage, folder, paths)) is None:
+            if (report := _verified(file, stage, folder)) is None:
                 continue
             if other := _of_other_images(report, calibrated, source):
-                note(f"left out: {file} was measured with {other}")
+                log.info(f"left out: {file} was measured with {other}")
                 continue
-            found += read(file, report, calibrated)
-    made_by = [fetched, calibrated] if (trained := _trained(source)) is None else [trained, fetched, calibrated]
+            found += _results(file, report, calibrated["results"].get("rule", "all"))
+    made_by = [*_trained(source), fetched, calibrated]
     typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
     chosen = calibrated["results"]
-    return RunResults(
-        folder, source, kind_of(source).training(), tuple(found), typed, chosen.get("rule", "all"), len(chosen["sites"])
-    )
+    rule, n_sites = chosen.get("rule", "all"), len(chosen["sites"])
+    return RunResults(folder, source, kind_of(source).training(), tuple(found), typed, rule, n_sites)
 
 
-def _trained(source: ModelSource) -> dict[str, Any] | None:
+def _trained(source: ModelSource) -> list[dict[str, Any]]:
     """The report of `meansparse train` beside the weights, if they are still the ones it is about."""
     weights = Path(source.name)
     file = weights.with_name("train.yaml")
     if not (weights.is_file() and file.is_file()):
-        return None
+        return []
     report = read_report(file, "train", mend=f"the command that trained {file.parent}, with")
-    return report if report["outputs"].get(weights.name) == sha256_of(weights) else None
+    return [report] if report["outputs"].get(weights.name) == sha256_of(weights) else []
 
 
-def _verified(file: Path, stage: str, folder: Path, paths: RunPaths) -> dict[str, Any] | None:
-    """The report, with the settings of the sweep that it evaluates; None for one of other statistics than the folder's."""
+def _verified(file: Path, stage: str, folder: Path) -> dict[str, Any] | None:
+    """The report, with the settings of the sweep that it evaluates; None where it is of other statistics."""
     mend = stage_command(stage, folder, None if file.parent == folder else file.parent.name)
     report = read_report(file, stage, mend=mend)
     verify_outputs(report, file.parent, mend=mend)
     for upstream in ("calibrate", "sweep-alpha"):
-        expected = report["inputs"].get(f"{upstream}.yaml")
-        used = paths.report(upstream)
+        expected, used = report["inputs"].get(f"{upstream}.yaml"), RunPaths(folder).report(upstream)
         if expected is not None and (not used.exists() or expected != sha256_of(used)):
-            note(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
+            log.info(f"left out: {file} was made from another {upstream}.yaml than the one in {folder}")
             return None
     if "sweep-alpha.yaml" in report["inputs"]:
-        swept = read_report(paths.report("sweep-alpha"), "sweep-alpha", mend=mend)["config"]["settings"]
-        report["config"]["settings"] |= {key: swept[key] for key in ("sites", "centre", "spread", "alpha_rule")}
+        swept = read_report(RunPaths(folder).report("sweep-alpha"), "sweep-alpha", mend=mend)["config"]["settings"]
+        report["config"]["settings"] |= {key: swept[key] for key in OF_THE_OPERATOR}
     return report
 
 
 def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source: ModelSource) -> str:
     """In what the images of a result differ in kind from those behind the statistics, in words; "" in nothing.
 
-    A table's columns are about one data set, which no result of another may fill.
+    A table's columns are about one data set, which no result of another may fill. What a measurement was not told it
+    takes from calibrate.
     """
-    mine, theirs = (
-        {"--dataset": held.get("dataset"), "--preprocessing": held.get("preprocessing")}
-        for held in (report["config"]["settings"], calibrated["config"]["settings"])
-    )  # what a measurement was not told it takes from calibrate
-    theirs["--dataset"] = theirs["--dataset"] or source.dataset
+    mine, theirs = (held["config"]["settings"] for held in (report, calibrated))
+    default = {"dataset": source.dataset}
+    pairs = {key: (mine.get(key), theirs.get(key) or default.get(key)) for key in ("dataset", "preprocessing")}
     return ", ".join(
-        f"{key} {mine[key]}, the statistics with {theirs[key] or 'the default'}"
-        for key in mine
-        if mine[key] is not None and mine[key] != theirs[key]
+        f"--{key} {own}, the statistics with {other or 'the default'}"
+        for key, (own, other) in pairs.items()
+        if own is not None and own != other
     )
 
 
-def _settings(report: dict[str, Any], calibrated: dict[str, Any], sites: str) -> dict[str, str]:
-    """What a cell of the paper is looked up by. Site rules mean the calibrated sites: where those are not all of the model's,
-    a rule relative to them keeps their rule in front, so that it fits no cell of the paper; ``single:N`` names a site itself.
-    """
+def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[Result]:
+    """The results of a report; at an alpha above 0 those that can stand in a table of the paper."""
     settings = report["config"]["settings"]
-    used = calibrated["results"].get("rule", "all")
-    if used not in ("all", "published") and not sites.startswith("single:"):
-        sites = used if sites == "all" else f"{used} / {sites}"
-    return {
-        "norm": settings["norm"], "split": settings.get("split", "test"), "centre": settings.get("centre", "channel-mean"),
-        "sites": sites,
-    }  # fmt: skip
-
-
-def _of_evaluation(file: Path, report: dict[str, Any], calibrated: dict[str, Any]) -> list[Result]:
-    settings = report["config"]["settings"]
-    where = _settings(report, calibrated, settings.get("sites", "all")) | {
-        "eps": report["results"].get("eps") or settings["eps"]
-    }
+    default = {"split": "test", "centre": "channel-mean"}
+    of_all = {key: settings.get(key, default.get(key)) for key in ("norm", "split", "centre")}
+    found, base = list[Result](), None
     with np.load(file.with_name("outcomes.npz")) as arrays:
-        names = [str(name) for name in arrays["name"]]
-        example, tables = arrays["index"], {m: arrays[f"{m}_outcome"] for m in ("base", "sparsified")}
-    attacks = tuple(name for name in names if name not in (CLEAN, TRANSFER))
-    has_bpda = any(is_bpda(name) for name in attacks)
+        example = arrays["index"]
+        attacks, rows = (
+            _of_measurement(report, arrays) if "rows" in report["results"] else _of_evaluation(report, arrays)
+        )
+    for own, clean, worst, broken in rows:
+        is_base = not own["alpha"]
+        if is_base or _is_the_papers(settings):
+            own |= {"alpha": f"{own['alpha']:g}", "sites": _rule(own["sites"], calibrated_rule)}
+            before = None if is_base else base
+            result = Result(file, of_all | own, example, clean, worst, broken, attacks, *_when(report), before)
+            base = result if is_base else base
+            found.append(result)
+    return found
 
-    def result(model: str, alpha: float, base: Result | None) -> Result:
-        table = tables[model]
-        return Result(
-            file, where | {"alpha": f"{alpha:g}"}, example, table[:, 0] == 0, (table != 1).all(1) if has_bpda else None,
-            lambda wanted: _robust_to(table, names, wanted), attacks, *_when(report), base,
-        )  # fmt: skip
 
-    base = result("base", 0.0, None)
-    alpha = float(report["results"]["alpha"])
-    return [base, result("sparsified", alpha, base)] if alpha and _is_the_papers(settings) else [base]
+def _rule(sites: str, calibrated: str) -> str:
+    """Site rules mean the calibrated sites: where those are not all of the model's, a rule relative to them keeps
+    theirs in front, so that it fits no cell of the paper; ``single:N`` names a site itself.
+    """
+    if calibrated in ("all", "published") or sites.startswith("single:"):
+        return sites
+    return calibrated if sites == "all" else f"{calibrated} / {sites}"
 
 
 def _is_the_papers(settings: dict[str, Any]) -> bool:
@@ -212,35 +214,31 @@ def _is_the_papers(settings: dict[str, Any]) -> bool:
     return settings.get("alpha_rule", "shared") == "shared" and settings.get("spread", "channel-std") == "channel-std"
 
 
-def _robust_to(table: NDArray[np.int8], names: Sequence[str], attacks: frozenset[str]) -> Outcomes | None:
-    if not attacks <= set(names):
-        return None
-    columns = [0, *(names.index(attack) for attack in sorted(attacks))]
-    chosen = table[:, columns]
-    robust: Outcomes = (chosen != 1).all(1)
-    return robust if not ((chosen == -1).any(1) & robust).any() else None
+def _of_evaluation(report: dict[str, Any], arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], list[_Row]]:
+    """The attacks that were run, and base and sparsified model."""
+    settings, results = report["config"]["settings"], report["results"]
+    names = [str(name) for name in arrays["name"]]
+    attacks = tuple(name for name in names if name not in (CLEAN, TRANSFER))
+    rows = list[_Row]()
+    for model, alpha in zip(MODELS, (0.0, float(results["alpha"])), strict=True):
+        codes = arrays[f"{model}_outcome"]  # (n, names): as in ``Result.broken``; clean images come first
+        worst = (codes != 1).all(1) if any(is_bpda(name) for name in attacks) else None
+        broken = {frozenset([a]): np.where(codes[:, 0] == 1, codes[:, 0], codes[:, names.index(a)]) for a in attacks}
+        own = {"alpha": alpha, "eps": results.get("eps") or settings["eps"], "sites": settings.get("sites", "all")}
+        rows += [(own, codes[:, 0] == 0, worst, broken)] if model == "base" or alpha else []
+    return attacks, rows
 
 
-def _of_measurement(file: Path, report: dict[str, Any], calibrated: dict[str, Any]) -> list[Result]:
-    with np.load(file.with_name("outcomes.npz")) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    attacks = frozenset(report["results"]["attacks"])  # none: clean images alone
-    found: list[Result] = []
-    base: Result | None = None
-    for i, row in enumerate(report["results"]["rows"]):
-        if row["alpha"] and not _is_the_papers(report["config"]["settings"]):
-            continue
-        where = _settings(report, calibrated, row["sites"]) | {"eps": row["eps"], "alpha": f"{row['alpha']:g}"}
-        plain, worst = (arrays["plain"][i], arrays["worst"][i]) if attacks else (None, None)
-        result = Result(
-            file, where, arrays["index"], arrays["clean"][i], worst,
-            lambda wanted, plain=plain: plain if wanted == attacks else None,  # type: ignore[misc]
-            tuple(report["results"]["attacks"]) + tuple(report["results"]["bpda_attacks"]),
-            *_when(report), None if row["alpha"] == 0 else base,
-        )  # fmt: skip
-        base = result if row["alpha"] == 0 else base
-        found.append(result)
-    return found
+def _of_measurement(report: dict[str, Any], arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], list[_Row]]:
+    """The attacks that were run, and every row; clean images alone where there are none."""
+    results, attacks = report["results"], frozenset(report["results"]["attacks"])
+    clean, *attacked = (arrays[name] for name in ("clean", *(("plain", "worst") if attacks else ())))
+    rows = list[_Row]()
+    for i, row in enumerate(results["rows"]):
+        own = {key: row[key] for key in ("alpha", "eps", "sites")}
+        plain, worst = (curve[i] for curve in attacked) if attacked else (None, None)
+        rows.append((own, clean[i], worst, {} if plain is None else {attacks: (~plain).astype(np.int8)}))
+    return (*results["attacks"], *results["bpda_attacks"]), rows
 
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:
@@ -260,12 +258,12 @@ def without_machine_paths(command: str) -> str:
     """
     words = shlex.split(command)
     for i, word in enumerate(words):
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if (option == "--data-dir" and equals) or (i and words[i - 1] == "--data-dir"):
-            words[i] = f"{option}{equals}DIR"
+        name, equals, value = word.partition("=") if "=/" in word or word.startswith("--") else ("", "", word)
+        if i and words[i - 1] == "--data-dir":
+            name, equals, value = "", "", "DIR"
+        elif name == "--data-dir" and equals:
+            value = "DIR"
         elif value.startswith("/"):
-            words[i] = option + equals + "/".join(Path(value).parts[1:][-2:])
-        elif not option and "=/" in word:  # COLUMN=FOLDER
-            column, _, folder = word.partition("=")
-            words[i] = f"{column}={'/'.join(Path(folder).parts[1:][-2:])}"
+            value = "/".join(Path(value).parts[1:][-2:])
+        words[i] = f"{name}{equals}{value}"
     return shlex.join(words)

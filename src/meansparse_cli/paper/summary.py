@@ -15,11 +15,14 @@ from typing import Any, get_args
 import yaml
 
 from ..errors import ArtifactError, ConfigError
-from .claims import RULE, Answer, Judgement, number_of
+from ..reporting.table import Table
+from .claims import Answer, Judgement, with_error
+from .page import render
 from .tables import Claim, in_paper, paper_table, table_names
 
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
 MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BPDA included")
+HEADER = ("table", "what the paper says", "paper", "ours", "worst case", "images")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class SummaryRow:
         own = MEASURES[self.claim.measure == "clean"]
         return [(own, self.own), *([(MEASURES[2], self.worst)] if self.worst is not None else [])]
 
+    @property
+    def was_run(self) -> bool:
+        """Was it judged at all?"""
+        return any(judgement.answer != "not run" for _, judgement in self.measures)
+
 
 def table_file(folder: Path, number: str) -> Path:
     """Where ``meansparse table`` writes a table as YAML; the page lies beside it as ``.md``."""
@@ -44,36 +52,32 @@ def table_file(folder: Path, number: str) -> Path:
 
 
 def summary_page(folder: Path, *, command: str) -> str:
-    """The page, as Markdown. Raises ConfigError where the folder holds no table, ArtifactError for a table that is none."""
-    contents = {number: _read(table_file(folder, number)) for number in table_names()}
-    there = {number: content for number, content in contents.items() if content is not None}
+    """The page, as Markdown. Raises ConfigError where there is no table, ArtifactError for a file that is none."""
+    there = {n: _read(file) for n in table_names() if (file := table_file(folder, n)).exists()}
     if not there:
         raise ConfigError(f"no table lies in {folder}", hint="meansparse table 3 RUN writes one; make table3")
     rows = [row for number, content in there.items() for row in _rows(number, content, table_file(folder, number))]
-    judged = [row for row in rows if any(j.answer != "not run" for _, j in row.measures)]
-    left_out = Counter(in_paper(row.number) for row in rows if row not in judged)
-    lines = ["# What the paper claims, and what we find", "", *_models(there), "", *_counts(rows), ""]
-    lines += [_gains(judged), ""]
-    if absent := [in_paper(number) for number in contents if number not in there]:
-        lines += [f"No page here, and so none of their claims: {', '.join(absent)}.", ""]
-    lines += ["| table | what the paper says | paper | ours | worst case | images |", "|" + "---|" * 6]
-    lines += [_line(row) for row in judged]
-    if left_out:
-        of = ", ".join(f"{n} of {name}" for name, n in left_out.items())
-        lines += [
-            "",
-            f"Not run, and so not listed: {sum(left_out.values())} claims ({of}).",
-        ]
-    lines += ["", f"Rule: {RULE}.", "", "```console", command, "```", ""]
-    return "\n".join(lines)
+    judged = [row for row in rows if row.was_run]
+    # apart from the rest, as some claims are of a loss, and of those it is no good news that they hold
+    gains = [row for row in judged if row.worst is not None and paper_table(row.number).is_of_a_gain(row.claim)]
+    return render(
+        "summary.md",
+        command=command,
+        data=sorted({content["data"] for content in there.values() if content.get("data")}),
+        others=sorted(name for name, is_own in _models(there).items() if not is_own),
+        counts=_counts(rows).to_markdown(),
+        gains=gains,
+        own=Counter(row.own.answer for row in gains),
+        worst=Counter(row.worst.answer for row in gains if row.worst is not None),
+        absent=[in_paper(number) for number in table_names() if number not in there],
+        claims=Table("", HEADER, [_line(row) for row in judged], kinds="t" * len(HEADER)).to_markdown(),
+        left_out=Counter(in_paper(row.number) for row in rows if not row.was_run),
+    )
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
+def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return dict(content)
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ArtifactError(f"{file} is not a table", hint="write it again: meansparse table N RUN...") from error
 
@@ -84,8 +88,8 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
         for claim, found in zip(paper_table(number).claims, content["claims"], strict=True):
             if found["text"] != claim.text:
                 raise ValueError(found["text"])
-            own = Judgement(claim, **_judgement(found["under_its_attack"]))
-            worst = Judgement(claim, **_judgement(found["worst_case"])) if "worst_case" in found else None
+            own = Judgement(claim, **found["under_its_attack"])
+            worst = Judgement(claim, **found["worst_case"]) if "worst_case" in found else None
             rows.append(SummaryRow(number, claim, own, worst))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
@@ -94,73 +98,32 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
     return rows
 
 
-def _judgement(found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "answer": found["answer"], "paper": found["paper"], "value": found["ours"], "standard_error": found["standard_error"],
-        "n": found["n_examples"], "why": found["why"], "stand_in": found["stand_in"],
-    }  # fmt: skip
-
-
-def _models(contents: dict[str, dict[str, Any]]) -> list[str]:
-    """What was measured, and that it is not the paper's where that is so."""
+def _models(contents: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """Our models, and whether each is the paper's wherever it stands."""
     ours: dict[str, bool] = {}
     for content in contents.values():
-        for column in content.get("columns", {}).values():
-            if column["model"]:
-                ours[column["model"]] = ours.get(column["model"], True) and column["is_the_papers_model"]
-        if "model" in content:  # the table of subsets
-            ours[content["model"]] = ours.get(content["model"], True) and content["is_the_papers_model"]
-    data = {content["data"] for content in contents.values() if content.get("data")}
-    lines = [
-        "A number is the sum of accuracies that a claim is about. The claim holds where it lies beyond its bound, which is 0 where "
-        "the claim names none. The sentence of a claim, and the commands behind its numbers, stand on the page of its table."
-    ]
-    if data:
-        lines[0] += f" Data: {'; '.join(sorted(data))}."
-    others = ", ".join(f"`{name}`" for name, is_own in sorted(ours.items()) if not is_own)
-    if others:
-        lines += ["", f"**Other models than the paper's**, in their place: {others}."]
-    return lines
+        for found in [*content.get("columns", {}).values(), content]:  # the table of subsets has one model
+            if found.get("model"):
+                ours[found["model"]] = ours.get(found["model"], True) and found["is_the_papers_model"]
+    return ours
 
 
-def _counts(rows: Sequence[SummaryRow]) -> list[str]:
-    lines = [f"| claims | {' | '.join(ANSWERS)} |", "|" + "---|" * (len(ANSWERS) + 1)]
-    for measure in MEASURES:
-        counts = Counter(j.answer for row in rows for name, j in row.measures if name == measure)
-        if counts:
-            lines.append(f"| {measure} | {' | '.join(f'{counts[answer]}' for answer in ANSWERS)} |")
-    return lines
+def _counts(rows: Sequence[SummaryRow]) -> Table:
+    counts = {name: Counter(j.answer for row in rows for m, j in row.measures if m == name) for name in MEASURES}
+    cells = [(name, *(f"{count[answer]}" for answer in ANSWERS)) for name, count in counts.items() if count]
+    return Table("", ("claims", *ANSWERS), cells, kinds="t" * (len(ANSWERS) + 1))
 
 
-def _gains(rows: Sequence[SummaryRow]) -> str:
-    """Apart from the rest, as some claims are of a loss, and of those it is no good news that they hold."""
-    gains = [row for row in rows if row.worst is not None and paper_table(row.number).is_of_a_gain(row.claim)]
-    own = Counter(row.own.answer for row in gains)
-    worst = Counter(row.worst.answer for row in gains if row.worst is not None)
-    return (
-        f"Of the {len(gains)} claims here that MeanSparse is more robust than its base model, {own['confirmed']} are confirmed and "
-        f"{own['contradicted']} contradicted under the paper's attack, and in the worst case {worst['confirmed']} and "
-        f"{worst['contradicted']}. Claims of several tables can rest on one measurement, so they do not count as independent."
-    )
-
-
-def _line(row: SummaryRow) -> str:
+def _line(row: SummaryRow) -> tuple[str, ...]:
     name = row.number if row.number.isdecimal() else in_paper(row.number)
+    text = row.claim.sentence + (f"; here: `{row.own.stand_in}`" if row.own.stand_in else "")
+    n = next((f"{j.n_examples:,}" for _, j in row.measures if j.n_examples is not None), "")
     page = table_file(Path(), row.number).with_suffix(".md")
-    text = row.claim.text[0].upper() + row.claim.text[1:]
-    text += f"; here: `{row.own.stand_in}`" if row.own.stand_in else ""
-    worst = "" if row.worst is None else _cell(row.worst)
-    n = next((j.n for _, j in row.measures if j.n is not None), None)
-    cells = [
-        f"[{name}]({page})", text, number_of(row.own.paper, row.claim), _cell(row.own), worst, "" if n is None else f"{n:,}",
-    ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    return f"[{name}]({page})", text, row.claim.number(row.own.paper), _cell(row.own), _cell(row.worst), n
 
 
-def _cell(judgement: Judgement) -> str:
-    if judgement.value is None or judgement.standard_error is None:
-        return judgement.answer
-    number = f"{number_of(judgement.value, judgement.claim)} ± {100 * judgement.standard_error:.2f}"
-    return (
-        f"**{judgement.answer}**: {number}" if judgement.answer != "inconclusive" else f"{judgement.answer}: {number}"
-    )
+def _cell(judgement: Judgement | None) -> str:
+    if judgement is None or judgement.ours is None:
+        return "" if judgement is None else judgement.answer
+    answer = judgement.answer if judgement.answer == "inconclusive" else f"**{judgement.answer}**"
+    return f"{answer}: {with_error(judgement)}"

@@ -1,6 +1,6 @@
 """The paper's tables as data: every printed cell, what a result must agree with to stand beside it, and the claims.
 
-From ``paper_tables.yaml``, which says which version of the paper it is of. Accuracies in the YAML are in %, here fractions.
+From ``tables.yaml``, which says which version of the paper it is of. Accuracies in the YAML are in %, here fractions.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from ..stats.format import in_points, percent
 
 BASE_COLUMN = "base"
 LAST = "sparsified"
+NAMES = {"headline": "the headline figure", "subset": "the subset table"}
+Place = tuple[str, str]
+"""(column, row) of a cell."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``row``: the value of what the table's rows vary, as text. ``where``: attack, norm, eps, alpha, sites, centre, split.
+    """``row``: the value of what the table's rows vary. ``where``: attack, norm, eps, alpha, sites, centre, split.
 
     ``clean`` and ``robust`` as printed, fractions; ``clean`` None where the table has none.
     """
@@ -34,64 +38,84 @@ class Cell:
     clean: float | None
     robust: float
 
+    @property
+    def is_base(self) -> bool:
+        """Is it of the base model, at alpha 0?"""
+        return float(self.where.get("alpha", "1")) == 0
+
 
 @dataclass(frozen=True)
 class Column:
-    """Cells of one model or setting. ``model`` and ``dataset`` of the zoo, where the paper's is there; ``clean``: of all rows.
+    """Cells of one model or setting. ``model`` and ``dataset``: of the zoo, if it is there; ``clean``: of all rows.
 
     ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack. ``note``: what else to know.
+    ``config`` and ``step``: the YAML of that model, without its ending, and what is done on its run.
     """
 
     name: str
     cells: tuple[Cell, ...]
-    n_examples: int | None
     attack: str
+    n_examples: int | None = None
     model: str | None = None
     dataset: str | None = None
     clean: float | None = None
     note: str = ""
+    config: str | None = None
+    step: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
     """``text`` is what the paper says; the weighted sum of the cells' accuracies lies above ``bound`` if it is true.
 
-    ``terms``: (column, row) -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is
-    ``robust``, ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
-    ``is_below``: it lies below ``bound`` instead.
+    ``terms``: cell -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is ``robust``,
+    ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
+    ``is_below``: it lies below ``bound`` instead. ``paper``: the paper's own sum, where its cells do not give it.
     """
 
     text: str
-    terms: dict[tuple[str, str], float]
+    terms: dict[Place, float]
     measure: str = "robust"
     bound: float = 0.0
     is_below: bool = False
     paper: float | None = None
-    """The paper's own sum, where its cells do not give it."""
 
     @property
     def is_level(self) -> bool:
         """Is it about one accuracy, not about a difference?"""
         return list(self.terms.values()) == [1.0]
 
+    @property
+    def sentence(self) -> str:
+        """The text, as a sentence begins."""
+        return self.text[0].upper() + self.text[1:]
+
+    def number(self, value: float) -> str:
+        """A sum of accuracies as the claim means it: an accuracy in %, or a difference in points."""
+        return f"{percent(value)} %" if self.is_level else f"{in_points(value)} points"
+
 
 @dataclass(frozen=True)
 class PaperTable:
     """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
 
-    ``note``: what the paper leaves open, and what is done here.
+    ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is
+    made, as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
     """
 
     number: str
+    source: str
     title: str
     attack: str
     by: str
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...]
-    source: str
+    steps: list[str]
+    extra: dict[str, Cell]
     column_is: str | None = None
-    extra: dict[str, Cell] = field(default_factory=dict)
     note: str = ""
+    models: dict[str, str] = field(default_factory=dict)
+    in_place_of: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> Column:
         """The column called ``name``. Raises ConfigError, with the names there are."""
@@ -109,7 +133,7 @@ class PaperTable:
         return list(cells.values())[-1] if row == LAST else cells[row]
 
     def is_of_a_gain(self, claim: Claim) -> bool:
-        """Is the claim that MeanSparse is above its base model, by whatever little, and not below it or above another variant?"""
+        """Is the claim that MeanSparse is above its base model, by however little, and not above another variant?"""
         if self.by == "fraction" or claim.bound:  # fraction: of the images for the statistics, all at one alpha
             return False
         if len({self.column(name).model for name, _ in claim.terms if name != BASE_COLUMN}) > 1:
@@ -118,72 +142,61 @@ class PaperTable:
         return not claim.is_below and len(alphas) > 1 and all((alpha > 0) == (weight > 0) for weight, alpha in alphas)
 
 
+@cache
+def content() -> dict[str, Any]:
+    """All of ``tables.yaml``."""
+    text = (resources.files(__package__) / "tables.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
 def table_names() -> list[str]:
     """``1`` to ``12``, ``headline`` and ``subset``."""
-    return list(_content()["tables"])
-
-
-def paper_table(number: str) -> PaperTable:
-    """The table of that number or name. Raises ConfigError where there is none."""
-    if number not in _content()["tables"]:
-        raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
-    raw = _content()["tables"][number]
-    columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
-    extra = {}
-    if "base" in raw:
-        clean, robust = _accuracies(raw["base"], 1 / 100)
-        extra[BASE_COLUMN] = Cell(BASE_COLUMN, "0", _where({**raw["where"], "alpha": 0}), clean, robust)
-    claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
-    return PaperTable(
-        number, raw["title"], raw["attack"], raw["by"], columns, claims, _content()["source"], raw.get("column_is"), extra,
-        raw.get("note", ""),
-    )  # fmt: skip
+    return list(content()["tables"])
 
 
 def in_paper(number: str) -> str:
     """How a table is called: ``Table 3``, ``the headline figure``."""
-    return {"headline": "the headline figure", "subset": "the subset table"}.get(number, f"Table {number}")
+    return NAMES.get(number, f"Table {number}")
 
 
 @cache
-def _content() -> dict[str, Any]:
-    text = (resources.files(__package__) / "tables.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+def paper_table(number: str) -> PaperTable:
+    """The table of that number or name. Raises ConfigError where there is none."""
+    if number not in content()["tables"]:
+        raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
+    raw = content()["tables"][number]
+    columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
+    extra = {}
+    if "base" in raw:
+        extra[BASE_COLUMN] = _cell(BASE_COLUMN, "0", {**raw["where"], "alpha": 0}, raw["base"], 1 / 100)
+    claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
+    as_it_is = ("title", "attack", "by", "steps", "column_is", "note", "models", "in_place_of")
+    return PaperTable(number, content()["source"], columns=columns, claims=claims, extra=extra, **_given(raw, as_it_is))
+
+
+def _given(raw: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: raw[key] for key in keys if key in raw}
 
 
 def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Column:
     cells = []
-    scale = 1.0 if table["by"] == "fraction" else 1 / 100
     for row, values in raw["cells"].items():
         where = {**table["where"], **raw.get("where", {})}
         if table["by"] == "index":  # of a site, as in ``meansparse sites``
             where["sites"] = where["sites"].format(i=row, n=row + 1)
         else:
             where[table["by"]] = row
-        clean, robust = _accuracies(values, scale)
-        cells.append(Cell(name, f"{row}", _where(where), clean, robust))
-    clean = raw["clean"] / 100 if "clean" in raw else None
-    n_examples = raw.get("n_examples", table.get("n_examples"))
-    return Column(
-        name,
-        tuple(cells),
-        n_examples,
-        raw.get("attack", table["attack"]),
-        raw.get("model"),
-        raw.get("dataset"),
-        clean,
-        raw.get("note", ""),
-    )
+        cells.append(_cell(name, f"{row}", where, values, 1.0 if table["by"] == "fraction" else 1 / 100))
+    given = _given({**_given(table, ("attack", "n_examples")), **raw}, tuple(Column.__dataclass_fields__))
+    clean = {"clean": raw["clean"] / 100} if "clean" in raw else {}
+    return Column(name, **(given | clean | {"cells": tuple(cells)}))
 
 
-def _where(raw: Mapping[str, Any]) -> dict[str, str]:
-    return {key: f"{value}" for key, value in raw.items()}
-
-
-def _accuracies(values: Any, scale: float) -> tuple[float | None, float]:
+def _cell(column: str, row: str, where: Mapping[str, Any], values: Any, scale: float) -> Cell:
     clean, robust = values if isinstance(values, list) else (None, values)
-    return None if clean is None else _scaled(clean, scale), _scaled(robust, scale)
+    texts = {key: f"{value}" for key, value in where.items()}
+    return Cell(column, row, texts, None if clean is None else _scaled(clean, scale), _scaled(robust, scale))
 
 
 def _scaled(value: float, scale: float) -> float:
@@ -191,19 +204,19 @@ def _scaled(value: float, scale: float) -> float:
 
 
 def _claims(raw: Mapping[str, Any], columns: tuple[Column, ...]) -> list[Claim]:
-    bound = raw.get("at_most", raw.get("at_least", 0.0)) / 100
-    rest: dict[str, Any] = {"measure": raw.get("of", "robust"), "bound": bound, "is_below": "at_most" in raw}
-    rest["paper"] = raw["paper"] / 100 if "paper" in raw else None
+    rest: dict[str, Any] = {
+        "measure": raw.get("of", "robust"),
+        "bound": raw.get("at_most", raw.get("at_least", 0.0)) / 100,
+        "is_below": "at_most" in raw,
+        "paper": raw["paper"] / 100 if "paper" in raw else None,
+    }
     if "columns" not in raw:
-        terms = {_place(key): float(weight) for key, weight in raw["holds"].items()}
-        return [Claim(raw["text"], terms, **rest)]
-    return [
-        Claim(f"{raw['text']} ({column.name})", {(column.name, f"{row}"): float(w) for row, w in raw["holds"].items()}, **rest)
-        for column in columns
-        if fnmatchcase(column.name, raw["columns"])
-    ]  # fmt: skip
+        return [Claim(raw["text"], {_place(key): float(weight) for key, weight in raw["holds"].items()}, **rest)]
+    names = [column.name for column in columns if fnmatchcase(column.name, raw["columns"])]
+    rows = {f"{row}": float(weight) for row, weight in raw["holds"].items()}
+    return [Claim(f"{raw['text']} ({n})", {(n, row): weight for row, weight in rows.items()}, **rest) for n in names]
 
 
-def _place(key: str) -> tuple[str, str]:
+def _place(key: str) -> Place:
     column, _, row = key.partition("/")
     return column, row

@@ -92,6 +92,11 @@ _COMMANDS = (
     ),
     Command("table", "Put our cells beside those of a table of the paper.", arguments=arguments.Table),
     Command(
+        "reproduce",
+        "Make tables of the paper from nothing; goes on where it was killed.",
+        arguments=arguments.Reproduce,
+    ),
+    Command(
         "export", "Write a run's sparsified model as one file, or its leaderboard card.", arguments=arguments.Export
     ),
     Command(

@@ -12,8 +12,7 @@ A rule is one part or several, joined by commas; it chooses what any of its part
     layer1.*          names that match a pattern of ``*``, ``?`` and ``[...]``
 
 A rule that is ``published``, or begins with ``published:``, chooses among other sites: those that the authors of
-MeanSparse used on this model (``models/published_sites.py``), as in ``published:0-99`` or
-``published:*meansparse_2``.
+MeanSparse used on this model (``models/published_sites.py``), as in ``published:0-99`` or ``published:*meansparse_2``.
 
 An index is a site's place in the full list that ``meansparse sites`` prints, gates included, so it means the same site
 whatever else is chosen. In a post-activation ResNet-18, index 0 is the stem, odd indices are on the main path and even

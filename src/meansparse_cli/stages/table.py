@@ -19,13 +19,13 @@ from ..reporting.console import note
 
 
 def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: str | None = None) -> Path:
-    """Write ``table<N>.md`` and ``.yaml`` into ``folder`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
+    """Write ``table<N>.md`` and ``.yaml`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
 
     Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
     """
+    from ..paper.fill import fill_table
     from ..paper.page import table_data, table_page
     from ..paper.subset import fill_subset_table
-    from ..paper.table import fill_table
 
     if number == "summary":
         if data_note is not None:
@@ -46,7 +46,7 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
         filled = fill_table(table, named)
         text = table_page(filled, command=command, data_note=data_note)
         data = table_data(filled, command=command, data_note=data_note)
-        n_run = sum(cell.robust is not None for column in filled.columns for cell in column.cells)
+        n_run = sum(cell.result is not None for column in filled.columns for cell in column.cells)
         n_cells = sum(len(column.cells) for column in filled.columns)
         note(f"{in_paper(number)}: {n_run} of {n_cells} cells were run")
         for own, worst in filled.judgements:
