@@ -85,7 +85,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What ``write_json`` wrote, without the digest. Raises ArtifactError where it is damaged; one without one is taken."""
+    """What ``write_json`` wrote, without the digest, if it has one. Raises ArtifactError where it is damaged."""
     content = _checked(path, lambda: dict(json.loads(path.read_bytes())))
     digest = content.pop(DIGEST, None)
     if digest not in (None, _digest(content)):
