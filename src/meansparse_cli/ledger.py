@@ -176,8 +176,8 @@ class Ledger:
 class StateFile:
     """One state in a file of its own, which also holds, under ``key_name``, all that it depends on.
 
-    ``on_change``: what becomes of a state that was begun with another key, as in ``Ledger``; a key that ``key`` lacks is
-    none of ours.
+    ``on_change``: what becomes of a state that was begun with another key, as in ``Ledger``; what ``key`` lacks does
+    not count.
     """
 
     def __init__(
