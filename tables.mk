@@ -9,8 +9,9 @@
 #   make headline DATA=DIR DATA_imagenet=DIR                the eight zoo models; with MODEL=, that one in their place
 #
 # QUICK=1 leaves out what no claim of the paper's text needs: fewer alphas and eps. Cells that were not run stay empty.
-# FRESH=1 begins evaluations anew (Tables 5, 12, headline): needed once after DATA or DEVICE changed. JOBS=2 runs two commands side
-# by side, -k goes on after one that failed. MODEL, MODELS and RUNS are paths without spaces; two makes at once need RUNS of their own.
+# FRESH=1 begins evaluations anew (Tables 5, 12, headline): needed once after DATA or DEVICE changed. -j2 runs two commands
+# side by side, -k goes on after one that failed. MODEL, MODELS and RUNS are paths without spaces; two makes at once need RUNS of
+# their own.
 DATA       ?= $(MEANSPARSE_DATA)
 INSTALLED  ?= $(STAMP)
 MEANSPARSE ?= $(BIN)/meansparse
@@ -26,7 +27,7 @@ OPTIONS  = $(strip $(call option,MODEL,model) $(HEADLINE:%=--only %) $(call opti
   $(call option,TWO,two-alphas) $(call option,SITE_ALPHAS,site-alphas) $(call option,EPS_GRID,eps-grid) \
   $(call option,SPEED,attack-options) $(call option,WIDTH,width) $(call option,PRESET,preset) $(call option,TRAIN,train-options) \
   $(call option,MODELS,models-dir) $(call option,RUN,run) $(call option,RUNS,runs-dir) $(call option,OUT,output) \
-  $(call option,DEVICE,device) $(call option,BATCH,batch-size) $(call option,JOBS,jobs) $(call switch,FRESH,fresh) \
+  $(call option,DEVICE,device) $(call option,BATCH,batch-size) $(patsubst -j%,--jobs %,$(filter-out -j,$(filter -j%,$(MAKEFLAGS)))) $(call switch,FRESH,fresh) \
   $(call switch,DRY,dry-run) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going))
 
 # all that is asked for is one call, which does what several tables need once

@@ -38,8 +38,8 @@ finish() { # wait for all of them
 tables() { # VARIABLE=VALUE... TARGET...; the variables of tables.mk that mean other things here stay outside
   local more outside=(-u MAKEFLAGS -u MFLAGS -u SPEED -u TRAIN -u PRESET -u RUN -u ATTACK -u EPS -u ALPHAS -u BATCH)
   eval "more=($TABLE_OPTIONS)"
-  env "${outside[@]}" make -k INSTALLED= MEANSPARSE="$MEANSPARSE" DATA="$OUT/data" DEVICE="$DEVICE" RUNS="$OUT/runs" \
-    MODELS="$OUT" WIDTH="$WIDTH" JOBS="$JOBS" OUT="$PAGES" N="$N" MODEL= "${more[@]}" "$@" >>"$OUT/tables.log" 2>&1 &
+  env "${outside[@]}" make -k -j "$JOBS" INSTALLED= MEANSPARSE="$MEANSPARSE" DATA="$OUT/data" DEVICE="$DEVICE" RUNS="$OUT/runs" \
+    MODELS="$OUT" WIDTH="$WIDTH" OUT="$PAGES" N="$N" MODEL= "${more[@]}" "$@" >>"$OUT/tables.log" 2>&1 &
   pids=($!) # in the background, as a signal would otherwise wait for its end
   wait "$!" || miss "$*: not finished: $(tail -1 "$OUT/tables.log")"
   pids=()

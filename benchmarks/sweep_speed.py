@@ -66,7 +66,7 @@ def main() -> None:
     images = take_examples(load_split(source.dataset, options.data_dir, "calibration"), options.calibration)
     first, _ = stack_examples(take_examples(images, 4))
     sites = find_sites(base, first.to(options.device))
-    statistics = calibrate_channels(base, sites, images, batch_size=options.batch_size, device=options.device)
+    statistics = calibrate_channels(base, sites, images, batch_size=options.batch_size)
     model = sparsify(base, Checkpoint(tuple(sites), tuple(statistics), "pooled"), alpha=0.0)
     budget = Budget("Linf", eps_value(options.eps or facts.eps["Linf"]))
     grid, _ = grid_of(parse_alphas(options.alphas))

@@ -7,7 +7,7 @@ import torch
 
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.files import read_json, write_json
-from meansparse_cli.ledger import Ledger, changes, recorded
+from meansparse_cli.ledger import Ledger, StateFile, changes, recorded
 
 KEY = {"seed": 0, "eps": 0.1}
 
@@ -117,3 +117,15 @@ def test_what_earlier_versions_wrote_has_no_digest_and_is_read(tmp_path: Path) -
 def test_long_values_are_shown_by_a_hash() -> None:
     (line,) = changes({"weights": "a" * 64}, {"weights": "b" * 64})
     assert line.startswith("weights: aaaaaaaaaaaa... (") and len(line) < 80
+
+
+def test_a_state_file_goes_on_is_refused_or_is_begun_anew(tmp_path: Path) -> None:
+    file, told = tmp_path / "state.pt", list[str]()
+    assert StateFile(file, KEY).get() is None
+    StateFile(file, KEY | {"of another version": 1}).put({"done": 3})
+    assert StateFile(file, KEY).get() == {"done": 3}
+    other = KEY | {"seed": 1}
+    with pytest.raises(ArtifactError, match=r"state.pt was begun with other settings \(seed: 0 -> 1\)"):
+        StateFile(file, other).get()
+    assert StateFile(file, other, on_change="restart", note=told.append).get() is None
+    assert told == [f"{file} was begun with other settings (seed: 0 -> 1): begun anew"]

@@ -257,7 +257,7 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, fingerprint, **__: seen.append(fingerprint) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, state, **__: seen.append(state.on_disk.key) or 1 / 0)  # fmt: skip
     for resized in (256, 224):
         monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)

@@ -13,7 +13,6 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.models import published
 from meansparse_cli.models.published import published_models, published_note, published_results
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.models.trained import EMBEDDED
@@ -154,7 +153,7 @@ def test_evaluate_keeps_and_shows_them(tmp_path: Path, monkeypatch: pytest.Monke
         "date": "2025-03",
         "unreliable": False,
     }
-    monkeypatch.setattr(published, "published_results", lambda source: {"published": figures})
+    monkeypatch.setattr("meansparse_cli.stages.evaluate.published_results", lambda source: {"published": figures})
     run = str(tmp_path / "r")
     assert meansparse("calibrate", "--model", "digits", "--run", run, "--n-examples", "40").exit_code == 0
     result = meansparse(

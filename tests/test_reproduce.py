@@ -1,5 +1,8 @@
 """``meansparse reproduce``: its chains make every cell of the paper's tables, in an order that can be run."""
 
+import signal
+import subprocess
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from meansparse_cli.paper.results import attacks_of
 from meansparse_cli.paper.tables import Cell, paper_table, table_names
 from meansparse_cli.settings.arguments import Reproduce
 from meansparse_cli.settings.values import eps_grid, parse_alphas
+from meansparse_cli.stages import reproduce as stage
 from meansparse_cli.stages.reproduce import CommandFailed, _Runner
 
 MEASURED = [name for name in table_names() if name != "subset"]
@@ -150,3 +154,23 @@ def test_a_command_that_fails_is_named_and_gives_its_exit_code(tmp_path: Path, m
     assert failed.exit_code == 4 and not failed.stdout
     said = " ".join(failed.stderr.split())
     assert "not finished (exit code 4)" in said and "meansparse calibrate --run runs/tables/no-such-model" in said
+
+
+def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\nexec sleep 300\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(stub))
+    monkeypatch.setattr(stage, "GRACE", 0.1)
+    runner, begun = _Runner(2, keep_going=True), list[subprocess.Popen[str]]()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        while len(runner.processes) < 2:
+            time.sleep(0.01)
+        begun.extend(runner.processes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run([Step(("measure", "left")), Step(("measure", "right")), Step(("table", "3"))])
+    assert [process.returncode for process in begun] == [-signal.SIGTERM] * 2 and not runner.processes

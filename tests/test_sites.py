@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meansparse_cli.models.networks import ResNet18
-from meansparse_cli.sites.find import find_sites, is_elementwise_nonlinear, without_gates
+from meansparse_cli.sites.activations import is_elementwise_nonlinear
+from meansparse_cli.sites.find import find_sites, without_gates
 
 
 def test_resnet18_has_the_papers_17_sites() -> None:

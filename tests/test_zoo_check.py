@@ -323,7 +323,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A check without networks: which entries were checked, which of them fail, at which Ctrl-C is pressed."""
     state: dict[str, Any] = {"names": [], "failing": (), "interrupt_at": None}
 
-    def check_entry(which: ZooEntry, *, seed: int = 0) -> dict[str, Any]:
+    def check_entry(which: ZooEntry) -> dict[str, Any]:
         if which.name == state["interrupt_at"]:
             raise KeyboardInterrupt
         state["names"].append(which.name)

@@ -173,6 +173,46 @@ class Ledger:
         return known
 
 
+class StateFile:
+    """One state in a file of its own, which also holds, under ``key_name``, all that it depends on.
+
+    ``on_change``: what becomes of a state that was begun with another key, as in ``Ledger``; a key that ``key`` lacks is
+    none of ours.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        key: Mapping[str, Any],
+        *,
+        key_name: str = "settings",
+        on_change: Literal["refuse", "restart"] = "refuse",
+        mend: str = "add --fresh to throw it away and start anew",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.file, self.key, self.key_name = file, dict(key), key_name
+        self.on_change, self.mend, self._note = on_change, mend, note or (lambda text: None)
+
+    def get(self) -> dict[str, Any] | None:
+        """The state; None where there is none to go on with. Raises ``ArtifactError`` for a damaged one."""
+        if not self.file.exists():
+            return None
+        content = load_torch(self.file)
+        before = content.pop(self.key_name)
+        differing = changes({key: before.get(key) for key in self.key}, self.key)
+        if not differing:
+            return content
+        begun = f"{self.file} was begun with other settings ({', '.join(differing)})"
+        if self.on_change == "refuse":
+            raise ArtifactError(begun, hint=self.mend)
+        self._note(f"{begun}: begun anew")
+        return None
+
+    def put(self, content: Mapping[str, Any]) -> None:
+        """Replace the state."""
+        save_torch(self.file, {self.key_name: self.key, **content})
+
+
 class Decisions:
     """Decisions of a computation that may be killed, on disk as they are made.
 

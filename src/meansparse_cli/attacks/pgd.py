@@ -15,20 +15,22 @@ PAPER_STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value for
 STEP_SIZE = 2 / 255  # for any other number of steps
 
 
-def pgd(task: AttackTask, *, n_steps: int | None = None, step_size: float | None = None) -> SearchOutcome:
+def pgd(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
     """PGD on cross-entropy from one start, uniform in the ball.
 
-    ``n_steps`` defaults to ``N_STEPS``; ``step_size``, in pixel units, to the constants above for Linf and to
-    2.5 eps / n_steps for L2. An example leaves at its first misclassified point.
+    ``n_steps`` defaults to ``N_STEPS``. An example leaves at its first misclassified point.
     """
-    rule = PGDRule(task.problem.budget, n_steps=n_steps or N_STEPS, step_size=step_size)
+    rule = PGDRule(task.problem.budget, n_steps=n_steps or N_STEPS)
     return search(task, rule, targets=task.examples.y[:, None])
 
 
 class PGDRule(Ascent):
-    """x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2."""
+    """x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2.
 
-    def __init__(self, budget: Budget, *, n_steps: int, step_size: float | None) -> None:
+    ``step_size``, in pixel units, defaults to the constants above for Linf and to 2.5 eps / n_steps for L2.
+    """
+
+    def __init__(self, budget: Budget, *, n_steps: int, step_size: float | None = None) -> None:
         super().__init__(budget, cross_entropy, uniform_start, n_steps)
         linf_size = PAPER_STEP_SIZE if n_steps == N_STEPS else STEP_SIZE
         default = linf_size if budget.norm == "Linf" else 2.5 * budget.eps / n_steps

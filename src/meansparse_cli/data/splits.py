@@ -11,8 +11,7 @@ ImageNet is a folder with ``train`` and ``val``, one folder a class named by its
 decoded as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
 """
 
-import logging
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,39 +21,63 @@ from torch.utils.data import Subset
 
 from ..errors import DataError
 from .examples import in_words
-from .facts import KNOWN_DATASETS
-from .imagenet import Preprocessing, evaluation_images
-from .read import ArrayImages, FileImages, ImageSet, open_images
-
-log = logging.getLogger(__name__)
+from .imagenet import Preprocessing
+from .open import open_dataset, open_imagenet_test, open_imagenet_train
+from .read import ImageSet
 
 SplitName = Literal["calibration", "held-out", "test"]
 Split = Subset[tuple[Tensor, int]]
 """Images of a data set, by their positions in its training or test set."""
 
-
 HELD_OUT_FRACTION, HELD_OUT_AT_MOST = 0.1, 5000
 SPLIT_SEED = 2406_05927
-TEST_NAMES = ("test", "val", "validation")
+
+
+class DataSet:
+    """A data set by its name or path, opened once, and its splits, each in a fixed order.
+
+    ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
+    """
+
+    def __init__(self, dataset: str, data_dir: Path | None, preprocessing: Preprocessing | None = None) -> None:
+        self.dataset, self.data_dir, self.preprocessing = dataset, data_dir, preprocessing or Preprocessing()
+        self._splits: dict[SplitName, Split] = {}
+
+    def split(self, name: SplitName) -> Split:
+        """The images of one split; what it does not need is not opened."""
+        if name not in self._splits:
+            self._splits[name] = self._cut_imagenet(name) if self.dataset == "imagenet" else self._cut(name)
+        return self._splits[name]
+
+    @cached_property
+    def _parts(self) -> tuple[ImageSet, ImageSet | None]:
+        return open_dataset(self.dataset, self.data_dir)
+
+    @cached_property
+    def _imagenet_train(self) -> ImageSet:
+        return open_imagenet_train(self.data_dir, self.preprocessing)
+
+    def _cut(self, name: SplitName) -> Split:
+        train, test = self._parts
+        if test is None:
+            # One unnamed set: it is cut 80 / 10 / 10, always in the same way.
+            order = _permutation(len(train))
+            n_part = max(1, len(train) // 10)
+            parts = {"test": order[:n_part], "held-out": order[n_part : 2 * n_part], "calibration": order[2 * n_part :]}
+            return Subset(train, sorted(parts[name]))
+        return Subset(test, range(len(test))) if name == "test" else _part_of_training(train, name)
+
+    def _cut_imagenet(self, name: SplitName) -> Split:
+        if name == "test":
+            return Subset(*open_imagenet_test(self.data_dir, self.preprocessing))
+        return _part_of_training(self._imagenet_train, name)
 
 
 def load_split(
     dataset: str, data_dir: Path | None, split: SplitName, preprocessing: Preprocessing | None = None
 ) -> Split:
-    """The images of one split, in a fixed order. Indices are positions in the training or the test set.
-
-    ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
-    """
-    if dataset == "imagenet":
-        return _load_imagenet(data_dir, split, preprocessing or Preprocessing())
-    train, test = _open_dataset(dataset, data_dir)
-    if test is None:
-        # One unnamed set: it is cut 80 / 10 / 10, always in the same way.
-        order = _permutation(len(train))
-        n_part = max(1, len(train) // 10)
-        parts = {"test": order[:n_part], "held-out": order[n_part : 2 * n_part], "calibration": order[2 * n_part :]}
-        return Subset(train, sorted(parts[split]))
-    return Subset(test, range(len(test))) if split == "test" else _part_of_training(train, split)
+    """One split of a ``DataSet``, whose indices are positions in its training or its test set."""
+    return DataSet(dataset, data_dir, preprocessing).split(split)
 
 
 def _part_of_training(train: "ImageSet", split: SplitName) -> Split:
@@ -86,126 +109,3 @@ def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], wh
 
 def _permutation(n: int) -> list[int]:
     return np.random.default_rng(SPLIT_SEED).permutation(n).tolist()
-
-
-def _open_dataset(dataset: str, data_dir: Path | None) -> tuple[ImageSet, ImageSet | None]:
-    if dataset == "digits":
-        return _open_digits()
-    if dataset not in KNOWN_DATASETS:
-        path = Path(dataset)
-        if not path.exists():
-            known = ", ".join(KNOWN_DATASETS)
-            raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
-        return _open_path(path)
-    data_dir = _check_folder(dataset, data_dir)
-    if dataset.startswith("cifar") and (opened := _open_torchvision_cifar(dataset, data_dir)) is not None:
-        return opened
-    return _open_path(data_dir)
-
-
-def _check_folder(dataset: str, data_dir: Path | None) -> Path:
-    if data_dir is None:
-        raise DataError(
-            f"{dataset} needs a folder", hint=f"name it: --data-dir DIR ({_layouts(dataset)}), or set MEANSPARSE_DATA"
-        )
-    if not data_dir.is_dir():
-        raise DataError(f"no folder {data_dir}", hint=f"--data-dir takes a folder with {_layouts(dataset)}")
-    return data_dir
-
-
-def _load_imagenet(data_dir: Path | None, split: SplitName, preprocessing: Preprocessing) -> Split:
-    """A part of ``train``, which may be over a million files, or of ``val``; the other folder is not opened."""
-    data_dir = _check_folder("imagenet", data_dir)
-    if split != "test":
-        if (train := _find_part(data_dir, ("train",))) is None:
-            raise DataError(f"no train in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
-        return _part_of_training(open_images(train, preprocessing), split)
-    if (val := _find_part(data_dir, ("val", "validation", "test"))) is None:
-        raise DataError(f"no val in {data_dir}", hint=f"--data-dir takes a folder with {_layouts('imagenet')}")
-    images = open_images(val, preprocessing)
-    if isinstance(images, ArrayImages):
-        return Subset(images, range(len(images)))
-    places = {_in_class_folder(name): i for i, name in enumerate(images.names)}
-    wanted = evaluation_images()
-    chosen = [places[name] for name in wanted if name in places]
-    if 0 < len(chosen) < len(wanted):
-        _say_that_it_is_a_part(val, len(chosen), len(wanted))
-    # a folder of other pictures under ImageNet's class names is taken whole
-    return Subset(images, chosen or range(len(images)))
-
-
-def _in_class_folder(name: str) -> str:
-    return "/".join(name.split("/")[-2:])
-
-
-@cache  # a stage may open its images more than once
-def _say_that_it_is_a_part(val: Path, n_there: int, n_all: int) -> None:
-    log.warning(
-        f"imagenet: {val} has {n_there:,} of RobustBench's {n_all:,} validation images: these are the test split"
-    )
-
-
-def _layouts(dataset: str) -> str:
-    pair = "train and test (or val) as image folders, zips or .npz files"
-    if dataset == "imagenet":
-        return "train and val, in each a folder a class named by its WordNet id"
-    return f"torchvision's {dataset} files, or {pair}" if dataset.startswith("cifar") else pair
-
-
-def _open_digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1,797 digits (8 x 8, 16 grey levels scaled to 0..240); every fifth image is the test set."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x, y = (bunch.images * 15).astype(np.uint8), bunch.target
-    is_test = np.arange(len(y)) % 5 == 4
-    train = ArrayImages(x[~is_test], y[~is_test], source="digits")
-    return train, ArrayImages(x[is_test], y[is_test], source="digits")
-
-
-def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, ImageSet] | None:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    cls = CIFAR10 if dataset == "cifar10" else CIFAR100
-    if not (data_dir / cls.base_folder).is_dir():
-        return None
-    parts = []
-    for is_train in (True, False):
-        try:
-            part = cls(str(data_dir), train=is_train, download=False)
-        except RuntimeError as error:
-            raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
-        parts.append(ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)))
-    return parts[0], parts[1]
-
-
-def _open_path(path: Path) -> tuple[ImageSet, ImageSet | None]:
-    if path.is_dir() and (train := _find_part(path, ("train",))) is not None:
-        test = _find_part(path, TEST_NAMES)
-        if test is None:
-            raise DataError(
-                f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
-            )
-        images, test_images = open_images(train), open_images(test)
-        if (
-            isinstance(images, FileImages)
-            and isinstance(test_images, FileImages)
-            and images.classes != test_images.classes
-        ):
-            differ = sorted(set(images.classes) ^ set(test_images.classes))
-            raise DataError(
-                f"{train.name} has {len(images.classes)} class folders and {test.name} {len(test_images.classes)}: "
-                f"{', '.join(differ[:5])} {'are' if len(differ) > 1 else 'is'} in one of them only, "
-                "and classes are numbered by their order",
-                hint="give both parts the same class folders",
-            )
-        return images, test_images
-    return open_images(path), None
-
-
-def _find_part(path: Path, names: tuple[str, ...]) -> Path | None:
-    for name in names:
-        for suffix in ("", ".zip", ".npz"):
-            if (candidate := path / f"{name}{suffix}").exists():
-                return candidate
-    return None

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from ..stats.format import percent
 from .names import ModelSource
 
 N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
@@ -86,7 +87,7 @@ def published_note(results: dict[str, Any]) -> str | None:
         return None
     names = {"clean": "clean", "autoattack": "AutoAttack", "external": "external", "corruptions": "corruptions"}
     figures = [
-        f"{words} {100 * published[f'{key}_accuracy']:.2f} %"
+        f"{words} {percent(published[f'{key}_accuracy'])} %"
         for key, words in names.items()
         if f"{key}_accuracy" in published
     ]

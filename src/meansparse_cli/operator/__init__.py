@@ -1,0 +1,11 @@
+"""The MeanSparse operator: what it computes, where it stands in a model, where its numbers come from.
+
+function      out = mean where abs(in - mean) <= threshold, else in; and what a gradient meets there
+module        the operator of one site, a module: here alpha becomes a threshold, alpha * std (``MeanSparse._threshold``)
+insertion     operators into a model and out again
+active        for a while: another alpha, one for each site or each example, another derivative, or the base model
+statistics    mean and std of a channel, from sums that merge
+calibration   one pass over a split, statistics at every site
+checkpoint    sites, statistics and alpha in a file, and a model with them
+device        where a model computes, and in what float32
+"""

@@ -4,10 +4,10 @@ All sites see the features of the base model (no operator is active), so one pas
 numbers a channel. It is saved from time to time and goes on there after a kill.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,13 @@ from torch.utils.data import Subset
 
 from ..data.examples import make_loader
 from ..errors import SiteError, StatisticsError
-from ..files import load_torch, save_torch
+from ..ledger import StateFile
 from ..sites.find import Site, untouched, unwrap
 from .device import device_of, float32_set_to
 from .insertion import SparsifiedModel, insert, remove
 from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
+
+log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_SAVES = 20.0
 
@@ -44,24 +46,21 @@ class ChannelObserver(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
 class PassState:
     """A pass on disk: its sums, and ``fingerprint``, what they depend on (weights, images, sites, batch size)."""
 
-    file: Path
-    fingerprint: dict[str, Any]
+    def __init__(self, file: Path, fingerprint: dict[str, Any]) -> None:
+        self.on_disk = StateFile(file, fingerprint, key_name="fingerprint", on_change="restart", note=log.warning)
 
     def save(self, observers: Sequence[ChannelObserver], done: int) -> None:
         """Keep the sums of ``done`` images."""
         sums = [{"count": o.sums.count, "mean": o.sums.mean, "spread": o.sums.spread} for o in observers]
-        save_torch(self.file, {"fingerprint": self.fingerprint, "done": done, "sums": sums})
+        self.on_disk.put({"done": done, "sums": sums})
 
     def restore(self, observers: Sequence[ChannelObserver]) -> int:
-        """Put the saved sums back and return how many images they cover; a state of anything else is left aside."""
-        if not self.file.exists():
-            return 0
-        state = load_torch(self.file)
-        if state["fingerprint"] != self.fingerprint or len(state["sums"]) != len(observers):
+        """Put the saved sums back and return how many images they cover; a state of anything else is begun anew."""
+        state = self.on_disk.get()
+        if state is None or len(state["sums"]) != len(observers):
             return 0
         for observer, sums in zip(observers, state["sums"], strict=True):
             observer.sums = ChannelSums(sums["count"], sums["mean"], sums["spread"], observer.sums.estimator)

@@ -87,6 +87,11 @@ def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgeme
     return Judgement(claim, answer, paper, float(each.mean()), float(each.std() / n**0.5), n)
 
 
+def in_words(attack: str, own: Judgement, worst: Judgement | None) -> str:
+    """One claim under the paper's measure, which is called ``attack``, and in the worst case."""
+    return sentence([(attack, own), *([] if worst is None else [("Worst case, BPDA included", worst)])])
+
+
 def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
     """One claim in words: the paper's number, then ours under each measure."""
     first = judgements[0][1]

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from ..reporting.table import Table
 from ..stats.format import in_points, percent
 from ..stats.paired import Accuracy, PairedDifference
-from .claims import RULE, sentence
+from .claims import RULE, in_words
 from .fill import FilledCell, FilledColumn, FilledTable, fill_cell, paper_base
 from .results import Result, RunResults, without_machine_paths
 from .tables import in_paper
@@ -43,10 +43,6 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
     named = dict.fromkeys(result.machine for result in filled.results)
     shown = [a for column in used for c in column.cells for a in (c.ours.clean, c.ours.robust, c.ours.worst)]
     papers = {column.column.n_examples for column in used} - {None}
-    claims = []
-    for own, worst in filled.judgements:
-        measures = [("Clean accuracy" if own.claim.measure == "clean" else "The paper's attack", own)]
-        claims.append(sentence([*measures, *([("Worst case, BPDA included", worst)] if worst is not None else [])]))
     return render(
         "table.md",
         name=in_paper(filled.table.number),
@@ -61,7 +57,10 @@ def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> s
         machines=[name for name in named if not any(other != name and other.startswith(name) for other in named)],
         extremes=[a.n for a in shown if a is not None and a.fraction in (0, 1)],  # where the binomial error is 0
         rows_of=lambda column: _rows(filled, column).to_markdown(),
-        claims=claims,
+        claims=[
+            in_words("Clean accuracy" if own.claim.measure == "clean" else "The paper's attack", own, worst)
+            for own, worst in filled.judgements
+        ],
         typed=typed([c.run for c in filled.columns if c.run is not None], filled.results, command),
     )
 

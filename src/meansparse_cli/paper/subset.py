@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..operator.checkpoint import load_checkpoint
 from ..reporting.table import Table
 from ..runs.report import RunPaths, read_report
-from .claims import RULE, Judgement, judge, sentence
+from .claims import RULE, Judgement, in_words, judge
 from .fill import Numbers, is_of
 from .page import in_percent, render, typed
 from .results import Outcomes, Result, RunResults, without_machine_paths
@@ -24,28 +24,20 @@ QUARTER = 0.25
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """``mean`` and ``std``: (mean of ratios, ratio of sums) of the errors against all images; ``ours``: gains, too."""
+    """``errors`` of mean and std against all images: means of ratios, ratios of sums; ``ours``: gains over all images."""
 
     fraction: float
     n_images: int
-    mean: tuple[float, float]
-    std: tuple[float, float]
+    errors: dict[str, float]
     ours: Numbers
 
     def to_report(self) -> dict[str, Any]:
         """Plain values, fractions; only what there is."""
-        (mean, mean_of_sums), (std, std_of_sums) = self.mean, self.std
-        errors = {
-            "mean_error": mean,
-            "std_error": std,
-            "mean_error_of_sums": mean_of_sums,
-            "std_error_of_sums": std_of_sums,
-        }
         ours, (accuracies, gains) = self.ours.to_report(), (["clean", "robust", "worst"], ["robust_gain", "worst_gain"])
         of_errors = [[f"{name}_standard_error" for name in names] for names in (accuracies, gains)]
         order = [*accuracies, *of_errors[0], *(["n_examples"] if "robust" in ours else []), *gains, *of_errors[1]]
         named = {key.replace("gain", "minus_all"): ours[key] for key in order if key in ours}
-        return {"fraction": self.fraction, "n_images": self.n_images} | errors | named
+        return {"fraction": self.fraction, "n_images": self.n_images} | self.errors | named
 
 
 def fill_subset_table(
@@ -71,7 +63,7 @@ def fill_subset_table(
         alpha=", ".join(alphas),
         quarter=next((row for row in rows if row.fraction == QUARTER), None),
         theirs=[cell.clean for cell in papers if float(cell.row) == QUARTER],
-        claims=[sentence([("APGD", own), ("Worst case, BPDA included", worst)]) for own, worst in judged],
+        claims=[in_words("APGD", own, worst) for own, worst in judged],
         typed=typed(list(by_fraction.values()), [r for r in measured.values() if r is not None], command),
     )
     errors = {
@@ -136,10 +128,12 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
     mine, theirs = (load_checkpoint(RunPaths(r.folder).statistics) for r in (run, whole))
     if [site.name for site in mine.sites] != [site.name for site in theirs.sites]:
         raise ConfigError(f"{run.folder} and {whole.folder} have other sites", hint="calibrate them alike")
-    mean, std = (
+    mean_and_std = [
         relative_errors(*([getattr(s, name).double().numpy() for s in c.statistics] for c in (mine, theirs)))
         for name in ("mean", "std")
-    )
+    ]
+    names = ("mean_error", "std_error", "mean_error_of_sums", "std_error_of_sums")
+    errors = dict(zip(names, (error for pair in zip(*mean_and_std, strict=True) for error in pair), strict=True))
     result, of_all = _result(run), None if run is whole else _result(whole)
     if result is None:
         numbers = Numbers()
@@ -150,7 +144,7 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
         )
     else:
         numbers = Numbers.of(result, {"attack": _attack(result)}, of_all)
-    return SubsetRow(fraction, _calibrated(run)["results"]["n_images"], mean, std, numbers)
+    return SubsetRow(fraction, _calibrated(run)["results"]["n_images"], errors, numbers)
 
 
 def _result(run: RunResults) -> Result | None:
@@ -193,7 +187,7 @@ def _ours(rows: Sequence[SubsetRow]) -> Table:
             (
                 f"{100 * row.fraction:g} %",
                 f"{row.n_images:,}",
-                *(f"{value:.4f}" for pair in zip(row.mean, row.std, strict=True) for value in pair),
+                *(f"{error:.4f}" for error in row.errors.values()),
                 *(in_percent(number) for number in numbers),
                 "" if ours.robust is None else f"{ours.robust.n:,}",
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.identity import image_ids
-from ..data.splits import Split, SplitName, check_images, load_split
+from ..data.splits import DataSet, Split, SplitName, check_images
 from ..errors import DataError
 from .context import RunContext
 
@@ -55,10 +55,10 @@ def check_disjoint(context: RunContext) -> None:
         raise DataError("the held-out split is empty", hint="a data set of 10 training images or more has one")
     if (context.named_dataset, config.data_dir or data_dir) == (dataset, data_dir):
         return  # its splits are disjoint files; pictures that a data set holds twice are its authors' affair
-    mine = image_ids(held_out)
+    mine, calibrated_with = image_ids(held_out), DataSet(dataset, data_dir)
     others: tuple[SplitName, SplitName] = ("calibration", "test")
     for split in others:
-        n = len(mine & image_ids(load_split(dataset, data_dir, split)))
+        n = len(mine & image_ids(calibrated_with.split(split)))
         if n:
             raise DataError(
                 f"{n} of {len(held_out)} held-out images are in the {split} split that this run was calibrated with",

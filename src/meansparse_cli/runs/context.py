@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 from ..data.examples import Examples, stack_examples
 from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import Preprocessing
-from ..data.splits import Split, SplitName, load_split, take_examples
+from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command
@@ -42,12 +42,7 @@ class RunContext:
     """
 
     def __init__(
-        self,
-        stage: str,
-        config: StageConfig,
-        sources: dict[str, str] | None = None,
-        *,
-        fresh: bool = False,
+        self, stage: str, config: StageConfig, sources: dict[str, str] | None = None, *, fresh: bool = False
     ) -> None:
         """Open the run that the settings mean.
 
@@ -58,7 +53,6 @@ class RunContext:
         self.fresh, self.started = fresh, time.monotonic()
         self._reports: dict[Path, dict[str, Any]] = {}
         self._verified: set[str] = set()
-        self._splits: dict[str, Split] = {}
         self.run = run = locate_run(config, self._read)
         self.whole = run.place_of(config)
         self.place = self.whole.shard_of(config)
@@ -263,11 +257,13 @@ class RunContext:
         facts = KNOWN_DATASETS.get(self.run.source.dataset)
         return facts.image_shape if facts is not None else None
 
+    @cached_property
+    def _images(self) -> DataSet:
+        return DataSet(self.dataset, self.data_dir, self.preprocessing)
+
     def split(self, name: SplitName) -> Split:
         """The images of a split."""
-        if name not in self._splits:
-            self._splits[name] = load_split(self.dataset, self.data_dir, name, self.preprocessing)
-        return self._splits[name]
+        return self._images.split(name)
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:
         """The first n images of a split's seeded order, or a shard of these; ``clamp``: fewer where it has less."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..attacks.precision import Precision, precision_on
+from ..attacks.problem import Problem
+from ..attacks.result import Budget
+from ..data.examples import Examples
 from ..errors import ConfigError
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.values import eps_value
 from ..sites.rules import among_published, select_sites
+from .checks import check_model
 from .context import RunContext
 
 DEFAULT_OPTIONS = ("all", "channel-mean", "channel-std")
@@ -36,6 +42,28 @@ def load_sparsified(
     context = RunContext("load", StageConfig(run=Path(run), allow_pickle=allow_pickle))
     checkpoint = checkpoint_in_use(context, alpha)
     return sparsify(context.base(checkpoint.rule, device=device), checkpoint, alpha=alpha)
+
+
+def problem_of(
+    context: RunContext,
+    checkpoint: Checkpoint,
+    examples: Examples,
+    eps: str,
+    *,
+    alpha: float = 0.0,
+    precision: Precision | None = None,
+) -> Problem:
+    """The sparsified model at ``alpha`` and a budget, once it is known that model, examples and classes fit together."""
+    base, config = context.base(checkpoint.rule), context.config
+    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
+    return Problem(
+        sparsify(base, checkpoint, alpha=alpha),
+        Budget(context.run.norm, eps_value(eps)),  # type: ignore[arg-type]
+        n_classes,
+        config.seed,
+        config.batch_size,
+        precision_on(context.device, precision),
+    )
 
 
 def alpha_in_use(context: RunContext, given: float | None) -> tuple[float, str]:

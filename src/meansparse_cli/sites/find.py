@@ -22,21 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
-from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, operand, writes_in_place
 from .channels import Layout, layout_of
 from .trace import Tracer, trace
-
-__all__ = [
-    "ACTIVATION_FUNCTIONS",
-    "Layout",
-    "Site",
-    "find_sites",
-    "is_elementwise_nonlinear",
-    "operand",
-    "unwrap",
-    "without_gates",
-    "writes_in_place",
-]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,13 @@ breaks count as well; the report.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..attacks import expand_attacks
-from ..attacks.precision import precision_on
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
 from ..data.identity import content_id
 from ..diagnostics import Diagnosis
 from ..engine.comparison import Evaluation
@@ -27,16 +25,15 @@ from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
-from ..operator.checkpoint import sparsify
 from ..reporting.console import console, is_wide, note
 from ..reporting.eps_curve import draw_eps_curve
 from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
-from ..runs.checks import check_model, split_note
+from ..runs.checks import split_note
 from ..runs.context import RunContext
-from ..runs.operators import alpha_in_use, checkpoint_to_evaluate
+from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig
-from ..settings.values import eps_grid, eps_value
+from ..settings.values import eps_grid
 from .evaluate_work import Asked, Work
 
 
@@ -108,27 +105,17 @@ def _begin(context: RunContext, asked: Asked) -> Work:
     config, run = asked.config, context.run
     if line := split_note(config.split):
         note(line)
-    device = context.device
-    examples = context.examples(asked.images).to(device)
-    base = context.base(asked.checkpoint.rule)
-    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
-    model = sparsify(base, asked.checkpoint, alpha=asked.alpha)
+    examples = context.examples(asked.images).to(context.device)
     grid = eps_grid(asked.eps)
     eps = headline_eps(grid, run.source.dataset, run.norm)
     state_folder = context.whole.paths.state / "evaluate"
     begun = None if context.fresh and asked.shard is None else recorded(state_folder, "precision")
-    precision = precision_on(device, config.precision or begun)
-    is_faster = device == "cpu" or precision != "fp32"
+    precision = config.precision or begun
+    problem = problem_of(context, asked.checkpoint, examples, eps, alpha=asked.alpha, precision=precision)
+    is_faster = context.device == "cpu" or problem.precision != "fp32"
     channels_last = is_faster if config.channels_last is None else config.channels_last
-    problem = Problem(
-        model,
-        Budget(run.norm, eps_value(eps)),  # type: ignore[arg-type]
-        n_classes,
-        config.seed,
-        config.batch_size,
-        precision,
-        search_form(model, compile=config.compile, channels_last=channels_last),
-    )
+    form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
+    problem = replace(problem, search_model=form)
     work = Work(context, asked, problem, examples, grid, eps, channels_last)
     for name, n_allowed in work.allowed(asked.pool).items():
         note(

@@ -13,38 +13,32 @@ each.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..attacks.precision import Precision, precision_on
 from ..attacks.problem import Problem
-from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
-from ..engine.grid import Variant, VariantGrid, variant_of
+from ..engine.grid import Variant, VariantGrid
 from ..engine.outcomes import attacks_id
-from ..errors import ConfigError
 from ..files import discard, sha256_of, write_bytes
-from ..operator.checkpoint import load_checkpoint, sparsify
+from ..operator.checkpoint import load_checkpoint
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.sweep_tables import measurement_table
-from ..runs.checks import check_model, split_note
+from ..runs.checks import split_note
 from ..runs.context import RunContext
+from ..runs.operators import problem_of
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
+from ..selection.variants import BASE, site_rules_of, variants_of
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
-from ..sites.find import Site
-from ..sites.rules import parse_rule, select_sites
 
-EVERY = {"single:*": "single:{i}", "first:*": "first:{n}"}
 MEASURES = ("clean", "plain", "bpda", "worst")
-BASE = ("all", 0.0)
 NO_ATTACK = ("none",)
 
 Points = dict[tuple[str, float], SweepPoint]
@@ -90,26 +84,24 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     if line := split_note(config.split):
         note(line)
     examples = context.examples(asked.images).to(context.device)
-    precision = precision_on(context.device, config.precision)
     statistics = load_checkpoint(context.run.paths.statistics)
     checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
-    base = context.base(checkpoint.rule)
-    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
-    model = sparsify(base, checkpoint, alpha=0.0)
-    variants = variants_of(site_rules_of(config.sites, model.sites), asked.config.alphas, model.sites)
+    each_eps = eps_grid(asked.eps) if asked.plain else (asked.eps,)
+    problem = problem_of(context, checkpoint, examples, each_eps[0], precision=config.precision)
+    sites = checkpoint.active
+    variants = variants_of(site_rules_of(config.sites, sites), asked.config.alphas, sites)
     if fresh:
         discard(context.place.paths.state)
     found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
-    for eps in eps_grid(asked.eps) if asked.plain else [asked.eps]:
-        budget = Budget(context.run.norm, eps_value(eps))  # type: ignore[arg-type]
-        problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+    for eps in each_eps:
+        problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
         grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
         points = _score(grid, variants, f"eps {eps}")
         if not asked.plain:
             points = {key: _clean_alone(point) for key, point in points.items()}
         found.add(eps, points, grid.passes())
         _show(context, asked, found, eps)
-    return _write(context, asked, examples, found, precision)
+    return _write(context, asked, examples, found, problem.precision)
 
 
 def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
@@ -143,7 +135,7 @@ def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: E
     )
 
 
-def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: Precision) -> Path:
+def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: str | None) -> Path:
     """``outcomes.npz`` and ``measure.yaml``."""
     config, place = asked.config, context.place.paths
     buffer = io.BytesIO()
@@ -161,35 +153,6 @@ def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found
         **found.passes,
     }
     return context.write(config, asked.inputs, [place.outcomes], results)
-
-
-def site_rules_of(given: Sequence[str], sites: Sequence[Site]) -> list[str]:
-    """The rules to score, ``single:*`` and ``first:*`` written out over ``sites``.
-
-    Raises ConfigError for a malformed rule; SiteError, in ``variants_of``, for one that chooses nothing.
-    """
-    rules: list[str] = []
-    for rule in given:
-        if rule in EVERY:
-            rules += [EVERY[rule].format(i=site.index, n=n) for n, site in enumerate(sites, start=1)]
-            continue
-        try:
-            rules.append(parse_rule(rule))
-        except ValueError as error:
-            raise ConfigError(f"--sites {rule}: {error}") from error
-    return list(dict.fromkeys(rules))
-
-
-def variants_of(
-    rules: Sequence[str], alphas: Sequence[float], sites: Sequence[Site]
-) -> dict[tuple[str, float], Variant]:
-    """(rule, alpha) -> an alpha for each site, the base first."""
-    variants = {BASE: variant_of([0.0] * len(sites))}
-    for rule in rules:
-        used = {site.index for site in select_sites(list(sites), rule)}
-        for alpha in alphas:
-            variants[rule, alpha] = variant_of([alpha if site.index in used else 0.0 for site in sites])
-    return variants
 
 
 def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: str) -> Points:

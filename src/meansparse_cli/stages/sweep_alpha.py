@@ -6,28 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..attacks.precision import precision_on
 from ..attacks.problem import Problem
-from ..attacks.result import Budget
 from ..data.examples import Examples
 from ..data.identity import content_id
 from ..data.splits import Split
 from ..engine.grid import VariantGrid
 from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of
-from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import console, live, note
 from ..reporting.sweep_tables import say_sweep, show_sweep
-from ..runs.checks import check_disjoint, check_model
+from ..runs.checks import check_disjoint
 from ..runs.context import RunContext
-from ..runs.operators import with_options
+from ..runs.operators import problem_of, with_options
 from ..selection.choice import ChoiceRule
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_alphas
 from ..settings.stages import SweepAlphaConfig
-from ..settings.values import eps_value
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 
     examples = context.examples(asked.images).to(context.device)
     checkpoint = with_options(load_checkpoint(context.run.paths.statistics), config)
-    base = context.base(checkpoint.rule)
-    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
-    model = sparsify(base, checkpoint, alpha=0.0)
     if fresh:
         discard(context.run.paths.state / "sweep-alpha")
-    precision = precision_on(context.device, config.precision)
-    budget = Budget(context.run.norm, eps_value(asked.eps))  # type: ignore[arg-type]
-    problem = Problem(model, budget, n_classes, config.seed, config.batch_size, precision)
+    problem = problem_of(context, checkpoint, examples, asked.eps, precision=config.precision)
     grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
     sweep, chosen, by_rule = _sweep(asked, grid, checkpoint)
 
@@ -70,7 +62,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         "n_examples": len(examples),
         "attacks": list(asked.plain),
         "bpda_attacks": list(asked.bpda),
-        "precision": precision,
+        "precision": problem.precision,
         "estimator": context.report("calibrate")["results"]["estimator"],
         **by_rule,
         **grid.passes(),

@@ -26,7 +26,7 @@ ROWS_ON_SCREEN = 12
 
 
 def check_zoo(
-    entries: Sequence[ZooEntry], folder: Path, *, seed: int = 0, fresh: bool = False, n_jobs: int = 1
+    entries: Sequence[ZooEntry], folder: Path, *, fresh: bool = False, n_jobs: int = 1
 ) -> tuple[Path, list[Row]]:
     """Check ``entries``, ``n_jobs`` at a time, and write ``zoo-check.yaml`` and ``zoo-check.md`` into ``folder``.
 
@@ -43,9 +43,9 @@ def check_zoo(
         note(f"{len(wanted) - len(todo)} of {len(wanted)} passed before ({path}); --fresh checks them again")
     with live("models") as view:
         view.begin("checking", len(wanted), len(wanted) - len(todo))
-        for row, peak_now in check_entries(todo, seed, n_jobs):
+        for row, peak_now in check_entries(todo, n_jobs):
             rows[_key(row)], peak = row, max(peak, peak_now)
-            _write(path, rows.values(), seed, seconds + time.monotonic() - started, peak)
+            _write(path, rows.values(), seconds + time.monotonic() - started, peak)
             view.advance(1)
             shown = [r for k, r in rows.items() if k in wanted][-ROWS_ON_SCREEN:]
             view.show(checks_table(shown).to_rich(strong="red"))
@@ -73,8 +73,8 @@ def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float
     return passed, report["results"]["peak_rss_gib"], report["provenance"]["seconds"]
 
 
-def _write(path: Path, rows: Iterable[Row], seed: int, seconds: float, peak: float) -> None:
-    from ..models.check.entries import N_IMAGES
+def _write(path: Path, rows: Iterable[Row], seconds: float, peak: float) -> None:
+    from ..models.check.entries import N_IMAGES, SEED
     from ..models.zoo import zoo_entries
 
     order = [_key(entry) for entry in zoo_entries()]
@@ -82,7 +82,7 @@ def _write(path: Path, rows: Iterable[Row], seed: int, seconds: float, peak: flo
     report = write_report(
         path,
         stage=STAGE,
-        config={"seed": seed, "n_images": N_IMAGES},
+        config={"seed": SEED, "n_images": N_IMAGES},
         inputs={},
         outputs={},
         results={

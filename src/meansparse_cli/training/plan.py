@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Subset
 
 from ..data.facts import KNOWN_DATASETS
-from ..data.splits import Split, load_split, take_examples
+from ..data.splits import DataSet, Split, take_examples
 from ..errors import ConfigError, DataError
 from ..settings.training import TrainConfig
 from ..settings.values import check_eps
@@ -36,9 +36,8 @@ def with_eps(config: TrainConfig) -> TrainConfig:
 
 def splits_of(config: TrainConfig) -> tuple[Split, Split, Split]:
     """Training images, those that choose the best epoch, and test images."""
-    calibration, held_out, test = (
-        load_split(config.dataset, config.data_dir, name) for name in ("calibration", "held-out", "test")
-    )
+    data = DataSet(config.dataset, config.data_dir)
+    calibration, held_out, test = data.split("calibration"), data.split("held-out"), data.split("test")
     if config.paper_selection:  # nothing is held out
         whole = Subset(calibration.dataset, sorted([*calibration.indices, *held_out.indices]))
         return whole, take_examples(test, min(config.held_out_examples or len(test), len(test))), test

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtifactError
-from ..files import load_torch, save_torch
-from ..ledger import changes
+from ..ledger import StateFile
 from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
@@ -19,6 +18,7 @@ WHERE = {"preset", "run", "data_dir", "device", "workers", "time_limit"}
 HOW_FAST = {"compile", "cuda_graphs", "channels_last"}
 NOT_IN_RESULT = WHERE | HOW_FAST | {"test_examples", "save_dtype"}
 """Settings that say where, how fast or how a network is trained or written, not which."""
+MEND = "use another --run, or --fresh"
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,20 @@ class TrainState:
         average: WeightAverage | None,
         images_id: str,
     ) -> None:
-        self.file, self.config, self.settings = file, config, result_settings(config) | {"images": images_id}
-        self.model, self.optimizer, self.average = model, optimizer, average
+        self.config, self.model, self.optimizer, self.average = config, model, optimizer, average
+        self.on_disk = StateFile(file, result_settings(config) | {"images": images_id}, mend=MEND)
         self.log: list[EpochResult] = []
         self.best: dict[str, Tensor] = {}
 
     def resume(self) -> None:
         """Take up what an earlier run left. Raises ArtifactError if it had other settings."""
-        if not self.file.exists():
+        state = self.on_disk.get()
+        if state is None:
             return
-        state = load_torch(self.file)
-        if differing := changes({key: state["settings"].get(key) for key in self.settings}, self.settings):
-            raise ArtifactError(
-                f"{self.file} was begun with other settings ({', '.join(differing)})",
-                hint="use another --run, or --fresh",
-            )
         try:
             self.log = [EpochResult(**row) for row in state["log"]]
         except TypeError as error:
-            raise ArtifactError(
-                f"{self.file} was begun by another version", hint="use another --run, or --fresh"
-            ) from error
+            raise ArtifactError(f"{self.on_disk.file} was begun by another version", hint=MEND) from error
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -94,15 +87,13 @@ class TrainState:
         self.log.append(result)
         if best_epoch(self.log, self.config) is result:
             self.best = {key: value.detach().cpu().clone() for key, value in measured.items()}
-        save_torch(
-            self.file,
+        self.on_disk.put(
             {
-                "settings": self.settings,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state if self.average is not None else None,
                 "average_step": self.average.step if self.average is not None else 0,
                 "log": [asdict(row) for row in self.log],
                 "best": self.best,
-            },
+            }
         )

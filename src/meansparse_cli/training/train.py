@@ -97,11 +97,7 @@ class _Training:
         if torch.device(device).type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.images = DeviceImages(
-            *data.train,
-            device=device,
-            padding=config.crop_padding,
-            flip=config.flip,
-            channels_last=self.channels_last,
+            *data.train, device=device, padding=config.crop_padding, flip=config.flip, channels_last=self.channels_last
         )
         self.model = self._network()
         self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config.weight_decay), config.lr, config.momentum)
@@ -113,10 +109,7 @@ class _Training:
     def _network(self) -> ResNet18:
         config, images = self.config, self.images
         model = ResNet18(
-            n_classes=self.data.n_classes,
-            width=config.width,
-            activation=config.activation,
-            in_channels=images.channels,
+            n_classes=self.data.n_classes, width=config.width, activation=config.activation, in_channels=images.channels
         )
         if config.mean_sparse_alpha is not None:
             insert_moving_operators(model, (images.channels, images.height, images.width))
