@@ -164,8 +164,8 @@ class Ledger:
         theirs = writer_of(file.stem)
         before = _settings_in(file, self._mend(theirs))
         known: dict[str, str] = before.pop("attacks")
-        both = {f"attack {name}": version for name, version in parts.items() if name in known}
-        differing = changes(before, now) + changes({k: known[k.removeprefix("attack ")] for k in both}, both)
+        differing = changes(before, now)
+        differing += [f"attack {k}: {known[k]} -> {parts[k]}" for k in parts if known.get(k, parts[k]) != parts[k]]
         if differing:
             what = f"{theirs} in {self.folder} has" if theirs else f"{self.folder} holds an evaluation with"
             lines = "\n".join(f"  {line}" for line in differing)
