@@ -10,11 +10,10 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..operator.checkpoint import load_checkpoint
-from ..reporting.table import Table
 from ..runs.report import RunPaths, read_report
-from .claims import RULE, Judgement, in_words, judge
+from .claims import RULE, Judged, Judgement, claims_data, judge
 from .fill import Numbers, is_of
-from .page import in_percent, render, typed
+from .page import render, typed
 from .results import Outcomes, Result, RunResults, without_machine_paths
 from .tables import Claim, PaperTable, Place
 
@@ -47,7 +46,9 @@ def fill_subset_table(
     by_fraction = _by_fraction(runs)
     whole, measured = by_fraction[1.0], {fraction: _result(run) for fraction, run in by_fraction.items()}
     rows = [_row(fraction, run, whole) for fraction, run in sorted(by_fraction.items())]
-    judged = [(_judge(claim, measured, "robust"), _judge(claim, measured, "worst")) for claim in table.claims]
+    judged: list[Judged] = [
+        (_judge(claim, measured, "robust"), _judge(claim, measured, "worst")) for claim in table.claims
+    ]
     is_own = any(is_of(column, whole) for column in table.columns)
     alphas = {result.where["alpha"] for run in runs for result in run.results} - {"0"}
     papers = [cell for column in table.columns for cell in column.cells]
@@ -58,25 +59,24 @@ def fill_subset_table(
         is_own=is_own,
         data_note=data_note,
         rows=rows,
-        papers=_papers(table).to_markdown(),
-        ours=_ours(rows).to_markdown(),
+        papers=zip(*(column.cells for column in table.columns), strict=True),
         alpha=", ".join(alphas),
         quarter=next((row for row in rows if row.fraction == QUARTER), None),
         theirs=[cell.clean for cell in papers if float(cell.row) == QUARTER],
-        claims=[in_words("APGD", own, worst) for own, worst in judged],
+        judgements=judged,
         typed=typed(list(by_fraction.values()), [r for r in measured.values() if r is not None], command),
     )
     errors = {
         column.name: [{"fraction": float(c.row), "mean_error": c.clean, "std_error": c.robust} for c in column.cells]
         for column in table.columns
     }
-    claims = [
-        {"text": own.claim.text, "under_its_attack": own.to_report(), "worst_case": worst.to_report()}
-        for own, worst in judged
-    ]
     head = {"table": table.number, "title": table.title, "paper": table.source, "data": data_note, "model": whole.model}
     made = {"is_the_papers_model": is_own, "command": without_machine_paths(command), "rule": RULE}
-    return page, head | made | {"paper_errors": errors, "rows": [row.to_report() for row in rows], "claims": claims}
+    return page, head | made | {
+        "paper_errors": errors,
+        "rows": [row.to_report() for row in rows],
+        "claims": claims_data(judged),
+    }
 
 
 def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
@@ -165,31 +165,3 @@ def _judge(claim: Claim, by_fraction: Mapping[float, Result | None], measure: st
         return None if outcomes is None else (result.example, outcomes)
 
     return judge(claim, claim.paper or 0.0, find)
-
-
-def _papers(table: PaperTable) -> Table:
-    by_row = zip(*(column.cells for column in table.columns), strict=True)
-    rows = [
-        (f"{100 * float(cells[0].row):g} %", *(f"{cell.clean:.4f} / {cell.robust:.4f}" for cell in cells))
-        for cells in by_row
-    ]
-    return Table("", ("part", *(column.name for column in table.columns)), rows, kinds="t" * (len(table.columns) + 1))
-
-
-def _ours(rows: Sequence[SubsetRow]) -> Table:
-    errors = ("mean: error", "std: error", "mean: of sums", "std: of sums")
-    accuracies = ("clean", "APGD", "APGD - all", "worst case", "worst case - all")
-    cells = []
-    for row in rows:
-        ours = row.ours
-        numbers = (ours.clean, ours.robust, ours.robust_gain, ours.worst, ours.worst_gain)
-        cells.append(
-            (
-                f"{100 * row.fraction:g} %",
-                f"{row.n_images:,}",
-                *(f"{error:.4f}" for error in row.errors.values()),
-                *(in_percent(number) for number in numbers),
-                "" if ours.robust is None else f"{ours.robust.n:,}",
-            )
-        )
-    return Table("", ("part", "images", *errors, *accuracies, "test images"), cells, kinds="t" * 12)
