@@ -13,7 +13,7 @@ from ..stats.bounds import side_of_difference, side_of_rate
 from ..stats.format import percent
 from ..stats.multiple import Z_POWER
 from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
-from .tables import Claim, content
+from .tables import Claim, Place, content
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
 RULE: str = content()["rule"].format(n=MIN_FLIPS)
@@ -63,14 +63,14 @@ class Judgement:
         return {name: value for name, value in vars(self).items() if name != "claim"}
 
 
+Found = tuple[NDArray[np.int64], NDArray[np.bool_]] | None
+"""Of a cell: the examples and whether each is classified correctly, (n,) each; None where it was not run."""
 Judged = tuple[Judgement, Judgement | None]
 """A claim under the paper's measure, and in the worst case (None: a claim on clean accuracy)."""
-Lookup = Callable[[tuple[str, str]], tuple[NDArray[np.int64], NDArray[np.bool_]] | None]
-"""A cell's (column, row) -> the examples and whether each is classified correctly; None where it was not run."""
 
 
-def judge(claim: Claim, paper: float, find: Lookup) -> Judgement:
-    """Judge a claim on the outcomes that ``find`` knows. ``paper``: the same weighted sum of the paper's cells."""
+def judge(claim: Claim, paper: float, find: Callable[[Place], Found]) -> Judgement:
+    """Judge a claim on what ``find`` knows of its cells. ``paper``: the weighted sum of the paper's own."""
     found = {place: find(place) for place in claim.terms}
     if missing := [", ".join(place) for place, outcomes in found.items() if outcomes is None]:
         return Judgement(claim, "not run", paper, why=f"not run: {'; '.join(missing)}")

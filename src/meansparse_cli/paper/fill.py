@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
 from .claims import Judged, Judgement, judge
-from .results import Outcomes, Result, RunResults
+from .results import Result, RunResults
 from .tables import Cell, Claim, Column, PaperTable, Place
 
 
@@ -137,7 +137,7 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
         for measure in ("robust", "worst") if claim.measure == "robust" else (claim.measure,):
             found = _results_of(table, filled, claim, measure)
             of_claims += [result for result in found.values() if result is not None]
-            outcomes = {place: _outcomes(result, table.cell(*place), measure) for place, result in found.items()}
+            outcomes = {p: None if r is None else r.find(measure, table.cell(*p).where) for p, r in found.items()}
             answers.append(replace(judge(claim, paper, outcomes.__getitem__), stand_in=stand_in))
         judgements.append((answers[0], answers[1] if answers[1:] else None))
     return FilledTable(table, tuple(filled.values()), tuple(of_claims), tuple(judgements))
@@ -211,15 +211,6 @@ def _paper_value(cell: Cell, claim: Claim) -> float:
     value = cell.clean if claim.measure == "clean" else cell.robust
     assert value is not None
     return value
-
-
-def _outcomes(result: Result | None, cell: Cell, measure: str) -> tuple[Any, Outcomes] | None:
-    """(examples, whether each is right), by the measure of a claim; None where that is not known."""
-    if result is None:
-        return None
-    own = {"clean": result.clean, "worst": result.worst}
-    outcomes = own[measure] if measure in own else result.robust(cell.where)
-    return None if outcomes is None else (result.example, outcomes)
 
 
 def _results_of(

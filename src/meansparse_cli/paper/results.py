@@ -73,12 +73,17 @@ class Result:
         robust: Outcomes = (codes != 1).all(1)
         return robust if not ((codes == -1).any(1) & robust).any() else None
 
+    def find(self, measure: str, where: dict[str, str]) -> tuple[NDArray[np.int64], Outcomes] | None:
+        """(examples, whether each is right): ``clean``, ``worst``, or else ``robust`` to the attack of ``where``."""
+        found = self.clean if measure == "clean" else self.worst if measure == "worst" else self.robust(where)
+        return None if found is None else (self.example, found)
+
 
 @dataclass(frozen=True)
 class RunResults:
     """All results of a run folder. ``training``: what the weights say about how they were trained, {} if nothing.
 
-    ``site_rule`` and ``n_sites``: of the statistics. ``commands``: what was typed to prepare it.
+    ``commands``: what was typed to prepare it. ``calibrated``: the report behind its statistics.
     """
 
     folder: Path
@@ -86,8 +91,7 @@ class RunResults:
     training: dict[str, Any]
     results: tuple[Result, ...]
     commands: tuple[str, ...]
-    site_rule: str
-    n_sites: int
+    calibrated: dict[str, Any]
 
     @property
     def model(self) -> str:
@@ -125,8 +129,7 @@ def read_results(folder: Path) -> RunResults:
             continue
         found += _results(file, report, rule)
     typed = dict.fromkeys(report["provenance"]["command"] for report in (*_trained(source), fetched, calibrated))
-    n_sites = len(calibrated["results"]["sites"])
-    return RunResults(folder, source, kind_of(source).training(), tuple(found), tuple(typed), rule, n_sites)
+    return RunResults(folder, source, kind_of(source).training(), tuple(found), tuple(typed), calibrated)
 
 
 def _trained(source: ModelSource) -> list[dict[str, Any]]:

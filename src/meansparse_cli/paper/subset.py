@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..operator.checkpoint import load_checkpoint
-from ..runs.report import RunPaths, read_report
-from .claims import RULE, Judged, Judgement, claims_data, judge
+from ..runs.report import RunPaths
+from .claims import RULE, Found, Judgement, claims_data, judge
 from .fill import Numbers, is_of
 from .page import render, typed
-from .results import Outcomes, Result, RunResults, without_machine_paths
+from .results import Result, RunResults, without_machine_paths
 from .tables import Claim, PaperTable, Place
 
 QUARTER = 0.25
@@ -32,10 +32,11 @@ class SubsetRow:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values, fractions; only what there is."""
-        ours, (accuracies, gains) = self.ours.to_report(), (["clean", "robust", "worst"], ["robust_gain", "worst_gain"])
-        of_errors = [[f"{name}_standard_error" for name in names] for names in (accuracies, gains)]
-        order = [*accuracies, *of_errors[0], *(["n_examples"] if "robust" in ours else []), *gains, *of_errors[1]]
-        named = {key.replace("gain", "minus_all"): ours[key] for key in order if key in ours}
+        ours = self.ours.to_report()
+        if "robust" not in ours:
+            ours.pop("n_examples", None)
+        order = sorted(ours, key=lambda key: ("gain" in key, key == "n_examples", key.endswith("error")))
+        named = {key.replace("gain", "minus_all"): ours[key] for key in order}
         return {"fraction": self.fraction, "n_images": self.n_images} | self.errors | named
 
 
@@ -46,9 +47,7 @@ def fill_subset_table(
     by_fraction = _by_fraction(runs)
     whole, measured = by_fraction[1.0], {fraction: _result(run) for fraction, run in by_fraction.items()}
     rows = [_row(fraction, run, whole) for fraction, run in sorted(by_fraction.items())]
-    judged: list[Judged] = [
-        (_judge(claim, measured, "robust"), _judge(claim, measured, "worst")) for claim in table.claims
-    ]
+    judged = [(_judge(claim, measured, "robust"), _judge(claim, measured, "worst")) for claim in table.claims]
     is_own = any(is_of(column, whole) for column in table.columns)
     alphas = {result.where["alpha"] for run in runs for result in run.results} - {"0"}
     papers = [cell for column in table.columns for cell in column.cells]
@@ -72,11 +71,8 @@ def fill_subset_table(
     }
     head = {"table": table.number, "title": table.title, "paper": table.source, "data": data_note, "model": whole.model}
     made = {"is_the_papers_model": is_own, "command": without_machine_paths(command), "rule": RULE}
-    return page, head | made | {
-        "paper_errors": errors,
-        "rows": [row.to_report() for row in rows],
-        "claims": claims_data(judged),
-    }
+    data = head | made | {"paper_errors": errors, "rows": [row.to_report() for row in rows]}
+    return page, data | {"claims": claims_data(judged)}
 
 
 def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
@@ -99,17 +95,13 @@ def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
 
 def fraction_of(run: RunResults) -> float:
     """The share of the calibration split that the statistics are from. Raises ConfigError where that is not known."""
-    settings = _calibrated(run)["config"]["settings"]
+    settings = run.calibrated["config"]["settings"]
     if (n := settings.get("n_examples")) is not None:
         raise ConfigError(
             f"{run.folder}: its statistics are from --n-examples {n}, which is no share of all images",
             hint="meansparse calibrate with --fraction, or without either",
         )
     return float(settings.get("fraction") or 1.0)
-
-
-def _calibrated(run: RunResults) -> dict[str, Any]:
-    return read_report(RunPaths(run.folder).report("calibrate"), "calibrate", mend="meansparse calibrate")
 
 
 def relative_errors(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -144,7 +136,7 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
         )
     else:
         numbers = Numbers.of(result, {"attack": _attack(result)}, of_all)
-    return SubsetRow(fraction, _calibrated(run)["results"]["n_images"], errors, numbers)
+    return SubsetRow(fraction, run.calibrated["results"]["n_images"], errors, numbers)
 
 
 def _result(run: RunResults) -> Result | None:
@@ -158,10 +150,8 @@ def _attack(result: Result) -> str:
 
 
 def _judge(claim: Claim, by_fraction: Mapping[float, Result | None], measure: str) -> Judgement:
-    def find(place: Place) -> tuple[Any, Outcomes] | None:
-        if (result := by_fraction.get(float(place[0]))) is None:
-            return None
-        outcomes = result.worst if measure == "worst" else result.robust({"attack": _attack(result)})
-        return None if outcomes is None else (result.example, outcomes)
+    def find(place: Place) -> Found:
+        result = by_fraction.get(float(place[0]))
+        return None if result is None else result.find(measure, {"attack": _attack(result)})
 
     return judge(claim, claim.paper or 0.0, find)
