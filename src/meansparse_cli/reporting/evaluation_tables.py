@@ -1,30 +1,35 @@
-"""The tables of an evaluation, from the ``results`` of its report."""
+"""The tables of an evaluation: while it runs, and from the ``results`` of its report."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE
 from ..stats.format import in_points, interval, percent
+from .console import LiveView
 from .table import Table
+
+if TYPE_CHECKING:
+    from ..engine.evaluate import EvaluationProgress
 
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
 
 
 def comparisons_table(results: dict[str, Any], *, with_interval: bool = True) -> Table:
     """Clean, each attack or group whose number is known, worst case last: both models and the paired difference."""
-    header = ["", "base %", "sparsified %", "gain, points", "95 % interval", "won/lost"]
-    rows = []
-    for row in results["comparisons"]:
-        between = interval(*row["sparsified_minus_base_interval_95"], digits=1)
-        rows.append([row["name"], *_accuracies_and_gain(row), between, f"{row['gained']}/{row['lost']}"])
+    rows = results["comparisons"]
+    columns = {
+        "": [row["name"] for row in rows],
+        **_accuracies_and_gain(rows),
+        "95 % interval": [interval(*row["sparsified_minus_base_interval_95"], digits=1) for row in rows],
+        "won/lost": [f"{row['gained']}/{row['lost']}" for row in rows],
+    }
     if not with_interval:
-        for cells in (header, *rows):
-            del cells[4]
-    strong = frozenset(i for i, row in enumerate(rows) if row[0] == WORST_CASE)
-    return Table("Accuracy, ± standard error; gains are paired", tuple(header), [tuple(row) for row in rows], strong)
+        del columns["95 % interval"]
+    strong = frozenset(i for i, row in enumerate(rows) if row["name"] == WORST_CASE)
+    return Table.of("Accuracy, ± standard error; gains are paired", columns, strong=strong)
 
 
 def attacks_table(results: dict[str, Any]) -> Table:
@@ -43,11 +48,12 @@ def attacks_table(results: dict[str, Any]) -> Table:
 
 def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
     """The worst case at each eps, where there were several; ``with_clean``: the clean images too, as eps 0."""
-    rows = [(row["eps"], *_accuracies_and_gain(row), row["verdict"]) for row in results.get("eps_curve", [])]
-    if with_clean:
-        clean = next(row for row in results["comparisons"] if row["name"] == CLEAN)
-        rows.insert(0, ("0 (clean)", *_accuracies_and_gain(clean), ""))
-    return Table("Worst case by eps", ("eps", "base %", "sparsified %", "gain, points", "verdict"), rows)
+    clean = [row for row in results["comparisons"] if with_clean and row["name"] == CLEAN]
+    rows = [*clean, *results.get("eps_curve", ())]
+    eps, verdicts = (
+        [row.get(key, default) for row in rows] for key, default in (("eps", "0 (clean)"), ("verdict", ""))
+    )
+    return Table.of("Worst case by eps", {"eps": eps, **_accuracies_and_gain(rows), "verdict": verdicts})
 
 
 def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,6 +126,26 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
     )
 
 
+def show_attacks(view: LiveView) -> "Callable[[EvaluationProgress], None]":
+    """The function that keeps ``view`` up to date: a row an attack, how many examples are still right."""
+    current: tuple[str, str] | None = None
+
+    def on_update(progress: "EvaluationProgress") -> None:
+        nonlocal current
+        if (progress.model, progress.attack) != current:
+            current = (progress.model, progress.attack)
+            view.begin(f"{progress.attack} on {progress.model}", progress.n_total, progress.n_resumed)
+        view.advance(progress.n_done - view.done)
+        attacks = list(dict.fromkeys(name for counts in progress.n_robust.values() for name in counts))
+        columns = {"after": attacks}
+        for model in MODELS:
+            counts = [progress.n_robust.get(model, {}).get(attack) for attack in attacks]
+            columns[f"{model}, still right"] = ["" if count is None else f"{count:,}" for count in counts]
+        view.show(Table.of(f"of {progress.n_examples:,} examples", columns).to_rich())
+
+    return on_update
+
+
 def show_diagnostics(results: dict[str, Any]) -> Group:
     """For the terminal: every check with the number behind it, and in words what warns."""
     parts: list[RenderableType] = [diagnostics_table(results).to_rich(strong="bold red")]
@@ -128,9 +154,13 @@ def show_diagnostics(results: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _accuracies_and_gain(row: dict[str, Any]) -> list[str]:
-    accuracies = [percent(row[f"{model}_accuracy"], row[f"{model}_standard_error"]) for model in MODELS]
-    return [*accuracies, in_points(row["sparsified_minus_base"], row["sparsified_minus_base_standard_error"])]
+def _accuracies_and_gain(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    gain = [in_points(row["sparsified_minus_base"], row["sparsified_minus_base_standard_error"]) for row in rows]
+    accuracies = {
+        f"{model} %": [percent(row[f"{model}_accuracy"], row[f"{model}_standard_error"]) for row in rows]
+        for model in MODELS
+    }
+    return accuracies | {"gain, points": gain}
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Tables of models: the zoo with its published figures, and the sites of one model."""
+"""Tables of models: the zoo with its published figures, the sites of one, the epochs of its training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,8 +11,10 @@ from .table import Table
 if TYPE_CHECKING:
     from ..models.published import PublishedModel
     from ..sites.find import Site
+    from ..training.state import EpochResult
 
 LAYOUTS = {"channels-first": "NCHW", "channels-last": "NHWC", "tokens": "NLC", "flat": "NC"}
+EPOCHS_ON_SCREEN = 12
 ROOM_FOR_ARCHITECTURES = 130
 """Columns from which on the architecture, which most names hold, is shown as well."""
 
@@ -36,8 +38,7 @@ def models_tables(models: "Sequence[PublishedModel]", *, width: int) -> Iterator
         }
         title = f"{dataset}, {threat}: {len(group)} model{'s' * (len(group) != 1)}"
         kinds = "ff" if is_wide else "f"
-        rows = list(zip(*columns.values(), strict=True))
-        yield Table(title, tuple(columns), rows, kinds=kinds.ljust(len(columns), "n"))
+        yield Table.of(title, columns, kinds=kinds.ljust(len(columns), "n"))
 
 
 def show_sites(sites: "Sequence[Site]", chosen_by: Mapping[int, str]) -> RenderableType:
@@ -63,3 +64,17 @@ def show_sites(sites: "Sequence[Site]", chosen_by: Mapping[int, str]) -> Rendera
     unused = frozenset(i for i, site in enumerate(sites) if site.index not in chosen_by)
     title = f"{len(chosen_by)} of {len(sites)} sites chosen{gates}"
     return Table(title, header, rows, unused, kinds="nfttntf").to_rich(strong="dim")
+
+
+def show_epochs(log: "Sequence[EpochResult]", best: int, selected_on: str) -> RenderableType:
+    """The last epochs of a training run, the best one marked; ``selected_on`` names the split of the accuracies."""
+    last = log[-EPOCHS_ON_SCREEN:]
+    columns = {
+        "epoch": [f"{row.epoch + 1}" for row in last],
+        "loss": [f"{row.train_loss:.3f}" for row in last],
+        f"{selected_on} clean %": [percent(row.selection_accuracy) for row in last],
+        f"{selected_on} PGD-10 %": [percent(row.selection_robust_accuracy) for row in last],
+        "seconds": [f"{row.seconds:.1f}" for row in last],
+        "": ["best" if row.epoch == best else "" for row in last],
+    }
+    return Table.of("training", columns, kinds="nnnnnn").to_rich()

@@ -15,9 +15,8 @@ from rich.text import Text
 from ..engine.outcomes import MODELS
 from ..errors import ConfigError
 from .console import WIDE, note
-from .content import headline, provenance, tables, verdict
 from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table, show_diagnostics
-from .reports import Reports, beside, outdated, read_run
+from .reports import Reports, beside, headline, outdated, provenance, read_run, tables, verdict
 from .template import environment
 
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
