@@ -24,9 +24,10 @@ MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BP
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A claim of table ``number`` and its judgements; ``worst`` is None for a claim on clean accuracy."""
+    """A claim of table ``number``, whose ``page`` lies beside this one, and what became of it."""
 
     number: str
+    page: str
     own: Judgement
     worst: Judgement | None
 
@@ -35,20 +36,6 @@ class SummaryRow:
         """What of ``MEASURES`` it was judged by."""
         own = (MEASURES[self.own.claim.measure == "clean"], self.own)
         return [own] if self.worst is None else [own, (MEASURES[2], self.worst)]
-
-    @property
-    def name(self) -> str:
-        """Of its table; ``page``: the table's, beside this one."""
-        return self.number if self.number.isdecimal() else in_paper(self.number)
-
-    @property
-    def page(self) -> Path:
-        return table_file(Path(), self.number).with_suffix(".md")
-
-    @property
-    def images(self) -> str:
-        """On how many it was judged; nothing where it was not."""
-        return next((f"{found.n_examples:,}" for _, found in self.measures if found.n_examples is not None), "")
 
 
 def table_file(folder: Path, number: str) -> Path:
@@ -80,6 +67,7 @@ def summary_page(folder: Path, *, command: str) -> str:
         worst=Counter(row.worst.answer for row in gains if row.worst is not None),
         absent=[in_paper(number) for number in table_names() if number not in there],
         judged=judged,
+        in_paper=in_paper,
         left_out=Counter(in_paper(row.number) for row in rows if row not in judged),
     )
 
@@ -99,7 +87,7 @@ def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:
                 raise ValueError(found["text"])
             own = Judgement(claim, **found["under_its_attack"])
             worst = Judgement(claim, **found["worst_case"]) if "worst_case" in found else None
-            rows.append(SummaryRow(number, own, worst))
+            rows.append(SummaryRow(number, file.with_suffix(".md").name, own, worst))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{file} was written by another version", hint=f"write it again: meansparse table {number} RUN..."

@@ -57,6 +57,6 @@ class Table:
         return "\n".join(lines)
 
 
-def pipes(cells: Iterable[str]) -> str:
-    """A row of a table in Markdown."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def pipes(cells: Iterable[object]) -> str:
+    """A row of a table in Markdown; None is empty."""
+    return "| " + " | ".join(("" if cell is None else str(cell)).replace("|", "\\|") for cell in cells) + " |"
