@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from meansparse_cli.attacks.budget import within_budget
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
+from meansparse_cli.engine.adversarial import collect_adversarial
+from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan
@@ -101,7 +104,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
     return made
 
 
-def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
+def runs_of(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, EvaluationRun]:
     value = 0.3 + 0.4 * (torch.arange(60) * 0.6180339887 % 1.0)
     x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
 
@@ -109,7 +112,11 @@ def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
         place = Place(eps_state_folder(folder, eps, grid))
         return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), place, smaller)
 
-    return {eps: run.evaluation() for eps, run in evaluate_each_eps(begin, grid).items()}
+    return evaluate_each_eps(begin, grid)
+
+
+def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
+    return {eps: run.evaluation() for eps, run in runs_of(folder, grid).items()}
 
 
 def evaluation_of(
@@ -158,6 +165,19 @@ def test_a_second_run_attacks_nothing_and_a_finer_grid_only_what_is_new(
     assert eps_rows(again) == eps_rows(first)
     sweep(tmp_path, ("0.02", "0.03", "0.05", "0.1"))
     assert {eps for _, _, eps, _ in calls} == {0.03}
+
+
+def test_every_broken_example_has_an_image_whatever_eps_it_was_broken_at(
+    tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
+) -> None:
+    runs = list(runs_of(tmp_path).values())
+    examples, budget = runs[-1].cells.examples, runs[-1].cells.problem.budget
+    for name, found in collect_adversarial(runs).items():
+        broken = runs[-1].models[name].right & ~runs[-1].robust(name)
+        assert len(found.indices) > 5 and torch.equal(found.indices, examples.indices[broken])
+        assert within_budget(found.images, examples.x[broken], budget).all()
+        rows = broken.nonzero().flatten()
+        assert runs[-1].cells.breaks(FoundImages(rows, found.images), runs[-1].models[name].variant).all()
 
 
 def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:

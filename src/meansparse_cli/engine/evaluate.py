@@ -54,6 +54,10 @@ class EvaluationProgress:
     n_robust: dict[ModelName, dict[str, int]] = field(default_factory=dict)
 
 
+Finder = tuple[ModelName, str]
+"""Whose images: of which attack, on which model."""
+
+
 @dataclass
 class _Known:
     """What is known of one of the two models; every mask is (n,) bool, ``variant`` (n_sites,).
@@ -70,7 +74,7 @@ class _Known:
     broken: dict[str, Tensor] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
     n_transfer_passes: int = 0
-    held: dict[tuple[ModelName, str], list[tuple[str, Tensor]]] = field(default_factory=dict)
+    held: dict[Finder, list[tuple[str, Tensor]]] = field(default_factory=dict)
     pooled: list[tuple[str, FoundImages]] = field(default_factory=list)
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
@@ -144,8 +148,7 @@ class EvaluationRun:
         for source, found in pool.items():
             admitted = self.cells.admitted(found)
             for known in self.models.values():
-                breaks = admitted.at(self._try(known, admitted))
-                known.pooled.append((source, breaks))
+                known.pooled.append((source, admitted.at(self._try(known, admitted))))
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
@@ -160,10 +163,10 @@ class EvaluationRun:
         """(n,) bool: right at the clean image, under every attack and under every image from elsewhere."""
         return self.models[name].left_by(self.order) & ~self._transferred(name)
 
-    def found_on(self, name: ModelName, finder: ModelName, attack: str) -> Iterator[FoundImages]:
-        """The images of one attack on ``finder`` that break ``name``, read back chunk by chunk."""
-        held = dict(self.models[name].held.get((finder, attack), []))
-        for file, chunk in self.state.chunks(finder, attack) if held else ():
+    def found_on(self, name: ModelName, by: Finder) -> Iterator[FoundImages]:
+        """The images of ``by`` that break ``name``, read back chunk by chunk."""
+        held = dict(self.models[name].held.get(by, []))
+        for file, chunk in self.state.chunks(*by) if held else ():
             found = chunk.found(torch.ones_like(chunk.broken))
             yield found.at(torch.isin(found.rows, held.get(file, found.rows[:0])))
 
@@ -207,33 +210,23 @@ class EvaluationRun:
         attempted, broken, spent = carried & self.both_fell, carried, Spent()
         for file, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions] = True
-            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=False)
+            spent += self._take((name, attack), file, chunk, wanted, broken, is_judged=False)
         tell = self._teller(name, attack, int(wanted.sum()), int((wanted & attempted).sum()))
         for rows in self._parts(wanted & ~attempted):
             chunk = chunk_of(rows, self.cells.attack(attack, rows, known.variant, tell))
             file = self.state.append(name, attack, chunk)
-            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=True)
+            spent += self._take((name, attack), file, chunk, wanted, broken, is_judged=True)
         known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
         tell(0)
 
-    def _take(
-        self,
-        name: ModelName,
-        attack: str,
-        file: str,
-        chunk: Chunk,
-        wanted: Tensor,
-        broken: Tensor,
-        *,
-        is_judged: bool,
-    ) -> Spent:
+    def _take(self, by: Finder, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, *, is_judged: bool) -> Spent:
         """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well."""
         found = self.cells.inside(chunk.found(wanted[chunk.positions]))  # what is outside is not shown to a model
-        holds = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[name].variant)]
+        holds = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[by[0]].variant)]
         broken[holds] = True
-        for model, known in self.models.items():
-            rows = holds if model == name else found.rows[self._try(known, found)]
-            known.held.setdefault((name, attack), []).append((file, rows))
+        for name, known in self.models.items():
+            rows = holds if name == by[0] else found.rows[self._try(known, found)]
+            known.held.setdefault(by, []).append((file, rows))
         return _spent(chunk, wanted, holds)
 
     def _try(self, known: _Known, found: FoundImages) -> Tensor:
