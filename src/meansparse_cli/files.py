@@ -48,7 +48,7 @@ def write_bytes(target: Path, data: bytes) -> None:
 
 
 def save_tensors(target: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Atomically write a safetensors file, equal bytes for equal content: the library keeps metadata in no fixed order."""
+    """Atomically write a safetensors file, equal bytes for equal content: the library orders metadata as it likes."""
     from safetensors.torch import save
 
     data = save(tensors, metadata)
@@ -61,7 +61,7 @@ def save_tensors(target: Path, tensors: "dict[str, Tensor]", metadata: dict[str,
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder, whole at once for whoever looks: it is renamed before it is emptied. No error where there is none."""
+    """Remove a folder, whole at once for whoever looks: it is renamed, then emptied. No error where there is none."""
     gone = folder.with_name(folder.name + ".discarded")
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What ``write_json`` wrote, without the digest. Raises ArtifactError where it is damaged; one without a digest is taken."""
+    """What ``write_json`` wrote, without the digest, if it has one. Raises ArtifactError where it is damaged."""
     content = _checked(path, lambda: dict(json.loads(path.read_bytes())))
     digest = content.pop(DIGEST, None)
     if digest not in (None, _digest(content)):

@@ -113,7 +113,7 @@ def _calibrated(run: RunResults) -> dict[str, Any]:
 
 
 def relative_errors(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(mean of the channels' relative errors, sum of errors over sum of values), but for channels that are 0 in ``whole``.
+    """(mean of the channels' relative errors, sum of errors over sum of values), but for channels of 0 in ``whole``.
 
     >>> relative_errors([np.array([1.25, 3.0])], [np.array([1.0, 3.0])])
     (0.125, 0.0625)

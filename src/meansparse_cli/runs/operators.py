@@ -53,7 +53,7 @@ def problem_of(
     alpha: float = 0.0,
     precision: Precision | None = None,
 ) -> Problem:
-    """The sparsified model at ``alpha`` and a budget, once it is known that model, examples and classes fit together."""
+    """The sparsified model at ``alpha`` and a budget, once model, examples and classes are found to fit together."""
     base, config = context.base(checkpoint.rule), context.config
     n_classes = check_model(context, base, context.split("test"), examples.x[:2])
     return Problem(
