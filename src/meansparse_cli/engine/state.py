@@ -62,7 +62,7 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
 
 @dataclass(frozen=True)
 class StateFolder:
-    """Where an evaluation is kept (``path``), and what it depends on besides the attacks (weights, statistics, a split).
+    """``path``: where an evaluation is kept; and what it depends on besides the attacks (weights, statistics, a split).
 
     ``shard``: the examples are those of this shard; without it, what shards have done here is taken over.
     """
