@@ -1,0 +1,4 @@
+"""``meansparse models --check``: does MeanSparse work on every entry of the zoo?
+
+Read ``network`` first, the check of one network.
+"""
