@@ -162,8 +162,8 @@ class Ledger:
 class StateFile:
     """One state in a file of its own, which also holds, under ``key_name``, all that it depends on.
 
-    ``on_change``: a state that was begun with another key is refused, or its owner is told and begins anew. A key that
-    ``key`` lacks is none of ours.
+    ``on_change``: a state that was begun with another key is refused, or its owner is told and begins anew. What
+    ``key`` lacks does not count.
     """
 
     def __init__(
