@@ -17,7 +17,7 @@ from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -109,8 +109,8 @@ def runs_of(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, EvaluationR
     x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
 
     def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
-        place = Place(eps_state_folder(folder, eps, grid))
-        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), place, smaller)
+        state = StateFolder(eps_state_folder(folder, eps, grid))
+        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), state, smaller)
 
     return evaluate_each_eps(begin, grid)
 
@@ -120,10 +120,10 @@ def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
 
 
 def evaluation_of(
-    examples: Examples, eps: float, attacks: tuple[str, ...], place: Place, smaller: EvaluationRun | None = None
+    examples: Examples, eps: float, attacks: tuple[str, ...], state: StateFolder, smaller: EvaluationRun | None = None
 ) -> EvaluationRun:
     problem = Problem(Threshold(), Budget("Linf", eps), n_classes=2, seed=0, batch_size=16, precision="fp32")
-    return EvaluationRun(problem, examples, Plan(attacks, 0.25), place, smaller=smaller)
+    return EvaluationRun(problem, examples, Plan(attacks, 0.25), state, smaller=smaller)
 
 
 def test_what_both_models_fell_to_is_not_attacked_again_and_what_is_broken_stays_so(
@@ -196,6 +196,6 @@ def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, floa
 
 def test_another_evaluation_is_not_taken_over(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
     examples, others = (Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 2, torch.arange(n)) for n in (60, 2))
-    smaller = evaluation_of(examples, 0.02, ("apgd-ce",), Place(tmp_path / "a"))
+    smaller = evaluation_of(examples, 0.02, ("apgd-ce",), StateFolder(tmp_path / "a"))
     with pytest.raises(ConfigError, match="other examples"):
-        evaluation_of(others, 0.05, ("apgd-ce",), Place(tmp_path / "b"), smaller)
+        evaluation_of(others, 0.05, ("apgd-ce",), StateFolder(tmp_path / "b"), smaller)

@@ -27,7 +27,7 @@ from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import MODELS, attack_groups, run_order
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -121,7 +121,7 @@ def begin(
         precision="fp32",
     )
     plan = Plan(settings.attacks, alpha, settings.individual)
-    return EvaluationRun(problem, Examples(x, y, indices), plan, Place(folder, fingerprint), **others)
+    return EvaluationRun(problem, Examples(x, y, indices), plan, StateFolder(folder, fingerprint), **others)
 
 
 def run(folder: Path, settings: Settings = SETTINGS, **others: Any) -> Evaluation:
@@ -518,7 +518,7 @@ from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
 from meansparse_cli.engine.evaluate import Plan, EvaluationRun
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
 
@@ -549,8 +549,8 @@ def run(folder, hang_at=None):
     cells.run_attack = run_attack
     try:
         problem = Problem(model, Budget("Linf", 0.05), n_classes=4, seed=0, batch_size=16, precision="fp32")
-        plan, place = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), Place(Path(folder))
-        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, place).attack(), n_calls
+        plan, state = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), StateFolder(Path(folder))
+        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, state).attack(), n_calls
     finally:
         cells.run_attack = real
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ArtifactError
-from .files import is_whole, load_torch, read_json, save_torch, write_json
+from .files import load_torch, read_json, save_torch, write_json
 
 SETTINGS = "settings.json"
 
@@ -122,8 +122,7 @@ class Ledger:
 
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
-            if is_whole(file):
-                return load_torch(file)
+            return load_torch(file)
         file.replace(file.with_name(file.name + ".damaged"))
         self._note(f"{file} is damaged: set aside, and done again")
         return None
@@ -162,8 +161,8 @@ class Ledger:
 class StateFile:
     """One state in a file of its own, which also holds, under ``key_name``, all that it depends on.
 
-    ``on_change``: a state that was begun with another key is refused, or its owner is told and begins anew. A key that
-    ``key`` lacks is none of ours.
+    ``on_change``: a state that was begun with another key is refused, or its owner is told and begins anew. What
+    ``key`` lacks does not count.
     """
 
     def __init__(

@@ -65,6 +65,10 @@ class ModelKind(ABC):
         """Where in the cache its weights are kept; None where they stay where they are."""
         return None
 
+    def path_now(self, path: Path, origin: str) -> Path:
+        """Where a file of weights that a report has at ``path`` lies now; its sha256 is for the caller to compare."""
+        return path
+
     def preprocessing(self, named: str | None = None) -> Preprocessing | None:
         """``named``, by RobustBench's name, else the model's own; None for another data set than ImageNet.
 

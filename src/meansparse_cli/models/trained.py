@@ -59,6 +59,10 @@ class EmbeddedModel(ModelKind):
         name = self.source.name
         return (WeightFile(self.file.name, f"embedded:{name}" if name in EMBEDDED else name, path=self.file),)
 
+    def path_now(self, path: Path, origin: str) -> Path:
+        """The file of the installed package, wherever it lay at the time."""
+        return self.file.resolve() if origin == f"embedded:{self.source.name}" else path
+
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
         construct: Callable[..., ResNet18] = ResNet18
         return construct(**(settings or {}))
