@@ -1,5 +1,6 @@
 """The curve of a sweep, from its report: accuracies over alpha with error bands and the chosen alpha, as PNG and SVG.
- Three panels, for the three differ by tens of points and change by a few: clean accuracy; robust accuracy under the
+
+Three panels, for the three differ by tens of points and change by a few: clean accuracy; robust accuracy under the
 plain attacks, under BPDA and in the worst case; and the paired difference from alpha = 0, whose band is the one to
 judge by.
 """
@@ -110,7 +111,7 @@ def _hollow(name: str) -> dict[str, Any]:
 
 
 def _mark(panels: Sequence["Axes"], choices: dict[str, Any]) -> None:
-    """A line at the alpha that the checkpoint carries, and a thin one at either choice that differs from it."""
+    """A line at the alpha of the checkpoint, and a thin one at either choice that differs from it."""
     chosen = choices["chosen"]["alpha"]
     lines: list[tuple[float, str, dict[str, Any]]] = [
         (chosen, f"chosen ({choices['chosen']['objective']})", {"color": "0.25", "lw": 1.2, "ls": "--"})

@@ -2,7 +2,7 @@
 
 What is proved does not depend on trained weights, but it does depend on sane features: in a network fresh from its
 constructor they may fade to nothing or explode on the way to the logits, and then an operator changes nothing and a
-gradient says nothing. ``settle`` mends that first, and a network whose two images still get the same logits fails.
+gradient says nothing. ``settle`` sees to that first, and a network whose two images still get the same logits fails.
 """
 
 from __future__ import annotations
