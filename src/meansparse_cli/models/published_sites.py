@@ -1,16 +1,17 @@
 """Networks that carry published MeanSparse operators: these give way to places for ours.
 
 RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
-no activation: after residual additions, after a branch's last layer. Each is replaced by an ``OperatorPlace``, which
-does nothing and has no weights, so that the network is the base model again, under the base model's own tensor names. A
-site at that place takes an operator like any other: the stages, BPDA and remove know nothing of it.
+no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under the base
+model's own tensor names. A site at that place takes an operator like any other.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, Published
 
 
 class OperatorPlace(nn.Identity):
-    """Where a published operator was: ``channels`` is the number it had statistics for."""
+    """Where a published operator was, which had statistics for ``channels``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,31 +45,27 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
         return []
     seen: dict[str, list[tuple[int, ...]]] = {}
 
-    def see(path: str) -> Any:
-        return lambda module, args: seen.setdefault(path, []).append(tuple(args[0].shape))
+    def see(module: nn.Module, args: tuple[Tensor, ...], *, path: str) -> None:
+        seen.setdefault(path, []).append(tuple(args[0].shape))
 
-    handles = [module.register_forward_pre_hook(see(path)) for path, module in operators.items()]
     try:
-        with untouched(model), torch.no_grad():
+        with untouched(model), torch.no_grad(), ExitStack() as hooks:
+            for path, module in operators.items():
+                hooks.enter_context(module.register_forward_pre_hook(partial(see, path=path)))
             model(images)
     except Exception as error:  # the user's code may raise anything
         raise DataError(
             f"the model's forward pass failed on images of shape {tuple(images.shape)}: {error}",
             hint="does the data set's image size fit this model?",
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return [_site(index, path, operators[path], shapes) for index, (path, shapes) in enumerate(seen.items())]
 
 
 def take_out(model: nn.Module) -> nn.Module:
     """Replace every published operator by a place that does nothing; in place, and nothing where there are none."""
     for path, operator in _operators(model).items():
-        if isinstance(operator, OperatorPlace):
-            continue
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, OperatorPlace(_channels(operator)).train(operator.training))
+        if not isinstance(operator, OperatorPlace):
+            model.set_submodule(path, OperatorPlace(_channels(operator)).train(operator.training))
     return model
 
 
@@ -102,12 +99,12 @@ def published_sites(
 
 def _operators(model: nn.Module) -> dict[str, nn.Module]:
     """By path. A batch norm has running statistics as well, but no threshold."""
-    return {path: module for path, module in model.named_modules() if _is_operator(module)}
-
-
-def _is_operator(module: nn.Module) -> bool:
-    is_theirs = all(isinstance(getattr(module, name, None), Tensor) for name in NEEDED_BUFFERS)
-    return is_theirs or isinstance(module, OperatorPlace)
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, OperatorPlace)
+        or all(isinstance(getattr(module, name, None), Tensor) for name in NEEDED_BUFFERS)
+    }
 
 
 def _channels(operator: Any) -> int:

@@ -20,12 +20,10 @@ from .names import ModelSource
 from .trained import EmbeddedModel
 from .zoo import ZooModel
 
-__all__ = ["KINDS", "ModelSource", "kind_of", "load_model", "resolve_model"]
-
 KINDS: tuple[type[ModelKind], ...] = (EmbeddedModel, TimmModel, TorchvisionModel, FactoryModel, ZooModel)
 """A name is of the first that claims it; the zoo takes what is left."""
 
-THREATS = ("Linf", "L2", "corruptions")
+THREATS = {threat.lower(): threat for threat in ("Linf", "L2", "corruptions")}
 
 
 def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -> ModelSource:
@@ -33,8 +31,9 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
 
     ``dataset`` is a data set's name, a path of images, or None (the model's own; CIFAR-10 in the zoo).
     """
-    threat = _known_threat(threat)
-    return next(kind for kind in KINDS if kind.claims(name)).resolve(name, dataset, threat)
+    if (known := THREATS.get(threat.lower().removesuffix("_3d"))) is None:
+        raise ConfigError(f"no threat model {threat!r}", hint=f"expected one of {', '.join(THREATS.values())}")
+    return next(kind for kind in KINDS if kind.claims(name)).resolve(name, dataset, known)
 
 
 def kind_of(source: ModelSource) -> ModelKind:
@@ -54,11 +53,3 @@ def load_model(
 ) -> nn.Module:
     """The network of a model, filled: ``ModelKind.load``."""
     return kind_of(source).load(weights, allow_pickle=allow_pickle, published_sites=published_sites)
-
-
-def _known_threat(threat: str) -> str:
-    wanted = threat.lower().removesuffix("_3d")
-    for known in THREATS:
-        if known.lower() == wanted:
-            return known
-    raise ConfigError(f"no threat model {threat!r}", hint=f"expected one of {', '.join(THREATS)}")

@@ -1,16 +1,16 @@
 """Whether MeanSparse works on one network: sites, statistics, operator in and out, checkpoint. Random weights will do.
 
-What is proved does not depend on trained weights, but it does depend on sane features: in a network fresh from its
-constructor they may fade to nothing or explode on the way to the logits, and then an operator changes nothing and a
-gradient says nothing. ``settle`` mends that first, and a network whose two images still get the same logits fails.
+In a network fresh from its constructor features may fade to nothing or explode on the way to the logits, and then an
+operator changes nothing and a gradient says nothing. ``settle`` mends that first.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,13 +56,11 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
                 else:
                     parameter.fill_(1.0)
         written = {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        handles = [norm.register_forward_pre_hook(measure) for norm in norms]
-        try:
+        with ExitStack() as hooks:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    hooks.enter_context(module.register_forward_pre_hook(measure))
             model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
     return [name for name, p in model.named_parameters() if written[name] != (p.data_ptr(), p._version)]
 
 
@@ -74,36 +72,25 @@ def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tupl
     places of published operators. Raises what the model's own code raises.
     """
     rewritten = settle(model, images)
-    with _put_back(model, rewritten):
-        facts, problems = _check(model, images, checkpoint_file)
-    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
-
-
-@contextmanager
-def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """The parameters ``names`` get the values they have now before every pass: bit-equal needs equal weights."""
-    parameters = dict(model.named_parameters())
-    values = {name: parameters[name].detach().clone() for name in names}
+    values = {name: model.get_parameter(name).detach().clone() for name in rewritten}
 
     def put_back(module: nn.Module, args: Any) -> None:
+        # before every pass: bit-equal needs equal weights
         for name, value in values.items():
             module.get_parameter(name).data = value.clone()
 
-    handle = model.register_forward_pre_hook(put_back)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(put_back):
+        facts, problems = _check(model, images, checkpoint_file)
+    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
 
 
 def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     keys_before, hooks_before = list(model.state_dict()), _n_hooks(model)
     passes: list[Tensor] = []
-    handle = model.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
-    sites = find_sites(model, images)  # its first pass is on these very images: that saves one
-    handle.remove()
-    base = passes[0]
+    with model.register_forward_hook(lambda module, args, output: passes.append(output.detach())):
+        sites = find_sites(model, images)
+    base = passes[0]  # of its first pass, which is on these very images
     places = find_published_operators(model, images)
     sites += [replace(place, index=len(sites) + i) for i, place in enumerate(places)]
     if not bool(torch.isfinite(base).all()) or _distance(base[0], base[1]) <= 1e-5 * float(base.abs().max()):
@@ -170,18 +157,13 @@ def _watched(model: SparsifiedModel, look: Any) -> Iterator[dict[int, Any]]:
     """What ``look(tensor, site, operator)`` makes of each site's tensor during the next forward pass, by site index."""
     seen: dict[int, Any] = {}
 
-    def watch(site: Site) -> Any:
-        def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[site.index] = look(args[0], site, operator)
+    def hook(operator: nn.Module, args: tuple[Tensor, ...], *, site: Site) -> None:
+        seen[site.index] = look(args[0], site, operator)
 
-        return model.at(site).register_forward_pre_hook(hook)
-
-    handles = [watch(site) for site in model.sites]
-    try:
+    with ExitStack() as hooks:
+        for site in model.sites:
+            hooks.enter_context(model.at(site).register_forward_pre_hook(partial(hook, site=site)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _statistics_problem(x: Tensor, site: Site, operator: MeanSparse) -> str | None:
