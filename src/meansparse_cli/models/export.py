@@ -48,7 +48,8 @@ def load_exported(
     for any other file, ModelNotFound where the network needs code that is not there.
     """
     checkpoint = load_checkpoint(path, mend="expected a run folder, or a file that `meansparse export RUN` wrote")
-    header = _header(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["meansparse"])
     if header.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} holds operators but no network", hint="write one that does: meansparse export RUN")
     model = kind_of(ModelSource(**header["model"]))
@@ -100,8 +101,3 @@ def robustbench_state(source: ModelSource, model: SparsifiedModel) -> dict[str, 
         state |= {f"{site.path}.{name}": tensor for name, tensor in buffers.items()}
     network.load_state_dict(state, strict=True)  # RobustBench's own class has the last word
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {})["meansparse"])  # type: ignore[no-any-return]
