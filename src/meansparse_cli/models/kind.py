@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ConfigError
-from .names import Kind, ModelSource, WeightFile, ZooEntry, model_options
+from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry, model_options
 from .weights import fit_weights, read_checkpoint
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
@@ -94,7 +94,7 @@ class ModelKind(ABC):
         """What the weights say of how they were trained (activation, width, method, ...); {} where they say nothing."""
         return {}
 
-    def paths(self, weights: Path | Sequence[Path] | None) -> tuple[Path, ...]:
+    def paths(self, weights: Weights) -> tuple[Path, ...]:
         """The files of weights one by one: a folder gives those an ensemble names, or else all it holds, sorted."""
         if not isinstance(weights, Path):
             return tuple(weights or ())
@@ -113,18 +113,11 @@ class ModelKind(ABC):
             )
         return found
 
-    def load(
-        self,
-        weights: Path | Sequence[Path] | None = None,
-        *,
-        allow_pickle: bool = False,
-        published_sites: bool = False,
-    ) -> nn.Module:
-        """The network, filled: float32, on the CPU, in eval mode.
+    def load(self, weights: Weights = None, *, allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
+        """The network, filled: float32, on the CPU, in eval mode; ``published_sites`` as for ``build``.
 
-        ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
-        comes with or builds itself. ``published_sites``: as for ``build``. Raises CheckpointError for weights that
-        cannot be used, DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
+        Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
+        ModelNotFound for a factory that is not there.
         """
         paths = self.paths(weights)
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -11,6 +12,8 @@ from typing import Any, Literal
 import yaml
 
 Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
+Weights = Path | Sequence[Path] | None
+"""A file; an ensemble's files in order, or the folder that holds them; None for what a model comes with."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class PublishedFile:
     dataset: str
     threat: str
     base: str
-    variant: str | None
+    entry: str | None
     n_sites: int
     pattern: str
     alpha: float
@@ -41,11 +41,6 @@ class PublishedFile:
     @property
     def file_name(self) -> str:
         return f"{self.base}_WS.pt"
-
-    @property
-    def entry(self) -> str | None:
-        """RobustBench's name of the sparsified model."""
-        return self.variant and f"Amini2024MeanSparse_{self.variant}"
 
     @property
     def n_classes(self) -> int:

@@ -80,10 +80,9 @@ def published_sites(
     places = find_published_operators(model, images)
     if held is None and places:
         return places
-    if held is not None and {held.path_of(site.path) for site in places} >= set(held.statistics):
-        chosen = [site for site in places if held.path_of(site.path)]
-    elif held is not None:
-        chosen = [site for site in find_sites(model, images) if held.path_of(site.path)]
+    if held is not None:
+        has_all = {held.path_of(site.path) for site in places} >= set(held.statistics)
+        chosen = [s for s in (places if has_all else find_sites(model, images)) if held.path_of(s.path)]
         if len(chosen) != len(held.statistics):
             missing = sorted(set(held.statistics) - {held.path_of(site.path) for site in chosen})
             raise CheckpointError(f"the network has no place for {len(missing)} operators of its file: {missing[:3]}")
@@ -119,15 +118,5 @@ def _site(index: int, path: str, operator: nn.Module, shapes: list[tuple[int, ..
     axis = 1 if len(shape) != 3 and shape[1] == channels else len(shape) - 1
     if shape[axis] != channels:
         raise SiteError(f"{path} has statistics for {channels} channels, its input is {shape}")
-    return Site(
-        index=index,
-        name=path,
-        path=path,
-        kind="module",
-        operation="MeanSparse",
-        layout=layout_of(len(shape), axis),
-        channel_axis=axis,
-        channels=channels,
-        shape=shape[1:],
-        gate=False,
-    )
+    layout = layout_of(len(shape), axis)
+    return Site(index, path, path, "module", "MeanSparse", layout, axis, channels, shape[1:], gate=False)

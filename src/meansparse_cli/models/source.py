@@ -7,16 +7,13 @@ timm:NAME, torchvision:NAME        a model of these libraries, with its standard
 module:factory, file.py:factory    the user's own network
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from torch import nn
 
 from ..errors import ConfigError
 from .factory import FactoryModel
 from .kind import ModelKind
 from .libraries import TimmModel, TorchvisionModel
-from .names import ModelSource
+from .names import ModelSource, Weights
 from .trained import EmbeddedModel
 from .zoo import ZooModel
 
@@ -44,12 +41,6 @@ def kind_of(source: ModelSource) -> ModelKind:
     raise ConfigError(f"no kind of model {source.kind!r}", hint=f"known: {', '.join(kind.kind for kind in KINDS)}")
 
 
-def load_model(
-    source: ModelSource,
-    weights: Path | Sequence[Path] | None = None,
-    *,
-    allow_pickle: bool = False,
-    published_sites: bool = False,
-) -> nn.Module:
-    """The network of a model, filled: ``ModelKind.load``."""
-    return kind_of(source).load(weights, allow_pickle=allow_pickle, published_sites=published_sites)
+def load_model(source: ModelSource, weights: Weights = None, **options: bool) -> nn.Module:
+    """The network of a model, filled: ``ModelKind.load`` and its options."""
+    return kind_of(source).load(weights, **options)
