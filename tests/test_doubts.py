@@ -20,7 +20,7 @@ from meansparse_cli.diagnostics.subject import Subject
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.files import discard, load_torch, save_torch
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
@@ -114,7 +114,7 @@ def doubts_of(
     x, y, indices = examples()
     model = sparsified(base, alpha)
     problem = Problem(model, Budget("Linf", EPS), n_classes=3, seed=0, batch_size=256, precision="fp32")
-    evaluation = EvaluationRun(problem, Examples(x, y, indices), Plan(attacks, alpha), Place(tmp_path)).attack()
+    evaluation = EvaluationRun(problem, Examples(x, y, indices), Plan(attacks, alpha), StateFolder(tmp_path)).attack()
     problem = Problem(model, Budget("Linf", EPS), 3, 0, batch_size)
     found = diagnose(problem, Examples(x, y, indices), evaluation, kept=kept).diagnostics
     return {(doubt.model, doubt.name): doubt for doubt in found}

@@ -57,10 +57,10 @@ class VariantGrid:
         key: Mapping[str, Any],
         block_size: int = 64,
     ) -> None:
-        self.cells, self.model = Cells(problem, examples), problem.model
+        self.cells = Cells(problem, examples)
         is_on_cpu = problem.device(examples.x.device).type == "cpu"
         if is_on_cpu or problem.precision in ("tf32", "bf16"):  # convolutions are faster so
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            problem.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.attacks: dict[Family, tuple[str, ...]] = {"plain": tuple(plain), "bpda": tuple(bpda)}
         whole_key = {
             **key,
