@@ -1,4 +1,4 @@
-"""Models of timm and torchvision, which expect normalised images: each stands behind the mean and std of its weights."""
+"""Models of timm and torchvision, each behind the normalisation that its weights expect."""
 
 from __future__ import annotations
 

@@ -135,8 +135,8 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
     held = split_published(state, what=what)
     if (file := held.file) is not None and not file.is_for(entry):
         raise CheckpointError(
-            f"{what} is MeanSparse's {file.name} for {file.dataset}, {file.threat} "
-            f"({file.n_sites} operators, {file.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
+            f"{what} is MeanSparse's {file.name} for {file.dataset}, {file.threat} ({file.n_sites} operators, "
+            f"{file.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
             hint=f"several files are called {file.file_name}; this one belongs to: "
             f"{fetch_command(file.model)} --from-file FILE",
         )

@@ -1,4 +1,4 @@
-"""Networks of our own, embedded in the package or written by ``meansparse train``: the header says how they are built."""
+"""Networks of our own, embedded or written by ``meansparse train``: the header says how they are built."""
 
 from __future__ import annotations
 
