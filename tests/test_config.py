@@ -72,7 +72,11 @@ def test_every_shipped_config_is_valid(file: Path) -> None:
     for command, cls in SECTIONS.items():
         if command != "train":
             resolve(command, cls, file, {})
-    keys = [line.split(":")[0].strip() for line in file.read_text().splitlines() if ":" in line and not line.lstrip().startswith("#")]  # fmt: skip
+    keys = [
+        line.split(":")[0].strip()
+        for line in file.read_text().splitlines()
+        if ":" in line and not line.lstrip().startswith("#")
+    ]
     assert keys
     assert yaml.safe_load(file.read_text())
 

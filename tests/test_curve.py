@@ -30,9 +30,10 @@ def results(rows: list[dict[str, Any]], chosen: float) -> dict[str, Any]:
     choice = {"alpha": chosen, "objective": "apgd-ce"}
     critical = dict.fromkeys(("plain", "bpda", "worst"), 2.5)
     return {
-        "curve": rows, "critical_values": critical,
+        "curve": rows,
+        "critical_values": critical,
         "choices": {"paper": choice, "chosen": choice, "worst": {"alpha": 0.0, "objective": "worst"}},
-    }  # fmt: skip
+    }
 
 
 def draw(folder: Path, rows: list[dict[str, Any]] = ROWS, chosen: float = 0.2) -> tuple[Path, Path]:

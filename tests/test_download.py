@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from meansparse_cli.errors import DownloadError, StorageError
+from meansparse_cli.files import read_json, write_json
 from meansparse_cli.models import download as downloading
 from meansparse_cli.models.download import download
 
@@ -242,7 +243,7 @@ def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None
     assert 0 < have < len(BODY)
     # the same address, now from a server that behaves
     note = tmp_path / ".model.pt.part.json"
-    note.write_text(note.read_text().replace("/hang/", "/whole/"))
+    write_json(note, (begun := read_json(note)) | {"url": begun["url"].replace("/hang/", "/whole/")})
     download(f"{server.address}/whole/file", target)
     assert target.read_bytes() == BODY
     assert server.requests_seen[-1][1] == f"bytes={have}-"

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from meansparse_cli.attacks.budget import within_budget
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import AttackResult, Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
+from meansparse_cli.engine.adversarial import collect_adversarial
+from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -101,22 +104,26 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
     return made
 
 
-def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
+def runs_of(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, EvaluationRun]:
     value = 0.3 + 0.4 * (torch.arange(60) * 0.6180339887 % 1.0)
     x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
 
     def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
-        place = Place(eps_state_folder(folder, eps, grid))
-        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), place, smaller)
+        state = StateFolder(eps_state_folder(folder, eps, grid))
+        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), state, smaller)
 
-    return {eps: run.evaluation() for eps, run in evaluate_each_eps(begin, grid).items()}
+    return evaluate_each_eps(begin, grid)
+
+
+def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:
+    return {eps: run.evaluation() for eps, run in runs_of(folder, grid).items()}
 
 
 def evaluation_of(
-    examples: Examples, eps: float, attacks: tuple[str, ...], place: Place, smaller: EvaluationRun | None = None
+    examples: Examples, eps: float, attacks: tuple[str, ...], state: StateFolder, smaller: EvaluationRun | None = None
 ) -> EvaluationRun:
     problem = Problem(Threshold(), Budget("Linf", eps), n_classes=2, seed=0, batch_size=16, precision="fp32")
-    return EvaluationRun(problem, examples, Plan(attacks, 0.25), place, smaller=smaller)
+    return EvaluationRun(problem, examples, Plan(attacks, 0.25), state, smaller=smaller)
 
 
 def test_what_both_models_fell_to_is_not_attacked_again_and_what_is_broken_stays_so(
@@ -160,6 +167,19 @@ def test_a_second_run_attacks_nothing_and_a_finer_grid_only_what_is_new(
     assert {eps for _, _, eps, _ in calls} == {0.03}
 
 
+def test_every_broken_example_has_an_image_whatever_eps_it_was_broken_at(
+    tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]
+) -> None:
+    runs = list(runs_of(tmp_path).values())
+    examples, budget = runs[-1].cells.examples, runs[-1].cells.problem.budget
+    for name, found in collect_adversarial(runs).items():
+        broken = runs[-1].models[name].right & ~runs[-1].robust(name)
+        assert len(found.indices) > 5 and torch.equal(found.indices, examples.indices[broken])
+        assert within_budget(found.images, examples.x[broken], budget).all()
+        rows = broken.nonzero().flatten()
+        assert runs[-1].cells.breaks(FoundImages(rows, found.images), runs[-1].models[name].variant).all()
+
+
 def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
     found = sweep(tmp_path / "state")
     rows = eps_rows(found)
@@ -176,6 +196,6 @@ def test_rows_table_and_curve(tmp_path: Path, calls: list[tuple[str, float, floa
 
 def test_another_evaluation_is_not_taken_over(tmp_path: Path, calls: list[tuple[str, float, float, list[int]]]) -> None:
     examples, others = (Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 2, torch.arange(n)) for n in (60, 2))
-    smaller = evaluation_of(examples, 0.02, ("apgd-ce",), Place(tmp_path / "a"))
+    smaller = evaluation_of(examples, 0.02, ("apgd-ce",), StateFolder(tmp_path / "a"))
     with pytest.raises(ConfigError, match="other examples"):
-        evaluation_of(others, 0.05, ("apgd-ce",), Place(tmp_path / "b"), smaller)
+        evaluation_of(others, 0.05, ("apgd-ce",), StateFolder(tmp_path / "b"), smaller)

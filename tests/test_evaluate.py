@@ -22,10 +22,12 @@ from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.result import AttackResult, Budget, Norm
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells, evaluate
+from meansparse_cli.engine.adversarial import collect_adversarial
+from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import MODELS, attack_groups, run_order
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -119,7 +121,7 @@ def begin(
         precision="fp32",
     )
     plan = Plan(settings.attacks, alpha, settings.individual)
-    return EvaluationRun(problem, Examples(x, y, indices), plan, Place(folder, fingerprint), **others)
+    return EvaluationRun(problem, Examples(x, y, indices), plan, StateFolder(folder, fingerprint), **others)
 
 
 def run(folder: Path, settings: Settings = SETTINGS, **others: Any) -> Evaluation:
@@ -148,7 +150,7 @@ def test_the_outcomes_are_those_of_the_known_boundary(tmp_path: Path, attacks: F
         assert (outcomes.correct == correct).all()
         assert (outcomes.robust_to(["apgd-ce"]) == correct & (margin > 0.5 * EPS)).all()
         assert (outcomes.robust_to(["apgd-ce", "square"]) == correct & (margin > EPS)).all()
-    # base images reach 0.05 to either side of 0.5, so they pull a class-1 example at 0.55 .. into the band, and no further
+    # base images reach 0.05 to either side of 0.5, so they pull a class-1 example at 0.55 .. into the band, no further
     clean = evaluation.comparison("clean")
     assert clean.base.fraction == 1.0
     assert clean.gain.lost == int(((value > 0.5) & (value <= 0.55)).sum())
@@ -295,6 +297,35 @@ def test_progress_adds_up(tmp_path: Path, attacks: FakeAttacks) -> None:
     again: list[EvaluationProgress] = []
     run(tmp_path, on_update=again.append)
     assert again[-1].n_resumed == again[-1].n_total
+
+
+def test_each_break_is_judged_once(tmp_path: Path, attacks: FakeAttacks, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, n_judged = cells.judge, 0
+
+    def counting(problem: Problem, images: Tensor, *others: Tensor) -> Tensor:
+        nonlocal n_judged
+        n_judged += len(images)
+        return judge(problem, images, *others)
+
+    monkeypatch.setattr(cells, "judge", counting)
+    fresh = begin(tmp_path)
+    evaluation = fresh.attack()
+    n_found = sum(step.n_broken for model in MODELS for step in evaluation.steps(model) if step.attack != "transfer")
+    assert n_found > 10
+    assert n_judged == 2 * 40 + n_found  # clean images; what attacks found they have judged: on the other model alone
+
+    n_judged, resumed = 0, begin(tmp_path)
+    assert content(resumed.attack(), tmp_path / "a.npz") == content(evaluation, tmp_path / "b.npz")
+    assert n_judged == 2 * n_found  # read back: on its own model and on the other one
+
+    n_judged = 0
+    resumed.try_pool({"elsewhere": FoundImages(torch.arange(3), examples(3)[0])})
+    assert n_judged == 2 * 3
+    collected = collect_adversarial([resumed])
+    assert [len(collected[model].images) for model in MODELS] == [
+        int((resumed.models[model].right & ~resumed.robust(model)).sum()) for model in MODELS
+    ]
+    assert n_judged == 2 * 3
 
 
 # ---- what is on disk
@@ -487,7 +518,7 @@ from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells
 from meansparse_cli.engine.evaluate import Plan, EvaluationRun
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
 
@@ -518,8 +549,8 @@ def run(folder, hang_at=None):
     cells.run_attack = run_attack
     try:
         problem = Problem(model, Budget("Linf", 0.05), n_classes=4, seed=0, batch_size=16, precision="fp32")
-        plan, place = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), Place(Path(folder))
-        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, place).attack(), n_calls
+        plan, state = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), StateFolder(Path(folder))
+        return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, state).attack(), n_calls
     finally:
         cells.run_attack = real
 

@@ -154,8 +154,8 @@ def test_pages_of_a_finished_folder_are_the_ones_that_were_written(tmp_path: Pat
 def test_a_folder_left_half_way_goes_on_and_ends_the_same(
     half: HalfWay, typed: Callable[[str], Typed], tmp_path: Path
 ) -> None:
-    folder = in_place(GOLDEN / "half" / half.name, tmp_path)
     whole, commands = typed(half.scene), OF_SCENE[half.scene].commands
+    folder = in_place(GOLDEN / "half" / half.name, tmp_path)  # last: it leaves us in the folder
     before = files_of(folder)
     with counted() as n:
         said = [type_line(commands[number]) for number in half.again]

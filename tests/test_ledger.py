@@ -43,16 +43,6 @@ def test_another_key_is_refused_with_the_difference(tmp_path: Path) -> None:
     assert error.value.hint == "mend None"
 
 
-def test_another_key_starts_anew_and_says_so(tmp_path: Path) -> None:
-    Ledger(tmp_path, KEY, on_change="restart").put("sums", {"n": torch.tensor(0)})
-    told: list[str] = []
-    same = Ledger(tmp_path, KEY, on_change="restart", note=told.append)
-    assert same.get("sums") is not None and told == []
-    other = Ledger(tmp_path, KEY | {"eps": 0.2}, on_change="restart", note=told.append)
-    assert other.get("sums") is None
-    assert len(told) == 1 and "eps: 0.1 -> 0.2" in told[0]
-
-
 def test_another_key_lives_beside(tmp_path: Path) -> None:
     Ledger(tmp_path, KEY, on_change="beside").put("block", {"n": torch.tensor(0)})
     other = Ledger(tmp_path, KEY | {"seed": 1}, on_change="beside")
@@ -129,3 +119,12 @@ def test_a_state_file_goes_on_is_refused_or_is_begun_anew(tmp_path: Path) -> Non
         StateFile(file, other).get()
     assert StateFile(file, other, on_change="restart", note=told.append).get() is None
     assert told == [f"{file} was begun with other settings (seed: 0 -> 1): begun anew"]
+
+
+def test_a_damaged_state_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "calibrate.pt"
+    StateFile(file, KEY).put({"sums": torch.arange(5000.0)})
+    flip_a_bit(file)
+    with pytest.raises(ArtifactError, match="calibrate.pt is damaged") as error:
+        StateFile(file, KEY).get()
+    assert str(file) in str(error.value.hint)

@@ -237,6 +237,23 @@ def test_more_images_and_more_alphas_add_to_what_is_there(
     assert len(more.measure(variant_of([0.8, 0.8]), "worst")) == 24
 
 
+def test_a_damaged_block_is_named_and_done_again_alone(
+    model: SparsifiedModel, examples: Examples, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = store_in(tmp_path, model, examples)
+    score_all(whole)
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("block-*.pt")}
+    damaged = next(file for file in files if file.name.startswith("block-000008"))
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    again = store_in(tmp_path, model, examples)
+    assert "block-000008-8.pt is damaged" in caplog.text
+    wanted = {"plain": [again.base], "bpda": [again.base]}
+    assert [again.count_missing(b, wanted) for b in range(3)] == [0, 16, 0]
+    score_all(again)
+    assert outcomes(again) == outcomes(whole)
+    assert [f for f in files if f.stat().st_mtime_ns != files[f]] == [damaged]
+
+
 def test_other_images_or_settings_are_not_mistaken_for_these(
     model: SparsifiedModel, examples: Examples, tmp_path: Path
 ) -> None:

@@ -1,7 +1,9 @@
-"""What one ``evaluate`` reads and computes: each report once, its images once, one forward pass for the number of classes."""
+"""What one ``evaluate`` reads and computes: each report once, its images once, the classes in one forward pass."""
 
+import shutil
 import sys
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def test_one_forward_pass_counts_the_classes(run: Path, monkeypatch: pytest.Monk
 
 
 def test_each_break_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each model, an image that was found on the other one too; what the sanity checks find makes no second round."""
+    """On each model, an image found on the other one too; what the sanity checks find makes no second round."""
     x, _ = stack_examples(load_split("digits", None, "test"))
     clean = {image.numpy().tobytes() for image in x}
     judged: Counter[tuple[bytes, tuple[float, ...]]] = Counter()
@@ -113,3 +115,27 @@ def test_each_break_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -
     evaluate(run, "--n-doubt-examples", "2", "--save-witnesses")
     assert len(judged) > 12
     assert set(judged.values()) == {1}
+
+
+def test_embedded_weights_are_taken_from_where_the_package_lies_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they lay when they were fetched, as long as they are the same."""
+    files, run, package = resources.files, tmp_path / "run", "meansparse_cli.models"
+    installed = Path(str(files(package)))
+    place = ["before"]
+    monkeypatch.setattr(resources, "files", lambda of: tmp_path / place[-1] if of == package else files(of))
+    (tmp_path / "before/weights").mkdir(parents=True)
+    shutil.copy(installed / "weights/digits.safetensors", tmp_path / "before/weights")
+    meansparse("fetch", "--model", "digits", "--run", str(run))
+    report = (run / "fetch.yaml").read_text()
+    (tmp_path / "before").rename(tmp_path / "now")
+    place.append("now")
+    meansparse("fetch", "--run", str(run))
+    assert (run / "fetch.yaml").read_text() == report  # it is there already
+    meansparse("calibrate", "--run", str(run), "--n-examples", "64")
+
+    shutil.copy(installed / "weights/resnet18-w16.safetensors", tmp_path / "now/weights/digits.safetensors")
+    result = CliRunner().invoke(app, ["calibrate", "--run", str(run), "--n-examples", "64", "--fresh"])
+    assert result.exit_code == 10
+    assert "changed since they were fetched" in " ".join(result.output.replace("│", " ").split())

@@ -14,7 +14,7 @@ from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan, search_form
-from meansparse_cli.engine.state import Place
+from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.operator.device import float32_set_to
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
@@ -60,7 +60,7 @@ def run(
     model, x, y = make()
     form = search_form(model, compile=compile, channels_last=channels_last)
     problem = Problem(model, BUDGET, 4, seed=0, batch_size=5, precision=precision, search_model=form)
-    return EvaluationRun(problem, Examples(x, y, torch.arange(16)), Plan(attacks, 0.3), Place(folder)).attack()
+    return EvaluationRun(problem, Examples(x, y, torch.arange(16)), Plan(attacks, 0.3), StateFolder(folder)).attack()
 
 
 def test_bf16_searches_and_float32_judges() -> None:

@@ -1,5 +1,6 @@
-"""``meansparse table subset`` on real runs of the digits model: statistics from a part of the images against all of them."""
+"""``meansparse table subset`` on real runs of the digits model: statistics of a part of the images against all."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for part, folder in zip(PARTS, folders, strict=True):
         done("calibrate", "--model", "digits", "--run", folder, "--fraction", part)
     for folder in folders[1:]:
-        done("measure", "--run", folder, "--name", "subset", "--attack", "apgd-ce", "--alphas", "0.2", "--n-examples", "8", "--eps", "0.05")  # fmt: skip
+        options = shlex.split("--name subset --attack apgd-ce --alphas 0.2 --n-examples 8 --eps 0.05")
+        done("measure", "--run", folder, *options)
     return folders
 
 
@@ -65,11 +67,13 @@ def test_what_cannot_be_compared_is_refused(runs: list[str], tmp_path: Path) -> 
     common = ["measure", "--run", other, "--attack", "apgd-ce", "--alphas", "0.2", "--n-examples", "8", "--eps", "0.05"]
     done(*common, "--name", "subset", "--seed", "1")  # another eight images
     refused = meansparse("table", "subset", other, runs[-1], "-o", str(tmp_path))
-    assert refused.exit_code == 3 and "not measured on the same images" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "not measured on the same images" in " ".join(
+        refused.stderr.replace("│", " ").split()
+    )
     few = str(tmp_path / "few")
     done("calibrate", "--model", "digits", "--run", few, "--n-examples", "20")
     refused = meansparse("table", "subset", few, runs[-1], "-o", str(tmp_path))
-    assert refused.exit_code == 3 and "--n-examples 20" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "--n-examples 20" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 def test_all_of_the_images_have_to_be_among_the_runs(runs: list[str], tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meansparse_cli.engine.grid import Variant as Column
-from meansparse_cli.engine.grid import VariantGrid
+from meansparse_cli.engine.grid import Variant, VariantGrid
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.ledger import Ledger
 from meansparse_cli.operator.checkpoint import Checkpoint, centred, load_checkpoint, save_checkpoint, sparsify
@@ -28,32 +27,32 @@ N, BLOCK = 400, 50
 class KnownPairs(VariantGrid):
     """A store whose attacks are a function: (column, family) -> (n,) bool, still right."""
 
-    def __init__(self, folder: Path, n_sites: int, robust: Callable[[Column, str], Tensor]) -> None:
+    def __init__(self, folder: Path, n_sites: int, robust: Callable[[Variant, str], Tensor]) -> None:
         self.robust_at, self.n_sites = robust, n_sites
         self.ledger = Ledger(folder, {}, on_change="beside")
         self.cells: Any = SimpleNamespace(model=SimpleNamespace(sites=[None] * n_sites))
         self.attacks = {"plain": ("apgd-ce",), "bpda": ("bpda-apgd-ce",)}
         self.ids = torch.arange(N)
         self.blocks = list(torch.arange(N).split(BLOCK))
-        self.asked: set[tuple[int, Column, str]] = set()
+        self.asked: set[tuple[int, Variant, str]] = set()
 
-    def is_scored(self, b: int, column: Column, family: Any) -> bool:
+    def is_scored(self, b: int, column: Variant, family: Any) -> bool:
         return (b, column, family) in self.asked
 
     def count_missing(self, b: int, wanted: Any) -> int:
         return sum((b, c, family) not in self.asked for family, columns in wanted.items() for c in columns)
 
-    def classify(self, columns: Sequence[Column]) -> None:
+    def classify(self, columns: Sequence[Variant]) -> None:
         pass
 
     def score(self, b: int, wanted: Any, what: str = "") -> None:
         self.asked |= {(b, c, family) for family, columns in wanted.items() for c in columns}
 
-    def clean(self, column: Column, blocks: Any = None) -> Tensor:
+    def clean(self, column: Variant, blocks: Any = None) -> Tensor:
         positions = torch.cat([self.blocks[b] for b in (range(len(self.blocks)) if blocks is None else blocks)])
         return positions % 100 >= 20 + 10 * max(column)  # two points lost for every 0.2
 
-    def measure(self, column: Column, name: Any, blocks: Any = None) -> Tensor:
+    def measure(self, column: Variant, name: Any, blocks: Any = None) -> Tensor:
         parts = [torch.zeros(0, dtype=torch.bool)]
         for b in range(len(self.blocks)) if blocks is None else blocks:
             families = {"worst": ("plain", "bpda"), "bpda": ("bpda",)}.get(name, ("plain",))
@@ -68,7 +67,7 @@ class KnownPairs(VariantGrid):
         return len(self.asked) * BLOCK
 
 
-def masking(column: Column, family: str) -> Tensor:
+def masking(column: Variant, family: str) -> Tensor:
     """Plain gains up to alpha = 0.3 and falls from there; BPDA loses from the start."""
     alpha, where = max(column), torch.arange(N) % 100
     gain = 20 * alpha - 60 * max(0.0, alpha - 0.3) if family == "plain" else -10 * alpha
@@ -141,7 +140,7 @@ def test_families() -> None:
         families_of(("apgd-ce",), "apgd")
 
 
-def late_sites_help(column: Column, family: str) -> Tensor:
+def late_sites_help(column: Variant, family: str) -> Tensor:
     """The third of three sites gains with its alpha, wherever attacked; the others lose; one example is noise."""
     gain = round(30 * column[2] - 20 * column[0] - 20 * column[1])
     return (torch.arange(N) * 37) % 100 < 40 + gain
@@ -152,21 +151,21 @@ def test_the_search_finds_the_sites_that_help_and_leaves_the_others_off(tmp_path
     groups = {"a": [0], "b": [1], "c": [2]}
     rule = ChoiceRule("worst", max_clean_drop=0.10)
     found = search_alphas(store, groups, start=(0.0, 0.0, 0.0), candidates=[0.0, 0.2, 0.4], rule=rule)
-    assert found.column == (0.0, 0.0, 0.4)
+    assert found.variant == (0.0, 0.0, 0.4)
     assert [step.is_accepted for step in found.steps] == [True, False, False]
     tight = ChoiceRule("worst", max_clean_drop=0.03)
     store = KnownPairs(tmp_path, 3, late_sites_help)
-    assert search_alphas(store, groups, start=(0.0,) * 3, candidates=[0.0, 0.2, 0.4], rule=tight).column == (
+    assert search_alphas(store, groups, start=(0.0,) * 3, candidates=[0.0, 0.2, 0.4], rule=tight).variant == (
         0.0,
         0.0,
         0.2,
     )
 
 
-def lucky_on(*parts: int) -> Callable[[Column, str], Tensor]:
+def lucky_on(*parts: int) -> Callable[[Variant, str], Tensor]:
     """A gain on every third block alone, beginning with those of ``parts``."""
 
-    def robust(column: Column, family: str) -> Tensor:
+    def robust(column: Variant, family: str) -> Tensor:
         there = sum((torch.arange(N) // BLOCK) % 3 == part for part in parts) > 0
         return ((torch.arange(N) * 37) % 100 < 40) | (there & (column[0] > 0) & (torch.arange(N) % 5 == 0))
 
@@ -179,7 +178,7 @@ def test_a_gain_on_one_part_alone_is_not_accepted(tmp_path: Path) -> None:
     found = search_alphas(
         KnownPairs(tmp_path, 1, lucky), {"a": [0]}, start=(0.0,), candidates=[0.0, 0.3], rule=ChoiceRule("worst", 0.05)
     )
-    assert found.column == (0.0,)
+    assert found.variant == (0.0,)
     assert found.steps[0].gain > 0.1 and found.steps[0].confirmed_gain == 0
 
 
@@ -198,11 +197,11 @@ def test_a_search_needs_images_to_be_judged_on() -> None:
         check_blocks(167, 64)
 
 
-def one_helps_one_hurts(*parts: int) -> Callable[[Column, str], Tensor]:
-    """The first of two sites gains as in ``lucky_on``; the second costs half of what is robust, so no shared alpha pays."""
+def one_helps_one_hurts(*parts: int) -> Callable[[Variant, str], Tensor]:
+    """The first of two sites gains as in ``lucky_on``; the second loses half of the robust: no shared alpha pays."""
     lucky = lucky_on(*parts)
 
-    def robust(column: Column, family: str) -> Tensor:
+    def robust(column: Variant, family: str) -> Tensor:
         return lucky(column, family) & ((column[1] == 0) | (torch.arange(N) % 2 == 0))
 
     return robust
@@ -248,7 +247,7 @@ class FillingPools(KnownPairs):
                 raise KeyboardInterrupt
         super().score(b, wanted)
 
-    def measure(self, column: Column, name: Any, blocks: Any = None) -> Tensor:
+    def measure(self, column: Variant, name: Any, blocks: Any = None) -> Tensor:
         mask = super().measure(column, name, blocks)
         if name in ("plain", "apgd-ce") or not len(mask):
             return mask
@@ -262,12 +261,12 @@ class FillingPools(KnownPairs):
 def test_a_search_that_is_killed_decides_the_same(tmp_path: Path) -> None:
     groups, rule = {f"s{i}": [i] for i in range(4)}, ChoiceRule("worst", 0.5)
 
-    def late(column: Column, family: str) -> Tensor:
+    def late(column: Variant, family: str) -> Tensor:
         return (torch.arange(N) * 37) % 100 < 40 + round(8 * column[3] + 6 * column[2] - 5 * column[0])
 
     def search(store: FillingPools) -> Any:
         found = search_alphas(store, groups, start=(0.0,) * 4, candidates=[0.0, 0.2, 0.4], rule=rule)
-        return found.column, [vars(step) for step in found.steps]
+        return found.variant, [vars(step) for step in found.steps]
 
     whole = search(FillingPools(tmp_path / "whole", 4, late))
     n_kills = n_differ = 0
@@ -309,10 +308,12 @@ def checkpoint(network: torch.nn.Module, images: Tensor) -> Checkpoint:
     rng = torch.Generator().manual_seed(0)
     statistics = tuple(
         ChannelStatistics(
-            9, torch.randn(s.channels, generator=rng, dtype=torch.float64) / 4, torch.rand(s.channels, generator=rng, dtype=torch.float64)
+            9,
+            torch.randn(s.channels, generator=rng, dtype=torch.float64) / 4,
+            torch.rand(s.channels, generator=rng, dtype=torch.float64),
         )
         for s in sites
-    )  # fmt: skip
+    )
     return Checkpoint(sites, statistics, "pooled")
 
 

@@ -2,6 +2,9 @@
 
 >>> from meansparse_cli import load_sparsified
 >>> model = load_sparsified("runs/digits-Linf-digits")  # doctest: +SKIP
+
+From the command line down: ``cli``, ``settings``, ``stages``, ``runs``, ``engine``, ``attacks``, ``operator``; each
+package says what it is for. ``docs/development/architecture.md`` in the repository is the whole picture.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -12,8 +12,8 @@
     ├── StorageError          11   the disk is full or the folder cannot be written
     └── AttackError           12   an attack that cannot run on this model
 
-A message says what was found, what was expected, and the command that mends it. The library raises; only
-``cli.py`` prints and exits. 2 is Typer's own code for wrong usage, 130 that of Ctrl-C.
+A message says what was found, what was expected, and the command that puts it right. The library raises; only
+``cli`` turns it into a message and an exit code. 2 is Typer's own code for wrong usage, 130 that of Ctrl-C.
 """
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ArtifactError
-from .files import discard, is_whole, load_torch, read_json, save_torch, write_json
+from .files import load_torch, read_json, save_torch, write_json
 
 SETTINGS = "settings.json"
-OnChange = Literal["refuse", "restart", "beside"]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
@@ -49,11 +48,10 @@ class Ledger:
     """A folder of results that all depend on ``key``.
 
     ``on_change`` says what becomes of a folder that was begun with another key: ``refuse`` raises ``ArtifactError``
-    with the differences and ``mend``; ``restart`` says so and throws the old results away; ``beside`` gives each key a
-    folder of its own inside ``folder``. ``parts`` (part -> what it does, such as an attack and its version) must agree
-    for the parts that both know; further ones may join. ``writer`` is the prefix of this writer's files;
-    ``mend(theirs)`` the hint for settings of the writer ``theirs`` that differ. ``note`` is told of damaged pieces and
-    of restarts.
+    with the differences and ``mend``; ``beside`` gives each key a folder of its own inside ``folder``. ``parts`` (part
+    -> what it does, such as an attack and its version) must agree for the parts that both know; further ones may join.
+    ``writer`` is the prefix of this writer's files; ``mend(theirs)`` the hint for settings of ``theirs`` that
+    differ. ``note`` is told of damaged pieces.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Ledger:
         folder: Path,
         key: Mapping[str, Any],
         *,
-        on_change: OnChange = "refuse",
+        on_change: Literal["refuse", "beside"] = "refuse",
         parts: Mapping[str, str] | None = None,
         writer: str | None = None,
         mend: Callable[[str | None], str] | None = None,
@@ -74,10 +72,7 @@ class Ledger:
             self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
             return
         self.folder = folder
-        now = json.loads(json.dumps(dict(key), default=str))
-        if on_change == "restart":
-            self._restart_if_changed(now)
-        self._agree(now, dict(parts or {}))
+        self._agree(json.loads(json.dumps(dict(key), default=str)), dict(parts or {}))
 
     @property
     def prefix(self) -> str:
@@ -127,20 +122,10 @@ class Ledger:
 
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
-            if is_whole(file):
-                return load_torch(file)
+            return load_torch(file)
         file.replace(file.with_name(file.name + ".damaged"))
         self._note(f"{file} is damaged: set aside, and done again")
         return None
-
-    def _restart_if_changed(self, now: dict[str, Any]) -> None:
-        file = self.folder / SETTINGS
-        if not file.exists():
-            return
-        differing = changes(_settings_in(file, self._mend(None)), now, ignored=("parts", "attacks"))
-        if differing:
-            self._note(f"{self.folder} was begun with other settings ({', '.join(differing)}): begun anew")
-            discard(self.folder)
 
     def _agree(self, now: dict[str, Any], parts: dict[str, str]) -> None:
         """Find every writer's settings to be those of ``now``, and put our own beside them."""
@@ -176,8 +161,8 @@ class Ledger:
 class StateFile:
     """One state in a file of its own, which also holds, under ``key_name``, all that it depends on.
 
-    ``on_change``: what becomes of a state that was begun with another key, as in ``Ledger``; what ``key`` lacks does
-    not count.
+    ``on_change``: a state that was begun with another key is refused, or its owner is told and begins anew. What
+    ``key`` lacks does not count.
     """
 
     def __init__(

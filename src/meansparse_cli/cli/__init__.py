@@ -1,4 +1,4 @@
-"""The command line: ``meansparse``."""
+"""The command line, ``meansparse``: options out of the settings, one function a command. Read ``commands`` first."""
 
 from .app import app
 

@@ -26,7 +26,8 @@ def typer_function(command: Command, function: Function) -> Callable[..., None]:
         given = {name: typed[name] for name in command.arguments.model_fields if name in typed}
         function({name: typed[name] for name in typed if name not in given}, command.arguments(**given))
 
-    call.__signature__ = inspect.Signature([_parameter(command, name) for name in command.options])  # type: ignore[attr-defined]
+    parameters = [_parameter(command, name) for name in command.options]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 

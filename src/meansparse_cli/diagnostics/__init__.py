@@ -1,11 +1,9 @@
-"""Sanity checks of an evaluation: reasons not to believe it, each with the number behind it.
- What a sceptical reader asks for after "Evaluating adversarial robustness" (Carlini et al. 2019), what AutoAttack
-flags, and the indicators of attack failure of Pintor et al. (2022), besides what follows from the operator itself:
-what it masks, and where its gradient points. The limits stand beside the checks. A check that warns says which number
-not to build on; an image that breaks an example on the way, of noise or of another start, is handed back, so that it
-can count.
+"""Sanity checks of an evaluation: reasons not to believe it, each with the number behind it. A file a question.
 
-In options, reports and state folders the checks are called ``doubts``.
+``diagnose``, below, asks all of them. They are what a sceptical reader asks for after "Evaluating adversarial
+robustness" (Carlini et al. 2019), what AutoAttack flags, the indicators of attack failure of Pintor et al. (2022), and
+what follows from the operator itself: what it masks, and where its gradient points. An image that breaks an example on
+the way counts in the worst case. In options, reports and state folders the checks are called ``doubts``.
 """
 
 from collections.abc import Callable, Sequence

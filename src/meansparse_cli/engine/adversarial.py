@@ -76,10 +76,10 @@ def _in_order(name: ModelName, runs: Sequence[EvaluationRun]) -> Iterator[tuple[
     for finder in (name, *(other for other in MODELS if other != name)):
         for attack in runs[-1].order:
             for run in runs:
-                for found in run.found_on(name, finder, attack):
+                for found in run.found_on(name, (finder, attack)):
                     yield attack if finder == name else f"{attack} on {finder}", found
     for run in reversed(runs):
-        yield from run.models[name].pooled
+        yield from run.models[name].broken_by_pool
 
 
 def save_adversarial(

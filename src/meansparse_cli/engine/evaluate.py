@@ -1,9 +1,9 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
 
-The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before
-it have left of the same model, or, with ``individual``, every example that is right at its clean image. Every image
-that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
-(``transfer``), so that neither faces a weaker adversary. What an earlier session kept is judged again once read.
+The clean images first, then each attack, the plain ones before BPDA. An attack is tried on the examples that the ones
+before it have left of the same model, or, with ``individual``, on every example that is right at its clean image.
+Every image that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
+(``transfer``), so that neither meets a weaker adversary. What an earlier session kept is judged again once read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages
 from .comparison import Evaluation
 from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order
-from .state import Chunk, EvaluationState, Place, chunk_of
+from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
 __all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_form"]
 
@@ -28,8 +28,8 @@ __all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_
 class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
-    ``individual``: each attack faces every example that is right at its clean image, which gives each a number of its
-    own and costs several times as much.
+    ``individual``: each attack is tried on every example that is right at its clean image, which gives each a number of
+    its own and costs several times as much.
     """
 
     attacks: tuple[str, ...]
@@ -54,12 +54,16 @@ class EvaluationProgress:
     n_robust: dict[ModelName, dict[str, int]] = field(default_factory=dict)
 
 
+Finder = tuple[ModelName, str]
+"""Whose images: of which attack, on which model."""
+
+
 @dataclass
 class _Known:
     """What is known of one of the two models; every mask is (n,) bool, ``variant`` (n_sites,).
 
-    ``transferred``: an image from elsewhere breaks it. ``held``: finder and attack -> chunks, each with the rows whose
-    images break this model. ``pooled``: where from, and the images of pools that break it.
+    ``transferred``: an image from elsewhere breaks it. ``breaking``: finder -> its chunks, each with the rows whose
+    images break this model. ``broken_by_pool``: where from, and the images of a pool that break it.
     """
 
     variant: Tensor
@@ -70,11 +74,11 @@ class _Known:
     broken: dict[str, Tensor] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
     n_transfer_passes: int = 0
-    held: dict[tuple[ModelName, str], list[tuple[str, Tensor]]] = field(default_factory=dict)
-    pooled: list[tuple[str, FoundImages]] = field(default_factory=list)
+    breaking: dict[Finder, list[tuple[str, Tensor]]] = field(default_factory=dict)
+    broken_by_pool: list[tuple[str, FoundImages]] = field(default_factory=list)
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
-        """Right at the clean image and under each of ``attacks``, as far as they faced it."""
+        """Right at the clean image and under each of ``attacks``, as far as they were tried on it."""
         left = self.right.clone()
         for attack in attacks:
             left &= ~self.broken[attack]
@@ -84,13 +88,13 @@ class _Known:
 class EvaluationRun:
     """n ``examples`` on both models of ``problem``, whose ``batch_size`` is also what a kill can cost.
 
-    Finished chunks are read back from ``place``; killed at any moment and run again, the outcomes are the same. More
+    Finished chunks are read back from ``folder``; killed at any moment and run again, the outcomes are the same. More
     examples or a further attack add to what is there; batch size, device and form of the search may change.
     ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here, by the same image.
     It is not attacked again once both models have fallen: until then one model's images at this eps are still to be
     tried on the other.
 
-    Raises ``ArtifactError`` where the place belongs to other settings or examples, ``ConfigError``, ``DataError`` and
+    Raises ``ArtifactError`` where the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and
     ``AttackError`` as ``run_attack`` does.
     """
 
@@ -99,7 +103,7 @@ class EvaluationRun:
         problem: Problem,
         examples: Examples,
         plan: Plan,
-        place: Place,
+        folder: StateFolder,
         *,
         smaller: "EvaluationRun | None" = None,
         on_update: Callable[[EvaluationProgress], None] | None = None,
@@ -118,7 +122,7 @@ class EvaluationRun:
             "precision": problem.precision,
             "alpha": plan.alpha,
         }
-        self.state = EvaluationState(place, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
+        self.state = EvaluationState(folder, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
         alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": plan.alpha}
         names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
         blank, everywhere = self.cells.blank, self.cells.everywhere
@@ -144,8 +148,7 @@ class EvaluationRun:
         for source, found in pool.items():
             admitted = self.cells.admitted(found)
             for known in self.models.values():
-                breaks = admitted.at(self._try(known, admitted))
-                known.pooled.append((source, breaks))
+                known.broken_by_pool.append((source, admitted.at(self._try(known, admitted))))
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
@@ -160,12 +163,12 @@ class EvaluationRun:
         """(n,) bool: right at the clean image, under every attack and under every image from elsewhere."""
         return self.models[name].left_by(self.order) & ~self._transferred(name)
 
-    def found_on(self, name: ModelName, finder: ModelName, attack: str) -> Iterator[FoundImages]:
-        """The images of one attack on ``finder`` that break ``name``, read back chunk by chunk."""
-        held = dict(self.models[name].held.get((finder, attack), []))
-        for file, chunk in self.state.chunks(finder, attack) if held else ():
+    def found_on(self, name: ModelName, by: Finder) -> Iterator[FoundImages]:
+        """The images of ``by`` that break ``name``, read back chunk by chunk."""
+        breaking = dict(self.models[name].breaking.get(by, []))
+        for file, chunk in self.state.chunks(*by) if breaking else ():
             found = chunk.found(torch.ones_like(chunk.broken))
-            yield found.at(torch.isin(found.rows, held.get(file, found.rows[:0])))
+            yield found.at(torch.isin(found.rows, breaking.get(file, found.rows[:0])))
 
     def _transferred(self, name: ModelName) -> Tensor:
         """(n,) bool: broken by an image from elsewhere, at this eps or at a smaller one."""
@@ -199,42 +202,32 @@ class EvaluationRun:
         tell(0)
 
     def _attack(self, name: ModelName, attack: str) -> None:
-        """One attack on one model: the examples that it has not faced yet are attacked."""
+        """One attack on one model: the examples that it was not tried on yet are attacked."""
         known = self.models[name]
         wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
-        before = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
-        carried = self.cells.blank() if before is None else before & wanted
-        attempted, broken, spent = carried & self.both_fell, carried, Spent()
+        at_smaller = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
+        broken_before = self.cells.blank() if at_smaller is None else at_smaller & wanted
+        attempted, broken, spent = broken_before & self.both_fell, broken_before, Spent()
         for file, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions] = True
-            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=False)
+            spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=False)
         tell = self._teller(name, attack, int(wanted.sum()), int((wanted & attempted).sum()))
         for rows in self._parts(wanted & ~attempted):
             chunk = chunk_of(rows, self.cells.attack(attack, rows, known.variant, tell))
             file = self.state.append(name, attack, chunk)
-            spent += self._take(name, attack, file, chunk, wanted, broken, is_judged=True)
+            spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=True)
         known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
         tell(0)
 
-    def _take(
-        self,
-        name: ModelName,
-        attack: str,
-        file: str,
-        chunk: Chunk,
-        wanted: Tensor,
-        broken: Tensor,
-        *,
-        is_judged: bool,
-    ) -> Spent:
+    def _add(self, by: Finder, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, *, is_judged: bool) -> Spent:
         """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well."""
         found = self.cells.inside(chunk.found(wanted[chunk.positions]))  # what is outside is not shown to a model
-        holds = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[name].variant)]
-        broken[holds] = True
-        for model, known in self.models.items():
-            rows = holds if model == name else found.rows[self._try(known, found)]
-            known.held.setdefault((name, attack), []).append((file, rows))
-        return _spent(chunk, wanted, holds)
+        confirmed = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[by[0]].variant)]
+        broken[confirmed] = True
+        for name, known in self.models.items():
+            rows = confirmed if name == by[0] else found.rows[self._try(known, found)]
+            known.breaking.setdefault(by, []).append((file, rows))
+        return _spent(chunk, wanted, confirmed)
 
     def _try(self, known: _Known, found: FoundImages) -> Tensor:
         """(m,) bool: which of m images from elsewhere break a model; each costs it a forward pass."""
@@ -270,8 +263,8 @@ def _n_robust(known: _Known) -> dict[str, int]:
     return {name: int(known.left_by(names[:k]).sum()) for k, name in enumerate(done)}
 
 
-def _spent(chunk: Chunk, wanted: Tensor, holds: Tensor) -> Spent:
-    """The cost of a chunk of which the breaks at ``holds`` count; what is not ``wanted`` has no part in it."""
+def _spent(chunk: Chunk, wanted: Tensor, confirmed: Tensor) -> Spent:
+    """The cost of a chunk of which the breaks at ``confirmed`` count; what is not ``wanted`` has no part in it."""
     counts = wanted[chunk.positions]
     claimed = chunk.broken & counts
     forward, backward = chunk.passes[counts].sum(dim=0).tolist()
@@ -281,7 +274,7 @@ def _spent(chunk: Chunk, wanted: Tensor, holds: Tensor) -> Spent:
         backward_passes=backward,
         seconds=chunk.seconds,
         rejected=int(chunk.rejected[counts].sum()),
-        unconfirmed=int(claimed.sum()) - len(holds),
+        unconfirmed=int(claimed.sum()) - len(confirmed),
         n_attacked=int(counts.sum()),
         n_attacked_broken=int(claimed.sum()),
         forward_passes_broken=forward_broken,

@@ -6,7 +6,6 @@ Nothing in it is believed: ``evaluate --pool`` tries on both models what keeps t
 ``verify`` judges it.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,37 +103,32 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(loaded, Tensor):
                 return {"": loaded}
-            if isinstance(loaded, dict):
-                return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-            raise DataError(f"{path} holds a {type(loaded).__name__}", hint=HINT)
-    except DataError:
-        raise
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint=HINT) from error
+            return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     except Exception as error:  # torch.load and safetensors raise what they like on a broken file
         raise DataError(f"{path} cannot be read, or holds more than tensors: {error}", hint=HINT) from error
     raise DataError(f"{path}: unknown kind of file {path.suffix!r}", hint="one of .safetensors, .pt, .npz, .npy")
 
 
 def _check_tensors(path: Path, given: ImageSet) -> None:
-    images, indices = given.images, given.indices
-    if images.ndim != 4 or not images.is_floating_point():
-        raise DataError(
-            f"{path}: images are {images.dtype} of shape {tuple(images.shape)}",
-            hint="expected floating point in [0, 1], (n, channels, height, width)",
-        )
-    if indices is not None and (indices.shape != (len(images),) or indices.is_floating_point()):
-        raise DataError(
-            f"{path}: {len(images)} images with indices {indices.dtype} of shape {tuple(indices.shape)}", hint=HINT
-        )
-    evaluated = given.evaluated
-    if evaluated is not None and (evaluated.ndim != 1 or evaluated.is_floating_point()):
-        raise DataError(
-            f"{path}: evaluated is {evaluated.dtype} of shape {tuple(evaluated.shape)}",
-            hint="expected positions in the data set, (n,)",
-        )
-    if not len(images) and (evaluated is None or not len(evaluated)):
-        raise DataError(f"{path} speaks of no example: it holds no image", hint=HINT)
+    images, indices, evaluated = given.images, given.indices, given.evaluated
+
+    def expect(is_so: bool, found: str, hint: str = HINT) -> None:
+        if not is_so:
+            raise DataError(f"{path}: {found}", hint=hint)
+
+    def in_words(tensor: Tensor | None) -> str:
+        return "" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+    are_images = images.ndim == 4 and images.is_floating_point()
+    expect(
+        are_images, f"images are {in_words(images)}", "expected floating point in [0, 1], (n, channels, height, width)"
+    )
+    are_indices = indices is None or (indices.shape == (len(images),) and not indices.is_floating_point())
+    expect(are_indices, f"{len(images)} images with indices {in_words(indices)}")
+    are_positions = evaluated is None or (evaluated.ndim == 1 and not evaluated.is_floating_point())
+    expect(are_positions, f"evaluated is {in_words(evaluated)}", "expected positions in the data set, (n,)")
+    n_examples = len(images) if evaluated is None else len(images) + len(evaluated)
+    expect(n_examples > 0, "it holds no image, and speaks of no example")
 
 
 def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: str) -> MatchedImages:

@@ -5,7 +5,7 @@
     <state folder>/<model>/<attack>/<number>.pt one chunk of examples under one attack, or ``clean``
 
 A chunk is written once its attack is over: a kill costs the chunk in flight. Chunks are cut in order from the examples
-that an attack has not faced yet, so that one that is done again holds the same examples as before; a larger
+that an attack was not tried on yet, so that one that is done again holds the same examples as before; a larger
 ``n_examples`` only appends. Each shard is a writer of its own (``ledger``); everybody reads what anybody wrote.
 """
 
@@ -53,12 +53,6 @@ class Chunk:
             return FoundImages(self.positions[:0], torch.zeros(0, 1, 1, 1))
         return FoundImages(self.positions[self.broken & asked], self.adversarial[asked[self.broken]])
 
-    def is_whole(self) -> bool:
-        """Whether its parts are of one length."""
-        n_images = 0 if self.adversarial is None else len(self.adversarial)
-        lengths = {len(self.positions), len(self.broken), len(self.passes), len(self.rejected)}
-        return len(lengths) == 1 and n_images in (0, int(self.broken.sum()))
-
 
 def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
     """The result of an attack on the examples at ``positions`` (m,); images that broke nothing are dropped."""
@@ -67,13 +61,13 @@ def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an evaluation is kept, and what its outcomes depend on besides the attacks (weights, statistics, a split).
+class StateFolder:
+    """``path``: where an evaluation is kept; and what it depends on besides the attacks (weights, statistics, a split).
 
     ``shard``: the examples are those of this shard; without it, what shards have done here is taken over.
     """
 
-    folder: Path
+    path: Path
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     shard: Shard | None = None
 
@@ -88,14 +82,14 @@ class EvaluationState:
     """
 
     def __init__(
-        self, place: Place, key: Mapping[str, Any], attack_versions: Mapping[str, str], examples: Examples
+        self, folder: StateFolder, key: Mapping[str, Any], attack_versions: Mapping[str, str], examples: Examples
     ) -> None:
-        n, shard = len(examples), place.shard
-        self.folder, self.writer = place.folder, None if shard is None else shard.name
+        n, shard = len(examples), folder.shard
+        self.folder, self.writer = folder.path, None if shard is None else shard.name
         self.positions = torch.arange(n) if shard is None else torch.tensor(shard.positions(n * shard.count))
         self.ledger = Ledger(
-            place.folder,
-            {"format": FORMAT, **key, **place.fingerprint},
+            folder.path,
+            {"format": FORMAT, **key, **folder.fingerprint},
             parts=attack_versions,
             writer=self.writer,
             mend=self._anew,
@@ -110,12 +104,10 @@ class EvaluationState:
         for name, content in self.ledger.pieces(f"{model}/{attack}"):
             try:
                 chunk = Chunk(**content)
-                is_whole = chunk.is_whole()
-            except (TypeError, AttributeError):
-                is_whole = False
-            if not is_whole:
+            except TypeError as error:
                 file = self.folder / model / attack / f"{name}.pt"
-                raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=f"delete it and run again: {file}")
+                hint = f"delete it and run again: {file}"
+                raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=hint) from error
             known = chunk.positions < len(row_of)
             rows = torch.where(known, row_of[chunk.positions.clamp(max=len(row_of) - 1)], -1)
             if (rows >= 0).any():

@@ -29,7 +29,6 @@ class Judgement:
     """
 
     name: str
-    norm: str
     n_images: int
     n_evaluated: int
     n_unchanged: int
@@ -48,7 +47,7 @@ class Judgement:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values; accuracies are fractions."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in REPORTED}
+        row: dict[str, Any] = {key: value for key, value in vars(self).items() if not isinstance(value, dict)}
         for model, robust in self.robust.items():
             row[model] = {
                 "n_misclassified": self.n_misclassified[model],
@@ -57,18 +56,6 @@ class Judgement:
                 "robust_standard_error": robust.standard_error,
             }
         return row
-
-
-REPORTED = (
-    "name",
-    "n_images",
-    "n_evaluated",
-    "n_unchanged",
-    "n_not_finite",
-    "n_outside_range",
-    "n_outside_budget",
-    "largest_distance",
-)
 
 
 def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alpha: float) -> Judgement:
@@ -98,7 +85,6 @@ def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alp
         accuracy[name], robust[name] = accuracy_of(right), accuracy_of(right & right_there)
     return Judgement(
         name=given.name,
-        norm=budget.norm,
         n_images=len(images),
         n_evaluated=len(examples),
         n_unchanged=int((distance[finite] == 0).sum()),

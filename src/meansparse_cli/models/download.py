@@ -1,12 +1,9 @@
 """One file over HTTP, whole or not at all: resumed after a cut, checked, then moved to its name.
 
-What arrives is kept in ``.NAME.part`` beside the target, with a note of where it comes from in ``.NAME.part.json``, so
-that a run that was killed goes on where it stopped. Google Drive puts a page with a form in front of large files; gdown
-reads it. Any other page where a file was expected is an error, in the page's own words.
+What arrives waits in ``.NAME.part``, with a note of where it comes from, so that a killed run goes on where it stopped.
 """
 
 import itertools
-import json
 import os
 import re
 import time
@@ -18,8 +15,8 @@ from typing import Any
 
 import requests
 
-from ..errors import DownloadError, StorageError
-from ..files import sha256_of
+from ..errors import ArtifactError, DownloadError, StorageError
+from ..files import read_json, sha256_of, write_json
 from .weights import looks_like_html
 
 CHUNK_BYTES = 1 << 16
@@ -32,7 +29,8 @@ RETRIES = 4
 PAUSE = 1.0
 """Seconds before the first retry; doubled each time."""
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-USER_AGENT = "Mozilla/5.0 (compatible; meansparse)"
+# a coded body (gzip) would make both its length and its ranges meaningless
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "Mozilla/5.0 (compatible; meansparse)"}
 
 Progress = Callable[[int, int | None], None]
 
@@ -60,17 +58,16 @@ class _Part:
     def write_note(self, response: requests.Response) -> None:
         tag = response.headers.get("ETag", "")
         # a weak tag promises the same meaning, not the same bytes
-        record = {"url": self.url, "tag": "" if tag.startswith("W/") else tag, "total": _total(response)}
-        self.note.write_text(json.dumps(record))
+        tag = "" if tag.startswith("W/") else tag
+        write_json(self.note, {"url": self.url, "tag": tag, "total": _total(response)})
 
-    def read_note(self) -> dict[str, Any] | None:
-        """``tag`` and ``total`` of the file that was begun; None if the part is of another address, or of none."""
+    def read_note(self) -> dict[str, Any]:
+        """``tag`` and ``total`` of the file that was begun; {} if the part is of another address, or of none."""
         try:
-            note = json.loads(self.note.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        known = isinstance(note, dict) and note.get("url") == self.url and {"tag", "total"} <= set(note)
-        return note if known else None
+            note = read_json(self.note)
+        except ArtifactError:
+            return {}
+        return note if note.keys() == {"url", "tag", "total"} and note["url"] == self.url else {}
 
 
 def download(
@@ -79,8 +76,7 @@ def download(
     """Fetch ``url`` to ``target``; ``target`` is not there before the last byte has been checked.
 
     ``expected_sha256`` may be the beginning of a digest. ``on_progress(bytes_so_far, bytes_in_all)`` is called after
-    each piece, the second None if unknown. Raises DownloadError (server, network, a page instead of a file, wrong
-    digest) and StorageError (disk).
+    each piece, the second None if unknown. Raises DownloadError and, where the disk is at fault, StorageError.
     """
     part, n_failed, farthest = _Part(url, target), 0, 0
     try:
@@ -113,13 +109,10 @@ def download(
 def _receive(http: requests.Session, part: _Part, on_progress: Progress | None) -> None:
     """Append what is still missing of the file to its part."""
     note = part.read_note()
-    have = part.size if note is not None else 0
-    # a coded body (gzip) would make both its length and its ranges meaningless
-    headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
-    if have and note is not None:
-        headers["Range"] = f"bytes={have}-"
-        if note["tag"]:
-            headers["If-Range"] = str(note["tag"])
+    have = part.size if note else 0
+    headers = HEADERS | ({"Range": f"bytes={have}-"} if have else {})
+    if have and note["tag"]:
+        headers["If-Range"] = str(note["tag"])
     try:
         with _open(http, part.url, headers) as response:
             total = _total(response)
@@ -140,27 +133,28 @@ def _receive(http: requests.Session, part: _Part, on_progress: Progress | None) 
                         on_progress(have, total)
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Interrupted(_reason(error)) from error
+    wrong = None
     if part.size != have:  # on a file system without locks
+        wrong = "another download wrote into the same file"
+    elif total is not None and have > total:
+        wrong = f"{have:,} bytes came, {total:,} were announced"
+    if wrong is not None:
         part.discard()
-        raise _Interrupted("another download wrote into the same file")
+        raise _Interrupted(wrong)
     if total is not None and have < total:
         raise _Interrupted(f"the connection ended after {have:,} of {total:,} bytes")
-    if total is not None and have > total:
-        part.discard()
-        raise _Interrupted(f"{have:,} bytes came, {total:,} were announced")
 
 
-def _start_of(response: requests.Response, part: _Part, have: int, note: dict[str, Any] | None) -> int:
+def _start_of(response: requests.Response, part: _Part, have: int, note: dict[str, Any]) -> int:
     """The byte of the file that the answer begins with: ``have``, or 0 after what had arrived was thrown away."""
     said = f"the server answered {response.status_code} {response.reason}"
     if response.status_code in TRANSIENT:
         raise _Interrupted(said)
     if response.status_code not in (200, 206, 416):
         raise DownloadError(f"{part.url}: {said}")
-    if response.status_code == 206:
-        starts_there = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if starts_there and note is not None and note["total"] in (None, _total(response)):
-            return have
+    starts_there = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    if response.status_code == 206 and starts_there and note and note["total"] in (None, _total(response)):
+        return have
     part.discard()
     if response.status_code == 206:
         raise _Interrupted(f"asked from byte {have}, the server sent another range")
@@ -170,17 +164,18 @@ def _start_of(response: requests.Response, part: _Part, have: int, note: dict[st
 
 
 def _open(http: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """The answer that carries the file: where a page with a download form comes first, the form's."""
-    address, page = url, ""
-    for follow in (True, False):
-        response = http.get(address, headers=headers, timeout=(CONNECT_TIMEOUT, STALL_TIMEOUT), stream=True)
+    """The response that holds the file: where a page with a download form comes first, the form's."""
+    address: str | None = url
+    for is_first in (True, False):
+        response = http.get(str(address), headers=headers, timeout=(CONNECT_TIMEOUT, STALL_TIMEOUT), stream=True)
         if response.status_code != 200 or "html" not in response.headers.get("Content-Type", "").lower():
             return response
         with response:
-            page = _read_page(response)
-        if not follow or not (confirmed := _confirmed_address(page, response.url)):
+            pieces = itertools.islice(response.iter_content(CHUNK_BYTES), 16)  # a page is not longer than this
+            page = b"".join(pieces).decode("utf-8", errors="replace")
+        address = _confirmed_address(page, response.url) if is_first else None
+        if address is None:
             break
-        address = confirmed
     raise DownloadError(f"{url}: a web page came instead of the file: {_page_says(page)}")
 
 
@@ -198,26 +193,30 @@ def _confirmed_address(page: str, page_url: str) -> str | None:
         return None
 
 
+def _page_says(page: str) -> str:
+    """The title and the explanation of an error page, for people."""
+    parts = re.findall(r'(?is)<title>(.*?)</title>|<p class="uc-error-(?:sub)?caption">(.*?)</p>', page)
+    text = " - ".join(re.sub(r"(?s)<[^>]+>|\s+", " ", a or b).strip() for a, b in parts)
+    return text[:300] or "it has no title"
+
+
 def _total(response: requests.Response) -> int | None:
     """Length in bytes of the whole file, also where only its rest is sent; None if the server does not say."""
     if response.status_code in (206, 416):
-        match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
-        return int(match.group(1)) if match else None
-    length = response.headers.get("Content-Length", "")
+        length = response.headers.get("Content-Range", "").rpartition("/")[2]
+    else:
+        length = response.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
 
 
 def _check(part: _Part, expected_sha256: str | None, *, was_resumed: bool) -> None:
     """Compare with what is known of the file; a wrong one is removed."""
-    wrong = None
     with open(part.path, "rb") as handle:
         os.fsync(handle.fileno())
-    if part.size == 0:
-        wrong = "the file is empty"
-    elif expected_sha256 is not None and not (found := sha256_of(part.path)).startswith(expected_sha256.lower()):
-        wrong = f"sha256 is {found}, expected {expected_sha256}"
-    if wrong is None:
+    found = sha256_of(part.path) if expected_sha256 is not None and part.size else ""
+    if part.size and found.startswith((expected_sha256 or "").lower()):
         return
+    wrong = f"sha256 is {found}, expected {expected_sha256}" if part.size else "the file is empty"
     part.discard()
     if was_resumed:  # the two halves may be of two files: once more, from the start
         raise _Interrupted(wrong)
@@ -233,15 +232,3 @@ def _reason(error: Exception) -> str:
     if "IncompleteRead" in text:
         return "the connection ended before the file did"
     return f"no connection: {text}"
-
-
-def _read_page(response: requests.Response) -> str:
-    pieces = itertools.islice(response.iter_content(CHUNK_BYTES), 16)  # a page is not longer than this
-    return b"".join(pieces).decode("utf-8", errors="replace")
-
-
-def _page_says(page: str) -> str:
-    """The title and the explanation of an error page, for people."""
-    parts = re.findall(r'(?is)<title>(.*?)</title>|<p class="uc-error-(?:sub)?caption">(.*?)</p>', page)
-    text = " - ".join(re.sub(r"(?s)<[^>]+>|\s+", " ", a or b).strip() for a, b in parts)
-    return text[:300] or "it has no title"

@@ -2,26 +2,24 @@
 
 The cache is laid out as RobustBench's own folder of models, ``DATASET/THREAT/NAME.pt``. Beside each file a
 ``NAME.pt.yaml`` says how long it is and what its sha256 is; a file that no longer agrees is fetched again. A file
-enters the cache only after it has been loaded into its architecture, so that a web page, half a file or another
-model's weights are never "already there".
+enters the cache only after it has been loaded into its architecture.
 """
 
-import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from ..errors import CheckpointError, ConfigError, DownloadError, StorageError
-from ..files import atomic_write, save_torch, sha256_of, write_bytes
+from ..files import atomic_write, is_whole, save_torch, sha256_of, write_bytes
 from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
-from .names import ModelSource, fetch_command, plain_name
+from .names import ModelSource, Weights, fetch_command, plain_name
 from .source import kind_of
 from .weights import ALLOW_PICKLE_HINT
 
@@ -42,26 +40,24 @@ def cache_folder() -> Path:
     """Where weights are kept: $MEANSPARSE_CACHE, or ``meansparse`` in the user's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "meansparse"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "meansparse"
 
 
 def fetch_weights(
     source: ModelSource,
     *,
     cache: Path | None = None,
-    from_file: Path | Sequence[Path] | None = None,
-    weights: Path | Sequence[Path] | None = None,
+    from_file: Weights = None,
+    weights: Weights = None,
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[FetchedFile, ...]:
     """Make sure a model's weights are here, and say which they are, in the order ``load`` takes them.
 
-    One file, or an ensemble's several; none for a factory that gives its network weights of its own.
-    ``from_file`` imports a file (an ensemble's files, or their folder) that was got by other means; ``weights`` are
-    used where they lie and only identified; otherwise the cache is asked, then the network. ``on_progress`` is called
-    with bytes so far and bytes in all (None if unknown), file by file. Raises DownloadError with what to do by hand,
-    CheckpointError for a file that is not this model's, StorageError when the disk is full.
+    None for a factory that gives its network weights of its own. ``from_file`` imports a file (an ensemble's files, or
+    their folder) that was got by other means; ``weights`` are used where they lie; otherwise the cache is asked, then
+    the network. ``on_progress`` is called with bytes so far and bytes in all (None if unknown), file by file. Raises
+    DownloadError with what to do by hand, CheckpointError for a file that is not this model's, StorageError.
     """
     model = kind_of(source)
     if weights is not None:
@@ -75,13 +71,21 @@ def fetch_weights(
     cached = _Cached(model, (cache or cache_folder()) / model.cache_subfolder, allow_pickle)
     if from_file is None and (kept := cached.whole()):
         return kept
-    with _lock(cached.folder / f".{cached.stem}.lock"):
-        if from_file is not None:
-            return cached.import_files(model.paths(from_file))
-        # another process may have finished while this one waited
-        if kept := cached.whole() or cached.adopt():
-            return kept
-        return cached.download(on_progress) if cached.wanted[0].is_address else cached.save()
+    try:
+        cached.folder.mkdir(parents=True, exist_ok=True)
+        # where the file system has no locks: two downloads at worst, never a wrong file
+        with locked(cached.folder / f".{cached.stem}.lock", wait=True):
+            if from_file is not None:
+                return cached.import_files(model.paths(from_file))
+            # another process may have finished while this one waited
+            if kept := cached.whole() or cached.adopt():
+                return kept
+            return cached.download(on_progress) if cached.wanted[0].is_address else cached.save()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {cached.folder}: {error.strerror or error}",
+            hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
+        ) from error
 
 
 class _Cached:
@@ -120,7 +124,7 @@ class _Cached:
         if len(paths) == 1:  # also an ensemble saved as one; safetensors are known by their suffix
             targets = [self.alone[1] if paths[0].suffix == ".safetensors" else self.alone[0]]
         kept = tuple(_keep(p, t, str(p.resolve()), _copy) for p, t in zip(paths, targets, strict=True))
-        for older in {*targets, *self.alone} - {file.path for file in kept}:
+        for older in {*self.targets, *self.alone}.difference(targets):
             _side_file(older).unlink(missing_ok=True)  # from now on the imported file is the one
         return kept
 
@@ -132,15 +136,18 @@ class _Cached:
 
     def download(self, on_progress: Progress | None) -> tuple[FetchedFile, ...]:
         """Each file waits under another name until all of them have been loaded together."""
-        waiting = [target.with_name(f"{target.name}.unchecked") for target in self.targets]
-        for file, target, path in zip(self.wanted, self.targets, waiting, strict=True):
-            if path.exists() or _recorded(target) is not None:
+        arrived = []
+        for file, target in zip(self.wanted, self.targets, strict=True):
+            waiting = target.with_name(f"{target.name}.unchecked")
+            if not waiting.exists() and _recorded(target) is not None:
+                arrived.append(target)
                 continue
             try:
-                download(file.origin, path, expected_sha256=file.sha256, on_progress=on_progress)
+                if not waiting.exists():
+                    download(file.origin, waiting, expected_sha256=file.sha256, on_progress=on_progress)
             except DownloadError as error:
                 raise DownloadError(f"could not download {self.name}: {error}", hint=self.by_hand()) from error
-        arrived = [path if path.exists() else target for path, target in zip(waiting, self.targets, strict=True)]
+            arrived.append(waiting)
         try:
             self.check_loads(arrived)
         except CheckpointError as error:
@@ -159,17 +166,8 @@ class _Cached:
     def check_loads(self, paths: Sequence[Path]) -> None:
         """Load the files into the model they are for, once, to see that it works."""
         for path in paths:
-            if zipfile.is_zipfile(path):
-                # torch maps the file and leaves the checksums of its members alone
-                with zipfile.ZipFile(path) as archive:
-                    try:
-                        damaged = archive.testzip()
-                    except (zipfile.BadZipFile, EOFError, OSError) as error:
-                        damaged = str(error)
-                if damaged is not None:
-                    raise CheckpointError(
-                        f"{path} is damaged at {damaged}", hint="get it again: its bytes have changed"
-                    )
+            if zipfile.is_zipfile(path) and not is_whole(path):
+                raise CheckpointError(f"{path} is damaged", hint="get it again: its bytes have changed")
         self.model.load(paths, allow_pickle=self.allow_pickle)
 
     def by_hand(self) -> str:
@@ -183,15 +181,13 @@ class _Cached:
 
 
 def _keep(path: Path, target: Path, origin: str, move: Callable[[Path, Path], object]) -> FetchedFile:
-    if path != target:
+    if path.resolve() != target.resolve():
         _side_file(target).unlink(missing_ok=True)  # it speaks of the file that is being replaced
         move(path, target)
     return _record(target, origin)
 
 
 def _copy(path: Path, target: Path) -> None:
-    if path.resolve() == target.resolve():
-        return
     with atomic_write(target) as temporary:
         shutil.copyfile(path, temporary)
 
@@ -217,26 +213,8 @@ def _record(target: Path, origin: str) -> FetchedFile:
 def _recorded(target: Path) -> FetchedFile | None:
     """The file as its side file describes it, or None if either is missing or they disagree."""
     try:
-        record = yaml.safe_load(_side_file(target).read_text())
-        size, sha256, origin = int(record["size"]), str(record["sha256"]), str(record["origin"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        found = FetchedFile(target, **yaml.safe_load(_side_file(target).read_text()))
+    except (OSError, yaml.YAMLError, TypeError, ValueError):
         return None
-    if not target.is_file() or target.stat().st_size != size or sha256_of(target) != sha256:
-        return None
-    return FetchedFile(target, size, sha256, origin)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process a model: jobs that start together on a cluster download once, the others wait and find the file."""
-    with contextlib.ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # where the file system has no locks: two downloads at worst, never a wrong file
-            held.enter_context(locked(path, wait=True))
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path.parent}: {error.strerror or error}",
-                hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
-            ) from error
-        yield
+    is_same = target.is_file() and target.stat().st_size == found.size and sha256_of(target) == found.sha256
+    return found if is_same else None

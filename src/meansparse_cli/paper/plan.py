@@ -56,8 +56,8 @@ def plan(config: Reproduce) -> list[Step]:
 class _Run:
     """A run folder of one model, and what is done on it for which column of a table.
 
-    ``source``: the options of ``calibrate`` alone, but for a configuration, which says the budget as well; ``end``: those
-    that every command on it has. ``alpha``: where a step leaves that open.
+    ``source``: the options of ``calibrate`` alone, but for a configuration, which says the budget as well; ``end``:
+    those that every command on it has. ``alpha``: where a step leaves that open.
     """
 
     folder: Path

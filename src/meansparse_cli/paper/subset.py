@@ -23,7 +23,7 @@ QUARTER = 0.25
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """``errors`` of mean and std against all images: means of ratios, ratios of sums; ``ours``: gains over all images."""
+    """``errors`` of mean and std against all images: means of ratios, ratios of sums; ``ours``: gains over all."""
 
     fraction: float
     n_images: int

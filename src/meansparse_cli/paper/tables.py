@@ -48,7 +48,7 @@ class Cell:
 class Column:
     """Cells of one model or setting. ``model`` and ``dataset``: of the zoo, if it is there; ``clean``: of all rows.
 
-    ``n_examples``: how many the paper evaluated on. ``config``: the YAML of that model; ``step``: what is done on its run.
+    ``n_examples``: how many the paper evaluated on. ``config``: the model's YAML; ``step``: what is done on its run.
     """
 
     name: str

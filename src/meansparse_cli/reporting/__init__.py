@@ -1,0 +1,4 @@
+"""What people see of a run: terminal tables, Markdown, HTML, figures. Nothing is computed here.
+
+Read ``content`` first: what a page says, in whatever form. ``table`` is the one table, ``console`` all that is printed.
+"""

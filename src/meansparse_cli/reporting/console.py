@@ -46,7 +46,7 @@ _library.setLevel(logging.INFO)
 
 
 def show_error(error: MeanSparseError) -> None:
-    """What was found and expected, and the command that mends it."""
+    """What was found and expected, and the command that puts it right."""
     body = Text(error.message)
     if error.hint:
         body.append(f"\n\n{error.hint}", style="bold")

@@ -13,7 +13,7 @@ from .table import pipes
 
 @cache
 def environment(package: str, *, is_html: bool = False) -> Environment:
-    """The templates of ``package``. In HTML every value is escaped, as ``html.escape`` does; in Markdown None is empty."""
+    """The templates of ``package``: in HTML values are escaped, as ``html.escape`` does; in Markdown None is empty."""
     made = Environment(
         loader=PackageLoader(package),
         autoescape=is_html,

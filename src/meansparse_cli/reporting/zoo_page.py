@@ -8,7 +8,7 @@ from .table import Table
 from .template import environment
 
 if TYPE_CHECKING:
-    from ..models.check.entries import Row
+    from ..models.check import Row
 
 COLUMNS: "dict[str, tuple[str, Callable[[Row], str]]]" = {
     "model": ("t", lambda row: row["name"]),

@@ -155,14 +155,15 @@ class RunContext:
     def weights(self) -> list[Path]:
         """The files that fetch recorded, unchanged since."""
         again = f"put it back, or fetch anew: {self._fetch_anew()}"
-        files = self.report("fetch")["results"]["files"]
+        files, model, paths = self.report("fetch")["results"]["files"], kind_of(self.run.source), []
         for file in files:
-            path = Path(file["path"])
+            path = model.path_now(Path(file["path"]), file["origin"])
+            paths.append(path)
             if not path.exists():
                 raise ArtifactError(f"the weights {path} are gone", hint=again)
             if sha256_of(path) != file["sha256"]:
                 raise ArtifactError(f"the weights {path} changed since they were fetched", hint=again)
-        return [Path(file["path"]) for file in files]
+        return paths
 
     @property
     def weights_id(self) -> str | None:

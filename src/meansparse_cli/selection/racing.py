@@ -31,7 +31,7 @@ MIN_EXAMPLES = 50
 class Drop:
     """A variant that left: after ``n_examples``, ``difference`` behind the leader, in the end at most ``bound``."""
 
-    column: Variant
+    column: Variant  # as files call it
     n_examples: int
     difference: float
     bound: float

@@ -44,7 +44,7 @@ class SearchResult:
             f"{self.gain.n:,} images that no step looked at (the sweep before it did): {gains[0]} points against "
             f"alpha = 0, {gains[1]} against the shared alpha"
         ]
-        alphas = ", ".join(f"{alpha:g}" for alpha in self.found.column)
+        alphas = ", ".join(f"{alpha:g}" for alpha in self.found.variant)
         if not self.is_carried:
             why = (
                 "the search moved nothing"
@@ -80,36 +80,36 @@ def alphas_by_rule(
 ) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The checkpoint that ``rule`` leads to, and what goes into the report about it.
 
-    ``shared``: the sweep's choice. ``per-depth`` and ``per-site``: a search that starts there. Its result is carried if
+    ``shared``: the sweep's choice. ``per-depth`` and ``per-site``: a search that starts there. Its result is taken if
     it keeps the rule of the choice (clean constraint, minimum gain over alpha = 0) on images that it did not look at;
     otherwise the shared choice stays. The sweep that comes back is on the pools that the search has filled, so that the
-    base model has met every image that anything found.
+    base model has been tried on every image that anything found.
     """
     if rule == "shared":
         return sweep, replace(checkpoint, alpha=sweep.chosen.alpha), {}
     groups = depth_groups(grid.sites) if rule == "per-depth" else site_groups(grid.sites)
-    start = settings.column(grid.decisions("start", settings, groups).once("alpha", lambda: sweep.chosen.alpha))
+    start = settings.variant(grid.decisions("start", settings, groups).once("alpha", lambda: sweep.chosen.alpha))
     candidates = candidates_of(settings.alphas)
     found = search_alphas(grid, groups, start=start, candidates=candidates, rule=settings.rule)
     for b in range(len(grid.blocks)):
-        grid.score(b, in_full([grid.base, start, found.column]))
+        grid.score(b, in_full([grid.base, start, found.variant]))
     sweep = sweep_alphas(grid, settings)
     result = _judge(rule, found, grid, settings, sweep)
     shared = sweep.chosen.alpha
     report = {"search": result.to_report(grid.sites), "in_words": result.in_words(settings.rule.curve, shared)}
     if not result.is_carried:
         return sweep, replace(checkpoint, alpha=shared), report
-    return sweep, with_site_alphas(checkpoint, found.column), report
+    return sweep, with_site_alphas(checkpoint, found.variant), report
 
 
 def _judge(rule: str, found: Found, grid: VariantGrid, settings: SweepSettings, sweep: Sweep) -> SearchResult:
     curve, unseen = settings.rule.curve, unseen_blocks(len(grid.blocks))
-    variants = found.column, grid.base, settings.column(sweep.chosen.alpha)
+    variants = found.variant, grid.base, settings.variant(sweep.chosen.alpha)
     mine, base, shared = (grid.measure(variant, curve, unseen) for variant in variants)
     critical = critical_value([(mine, other) for other in (base, shared)])
     over_shared = paired_difference(mine, shared)
     is_moved = any(step.is_accepted for step in found.steps)
-    alone = point_of(grid, found.column, max(found.column), unseen)
+    alone = point_of(grid, found.variant, max(found.variant), unseen)
     without = point_of(grid, grid.base, 0.0, unseen)
     return SearchResult(
         rule=rule,

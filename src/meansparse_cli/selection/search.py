@@ -44,13 +44,13 @@ class Step:
 class Found:
     """An alpha for each site, and how it was found."""
 
-    column: Variant
+    variant: Variant
     steps: list[Step] = field(default_factory=list)
 
     def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Plain values."""
         return {
-            "site_alphas": {site.name: alpha for site, alpha in zip(sites, self.column, strict=True)},
+            "site_alphas": {site.name: alpha for site, alpha in zip(sites, self.variant, strict=True)},
             "steps": [vars(step) for step in self.steps],
         }
 

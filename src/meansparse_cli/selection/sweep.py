@@ -24,7 +24,7 @@ from .racing import Drop, Race, history_in, keep_history
 class SweepSettings:
     """``alphas`` ascend and start with 0. ``site_weights`` (one a site, in [0, 1]): 0 switches the operator off there.
 
-    ``rule`` decides which alpha the checkpoint carries; ``n_refine``: rounds in which the alphas halfway between the
+    ``rule`` decides which alpha the checkpoint gets; ``n_refine``: rounds in which the alphas halfway between the
     best one and its neighbours are scored too.
     """
 
@@ -34,7 +34,7 @@ class SweepSettings:
     racing: bool = True
     n_refine: int = 0
 
-    def column(self, alpha: float) -> Variant:
+    def variant(self, alpha: float) -> Variant:
         """The alphas of all sites that a shared alpha means."""
         return variant_of([alpha * weight for weight in self.site_weights])
 
@@ -184,7 +184,7 @@ class _Run:
 
     def score(self, alphas: Sequence[float]) -> Sweep:
         """All blocks at all alphas, less what racing drops; then the choices, and these in full."""
-        grid, variants = self.grid, {self.settings.column(alpha): alpha for alpha in alphas}
+        grid, variants = self.grid, {self.settings.variant(alpha): alpha for alpha in alphas}
         grid.classify(list(variants))
         races, looks = self._races(alphas)
         n_seen = 0
@@ -210,11 +210,11 @@ class _Run:
 
     def decisions(self, alphas: Sequence[float]) -> Decisions:
         """Those of this sweep at ``alphas``."""
-        variants = [self.settings.column(alpha) for alpha in alphas]
+        variants = [self.settings.variant(alpha) for alpha in alphas]
         return self.grid.decisions("choice", variants, self.settings.racing, self.settings.rule)
 
     def _in_full(self, alphas: Sequence[float]) -> dict[Family, Sequence[Variant]]:
-        return in_full([self.settings.column(alpha) for alpha in alphas])
+        return in_full([self.settings.variant(alpha) for alpha in alphas])
 
     def _is_missing(self, alphas: Sequence[float]) -> bool:
         return any(self.grid.count_missing(b, self._in_full(alphas)) for b in range(len(self.grid.blocks)))
@@ -222,11 +222,11 @@ class _Run:
     def _races(self, alphas: Sequence[float]) -> tuple[dict[Curve, Race], Decisions]:
         """A race on each curve that something is chosen on, among what keeps the clean constraint; their looks."""
         grid, rule = self.grid, self.settings.rule
-        cleans = {alpha: grid.clean(self.settings.column(alpha)) for alpha in alphas}
+        cleans = {alpha: grid.clean(self.settings.variant(alpha)) for alpha in alphas}
         running = [SweepPoint(alpha, clean, clean[:0], clean[:0], clean[:0]) for alpha, clean in cleans.items()]
         if self.settings.racing:
             running = allowed(running, rule.max_clean_drop)
-        variants = [self.settings.column(point.alpha) for point in running]
+        variants = [self.settings.variant(point.alpha) for point in running]
         curves: list[Curve] = ["plain"]
         if grid.attacks["plain"] != ("apgd-ce",):  # the paper's choice is made on APGD-CE alone
             curves = ["apgd-ce", "plain"] if rule.curve == "plain" else ["apgd-ce"]

@@ -1,4 +1,4 @@
-"""An evaluation at work: its attacks, its sanity checks, its witnesses; see ``evaluate``."""
+"""An evaluation at work: its attacks, its sanity checks, its adversarial examples; see ``evaluate``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation
 from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
 from ..engine.evaluate import EvaluationRun, Plan
-from ..engine.state import Place
+from ..engine.state import StateFolder
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
 from ..reporting.console import live, note
@@ -98,9 +98,9 @@ class Work:
 
             def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
                 problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
-                place = Place(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, asked.shard)
+                folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, asked.shard)
                 told = show_attacks(view)
-                return EvaluationRun(problem, self.examples, plan, place, smaller=smaller, on_update=told)
+                return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
 
             return evaluate_each_eps(begin, self.grid, asked.pool)
 

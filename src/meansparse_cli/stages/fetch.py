@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ArtifactError
 from ..models.fetch import FetchedFile, cache_folder, fetch_weights
-from ..models.source import load_model
+from ..models.source import kind_of, load_model
 from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
@@ -87,7 +87,9 @@ def _sha256(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> st
 def _is_there_already(run: Run, results: dict[str, Any]) -> bool:
     """Was it fetched before, and the same? ArtifactError where the run is about other weights, or another model."""
     before = read_report(run.paths.report("fetch"), "fetch", mend=run.command("fetch"))["results"]
-    if before == results:
+    model = kind_of(run.source)
+    files = [file | {"path": str(model.path_now(Path(file["path"]), file["origin"]))} for file in before["files"]]
+    if before | {"files": files} == results:
         return True
     if before["files"] and not results["files"]:
         raise ArtifactError(

@@ -1,8 +1,8 @@
 """Error bars for one alpha among many: paired differences, corrected for having looked at all of them.
 
-The best of ten looks better than it is. |difference| exceeds the *simultaneous* critical value (in standard errors) for
-any alpha at all in 5 % of sweeps in which none differs from the base: the 95 % quantile of the largest |t| (max-t), from
-Gaussian multipliers on the examples' differences, so that alphas that do nearly the same count nearly once.
+The best of ten looks better than it is. |difference| exceeds the *simultaneous* critical value (in standard errors)
+for any alpha at all in 5 % of sweeps in which none differs from the base: the 95 % quantile of the largest |t| (max-t),
+from Gaussian multipliers on the examples' differences, so that alphas that do nearly the same count nearly once.
 """
 
 import math

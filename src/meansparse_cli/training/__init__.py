@@ -1,0 +1,1 @@
+"""``meansparse train``: adversarial training of the ResNet-18 of the ablations. Read ``train`` first."""
