@@ -69,17 +69,22 @@ def beside(folder: Path) -> list[Path]:
     return sorted(report.parent for report in reports)
 
 
+def results_of(reports: Reports, stage: str) -> dict[str, Any]:
+    """What a stage found; nothing where it has no report."""
+    return reports[stage]["results"] if stage in reports else {}  # type: ignore[no-any-return]
+
+
 def headline(reports: Reports) -> str:
     """What the numbers are about, in one line."""
-    model = _model(reports)
+    model = results_of(reports, "fetch").get("model", {"name": "a model", "dataset": "unknown data"})
     if "evaluate" not in reports:
         return f"{model['name']}, {model['dataset']}: {'measured' if 'measure' in reports else 'not evaluated yet'}"
-    report = reports["evaluate"]
-    settings, results = report["config"]["settings"], report["results"]
+    settings, results = reports["evaluate"]["config"]["settings"], reports["evaluate"]["results"]
+    dataset = reports["calibrate"]["config"]["settings"].get("dataset") if "calibrate" in reports else None
     eps = results.get("eps", settings["eps"])
     operator = results.get("operator", f"alpha {results['alpha']:g}")
     return (
-        f"{model['name']}, {_data_of(reports)}, {settings['norm']} {eps}, {operator}, "
+        f"{model['name']}, {dataset or model['dataset']}, {settings['norm']} {eps}, {operator}, "
         f"{results['n_examples']:,} {settings.get('split', 'test')} images"
         + (f" (shard {settings['shard']})" if settings.get("shard") else "")
     )
@@ -87,26 +92,22 @@ def headline(reports: Reports) -> str:
 
 def tables(reports: Reports, *, with_interval: bool = True) -> Iterator[Table]:
     """Every table there is something for, in reading order; the diagnostics are not among them."""
-    if "evaluate" in reports:
-        results = reports["evaluate"]["results"]
+    if results := results_of(reports, "evaluate"):
         yield comparisons_table(results, with_interval=with_interval)
         if results.get("eps_curve"):
             yield eps_table(results)
         yield attacks_table(results)
     if "measure" in reports:
         yield measurement_table(reports["measure"]["results"])
-    if "sweep-alpha" in reports and reports["sweep-alpha"]["results"].get("curve"):
-        yield sweep_table(reports["sweep-alpha"]["results"])
+    if (results := results_of(reports, "sweep-alpha")).get("curve"):
+        yield sweep_table(results)
 
 
 def verdict(reports: Reports) -> str:
     """``real gain. +2.00 ± 0.5 points ...``, or the word that there is none yet; empty for a measurement."""
-    if "measure" in reports and "evaluate" not in reports:
-        return ""
-    if "evaluate" not in reports:
-        return "none: the run was not evaluated"
-    results = reports["evaluate"]["results"]
-    return f"{results['verdict']}. {results['reason']}"
+    if results := results_of(reports, "evaluate"):
+        return f"{results['verdict']}. {results['reason']}"
+    return "" if "measure" in reports else "none: the run was not evaluated"
 
 
 def provenance(reports: Reports) -> list[tuple[str, str]]:
@@ -120,19 +121,8 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     rows += [("versions", versions), ("machine", machine_of(last))]
     if "evaluate" in reports:
-        settings = reports["evaluate"]["config"]["settings"]
-        rows.append(("seed", str(settings["seed"])))
-        searched = reports["evaluate"]["results"].get("search", {}).get("precision", "fp32")
+        searched = results_of(reports, "evaluate").get("search", {}).get("precision", "fp32")
+        rows.append(("seed", f"{reports['evaluate']['config']['settings']['seed']}"))
         rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
-    weights = reports.get("fetch", {}).get("results", {}).get("sha256")
+    weights = results_of(reports, "fetch").get("sha256")
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows
-
-
-def _model(reports: Reports) -> dict[str, Any]:
-    unknown = {"name": "a model", "dataset": "unknown data"}
-    return reports.get("fetch", {}).get("results", {}).get("model", unknown)  # type: ignore[no-any-return]
-
-
-def _data_of(reports: Reports) -> str:
-    given = reports.get("calibrate", {}).get("config", {}).get("settings", {}).get("dataset")
-    return str(given or _model(reports)["dataset"])
