@@ -56,15 +56,9 @@ def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
     return Table.of("Worst case by eps", {"eps": eps, **_accuracies_and_gain(rows), "verdict": verdicts})
 
 
-def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The diagnostics of an evaluation; none where it was made without, or before there were any but counts."""
-    found = results.get("doubts")
-    return found if isinstance(found, list) else []
-
-
 def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
-    found = diagnostics_of(results)
+    found = results["doubts"]
     rows: list[tuple[str, ...]] = []
     strong: set[int] = set()
     for name in dict.fromkeys(row["name"] for row in found):
@@ -84,7 +78,7 @@ def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[
     """(check on model, what was found and who asks for it) of each check with one of ``statuses``."""
     return [
         (f"{row['name']} ({row['model']})", f"{row['sentence']} [{row['source']}]")
-        for row in diagnostics_of(results)
+        for row in results.get("doubts", ())
         if row["status"] in statuses
     ]
 
