@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from ..engine.evaluate import EvaluationProgress
 
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
+COUNTS = {
+    "images": "n_images",
+    "examples they speak of": "n_evaluated",
+    "equal to the clean image": "n_unchanged",
+    "with NaN or infinity": "n_not_finite",
+    "outside [0, 1]": "n_outside_range",
+    "outside the budget": "n_outside_budget",
+}
+FORBIDDEN = ("with NaN or infinity", "outside [0, 1]", "outside the budget")
 
 
 def comparisons_table(results: dict[str, Any], *, with_interval: bool = True) -> Table:
@@ -59,19 +68,19 @@ def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
 def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
     found = results["doubts"]
-    rows: list[tuple[str, ...]] = []
-    strong: set[int] = set()
-    for name in dict.fromkeys(row["name"] for row in found):
-        of = {row["model"]: row for row in found if row["name"] == name}
-        if any(row["status"] == "warn" for row in of.values()):
-            strong.add(len(rows))
-        one = next(iter(of.values()))
-        sign = "≥" if one["at_least"] else "≤"
-        cells = [_status(of[model]) if model in of else "" for model in MODELS]
-        rows.append((name, *cells, f"{sign} {_value(one['limit'], one['unit'])}"))
+    of = {(row["name"], row["model"]): row for row in found}
+    one = {row["name"]: row for row in reversed(found)}
+    names = list(dict.fromkeys(row["name"] for row in found))
+    limits = [
+        f"{'≥' if one[name]['at_least'] else '≤'} {_value(one[name]['limit'], one[name]['unit'])}" for name in names
+    ]
+    columns: dict[str, list[str]] = {"": names}
+    columns |= {model: [_status(of.get((name, model))) for name in names] for model in MODELS}
+    warned = {row["name"] for row in found if row["status"] == "warn"}
     n = sum(row["status"] == "warn" for row in found)
+    strong = frozenset(i for i, name in enumerate(names) if name in warned)
     title = f"Doubts: {n or 'no'} warning{'s' * (n != 1)}"
-    return Table(title, ("", "base", "sparsified", "limit"), rows, frozenset(strong))
+    return Table.of(title, columns | {"limit": limits}, strong=strong)
 
 
 def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, str]]:
@@ -85,18 +94,8 @@ def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[
 
 def judgements_table(sets: Sequence[dict[str, Any]], norm: str, title: str) -> Table:
     """Of ``verify``: a column for each set of images; what no attacker may use stands out."""
-    rows = {
-        "images": [f"{one['n_images']:,}" for one in sets],
-        "examples they speak of": [f"{one['n_evaluated']:,}" for one in sets],
-        "equal to the clean image": [f"{one['n_unchanged']:,}" for one in sets],
-    }
-    forbidden = {
-        "with NaN or infinity": [one["n_not_finite"] for one in sets],
-        "outside [0, 1]": [one["n_outside_range"] for one in sets],
-        "outside the budget": [one["n_outside_budget"] for one in sets],
-    }
-    strong = frozenset(i for i, counts in enumerate(forbidden.values(), start=len(rows)) if any(counts))
-    rows |= {words: [f"{count:,}" for count in counts] for words, counts in forbidden.items()}
+    rows = {words: [f"{one[key]:,}" for one in sets] for words, key in COUNTS.items()}
+    forbidden = [any(one[key] for one in sets) and words in FORBIDDEN for words, key in COUNTS.items()]
     rows[f"largest {norm} distance"] = [f"{one['largest_distance']:.6g}" for one in sets]
     for model in (model for model in MODELS if model in sets[0]):
         found = [one[model] for one in sets]
@@ -104,6 +103,7 @@ def judgements_table(sets: Sequence[dict[str, Any]], norm: str, title: str) -> T
         rows[f"clean accuracy of {model}, %"] = [percent(one["clean_accuracy"]) for one in found]
         robust = [percent(one["robust_accuracy"], one["robust_standard_error"]) for one in found]
         rows[f"robust accuracy of {model}, %"] = robust
+    strong = frozenset(i for i, is_forbidden in enumerate(forbidden) if is_forbidden)
     names = [one["name"] if one["name"] == "images" else f"found on {one['name']}" for one in sets]
     return Table(title, ("", *names), [(words, *cells) for words, cells in rows.items()], strong)
 
@@ -157,7 +157,9 @@ def _accuracies_and_gain(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]
     return accuracies | {"gain, points": gain}
 
 
-def _status(row: dict[str, Any]) -> str:
+def _status(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
     word = {"pass": "pass", "warn": "WARN", "not run": "not run"}[row["status"]]
     return word if row["value"] is None else f"{word} {_value(row['value'], row['unit'])}"
 
