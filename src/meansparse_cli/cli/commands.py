@@ -39,7 +39,7 @@ def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None 
     typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
-def sites(flags: Flags, given: arguments.Sites) -> None:
+def sites(flags: Flags, given: arguments.StageArguments) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.sites import list_sites
 
