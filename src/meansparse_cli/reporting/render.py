@@ -15,7 +15,7 @@ from rich.text import Text
 from ..engine.outcomes import MODELS
 from ..errors import ConfigError
 from .console import WIDE, note
-from .evaluation_tables import diagnostic_sentences, diagnostics_table, show_diagnostics
+from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table, show_diagnostics
 from .reports import Reports, beside, headline, outdated, provenance, read_run, results_of, tables, verdict
 from .template import environment
 
@@ -56,7 +56,7 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
             console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, with_interval=width >= WIDE):
             console.print(table.to_rich())
-        if results_of(reports, "evaluate").get("doubts"):
+        if diagnostics_of(results_of(reports, "evaluate")):
             console.print(show_diagnostics(results_of(reports, "evaluate")))
     return capture.get()
 
@@ -89,7 +89,7 @@ def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
         "warnings": warnings,
         "verdict": verdict(reports),
         "tables": list(tables(reports)),
-        "diagnostics": diagnostics_table(results) if results.get("doubts") else None,
+        "diagnostics": diagnostics_table(results) if diagnostics_of(results) else None,
         "warned": diagnostic_sentences(results, "warn"),
         "passed": diagnostic_sentences(results, "pass", "not run"),
         "provenance": provenance(reports),
