@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .table import Table
 
 if TYPE_CHECKING:
-    from ..models.check.entries import Row
+    from ..models.check import Row
 
 EXPLANATION = """\
 Each entry is built by robustbench with random weights (no download, no GPU), its running statistics are set from two
