@@ -132,4 +132,4 @@ class ModelKind(ABC):
     def _load_own(self) -> nn.Module:
         """The network with the weights it comes with: files that lie somewhere already, or what ``build`` draws."""
         files = [file.path for file in self.weights() if file.path is not None]
-        return self._load(files) if files else self.build()
+        return self._load(files, allow_pickle=False, published_sites=False) if files else self.build()
