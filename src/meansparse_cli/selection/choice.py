@@ -197,7 +197,7 @@ def _numbers(best: SweepPoint, base: SweepPoint, curve: Curve) -> str:
 
 
 def _aside(n_too_costly: int, n_dropped: int) -> str:
-    """What became of the alphas that did not run."""
+    """Which alphas could not be chosen, and why, in words."""
     counts = ((n_too_costly, "cost too much clean accuracy"), (n_dropped, "dropped by racing"))
     return "".join(f"; {n} alpha{'s'[: n != 1]} {what}" for n, what in counts if n)
 

@@ -3,7 +3,7 @@
 The paper finds that depth matters (Table 10: the early sites help most, under attacks that the operator masks).
 Starting from the best shared alpha, one group of sites after the other, the late ones first, is tried at a few alphas
 with all other groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall
-into three parts. Two of them change places at every step: a candidate must be ahead on one and be confirmed, ahead
+into three parts. Two of them take turns, step by step: a candidate must be ahead on one and be confirmed, ahead
 again, on the other, which took no part in choosing it. The third no step looks at: on it the result is judged. The
 clean constraint holds on all of them at every step. What the result is worth is for the test split to say.
 """
@@ -114,7 +114,7 @@ def search_alphas(
 
 
 class _Search:
-    """What the steps of a search ask of a grid; ``part`` is one of the two parts of its blocks that change places."""
+    """What the steps of a search ask of a grid; ``part`` (0 or 1): which third of its blocks is looked at."""
 
     def __init__(self, grid: VariantGrid, candidates: Sequence[float], rule: ChoiceRule) -> None:
         self.grid, self.candidates, self.rule = grid, candidates, rule

@@ -105,7 +105,7 @@ class Work:
             return evaluate_each_eps(begin, self.grid, asked.pool)
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:
-        """What a sceptical reader asks of the first examples, and the images that break one on the way."""
+        """The sanity checks on the first examples, and the images that break one on the way."""
         budget, n = self.problem.budget, min(self.asked.config.n_doubt_examples, len(self.examples))
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
         of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
