@@ -1,7 +1,4 @@
-"""What the commands ask of a model, whatever its kind; the subclasses answer (``source.py`` lists them).
-
-Nobody outside this package asks which kind a model is.
-"""
+"""What the commands ask of a model; nobody outside this package asks which kind it is (``source.py`` lists them)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import nn
 
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ConfigError
-from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry, model_options
+from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry
 from .weights import fit_weights, read_checkpoint
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
@@ -81,10 +78,6 @@ class ModelKind(ABC):
 
     def _own_preprocessing(self) -> Preprocessing:
         return Preprocessing()
-
-    def options(self) -> str:
-        """What a command needs to mean this model, as `` --model NAME``."""
-        return model_options(self.source)
 
     def network_settings(self, weights: Sequence[Path]) -> dict[str, Any] | None:
         """What ``build`` has to be told of a network that its weights describe; None where the name says all."""

@@ -44,8 +44,6 @@ class LibraryModel(ModelKind):
     """``LIBRARY:NAME`` with the standard weights, for images in [0, 1]."""
 
     dataset = "imagenet"
-    catalogue: str
-    """Where a person finds every name."""
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(source)
@@ -61,7 +59,10 @@ class LibraryModel(ModelKind):
         bare = name.removeprefix(f"{cls.kind}:")
         if bare not in (names := cls._names(bare)):
             close = difflib.get_close_matches(bare, names, n=5, cutoff=0.5)
-            hint = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}" if close else f"see {cls.catalogue}"
+            meant = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}"
+            hint = (
+                meant if close else f"every name: python -c 'import {cls.kind}; print({cls.kind}.models.list_models())'"
+            )
             raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
         return super().resolve(name, dataset, threat)
 
@@ -103,7 +104,6 @@ class TimmModel(LibraryModel):
     """``timm:NAME``."""
 
     kind = "timm"
-    catalogue = "timm.list_models()"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:
@@ -146,7 +146,6 @@ class TorchvisionModel(LibraryModel):
     """``torchvision:NAME``."""
 
     kind = "torchvision"
-    catalogue = "torchvision.models"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:

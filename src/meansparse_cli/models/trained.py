@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from .kind import ModelKind
-from .names import ModelSource, WeightFile, model_options
+from .names import ModelSource, WeightFile
 from .networks import ResNet18
 from .weights import fit_weights, read_checkpoint
 
@@ -71,9 +70,6 @@ class EmbeddedModel(ModelKind):
         # the shipped models are of before that was written down; both were trained by PGD
         training = json.loads(header["training"]) if "training" in header else {"method": "pgd"}
         return {**training, **json.loads(header.get("network", "{}"))}
-
-    def options(self) -> str:
-        return model_options(replace(self.source, dataset="cifar10"))  # its weights say what they were trained on
 
     def _load(self, paths: Sequence[Path], allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
         path = paths[0]
