@@ -60,9 +60,7 @@ class LibraryModel(ModelKind):
         if bare not in (names := cls._names(bare)):
             close = difflib.get_close_matches(bare, names, n=5, cutoff=0.5)
             meant = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}"
-            hint = (
-                meant if close else f"every name: python -c 'import {cls.kind}; print({cls.kind}.models.list_models())'"
-            )
+            hint = meant if close else f"every name, in Python: {cls.kind}.models.list_models()"
             raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
         return super().resolve(name, dataset, threat)
 
