@@ -29,7 +29,7 @@ def entry(name: str, dataset: str = "cifar10", threat: str = "Linf") -> ZooEntry
     return ZooEntry(name, dataset, threat)
 
 
-# A small entry of each architecture family: sites with gates, gates (None: not known from elsewhere), size of its images.
+# A small entry of each architecture family: sites with gates, gates (None: known from nowhere else), image size.
 SMALL = [
     (entry("Andriushchenko2020Understanding"), 16, 0, 32),  # PreActResNet-18, F.relu
     (entry("Sehwag2021Proxy_R18"), 17, 0, 32),  # ResNet-18
@@ -140,7 +140,7 @@ class Rewriting(Net):
 
 
 class ZeroBranch(Net):
-    """A branch that starts as nothing, as with a layer scale of 1e-6 or a head of zeros, and a setting that must stay."""
+    """A branch that starts as nothing, as with a layer scale of 1e-6 or a head of zeros; a setting that must stay."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,9 +183,13 @@ def test_a_sound_network_passes(tmp_path: Path) -> None:
     facts, problems = check_model(Net().eval(), IMAGES, tmp_path / "c.safetensors")
     assert problems == []
     assert facts == {
-        "parameters": 8 * 27 + 8 + 16 + 36, "n_sites": 1, "n_gates": 0, "n_confirmed": 1,
-        "operations": {"ReLU": 1}, "layouts": {"channels-first": 1},
-    }  # fmt: skip
+        "parameters": 8 * 27 + 8 + 16 + 36,
+        "n_sites": 1,
+        "n_gates": 0,
+        "n_confirmed": 1,
+        "operations": {"ReLU": 1},
+        "layouts": {"channels-first": 1},
+    }
 
 
 @pytest.mark.parametrize(("net", "expected"), [(Faded, "features"), (NoGradient, "gradients")])
@@ -305,10 +309,18 @@ def test_a_broken_promise_is_noticed(
 
 def row_of(which: ZooEntry, problems: list[str]) -> dict[str, Any]:
     return {
-        "name": which.name, "dataset": which.dataset, "threat": which.threat, "parameters": 1_000_000, "n_sites": 5,
-        "n_gates": 0, "n_confirmed": 5, "operations": {"relu()": 5}, "layouts": {"channels-first": 5},
-        "problems": problems, "seconds": 1.0,
-    }  # fmt: skip
+        "name": which.name,
+        "dataset": which.dataset,
+        "threat": which.threat,
+        "parameters": 1_000_000,
+        "n_sites": 5,
+        "n_gates": 0,
+        "n_confirmed": 5,
+        "operations": {"relu()": 5},
+        "layouts": {"channels-first": 5},
+        "problems": problems,
+        "seconds": 1.0,
+    }
 
 
 def page_of(rows: list[dict[str, Any]]) -> str:

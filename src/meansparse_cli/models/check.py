@@ -1,7 +1,7 @@
 """Whether MeanSparse works on the networks of the zoo: sites, statistics, operator in and out, checkpoint.
 
 They are built with random weights: nothing is downloaded, no GPU is needed. In a network fresh from its constructor
-features may fade to nothing or explode on the way to the logits; ``settle`` mends that first.
+features may fade to nothing or explode on the way to the logits; ``settle`` sees to that first.
 """
 
 from __future__ import annotations

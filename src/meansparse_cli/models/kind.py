@@ -123,5 +123,6 @@ class ModelKind(ABC):
         return network
 
     def _load_own(self) -> nn.Module:
-        """The network with the weights it comes with."""
-        return self.build()
+        """The network with the weights it comes with: files that lie somewhere already, or what ``build`` draws."""
+        files = [file.path for file in self.weights() if file.path is not None]
+        return self._load(files, allow_pickle=False, published_sites=False) if files else self.build()

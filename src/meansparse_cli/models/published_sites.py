@@ -1,4 +1,4 @@
-"""Networks that carry published MeanSparse operators: these give way to places for ours.
+"""Networks with published MeanSparse operators, which give way to sites for ours.
 
 RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
 no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under the base

@@ -85,9 +85,6 @@ class EmbeddedModel(ModelKind):
         fit_weights(network, read_checkpoint(path), what=str(path), mend=TRAIN_AGAIN)
         return network
 
-    def _load_own(self) -> nn.Module:
-        return self._load([self.file])
-
 
 def _read_header(path: Path) -> dict[str, str]:
     if not path.is_file():
