@@ -24,11 +24,8 @@ class FactoryModel(ModelKind):
     """A network that code of the user's builds, with whatever weights it gives it."""
 
     kind = "factory"
+    names = ".*:.*"
     names_code = True
-
-    @classmethod
-    def claims(cls, name: str) -> bool:
-        return ":" in name
 
     def weights(self) -> tuple[WeightFile, ...]:
         return ()

@@ -21,6 +21,8 @@ class ModelKind(ABC):
     """One model, by its source."""
 
     kind: ClassVar[Kind]
+    names: ClassVar[str]
+    """A pattern of the names, as typed, that are of this kind."""
     dataset: ClassVar[str] = "cifar10"
     """What its models were trained on where nothing else is known."""
     names_code: ClassVar[bool] = False
@@ -35,13 +37,8 @@ class ModelKind(ABC):
         self.source = source
 
     @classmethod
-    @abstractmethod
-    def claims(cls, name: str) -> bool:
-        """Whether a name, as typed, is one of this kind."""
-
-    @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
-        """The model of a claimed name. Raises ModelNotFound, with what comes near, where there is none."""
+        """The model of a name of this kind. Raises ModelNotFound, with what comes near, where there is none."""
         return ModelSource(name, cls.kind, dataset or cls.dataset, threat)
 
     @abstractmethod
@@ -112,7 +109,7 @@ class ModelKind(ABC):
         Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
         ModelNotFound for a factory that is not there.
         """
-        paths = self.paths(weights)
+        paths = self.paths(weights) or [file.path for file in self.weights() if file.path is not None]
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
         return network.cpu().float().eval()
 
@@ -123,6 +120,5 @@ class ModelKind(ABC):
         return network
 
     def _load_own(self) -> nn.Module:
-        """The network with the weights it comes with: files that lie somewhere already, or what ``build`` draws."""
-        files = [file.path for file in self.weights() if file.path is not None]
-        return self._load(files, allow_pickle=False, published_sites=False) if files else self.build()
+        """The network with weights that lie in no file: what ``build`` draws, or a library fetches."""
+        return self.build()

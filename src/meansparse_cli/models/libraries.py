@@ -51,10 +51,6 @@ class LibraryModel(ModelKind):
         self.cache_subfolder = Path(self.kind)
 
     @classmethod
-    def claims(cls, name: str) -> bool:
-        return name.startswith(f"{cls.kind}:")
-
-    @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
         bare = name.removeprefix(f"{cls.kind}:")
         if bare not in (names := cls._names(bare)):
@@ -102,6 +98,7 @@ class TimmModel(LibraryModel):
     """``timm:NAME``."""
 
     kind = "timm"
+    names = "timm:.*"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:
@@ -144,6 +141,7 @@ class TorchvisionModel(LibraryModel):
     """``torchvision:NAME``."""
 
     kind = "torchvision"
+    names = "torchvision:.*"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:

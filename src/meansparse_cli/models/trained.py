@@ -27,10 +27,7 @@ class EmbeddedModel(ModelKind):
     """A name in ``EMBEDDED``, or ``FILE.safetensors``."""
 
     kind = "embedded"
-
-    @classmethod
-    def claims(cls, name: str) -> bool:
-        return name in EMBEDDED or name.endswith(".safetensors")
+    names = rf"{'|'.join(EMBEDDED)}|.*\.safetensors"
 
     @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
@@ -71,7 +68,7 @@ class EmbeddedModel(ModelKind):
         training = json.loads(header["training"]) if "training" in header else {"method": "pgd"}
         return {**training, **json.loads(header.get("network", "{}"))}
 
-    def _load(self, paths: Sequence[Path], allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
+    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         path = paths[0]
         try:
             network = self.build(settings=self.network_settings(paths))
