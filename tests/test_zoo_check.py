@@ -19,7 +19,7 @@ from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_sites import take_out
 from meansparse_cli.models.zoo import build_zoo_model, zoo_entries
 from meansparse_cli.operator.module import MeanSparse
-from meansparse_cli.reporting.zoo_page import checks_markdown
+from meansparse_cli.reporting.model_tables import checks_markdown
 from meansparse_cli.stages import zoo_check
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from ..engine.state import StateFolder
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
 from ..reporting.console import live, note
-from ..reporting.progress import show_attacks
+from ..reporting.evaluation_tables import show_attacks
 from ..runs.context import RunContext
 from ..settings.shard import Shard
 from ..settings.stages import EvaluateConfig

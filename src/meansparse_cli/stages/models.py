@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError, ModelNotFound
 from ..models.published import PublishedModel, published_date, published_models, to_json
 from ..reporting.console import console, note
-from ..reporting.model_tables import models_tables
+from ..reporting.model_tables import checks_table, models_tables, summary
 
 CHECK_FOLDER = Path("runs/zoo-check")
 
@@ -68,7 +68,6 @@ def check_models(
     # torch is not loaded for a list
     from ..models.names import ZooEntry
     from ..models.zoo import zoo_entries
-    from ..reporting.zoo_page import checks_table, summary
     from ..runs.lock import run_folder_lock
     from .zoo_check import check_zoo
 

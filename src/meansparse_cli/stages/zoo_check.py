@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..files import write_bytes
 from ..reporting.console import live, note
-from ..reporting.zoo_page import checks_markdown, checks_table, verdict_of
+from ..reporting.model_tables import checks_markdown, checks_table, verdict_of
 from ..runs.report import read_report, versions, write_report
 
 if TYPE_CHECKING:
