@@ -133,10 +133,9 @@ def test_bad_eps(text: str) -> None:
 def test_every_option_is_declared_once_with_its_help(command: Command) -> None:
     fields, told = command.settings.model_fields, command.arguments.model_fields
     assert not fields.keys() & told.keys()
-    options = command.options.split() or list(told)
-    assert len(set(options)) == len(options)
-    for field in [*fields.values(), *told.values()]:
-        assert field.description
+    assert len(set(command.options)) == len(command.options)
+    assert {*command.options} <= {*fields, *told} and all(command.shown[name]["help"] for name in command.options)
+    assert {*fields, *told} <= {name for other in COMMANDS.values() for name in other.shown}
 
 
 def test_settings_are_read_without_torch() -> None:

@@ -13,9 +13,8 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.models.check import entries as check_entries
-from meansparse_cli.models.check import network as model_check
-from meansparse_cli.models.check.network import check_model
+from meansparse_cli.models import check as model_check
+from meansparse_cli.models.check import check_model
 from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_sites import take_out
 from meansparse_cli.models.zoo import build_zoo_model, zoo_entries
@@ -82,7 +81,7 @@ def test_a_small_entry_of_each_family(
 @pytest.mark.slow
 @pytest.mark.parametrize(("which", "n_sites", "n_gates"), LARGE, ids=lambda v: getattr(v, "name", None))
 def test_the_other_families_and_the_papers_counts(which: ZooEntry, n_sites: int | None, n_gates: int | None) -> None:
-    row = check_entries.check_entry(which)
+    row = model_check.check_entry(which)
     assert row["problems"] == []
     assert n_sites in (None, row["n_sites"]) and n_gates in (None, row["n_gates"])
 
@@ -342,7 +341,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         state["names"].append(which.name)
         return row_of(which, ["alpha 0: no"] if which.name in state["failing"] else [])
 
-    monkeypatch.setattr(check_entries, "check_entry", check_entry)
+    monkeypatch.setattr(model_check, "check_entry", check_entry)
     return state
 
 
@@ -408,6 +407,6 @@ def test_whatever_a_network_does_becomes_a_row(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no such layer\nand more")
 
     monkeypatch.setattr("meansparse_cli.models.zoo.build_zoo_model", build)
-    row = check_entries.check_entry(zoo_entries()[0])
+    row = model_check.check_entry(zoo_entries()[0])
     assert row["problems"] == ["RuntimeError: no such layer"]
     assert "no such layer" in page_of([row])
