@@ -14,33 +14,16 @@ from torch import Tensor
 
 from ..errors import AttackError
 from .budget import per_image
-from .counting import CountedModel
-from .judge import misclassified
+from .judge import CountedModel, misclassified
 from .losses import margin
 from .patches import l2_patch, linf_patch, n_tiles, signs, tiled
-from .queue import Batch, alphas_of, search
-from .result import Budget
-from .task import AttackTask, SearchOutcome
+from .problem import Budget, Problem
+from .queue import Batch, alphas_of
 
 N_QUERIES = 5000
 P_INIT = 0.8  # the share of pixels in the first squares; AutoAttack's setting
 SMALLEST_L2_IMAGE = 5  # the L2 start is a 5 x 5 tiling
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels halves
-
-
-def square(task: AttackTask, *, n_queries: int | None = None) -> SearchOutcome:
-    """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
-
-    Raises ``AttackError`` for an L2 budget on images under 5 pixels high or wide.
-    """
-    (height, width), norm = task.examples.x.shape[2:], task.problem.budget.norm
-    if norm == "L2" and min(height, width) < SMALLEST_L2_IMAGE:
-        raise AttackError(f"Square under L2 needs images of 5 x 5 pixels or more, these are {height} x {width}")
-    n_queries = N_QUERIES if n_queries is None else n_queries
-    sides = [side_of(query, task.problem.budget, height, width) for query in range(n_queries + 1)]
-    rule = SquareRule(task.problem.budget, torch.tensor(sides, device=task.model.device))
-    with torch.no_grad():
-        return search(task, rule, targets=task.examples.y[:, None])
 
 
 def side_of(query: int, budget: Budget, height: int, width: int) -> int:
@@ -54,18 +37,27 @@ def side_of(query: int, budget: Budget, height: int, width: int) -> int:
 
 
 class SquareRule:
-    """A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
+    """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
 
-    ``sides`` (n_queries + 1,) int64 on the model's device: of the patch at each query.
+    A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
     """
 
-    def __init__(self, budget: Budget, sides: Tensor) -> None:
-        self.budget, self.sides, self.is_linf = budget, sides, budget.norm == "Linf"
+    is_targeted = False
+
+    def __init__(self, problem: Problem, *, n_queries: int | None = None) -> None:
+        self.budget, self.is_linf = problem.budget, problem.budget.norm == "Linf"
+        self.n_queries = N_QUERIES if n_queries is None else n_queries
+        self.sides = torch.zeros(0, dtype=torch.int64)  # of the patch at each query, once the images are seen
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
-        """Everything that the rows will ever draw."""
+        """Everything that the rows will ever draw. Raises ``AttackError`` where L2 images have under 5 x 5 pixels."""
         x = batch["x"]
         _, channels, height, width = x.shape
+        if not self.is_linf and min(height, width) < SMALLEST_L2_IMAGE:
+            raise AttackError(f"Square under L2 needs images of 5 x 5 pixels or more, these are {height} x {width}")
+        if not len(self.sides):
+            sides = [side_of(query, self.budget, height, width) for query in range(self.n_queries + 1)]
+            self.sides = torch.tensor(sides, device=x.device)
         shape = (channels, 1, width) if self.is_linf else (n_tiles(height, width), channels + 1)
         starts, draws = [], []
         for own in generators:
@@ -79,6 +71,7 @@ class SquareRule:
         batch["loss"] = torch.full((len(x),), -torch.inf, device=x.device)
         batch["draws"] = torch.stack(draws).to(x.device)
 
+    @torch.no_grad()
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
         """Ask the model about the proposals whose answer is not known; keep what raises the margin."""
         proposal, asked = self._propose(batch)

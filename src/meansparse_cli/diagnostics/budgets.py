@@ -1,6 +1,6 @@
 """Does a budget in which every image can be made any other leave nothing?"""
 
-from ..attacks.result import Budget
+from ..attacks.problem import Budget
 from ..stats.format import percent
 from .check import CARLINI, PINTOR, Check, Diagnostic
 from .climb import climb_again

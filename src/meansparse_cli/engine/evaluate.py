@@ -6,6 +6,7 @@ that an attack found on one model is tried on the other as well, and a pool of i
 (``transfer``), so that neither faces a weaker adversary. What an earlier session kept is judged again once read.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -13,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..attacks import run_attack
 from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
@@ -67,7 +69,7 @@ class _Known:
     """
 
     variant: Tensor
-    right: Tensor
+    correct: Tensor
     transferred: Tensor
     is_classified: bool = False
     faced: dict[str, Tensor] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class _Known:
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
         """Right at the clean image and under each of ``attacks``, as far as they faced it."""
-        left = self.right.clone()
+        left = self.correct.clone()
         for attack in attacks:
             left &= ~self.broken[attack]
         return left
@@ -135,12 +137,19 @@ class EvaluationRun:
             self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
 
     def attack(self) -> Evaluation:
-        """Every attack on both models."""
+        """Every attack on both models: the examples that it has not faced yet are attacked."""
         for name in self.models:
             self._classify_clean(name)
-        for attack in self.order:
-            for name in self.models:
-                self._attack(name, attack)
+        for attack, name in itertools.product(self.order, self.models):
+            known, problem = self.models[name], self.cells.problem
+            wanted, todo, broken, spent, tell = self._begin(name, attack)
+            for rows in self._parts(todo):
+                result = run_attack(attack, problem, self.cells.examples.at(rows), known.variant, on_progress=tell)
+                chunk = chunk_of(rows, result)
+                file = self.state.append(name, attack, chunk)
+                spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=True)
+            known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
+            tell(0)
         return self.evaluation()
 
     def try_pool(self, pool: Mapping[str, FoundImages]) -> Evaluation:
@@ -178,10 +187,10 @@ class EvaluationRun:
     def _outcomes(self, name: ModelName) -> ModelOutcomes:
         """Everything about one model, with ``transfer`` as the last attack."""
         known = self.models[name]
-        faced = known.faced | {TRANSFER: known.right}
-        broken = known.broken | {TRANSFER: self._transferred(name) & known.right}
+        faced = known.faced | {TRANSFER: known.correct}
+        broken = known.broken | {TRANSFER: self._transferred(name) & known.correct}
         return ModelOutcomes(
-            known.right.numpy(),
+            known.correct.numpy(),
             {attack: mask.numpy() for attack, mask in faced.items()},
             {attack: mask.numpy() for attack, mask in broken.items()},
             known.spent | {TRANSFER: Spent(forward_passes=known.n_transfer_passes)},
@@ -194,30 +203,26 @@ class EvaluationRun:
             attempted[chunk.positions], wrong[chunk.positions] = True, chunk.broken
         tell = self._teller(name, CLEAN, len(self.cells), int(attempted.sum()))
         for rows in self._parts(~attempted):
-            wrong[rows] = ~self.cells.right(rows, known.variant)
+            wrong[rows] = ~self.cells.correct(rows, known.variant)
             passes, none = torch.tensor([[1, 0]]).repeat(len(rows), 1), torch.zeros_like(rows)
             self.state.append(name, CLEAN, Chunk(rows, wrong[rows], passes, none))
             tell(len(rows))
-        known.right, known.is_classified = ~wrong, True
+        known.correct, known.is_classified = ~wrong, True
         tell(0)
 
-    def _attack(self, name: ModelName, attack: str) -> None:
-        """One attack on one model: the examples that it has not faced yet are attacked."""
+    def _begin(self, name: ModelName, attack: str) -> tuple[Tensor, Tensor, Tensor, Spent, Callable[[int], None]]:
+        """Which examples an attack faces and which of them are still to be attacked; what earlier sessions broke and
+        spent; and what is told of progress. Masks are (n,) bool."""
         known = self.models[name]
-        wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
+        wanted = known.correct.clone() if self.plan.individual else known.left_by(known.broken)
         at_smaller = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
-        broken_before = self.cells.blank() if at_smaller is None else at_smaller & wanted
-        attempted, broken, spent = broken_before & self.both_fell, broken_before, Spent()
+        broken = self.cells.blank() if at_smaller is None else at_smaller & wanted
+        attempted, spent = broken & self.both_fell, Spent()
         for file, chunk in self.state.chunks(name, attack):
             attempted[chunk.positions] = True
             spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=False)
         tell = self._teller(name, attack, int(wanted.sum()), int((wanted & attempted).sum()))
-        for rows in self._parts(wanted & ~attempted):
-            chunk = chunk_of(rows, self.cells.attack(attack, rows, known.variant, tell))
-            file = self.state.append(name, attack, chunk)
-            spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=True)
-        known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
-        tell(0)
+        return wanted, wanted & ~attempted, broken, spent, tell
 
     def _add(self, by: Finder, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, *, is_judged: bool) -> Spent:
         """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..attacks import run_attack
 from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..ledger import Decisions, Ledger
@@ -180,7 +181,7 @@ class VariantGrid:
         if not missing:
             return
         alphas = torch.tensor(missing).repeat_interleave(m, dim=0)
-        clean = self.cells.right(self.blocks[b].repeat(len(missing)), alphas).view(-1, m)
+        clean = self.cells.correct(self.blocks[b].repeat(len(missing)), alphas).view(-1, m)
         block.forward_passes += clean.numel()
         for variant, mask in zip(missing, clean, strict=True):
             nothing = torch.zeros(m, dtype=torch.bool)
@@ -193,7 +194,8 @@ class VariantGrid:
         left = torch.stack(of_family)
         which, rows = left.nonzero(as_tuple=True)
         self.on_progress(left.numel() - len(rows))
-        result = self.cells.attack(name, self.blocks[b][rows], torch.tensor(variants)[which], self.on_progress)
+        examples, alphas = self.cells.examples.at(self.blocks[b][rows]), torch.tensor(variants)[which]
+        result = run_attack(name, self.cells.problem, examples, alphas, on_progress=self.on_progress)
         broken, is_broken = torch.zeros_like(left), result.broken.cpu()
         broken[which, rows] = is_broken
         for variant, mask in zip(variants, broken, strict=True):

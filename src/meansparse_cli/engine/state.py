@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.result import AttackResult
+from ..attacks.problem import AttackResult
 from ..data.examples import Examples
 from ..errors import ArtifactError
 from ..ledger import Ledger, writer_of

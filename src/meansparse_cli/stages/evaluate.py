@@ -20,7 +20,7 @@ from ..diagnostics import Diagnosis
 from ..engine.comparison import Evaluation
 from ..engine.eps_sweep import eps_rows, headline_eps
 from ..engine.evaluate import search_form
-from ..engine.foreign import read_pool
+from ..engine.image_files import read_pool
 from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
