@@ -12,10 +12,9 @@ from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.cells import FoundImages
-from meansparse_cli.engine.comparison import Evaluation
-from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-from meansparse_cli.engine.evaluate import EvaluationRun, Plan
-from meansparse_cli.engine.state import StateFolder
+from meansparse_cli.engine.comparison import Evaluation, eps_rows, headline_eps
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from meansparse_cli.engine.state import StateFolder, eps_state_folder
 from meansparse_cli.engine.witnesses import collect_adversarial
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set

@@ -1,4 +1,4 @@
-"""What gradient attacks share: a random start, a loss that is climbed, the best point seen."""
+"""The gradient attack that the others are variants of: random start, a loss that is climbed, the best point seen."""
 
 from collections.abc import Iterator
 

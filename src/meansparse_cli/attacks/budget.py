@@ -51,7 +51,7 @@ def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Compliance:
-    """Which rules each of m images keeps, (m,) bool: finite; in [0, 1] and near its clean image, where it is finite.
+    """The rules that each of m images keeps, (m,) bool: finite; in [0, 1] and near its clean image, where finite.
 
     ``distance`` (m,) float64, 0 for an image that is not finite.
     """

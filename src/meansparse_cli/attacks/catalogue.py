@@ -30,7 +30,7 @@ class AttackSpec:
 
     @property
     def start(self) -> str:
-        """What its random starts are drawn for."""
+        """The name that its random starts are drawn for."""
         return self.start_of or self.name
 
     @property

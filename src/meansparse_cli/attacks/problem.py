@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,3 +87,13 @@ class AttackResult:
     def backward_passes(self) -> int:
         """Summed over the n examples."""
         return int(self.passes[:, 1].sum())
+
+
+def search_form(model: nn.Module, *, compile: bool, channels_last: bool) -> nn.Module | None:
+    """The model in the form that is searched, its values up to rounding; None: the model itself is searched.
+
+    In channels-last its convolution weights are laid out anew, in place: their values stay, so the judge may use them.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(nn.Module, torch.compile(model)) if compile else None

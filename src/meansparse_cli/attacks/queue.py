@@ -53,7 +53,7 @@ class AttackTask:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search claims, before the judge has seen it.
+    """The claims of a search, before the judge has seen them.
 
     ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
     of highest loss in the last attempt, or the clean one. ``passes`` (n, 2) int64 on the CPU: forward and backward
@@ -66,10 +66,10 @@ class SearchOutcome:
 
 
 class Rule(Protocol):
-    """What makes one attack differ from another; it keeps nothing of an example but in the batch."""
+    """One attack, as the queue runs it; it keeps nothing of an example but in the batch."""
 
     is_targeted: bool
-    """Whether each attempt aims at another class, of the likeliest at the clean image; if not, there is one attempt."""
+    """True: each attempt aims at another of the likeliest classes at the clean image. False: there is one attempt."""
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
         """Add the rule's own state to freshly admitted rows; each row draws what it needs from its own generator."""
@@ -108,7 +108,7 @@ def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> Searc
 
 
 class _Queue:
-    """Who waits, who is in the batch, and what became of the others."""
+    """The examples that wait, those in the batch, and the outcomes of the others."""
 
     def __init__(self, task: AttackTask, rule: Rule, targets: Tensor) -> None:
         self.task, self.rule, self.targets = task, rule, targets

@@ -82,7 +82,7 @@ def run_attack(
 
 
 def _parts(problem: Problem, alphas: Tensor | None, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-    """Which rows of n images are searched together, under one variant (n_sites,) or, in one batch, each its own."""
+    """Rows of n images to search together: under one variant (n_sites,), or in one batch with a variant each."""
     every = torch.arange(len(x), device=x.device)
     if alphas is None or alphas.ndim == 1:
         return [(every, alphas)]

@@ -20,7 +20,7 @@ from ..operator.insertion import SparsifiedModel
 class Subject:
     """One model and n examples; the model of ``problem`` has its alpha already, in evaluation mode.
 
-    ``correct`` (n,) bool: right at the clean image; ``robust`` (n,) bool: right under every attack of the evaluation.
+    ``correct`` (n,) bool: correct at the clean image; ``robust`` (n,) bool: correct under every attack that was run.
     ``bpda``: were there attacks whose gradients pass straight through the operator? ``broken_by``: what a check itself
     broke inside the budget, pairs of positions (m,) and images (m, channels, height, width), on the CPU.
     """

@@ -38,7 +38,7 @@ class FoundImages:
         return len(self.rows)
 
     def at(self, mask: Tensor) -> "FoundImages":
-        """Those where ``mask`` (m,) bool is true."""
+        """The images where ``mask`` (m,) bool is true."""
         return FoundImages(self.rows[mask], self.images[mask])
 
 
@@ -73,11 +73,11 @@ class Cells:
         return judge(self.problem, found.images.to(y.device), y, variants).cpu()
 
     def inside(self, found: FoundImages) -> FoundImages:
-        """Those within the budget, as they are."""
+        """The images within the budget, as they are."""
         return found.at(within_budget(found.images, self._clean(found), self.problem.budget))
 
     def admitted(self, found: FoundImages) -> FoundImages:
-        """Those that an attacker may use; what a rounding error of float32 has carried outside is moved back."""
+        """The images that an attacker may use; what a rounding error of float32 has carried outside is moved back."""
         budget = self.problem.budget
         near = found.at(within_budget(found.images, self._clean(found), budget, slack=ROUNDING[budget.norm]))
         return FoundImages(near.rows, enforce_budget(near.images, self._clean(near), budget))

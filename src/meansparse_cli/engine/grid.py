@@ -86,7 +86,7 @@ class VariantGrid:
 
     @property
     def sites(self) -> Sequence[Any]:
-        """Where a variant has its alphas."""
+        """The sites that a variant has an alpha for."""
         return self.cells.model.sites
 
     @property
@@ -99,11 +99,11 @@ class VariantGrid:
         self.on_block, self.on_progress = on_block, on_progress
 
     def decisions(self, kind: str, *key: object) -> Decisions:
-        """Those of one kind about these images in these blocks; ``key`` names what else they depend on."""
+        """Decisions of one kind about these images in these blocks; ``key`` names what else they depend on."""
         return self.ledger.decisions(kind, (*key, [len(block) for block in self.blocks], self.ids.tolist()))
 
     def is_scored(self, b: int, variant: Variant, family: Family) -> bool:
-        """Whether ``variant`` has faced the attacks of ``family`` on block ``b``."""
+        """True where ``variant`` has faced the attacks of ``family`` on block ``b``."""
         outcomes = self._known[b].get(variant)
         return outcomes is not None and all(name in outcomes.broken for name in self.attacks[family])
 
@@ -140,7 +140,7 @@ class VariantGrid:
             self._save(b, block)  # a kill costs one family of attacks on one block
 
     def clean(self, variant: Variant, blocks: Iterable[int] | None = None) -> Tensor:
-        """(k,) bool: right at the clean image, on the images of ``blocks`` (all of them)."""
+        """(k,) bool: correct at the clean image, on the images of ``blocks`` (all of them)."""
         return torch.cat([self._known[b][variant].clean for b in self._each(blocks)])
 
     def measure(self, variant: Variant, name: Measure, blocks: Iterable[int] | None = None) -> Tensor:
@@ -243,4 +243,4 @@ class VariantGrid:
 
 
 def _nobody_asked(*told: object) -> None:
-    """Who is told of progress where nobody asked."""
+    """Takes progress where nobody asked for it."""

@@ -22,9 +22,9 @@ from .outcomes import ModelName
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is true of m images; ``n_unchanged`` of them are the clean ones, and show nothing.
+    """The findings about m images; ``n_unchanged`` of them are the clean ones, and show nothing.
 
-    ``robust``: of the n evaluated examples, those right at the clean image and at theirs.
+    ``robust``: of the n evaluated examples, those correct at the clean image and at theirs.
     """
 
     name: str

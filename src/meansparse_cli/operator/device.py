@@ -1,4 +1,4 @@
-"""Where a model computes, and how float32 is computed there: TF32 or IEEE products on a GPU, autocast or not."""
+"""The device of a model, and the precision that it computes in: float32, TF32 products on a GPU, or autocast."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the operators of a model do to its features: the share that each replaces, one channel before and after."""
+"""Operators watched at work: the share of features that each replaces, one channel before and after."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
