@@ -171,7 +171,7 @@ def test_every_broken_example_has_an_image_whatever_eps_it_was_broken_at(
     runs = list(runs_of(tmp_path).values())
     examples, budget = runs[-1].cells.examples, runs[-1].cells.problem.budget
     for name, found in collect_adversarial(runs).items():
-        broken = runs[-1].models[name].right & ~runs[-1].robust(name)
+        broken = runs[-1].models[name].correct & ~runs[-1].robust(name)
         assert len(found.indices) > 5 and torch.equal(found.indices, examples.indices[broken])
         assert within_budget(found.images, examples.x[broken], budget).all()
         rows = broken.nonzero().flatten()

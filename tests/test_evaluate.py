@@ -322,7 +322,7 @@ def test_each_break_is_judged_once(tmp_path: Path, attacks: FakeAttacks, monkeyp
     assert n_judged == 2 * 3
     collected = collect_adversarial([resumed])
     assert [len(collected[model].images) for model in MODELS] == [
-        int((resumed.models[model].right & ~resumed.robust(model)).sum()) for model in MODELS
+        int((resumed.models[model].correct & ~resumed.robust(model)).sum()) for model in MODELS
     ]
     assert n_judged == 2 * 3
 

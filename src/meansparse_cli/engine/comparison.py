@@ -93,7 +93,7 @@ class Evaluation:
         return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
 
     def comparison(self, name: str) -> Comparison:
-        """The one called ``name``; ``clean`` and ``worst case`` are there always; ``plain attacks`` where one was run."""
+        """The one called ``name``; there are always ``clean`` and ``worst case``, at times ``plain attacks``."""
         return next(found for found in self.comparisons if found.name == name)
 
     def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
