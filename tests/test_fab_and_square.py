@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.fab import FABRule, project_on_boundary
 from meansparse_cli.attacks.judge import CountedModel
-from meansparse_cli.attacks.patches import pattern_of
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, search
-from meansparse_cli.attacks.square import SquareRule, side_of
+from meansparse_cli.attacks.square import SquareRule, pattern_of, side_of
 from meansparse_cli.data.examples import Examples
 
 BUDGETS = [Budget("Linf", 0.04), Budget("L2", 0.35)]

@@ -7,7 +7,7 @@ judge                         is an image misclassified, in float32, by the mode
 folding                       batch norms folded while a search runs
 queue                         keeps the batch of a search full; each attack is a rule of it:
 ascent, apgd, pgd, adaptive   gradients of a loss
-fab; square, patches          the boundary; a black box
+fab; square                   the boundary; a black box
 losses, budget, starts        losses to climb, budgets and distances, random starts
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once. A new attack is a rule of

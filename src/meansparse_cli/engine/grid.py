@@ -135,8 +135,9 @@ class VariantGrid:
                 if todo:
                     self._attack(b, block, family, name, todo)
             # after the plain attacks it saves BPDA work, after BPDA it completes the picture
-            asked = wanted.get("bpda", ()) if self.attacks["bpda"] else ()
-            self._try_pool(b, block, [v for v in block.variants if v in asked or self._has_bpda(block, v)])
+            if self.attacks["bpda"]:
+                asked = wanted.get("bpda", ())
+                self._try_pool(b, block, [v for v in block.variants if v in asked or self.is_scored(b, v, "bpda")])
             self._save(b, block)  # a kill costs one family of attacks on one block
 
     def clean(self, variant: Variant, blocks: Iterable[int] | None = None) -> Tensor:
@@ -204,10 +205,6 @@ class VariantGrid:
         block.add_to_pool(found, is_bpda=family == "bpda")
         block.forward_passes += result.forward_passes
         block.backward_passes += result.backward_passes + result.n_in_vain
-
-    def _has_bpda(self, block: Block, variant: Variant) -> bool:
-        names = self.attacks["bpda"]
-        return bool(names) and all(name in block.variants[variant].broken for name in names)
 
     def _try_pool(self, b: int, block: Block, variants: list[Variant]) -> None:
         """Try on ``variants`` the images of the pool that they have not seen and that could still change an outcome."""
