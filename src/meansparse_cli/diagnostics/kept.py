@@ -14,7 +14,7 @@ from .subject import Subject
 
 
 class KeptAnswers:
-    """In ``folder``, a place for each ``key``, which names all that the answers depend on."""
+    """In ``folder``, a folder for each ``key``, which names all that the answers depend on."""
 
     def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:
         self.folder, self.key = folder, key

@@ -77,7 +77,7 @@ class Cells:
         return found.at(within_budget(found.images, self._clean(found), self.problem.budget))
 
     def admitted(self, found: FoundImages) -> FoundImages:
-        """The images that an attacker may use; what a rounding error of float32 has carried outside is moved back."""
+        """The images that an attacker may use; what is outside by a rounding error of float32 is moved back."""
         budget = self.problem.budget
         near = found.at(within_budget(found.images, self._clean(found), budget, slack=ROUNDING[budget.norm]))
         return FoundImages(near.rows, enforce_budget(near.images, self._clean(near), budget))

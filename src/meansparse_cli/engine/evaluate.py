@@ -1,9 +1,9 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
 
-The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before
-it have left of the same model, or, with ``individual``, every example that is correct at its clean image. Every image
-that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
-(``transfer``), so that neither faces a weaker adversary. What an earlier session kept is judged again once read.
+The clean images first, then each attack, the plain ones before BPDA. An attack is tried on the examples that the ones
+before it have left of the same model, or, with ``individual``, on every example that is correct at its clean image.
+Every image that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
+(``transfer``), so that neither meets a weaker adversary. What an earlier session kept is judged again once read.
 """
 
 import itertools
@@ -27,8 +27,8 @@ from .state import Chunk, EvaluationState, StateFolder, chunk_of
 class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
-    ``individual``: each attack faces every example that is correct at its clean image, which gives each a number of its
-    own and costs several times as much.
+    ``individual``: each attack is tried on every example that is correct at its clean image, which gives each a number
+    of its own and costs several times as much.
     """
 
     attacks: tuple[str, ...]
@@ -77,7 +77,7 @@ class _Known:
     broken_by_pool: list[tuple[str, FoundImages]] = field(default_factory=list)
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
-        """Correct at the clean image and under each of ``attacks``, as far as they faced it."""
+        """Correct at the clean image and under each of ``attacks``, as far as they were tried on it."""
         left = self.correct.clone()
         for attack in attacks:
             left &= ~self.broken[attack]

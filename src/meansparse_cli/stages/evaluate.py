@@ -25,7 +25,7 @@ from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
 from ..reporting.console import console, is_wide, note
-from ..reporting.eps_curve import draw_eps_curve
+from ..reporting.curves import draw_eps_curve
 from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
 from ..runs.checks import split_note
 from ..runs.context import RunContext

@@ -1,4 +1,4 @@
-"""An evaluation at work: its attacks, its sanity checks, its witnesses; see ``evaluate``."""
+"""An evaluation at work: its attacks, its sanity checks, its adversarial examples; see ``evaluate``."""
 
 from __future__ import annotations
 

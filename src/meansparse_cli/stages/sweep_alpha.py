@@ -14,8 +14,8 @@ from ..engine.grid import VariantGrid
 from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import console, live, note
+from ..reporting.curves import draw_alpha_curve
 from ..reporting.sweep_tables import say_sweep, show_sweep
 from ..runs.checks import check_disjoint
 from ..runs.context import RunContext

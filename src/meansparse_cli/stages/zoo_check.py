@@ -17,7 +17,7 @@ from ..reporting.zoo_page import checks_markdown, checks_table, verdict_of
 from ..runs.report import read_report, versions, write_report
 
 if TYPE_CHECKING:
-    from ..models.check.entries import Row
+    from ..models.check import Row
     from ..models.names import ZooEntry
 
 STAGE = "zoo-check"
@@ -32,7 +32,7 @@ def check_zoo(
 
     Returns the YAML's path and the rows of ``entries``; a row's ``problems`` are empty where the entry passed.
     """
-    from ..models.check.entries import check_entries
+    from ..models.check import check_entries
 
     path = folder / f"{STAGE}.yaml"
     rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
@@ -74,7 +74,7 @@ def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float
 
 
 def _write(path: Path, rows: Iterable[Row], seconds: float, peak: float) -> None:
-    from ..models.check.entries import N_IMAGES, SEED
+    from ..models.check import N_IMAGES, SEED
     from ..models.zoo import zoo_entries
 
     order = [_key(entry) for entry in zoo_entries()]
