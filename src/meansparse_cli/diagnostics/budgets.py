@@ -1,6 +1,6 @@
 """Does accuracy fall to zero at a budget in which every image can be made unrecognisable?"""
 
-from ..attacks.result import Budget
+from ..attacks.problem import Budget
 from ..stats.format import percent
 from .check import CARLINI, PINTOR, Check, Diagnostic
 from .climb import climb_again

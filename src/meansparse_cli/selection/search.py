@@ -25,12 +25,12 @@ from .choice import ChoiceRule, Curve
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at
 N_PARTS = 4  # depths of a network without stages
 N_ROTATED = 3  # parts of the held-out blocks
-MIN_UNSEEN = 40  # images to judge on; fewer cannot tell a gain from luck
+MIN_UNSEEN = 40  # images; fewer cannot tell a gain from luck
 
 
 @dataclass(frozen=True)
 class Step:
-    """One group of sites: the best other alpha on the search half, and whether the other half confirmed it."""
+    """One group of sites: the best other alpha on one part of the blocks, and whether the other part confirmed it."""
 
     group: str
     alpha_before: float
@@ -131,14 +131,14 @@ class _Search:
         others = {variant: alpha for variant, alpha in others.items() if self._clean(variant) >= self.lowest}
         if not others:
             return None
-        right = self._scored([current, *others], part, what)
-        best = max(others, key=lambda variant: (int(right[variant].sum()), -others[variant]))
-        return {"alpha": others[best], "gain": paired_difference(right[best], right[current]).difference}
+        correct = self._scored([current, *others], part, what)
+        best = max(others, key=lambda variant: (int(correct[variant].sum()), -others[variant]))
+        return {"alpha": others[best], "gain": paired_difference(correct[best], correct[current]).difference}
 
     def gain(self, best: Variant, current: Variant, part: int, what: str) -> float:
         """By how much ``best`` is ahead."""
-        right = self._scored([current, best], part, what)
-        return paired_difference(right[best], right[current]).difference
+        correct = self._scored([current, best], part, what)
+        return paired_difference(correct[best], correct[current]).difference
 
     def _scored(self, variants: Sequence[Variant], part: int, what: str) -> dict[Variant, Tensor]:
         """The outcomes of the rule's curve on one part, once they are there."""
@@ -152,7 +152,7 @@ class _Search:
 
 
 def check_blocks(n: int, block_size: int) -> None:
-    """Refuse a search that would judge on too few of ``n`` images in blocks of ``block_size``."""
+    """Refuse a search that leaves unseen too few of ``n`` images in blocks of ``block_size``."""
     if (found := n_unseen(n, block_size)) < MIN_UNSEEN:
         enough = next(more for more in count(n) if n_unseen(more, block_size) >= MIN_UNSEEN)
         smaller = next((size for size in (32, 16, 8) if size < block_size and n_unseen(n, size) >= MIN_UNSEEN), None)
