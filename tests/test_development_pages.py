@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from meansparse_cli.attacks.result import Budget
 from torch import nn
 
 from meansparse_cli.attacks import ATTACKS, run_attack, runner
 from meansparse_cli.attacks.catalogue import AttackSpec
 from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models import source
 
