@@ -1,6 +1,6 @@
-"""Does a budget in which every image can be made any other leave nothing?"""
+"""Does accuracy fall to zero at a budget in which every image can be made unrecognisable?"""
 
-from ..attacks.result import Budget
+from ..attacks.problem import Budget
 from ..stats.format import percent
 from .check import CARLINI, PINTOR, Check, Diagnostic
 from .climb import climb_again
@@ -15,7 +15,7 @@ LARGEST_CHANGE = 0.5
 
 
 def check_budgets(subject: Subject) -> Diagnostic:
-    """It leaves nothing, unless the attack is blind."""
+    """APGD at larger and larger budgets, up to that; what is still right there shows that the attack is blind."""
     rows = subject.correct.nonzero().flatten()
     accuracies, n = {}, len(subject.y)
     for budget in _large_budgets(subject.problem.budget, subject.x[0].numel()):

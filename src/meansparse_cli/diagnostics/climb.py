@@ -6,11 +6,10 @@ from torch import Tensor
 
 from ..attacks.apgd import APGDRule
 from ..attacks.budget import enforce_budget
+from ..attacks.judge import judge
 from ..attacks.losses import LossName
-from ..attacks.queue import Batch, search
-from ..attacks.result import Budget
-from ..attacks.task import AttackTask
-from ..data.examples import Examples
+from ..attacks.problem import Budget
+from ..attacks.queue import AttackTask, Batch, search
 from ..operator.active import backward_rule
 from ..operator.device import full_float32
 from .subject import Subject
@@ -35,16 +34,16 @@ def climb_again(
     What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
     step.
     """
-    counted, problem, own = subject.counted(), replace(subject.problem, budget=budget), subject.examples.at(rows)
-    x = own.x.contiguous()
-    rule = Recorded(budget, loss, n_classes=problem.n_classes, n_steps=n_steps)
+    problem, given = replace(subject.problem, budget=budget), subject.examples.at(rows)
+    own = replace(given, x=given.x.contiguous())
+    rule = Recorded(problem, loss=loss, n_steps=n_steps)
     rule.history = history
-    examples = Examples(x, own.y, own.indices)
-    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, examples, subject.logits(x))
+    counted = subject.counted()
+    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, own, subject.logits(own.x))
     with backward_rule(subject.model, subject.rule), full_float32(counted.device):
-        found = search(task, rule, targets=own.y[:, None])
-    points = enforce_budget(found.points.to(x.device), x, budget)
-    broken = found.claimed.to(x.device) & (subject.logits(points).argmax(1) != own.y)
+        found = search(task, rule)
+    points = enforce_budget(found.points.to(own.x.device), own.x, budget)
+    broken = found.claimed.to(own.x.device) & judge(problem, points, own.y)
     if budget == subject.problem.budget:
         subject.keep(rows[broken], points[broken])
     return broken.cpu()

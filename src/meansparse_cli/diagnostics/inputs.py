@@ -25,7 +25,7 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_inputs(subject: Subject) -> Diagnostic:
-    """A model that gains by inputs of another scale was trained on them: its normalisation belongs inside it."""
+    """Clean accuracy on inputs of other scales: a model that gains by one lacks its normalisation."""
     clean = subject.is_right(subject.x).double()
     gains, errors = {}, {}
     for words, change in SCALES.items():

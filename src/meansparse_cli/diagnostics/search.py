@@ -22,7 +22,7 @@ LOSSES: tuple[LossName, ...] = ("ce", "dlr")
 
 
 def check_search(subject: Subject) -> list[Diagnostic]:
-    """Only noise is tried where the model has no gradient at all."""
+    """Convergence, larger budgets, noise; where the model has no gradient, noise alone."""
     try:
         searched = [*_converged(subject), check_budgets(subject)]
     except AttackError as error:
@@ -31,7 +31,7 @@ def check_search(subject: Subject) -> list[Diagnostic]:
 
 
 def _converged(subject: Subject) -> list[Diagnostic]:
-    """The examples that survived all, from another start: as many steps as before, watched, then twice as many."""
+    """Survivors attacked from another start: is the loss rising at the end, and do twice as many steps break more?"""
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
         return [check.not_run(subject.name, "no example survived the attacks") for check in (RISING, MORE)]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from ..models.names import model_options
 from ..models.published_checkpoint import read_published
-from ..models.source import ModelSource, kind_of, resolve_model
+from ..models.source import ModelSource, resolve_model
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .report import RunPaths, read_report, stage_command
@@ -39,7 +40,7 @@ class Run:
             folder = folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
-            model = kind_of(self.source).options()
+            model = model_options(self.source)
         return stage_command(stage, folder, self.name, self.shard, model=model)
 
     def place_of(self, config: ModelConfig) -> Run:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..attacks.precision import Precision, precision_on
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
+from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..errors import ConfigError
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
+from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value

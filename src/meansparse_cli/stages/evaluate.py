@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from ..attacks import expand_attacks
+from ..attacks.problem import search_form
 from ..data.identity import content_id
 from ..diagnostics import Diagnosis
-from ..engine.comparison import Evaluation
-from ..engine.eps_sweep import eps_rows, headline_eps
-from ..engine.evaluate import search_form
-from ..engine.foreign import read_pool
+from ..engine.comparison import Evaluation, eps_rows, headline_eps
+from ..engine.image_files import read_pool
 from ..engine.outcomes import attacks_id
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded

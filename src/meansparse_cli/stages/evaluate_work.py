@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
+from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..data.splits import Split
 from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
-from ..engine.adversarial import collect_adversarial, save_adversarial, save_external
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation
-from ..engine.eps_sweep import eps_state_folder, evaluate_each_eps
-from ..engine.evaluate import EvaluationRun, Plan
-from ..engine.state import StateFolder
+from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from ..engine.state import StateFolder, eps_state_folder
+from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
 from ..files import sha256_of
 from ..operator.checkpoint import Checkpoint
 from ..reporting.console import live, note
@@ -105,7 +103,7 @@ class Work:
             return evaluate_each_eps(begin, self.grid, asked.pool)
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:
-        """What a sceptical reader asks of the first examples, and the images that break one on the way."""
+        """The sanity checks on the first examples, and the images that break one on the way."""
         budget, n = self.problem.budget, min(self.asked.config.n_doubt_examples, len(self.examples))
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
         of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
