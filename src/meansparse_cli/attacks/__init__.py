@@ -12,7 +12,8 @@ losses, budget, starts        losses to climb, budgets and distances, random sta
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once. A new attack is a rule of
 the queue (``queue.Rule``), a line in ``runner.SEARCHES``, one in ``catalogue._CATALOGUE`` in order of cost, a row in
-the README's table of attacks and names in the lists of ``tests/test_attacks.py``: ``docs/development/adding-an-attack.md``.
+the README's table of attacks and names in the lists of ``tests/test_attacks.py``; an example is in
+``docs/development/adding-an-attack.md``.
 """
 
 from typing import TYPE_CHECKING, Any
