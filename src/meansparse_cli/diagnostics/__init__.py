@@ -21,14 +21,12 @@ from ..engine.comparison import Evaluation
 from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
-from .check import Diagnostic
 from .gradients import check_gradients
-from .inputs import check_inputs
 from .kept import KeptAnswers
 from .outcomes import check_outcomes
 from .outputs import check_outputs
 from .search import check_search
-from .subject import Subject
+from .subject import Diagnostic, Subject
 
 __all__ = ["DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
 
@@ -86,7 +84,7 @@ def diagnose(
 def _kinds(evaluation: Evaluation) -> dict[str, Callable[[Subject], list[Diagnostic]]]:
     """What is kept together, under the names that state folders know."""
     return {
-        "outputs": lambda subject: [*check_outputs(subject), check_inputs(subject)],
+        "outputs": check_outputs,
         "gradients": check_gradients,
         "outcomes": lambda subject: check_outcomes(subject, evaluation),
         "search": check_search,
@@ -96,10 +94,8 @@ def _kinds(evaluation: Evaluation) -> dict[str, Callable[[Subject], list[Diagnos
 def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
     """The first image of each position, in order; None where nothing was broken."""
     first: dict[int, Tensor] = {}
-    for rows, images in broken_by:
-        for row, image in zip(rows.tolist(), images, strict=True):
-            first.setdefault(row, image)
-    if not first:
-        return None
-    ordered = sorted(first)
-    return FoundImages(torch.tensor(ordered), torch.stack([first[row] for row in ordered]))
+    for rows, images in reversed(broken_by):
+        first |= dict(zip(rows.flip(0).tolist(), images.flip(0), strict=True))
+    return (
+        FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)])) if first else None
+    )

@@ -9,8 +9,7 @@ from typing import Any
 from ..errors import ArtifactError
 from ..files import load_torch
 from ..ledger import Ledger
-from .check import Diagnostic
-from .subject import Subject
+from .subject import Diagnostic, Subject
 
 
 class KeptAnswers:
