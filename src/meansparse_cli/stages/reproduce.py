@@ -3,8 +3,6 @@
 A command that was done is done at once, and one that was killed goes on, so the same call goes on as well.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -1,14 +1,15 @@
 """What ``meansparse train`` does around ``train_model``: images in, a table while it runs, weights and report out."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.identity import content_id
 from ..data.splits import Split, take_examples
@@ -36,7 +37,7 @@ from ..training.train import STATE_FILE, OnBatch, channels_last, train_model
 
 WEIGHTS, REPORT = "model.safetensors", "train.yaml"
 TEST_STEPS = 20
-_LABELS = {
+_LABELS = {  # of what is measured: clean, PGD, PGD straight through
     "test_accuracy": "test clean",
     f"test_pgd{TEST_STEPS}_accuracy": f"PGD-{TEST_STEPS}",
     f"test_pgd{TEST_STEPS}_straight_through_accuracy": f"PGD-{TEST_STEPS} straight through the operator",
@@ -80,8 +81,6 @@ class _Trained:
 
     model: ResNet18
     log: list[EpochResult]
-    n_classes: int
-    image_shape: tuple[int, int, int]
     measured: dict[str, Accuracy]
     n_test: int
 
@@ -137,10 +136,9 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
         pixels, selection = (
             read_pixels(part, config.workers, view.advance) for part in (asked.images, asked.selection)
         )
-        n_classes: int = asked.images.dataset.n_classes  # type: ignore[attr-defined]
         model, log = train_model(
             config,
-            TrainingData(pixels, selection, n_classes, asked.images_id),
+            TrainingData(pixels, selection, asked.images.dataset.n_classes, asked.images_id),  # type: ignore[attr-defined]
             asked.folder,
             device=asked.device,
             deadline=None if limit is None else started + 60 * limit,
@@ -156,28 +154,17 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
         test = take_examples(asked.test, min(config.test_examples, len(asked.test)))
         view.begin("testing", len(test))
         measured = _measure(model, read_pixels(test, config.workers), asked)
-    height, width, channels = pixels[0].shape[1:]
-    return _Trained(model, log, n_classes, (channels, height, width), measured, len(test))
+    return _Trained(model, log, measured, len(test))
 
 
 def _measure(model: ResNet18, test: Pixels, asked: _Asked) -> dict[str, Accuracy]:
     """Clean and PGD accuracy; with operators in place, also where the gradient passes straight through them."""
-
-    def accuracies() -> tuple[Accuracy, Accuracy]:
-        clean, robust = pgd_outcomes(
-            model,
-            *test,
-            eps=eps_value(str(asked.config.eps)),
-            n_steps=TEST_STEPS,
-            device=asked.device,
-            channels_last=channels_last(asked.config),
-        )
-        return accuracy_of(clean), accuracy_of(robust)
-
-    measured = dict(zip(("test_accuracy", f"test_pgd{TEST_STEPS}_accuracy"), accuracies(), strict=True))
+    options: dict[str, Any] = {"eps": eps_value(str(asked.config.eps)), "channels_last": channels_last(asked.config)}
+    outcomes = partial(pgd_outcomes, model, *test, n_steps=TEST_STEPS, device=asked.device, **options)
+    measured = dict(zip(list(_LABELS)[:2], map(accuracy_of, outcomes()), strict=True))
     if asked.config.mean_sparse_alpha is not None:
         with straight_through(model):
-            measured[f"test_pgd{TEST_STEPS}_straight_through_accuracy"] = accuracies()[1]
+            measured[list(_LABELS)[2]] = accuracy_of(outcomes()[1])
     return measured
 
 
@@ -187,10 +174,10 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
     best = best_epoch(log, config).epoch
     results = {
         "network": {
-            "n_classes": trained.n_classes,
+            "n_classes": model.fc.out_features,
             "width": config.width,
             "activation": config.activation,
-            "in_channels": trained.image_shape[0],
+            "in_channels": model.conv1.in_channels,
         },
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_train_examples": len(asked.images),
@@ -201,7 +188,7 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
     }
     outputs = [folder / WEIGHTS]
     if config.mean_sparse_alpha is not None:
-        model, operators = take_operators(model, trained.image_shape)
+        model, operators = take_operators(model, tuple(asked.images[0][0].shape))
         outputs.append(folder / "meansparse.safetensors")
         save_checkpoint(outputs[-1], operators)
     _write_weights(outputs[0], model, config, results)
@@ -277,11 +264,8 @@ def _table(view: LiveView, asked: _Asked) -> Callable[[list[EpochResult]], None]
 
 
 def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, results: dict[str, Any]) -> None:
-    dtype = getattr(torch, config.save_dtype)
-    state: dict[str, Tensor] = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    model = copy.deepcopy(model).to(getattr(torch, config.save_dtype))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     measured = {key: results[key] for key in results if key.startswith("test_") or key == "selected_on"}
     header = {
         "network": json.dumps(results["network"]),
