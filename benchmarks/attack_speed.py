@@ -2,10 +2,10 @@
 
     python benchmarks/attack_speed.py --data-dir DIR [--n-apgd 1000] [--n-standard 200] [--device auto]
 
-The model is the embedded ``resnet18-w16``; the images are the first N test images of its seeded order. Both sides attack
-what is classified correctly, APGD-CE alone and then the standard preset, and every claimed break is judged in one way, in
-float32. The sides take turns of a few seconds, each in a process of its own, so that a machine that slows down on the way
-slows down both. A row of each is appended to ``benchmarks/RESULTS.md``.
+The model is the embedded ``resnet18-w16``; the images are the first N test images of its seeded order. Both sides
+attack what is classified correctly, APGD-CE alone and then the standard preset, and every claimed break is judged in
+one way, in float32. The sides take turns of a few seconds, each in a process of its own, so that a machine that slows
+down on the way slows down both. A row of each is appended to ``benchmarks/RESULTS.md``.
 """
 
 import argparse
@@ -190,8 +190,12 @@ def compare(what: str, n: int, options: argparse.Namespace) -> None:
     n_fallen = int((~ours.robust & ~wrong(model, x, y).numpy()).sum())
     n_robust = int(ours.robust.sum())
     setting = ", ".join(
-        [options.precision, *(["compile"] if options.compile else []), *([] if options.no_channels_last else ["channels-last"])]
-    )  # fmt: skip
+        [
+            options.precision,
+            *(["compile"] if options.compile else []),
+            *([] if options.no_channels_last else ["channels-last"]),
+        ]
+    )
     differ = "; ".join(
         f"{side}: {', '.join(map(str, rows.nonzero()[0]))}"
         for side, rows in (("ours", ours.robust & ~theirs.robust), ("pyautoattack", theirs.robust & ~ours.robust))
@@ -204,10 +208,18 @@ def compare(what: str, n: int, options: argparse.Namespace) -> None:
     ]
     cells = [f"{f / max(k, 1):,.0f} / {b / max(k, 1):,.0f}" for f, b, k in passes]
     row = [
-        what, str(n), machine(device), setting, f"{ours.seconds:.1f}", f"{theirs.seconds:.1f}",
-        f"{theirs.seconds / ours.seconds:.2f}", f"{100 * ours.robust.mean():.1f} %",
-        f"{100 * theirs.robust.mean():.1f} %", *cells, differ or "none",
-    ]  # fmt: skip
+        what,
+        str(n),
+        machine(device),
+        setting,
+        f"{ours.seconds:.1f}",
+        f"{theirs.seconds:.1f}",
+        f"{theirs.seconds / ours.seconds:.2f}",
+        f"{100 * ours.robust.mean():.1f} %",
+        f"{100 * theirs.robust.mean():.1f} %",
+        *cells,
+        differ or "none",
+    ]
     for name, value in zip([c.strip() for c in HEADER.splitlines()[-2].strip("|").split("|")], row, strict=True):
         print(f"{name:>55}  {value}", file=sys.stderr)
     for attack in attacks:

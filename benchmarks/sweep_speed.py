@@ -4,9 +4,9 @@
     python benchmarks/sweep_speed.py --data-dir DIR --seeds 5    does racing agree with the full sweep, over seeds
 
 The first appends its rows to ``benchmarks/SWEEP.md``.
-Naive and ours face the same images at the same alphas with 100 steps of APGD-CE from the same random start an image, which
-pyautoattack is given. "plain curve" is the naive loop's own work; "both curves" adds BPDA and the pool, which is what
-`meansparse sweep-alpha` does.
+Naive and ours face the same images at the same alphas with 100 steps of APGD-CE from the same random start an image,
+which pyautoattack is given. "plain curve" is the naive loop's own work; "both curves" adds BPDA and the pool, which is
+what `meansparse sweep-alpha` does.
 """
 
 import argparse
@@ -47,9 +47,12 @@ IN_HEADER = ("model", "calibration", "alphas", "max_clean_drop", "eps", "batch_s
 N_ORDERS = 1000  # in which the outcomes of a full sweep are raced over again, at no cost
 HEADER = """# Speed of the sweep
 
-Written by `make bench-sweep` (`benchmarks/sweep_speed.py`): embedded `resnet18-w16`, 5,000 images for the statistics, the
-same held-out images and alphas (0, 0.05, ..., 0.4) on every row, APGD-CE with 100 steps. The naive loop runs first, with the allocator as users of
-pyautoattack have it; ours keeps freed memory, as `meansparse` does. Passes are examples through the network, a backward pass
+Written by `make bench-sweep` (`benchmarks/sweep_speed.py`): embedded `resnet18-w16`, 5,000 images for the \
+statistics, the
+same held-out images and alphas (0, 0.05, ..., 0.4) on every row, APGD-CE with 100 steps. The naive loop runs first, \
+with the allocator as users of
+pyautoattack have it; ours keeps freed memory, as `meansparse` does. Passes are examples through the network, \
+a backward pass
 counted as two forward ones. In brackets: images seen where racing dropped an alpha.
 
 | method | n | machine | s | ratio | passes | alpha | robust % at each alpha |
@@ -117,8 +120,11 @@ class Measurement:
             if least is not None:
                 goals.append((f"{name}: {least:g} times as fast", seconds / mine >= least))
                 goals.append((f"{name}: the same alpha", sweep.paper.alpha == alpha))
-                higher = [100 * (float(p.plain.double().mean()) - float(q.plain.double().mean()))
-                          for p, q in zip(sweep.points, points, strict=True) if p.is_whole("plain")]  # fmt: skip
+                higher = [
+                    100 * (float(p.plain.double().mean()) - float(q.plain.double().mean()))
+                    for p, q in zip(sweep.points, points, strict=True)
+                    if p.is_whole("plain")
+                ]
                 goals.append((f"{name}: robust accuracy at most {max(higher):+.1f} points above", max(higher) <= 0))
         for goal, is_met in goals:
             print(f"{'met' if is_met else 'MISSED':>6}  {goal}")
@@ -187,7 +193,7 @@ class Measurement:
     def replay(
         self, points: list[SweepPoint], curve: Curve, best: SweepPoint, n_orders: int, seed: int
     ) -> tuple[int, int]:
-        """Race over the outcomes of a full sweep with its images in random orders: same choice, within the stated error."""
+        """Race over the outcomes of a full sweep, its images in random orders: same choice, within the stated error."""
         generator = torch.Generator().manual_seed(seed)
         outcomes = {(p.alpha,): p.measure(curve) for p in allowed(points, self.options.max_clean_drop / 100)}
         n, same, within = len(best.clean), 0, 0
@@ -230,9 +236,17 @@ class Measurement:
                     for rows in clean.nonzero().flatten().split(self.options.batch_size):
                         points_of_start = starts[rows]
                         attack: Any = FromOurStarts(
-                            counted, n_iter=100, norm="Linf", n_restarts=1, eps=self.budget.eps, seed=seed, loss="ce",
-                            eot_iter=1, rho=0.75, device=x.device,
-                        )  # fmt: skip
+                            counted,
+                            n_iter=100,
+                            norm="Linf",
+                            n_restarts=1,
+                            eps=self.budget.eps,
+                            seed=seed,
+                            loss="ce",
+                            eot_iter=1,
+                            rho=0.75,
+                            device=x.device,
+                        )
                         found = attack.perturb(x[rows], y[rows])
                         robust[rows] = ~judge(problem, found, y[rows])
                 mask = robust.cpu()
@@ -245,9 +259,14 @@ class Measurement:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             grid = VariantGrid(
-                self.problem(seed), Examples(x, y, indices),
-                plain=("apgd-ce",), bpda=bpda, folder=Path(folder), key={}, block_size=self.options.block_size,
-            )  # fmt: skip
+                self.problem(seed),
+                Examples(x, y, indices),
+                plain=("apgd-ce",),
+                bpda=bpda,
+                folder=Path(folder),
+                key={},
+                block_size=self.options.block_size,
+            )
             rule = ChoiceRule("apgd-ce", self.options.max_clean_drop / 100, attacks=("apgd-ce",))
             settings = SweepSettings(self.grid, rule, (1.0,) * len(self.model.sites), racing=racing)
             sweep = sweep_alphas(grid, settings)

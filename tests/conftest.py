@@ -28,7 +28,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session", autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
-    """The suite fails if it leaves files in the checkout; with ``-n``, each process looks when its last test is done."""
+    """The suite fails if it leaves files in the checkout; with ``-n``, each process looks after its last test."""
     root = Path(__file__).parent.parent
     ignored = {".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "runs"}
     before = {p.name for p in root.iterdir()}

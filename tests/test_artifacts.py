@@ -66,9 +66,14 @@ def test_a_discarded_folder_is_gone_whole_whatever_was_left_by_a_kill(tmp_path: 
 
 def report(path: Path, **changes: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {
-        "stage": "calibrate", "config": {"settings": {"seed": 0}}, "inputs": {}, "outputs": {}, "results": {"n": 3},
-        "device": "cpu", "seconds": 1.0,
-    }  # fmt: skip
+        "stage": "calibrate",
+        "config": {"settings": {"seed": 0}},
+        "inputs": {},
+        "outputs": {},
+        "results": {"n": 3},
+        "device": "cpu",
+        "seconds": 1.0,
+    }
     return write_report(path, **(parts | changes))
 
 

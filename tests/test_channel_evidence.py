@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.models.check.evidence import channel_evidence
+from meansparse_cli.models.evidence import channel_evidence
 
 IMAGES = torch.rand(2, 3, 8, 8)
 

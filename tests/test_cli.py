@@ -29,7 +29,10 @@ def said_of(text: str) -> str:
 
 
 def test_help_lists_the_pipeline_in_order_without_torch() -> None:
-    code = "import sys, meansparse_cli.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch'\nassert 'robustbench' not in sys.modules"  # fmt: skip
+    code = (
+        "import sys, meansparse_cli.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch'\nassert 'robustbench' not in sys.modules"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}
     )
@@ -161,8 +164,9 @@ def test_corrupt_statistics_are_refused(calibrated: Path) -> None:
 def test_debug_shows_the_traceback() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "meansparse_cli", "--debug", "fetch", "--model", "Bartoldson2025"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert "ModelNotFound" in result.stderr
     assert "Traceback" in result.stderr

@@ -1,5 +1,6 @@
 """The command line as it was recorded in ``golden/commands.json``: every option with its spellings, help and default,
-and what wrong calls answer. A change that is meant is recorded anew with ``python tests/test_commands_snapshot.py --write``.
+and what wrong calls answer. A change that is meant is recorded anew with
+``python tests/test_commands_snapshot.py --write``.
 """
 
 import contextlib

@@ -72,7 +72,11 @@ def test_every_shipped_config_is_valid(file: Path) -> None:
     for command, cls in SECTIONS.items():
         if command != "train":
             resolve(command, cls, file, {})
-    keys = [line.split(":")[0].strip() for line in file.read_text().splitlines() if ":" in line and not line.lstrip().startswith("#")]  # fmt: skip
+    keys = [
+        line.split(":")[0].strip()
+        for line in file.read_text().splitlines()
+        if ":" in line and not line.lstrip().startswith("#")
+    ]
     assert keys
     assert yaml.safe_load(file.read_text())
 
@@ -129,10 +133,9 @@ def test_bad_eps(text: str) -> None:
 def test_every_option_is_declared_once_with_its_help(command: Command) -> None:
     fields, told = command.settings.model_fields, command.arguments.model_fields
     assert not fields.keys() & told.keys()
-    options = command.options.split() or list(told)
-    assert len(set(options)) == len(options)
-    for field in [*fields.values(), *told.values()]:
-        assert field.description
+    assert len(set(command.options)) == len(command.options)
+    assert {*command.options} <= {*fields, *told} and all(command.shown[name]["help"] for name in command.options)
+    assert {*fields, *told} <= {name for other in COMMANDS.values() for name in other.shown}
 
 
 def test_settings_are_read_without_torch() -> None:

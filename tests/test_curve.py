@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meansparse_cli.errors import DataError, StorageError
-from meansparse_cli.reporting.alpha_curve import draw_alpha_curve
+from meansparse_cli.reporting.curves import draw_alpha_curve
 
 pytest.importorskip("matplotlib")
 
@@ -30,9 +30,10 @@ def results(rows: list[dict[str, Any]], chosen: float) -> dict[str, Any]:
     choice = {"alpha": chosen, "objective": "apgd-ce"}
     critical = dict.fromkeys(("plain", "bpda", "worst"), 2.5)
     return {
-        "curve": rows, "critical_values": critical,
+        "curve": rows,
+        "critical_values": critical,
         "choices": {"paper": choice, "chosen": choice, "worst": {"alpha": 0.0, "objective": "worst"}},
-    }  # fmt: skip
+    }
 
 
 def draw(folder: Path, rows: list[dict[str, Any]] = ROWS, chosen: float = 0.2) -> tuple[Path, Path]:
@@ -81,7 +82,7 @@ def test_an_alpha_that_was_dropped_or_never_attacked_is_drawn_apart(tmp_path: Pa
 def test_pyplot_is_not_touched() -> None:
     program = (
         "import json, sys; from pathlib import Path; from tempfile import mkdtemp\n"
-        "from meansparse_cli.reporting.alpha_curve import draw_alpha_curve\n"
+        "from meansparse_cli.reporting.curves import draw_alpha_curve\n"
         f"f = Path(mkdtemp()); results = json.loads({json.dumps(json.dumps(results(ROWS, 0.1)))})\n"
         "draw_alpha_curve(results, title='t', png=f / 'p', svg=f / 's')\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"

@@ -139,8 +139,9 @@ def test_an_undefended_network_falls_to_zero_and_raises_no_doubt(tmp_path: Path)
     large = doubts["base", "robust accuracy at a large eps"]
     assert (large.status, large.value) == ("pass", 0.0)
     assert {name for name, d in doubts.items() if d.status == "not run"} == {
-        ("base", "Square beats white-box attacks"), ("base", "transfer beats white-box attacks"),
-    }  # fmt: skip
+        ("base", "Square beats white-box attacks"),
+        ("base", "transfer beats white-box attacks"),
+    }
 
 
 def test_a_network_without_gradients_is_flagged(tmp_path: Path) -> None:
@@ -199,8 +200,10 @@ def test_examples_that_were_never_really_attacked() -> None:
 def test_its_own_doubt_and_no_other(network: Callable[[], nn.Module], expected: set[str], tmp_path: Path) -> None:
     doubts = doubts_of(network(), tmp_path)
     about_outputs = {"randomised output", "depends on the rest of the batch", "modules in training mode"} | {
-        "outputs that are probabilities", "better with other inputs", "zero or NaN gradients",
-    }  # fmt: skip
+        "outputs that are probabilities",
+        "better with other inputs",
+        "zero or NaN gradients",
+    }
     assert warned(doubts) & about_outputs == expected, doubts
 
 
@@ -264,8 +267,9 @@ def test_outcomes_that_square_and_transfer_and_float32_make_doubtful() -> None:
     )
     x, y, indices = examples(3)
     for name, status, values in (
-        ("base", "pass", (0.002, 0.01, 1 / 103)), ("sparsified", "warn", (0.003, 0.011, 2 / 105)),
-    ):  # fmt: skip
+        ("base", "pass", (0.002, 0.01, 1 / 103)),
+        ("sparsified", "warn", (0.003, 0.011, 2 / 105)),
+    ):
         problem = Problem(sparsified(Colours(), 0.0), Budget("Linf", EPS), 3, 0, 8)
         subject = Subject(name, problem, Examples(x, y, indices), y >= 0, y >= 0, True)  # type: ignore[arg-type]
         found = check_outcomes(subject, evaluation)

@@ -22,7 +22,7 @@ from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
 from meansparse_cli.operator.module import MeanSparse
-from meansparse_cli.reporting.eps_curve import draw_eps_curve
+from meansparse_cli.reporting.curves import draw_eps_curve
 from meansparse_cli.reporting.evaluation_tables import eps_table
 from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.stages import EvaluateConfig

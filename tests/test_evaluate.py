@@ -150,7 +150,7 @@ def test_the_outcomes_are_those_of_the_known_boundary(tmp_path: Path, attacks: F
         assert (outcomes.correct == correct).all()
         assert (outcomes.robust_to(["apgd-ce"]) == correct & (margin > 0.5 * EPS)).all()
         assert (outcomes.robust_to(["apgd-ce", "square"]) == correct & (margin > EPS)).all()
-    # base images reach 0.05 to either side of 0.5, so they pull a class-1 example at 0.55 .. into the band, and no further
+    # base images reach 0.05 to either side of 0.5, so they pull a class-1 example at 0.55 .. into the band, no further
     clean = evaluation.comparison("clean")
     assert clean.base.fraction == 1.0
     assert clean.gain.lost == int(((value > 0.5) & (value <= 0.55)).sum())

@@ -30,9 +30,22 @@ IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = "Bartoldson2024Adversarial_WRN-94-16"
 SOURCE = ModelSource(BASE, "zoo", "cifar10", "Linf")
 CARD_FIELDS = {
-    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
-    "clean_acc", "reported", "autoattack_acc", "external", "footnote", "unreliable",
-}  # fmt: skip
+    "link",
+    "name",
+    "authors",
+    "additional_data",
+    "number_forward_passes",
+    "dataset",
+    "venue",
+    "architecture",
+    "eps",
+    "clean_acc",
+    "reported",
+    "autoattack_acc",
+    "external",
+    "footnote",
+    "unreliable",
+}
 """The keys of RobustBench's cards."""
 
 FACTORY = """
@@ -103,7 +116,8 @@ def test_robustbenchs_own_class_loads_our_result_strictly(calibrated: nn.Module,
         torch.testing.assert_close(theirs(IMAGES), ours(IMAGES))
         assert not torch.allclose(theirs(IMAGES), calibrated(IMAGES))
     # and back again: it is a checkpoint like the authors' own
-    done("fetch", "--model", "Amini2024MeanSparse_S-WRN-94-16", "--dataset", "cifar10", "--run", "back", "--from-file", str(path))  # fmt: skip
+    model = "Amini2024MeanSparse_S-WRN-94-16"
+    done("fetch", "--model", model, "--dataset", "cifar10", "--run", "back", "--from-file", str(path))
     done("calibrate", "--run", "back", "--statistics", "stored")
     with torch.no_grad():
         assert torch.equal(load_sparsified("back")(IMAGES), theirs(IMAGES))
@@ -242,9 +256,13 @@ def test_a_card_says_what_bpda_left() -> None:
 
     attacks = ("apgd-ce", "apgd-t", "fab-t", "square", "bpda-apgd-ce", "transfer")
     evaluation = Evaluation(
-        0.2, attacks[:-1], np.arange(8), np.zeros(8, dtype=np.int64),
-        outcomes(apgd_ce=[1, 2], apgd_t=[3, 4]), outcomes(apgd_ce=[1, 2], square=[3], bpda_apgd_ce=[4, 5]),
-    )  # fmt: skip
+        0.2,
+        attacks[:-1],
+        np.arange(8),
+        np.zeros(8, dtype=np.int64),
+        outcomes(apgd_ce=[1, 2], apgd_t=[3, 4]),
+        outcomes(apgd_ce=[1, 2], square=[3], bpda_apgd_ce=[4, 5]),
+    )
     report = {"results": evaluation.to_report() | {"eps": "4/255"}, "config": {"settings": {"dataset": None}}}
     source = ModelSource("Liu2023Comprehensive_Swin-L", "zoo", "imagenet", "Linf")
     site = Site(0, "act", "act", "module", "GELU", "tokens", 2, 4, (9, 4), False)

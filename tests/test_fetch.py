@@ -231,7 +231,7 @@ def test_killed_in_the_middle_then_again(server: Server, tmp_path: Path) -> None
     what = (SOURCE.name, SOURCE.kind, SOURCE.dataset, SOURCE.threat)
     process = subprocess.Popen([sys.executable, "-c", KILLED, zoo.GOOGLE_DRIVE_URL, str(tmp_path), *what])
     folder = tmp_path / "cifar10/corruptions"
-    while process.poll() is None and not any(p.stat().st_size for p in folder.glob(".*.part")):
+    while process.poll() is None and not any(p.stat().st_size for p in folder.glob(".*.unchecked.part")):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions: the same logits, only where nobody else reads the convolution, and given back."""
+"""Batch norms folded into convolutions: the same logits, only where nobody else reads the convolution, given back."""
 
 from collections.abc import Iterator
 

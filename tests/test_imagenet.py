@@ -24,7 +24,8 @@ FACTORY = """
 from torch import nn
 
 def net():
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), *pooled, nn.Linear(4, 1000))
 """
 
 
@@ -148,9 +149,8 @@ def test_the_stages_run_on_it(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(FACTORY)
     common = ["--run", "run", "--device", "cpu"]
-    done = CliRunner().invoke(
-        app, ["calibrate", "--model", "net.py:net", "--dataset", "imagenet", "--data-dir", str(folder), "--batch-size", "8", *common]
-    )  # fmt: skip
+    data = ["--dataset", "imagenet", "--data-dir", str(folder)]
+    done = CliRunner().invoke(app, ["calibrate", "--model", "net.py:net", *data, "--batch-size", "8", *common])
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["evaluate", *common, "--alpha", "0.2", "--attack", "pgd-2", "--no-doubts"])
     assert done.exit_code == 0 and "3 test images, Linf 4/255" in " ".join(done.stderr.split()), done.output

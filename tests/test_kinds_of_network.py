@@ -177,7 +177,9 @@ def test_a_sparsified_model_can_be_compiled_whole() -> None:
             assert torch.allclose(compiled(x), model(x), atol=1e-6)
 
 
-@pytest.mark.parametrize(("build", "producers"), [(OneRelu, ["stem", "convs.0", "convs.2", "hidden"]), (Nhwc, ["up"]), (Transformer, ["up"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "producers"), [(OneRelu, ["stem", "convs.0", "convs.2", "hidden"]), (Nhwc, ["up"]), (Transformer, ["up"])]
+)
 def test_permuting_the_channels_of_a_producer_permutes_the_statistics(
     build: Callable[[], nn.Module], producers: list[str]
 ) -> None:

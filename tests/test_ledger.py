@@ -119,3 +119,12 @@ def test_a_state_file_goes_on_is_refused_or_is_begun_anew(tmp_path: Path) -> Non
         StateFile(file, other).get()
     assert StateFile(file, other, on_change="restart", note=told.append).get() is None
     assert told == [f"{file} was begun with other settings (seed: 0 -> 1): begun anew"]
+
+
+def test_a_damaged_state_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "calibrate.pt"
+    StateFile(file, KEY).put({"sums": torch.arange(5000.0)})
+    flip_a_bit(file)
+    with pytest.raises(ArtifactError, match="calibrate.pt is damaged") as error:
+        StateFile(file, KEY).get()
+    assert str(file) in str(error.value.hint)

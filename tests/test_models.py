@@ -206,7 +206,7 @@ def test_a_factory_in_the_current_directory(project: Path, name: str) -> None:
 def test_a_factory_file_in_another_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Postponed annotations need the module in ``sys.modules``, a sibling its folder; what it prints is no path of a report."""
+    """Postponed annotations need ``sys.modules``, a sibling its folder; what it prints is no path of a report."""
     elsewhere = project / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "sibling_of_the_factory.py").write_text("WIDTH = 3")
@@ -238,7 +238,9 @@ def test_a_factory_that_fails_says_why(project: Path, name: str, says: str) -> N
         load_model(resolve_model(name))
 
 
-def assert_same_behind_normalisation(model: nn.Module, theirs: nn.Module, mean: Any, std: Any, size: Any = (64, 64)) -> None:  # fmt: skip
+def assert_same_behind_normalisation(
+    model: nn.Module, theirs: nn.Module, mean: Any, std: Any, size: Any = (64, 64)
+) -> None:
     """The library's network on what torchvision's transform makes of pictures, ours on the pictures."""
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(x), theirs(Normalize(mean, std)(x)))

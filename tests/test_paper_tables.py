@@ -37,9 +37,11 @@ def test_a_cell_has_the_printed_numbers_as_fractions() -> None:
 @pytest.mark.parametrize("alpha", ["0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3", "0.35", "0.4"])
 def test_tables_of_the_same_model_agree(alpha: str) -> None:
     assert (
-        robust("2", "gelu", alpha) == robust("3", "Linf", alpha) == robust("6", "pgd", alpha)
+        robust("2", "gelu", alpha)
+        == robust("3", "Linf", alpha)
+        == robust("6", "pgd", alpha)
         == robust("8", "channel mean", alpha)
-    )  # fmt: skip
+    )
 
 
 def test_tables_of_the_same_setting_agree() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -237,12 +238,12 @@ def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Pat
 
 def test_a_run_keeps_its_norm(tiny: list[str]) -> None:
     done("calibrate", *tiny, "--norm", "L2", *small("calibrate"))
-    report = done("evaluate", "--run", "run", "--alpha", "0.2", "--attack", "pgd-2", "--n-examples", "4", "--no-doubts", "--eps", "0.5")  # fmt: skip
+    report = done(*shlex.split("evaluate --run run --alpha 0.2 --attack pgd-2 --n-examples 4 --no-doubts --eps 0.5"))
     assert yaml.safe_load(report.read_text())["config"]["settings"]["norm"] == "L2"
 
 
 def test_an_alpha_of_ones_own_is_the_same_model_everywhere(tiny: list[str]) -> None:
-    """In Python, in an exported file and in ``evaluate --alpha``: at all sites around the means, whatever the sweep had."""
+    """In Python, an exported file and ``evaluate --alpha``: at all sites around the means, whatever the sweep had."""
     for stage in ("calibrate", "sweep-alpha"):
         done(stage, *tiny, *small(stage), *(["--centre", "zero"] if stage == "sweep-alpha" else []))
     file = done("export", "run", "--alpha", "0.3", "one.safetensors")
@@ -257,7 +258,10 @@ def test_a_killed_calibration_does_not_go_on_with_other_pixels(
 ) -> None:
     """The same files by another preprocessing: what is summed so far is thrown away."""
     seen: list[Any] = []
-    monkeypatch.setattr("meansparse_cli.stages.calibrate.calibrate_channels", lambda *_, state, **__: seen.append(state.on_disk.key) or 1 / 0)  # fmt: skip
+    monkeypatch.setattr(
+        "meansparse_cli.stages.calibrate.calibrate_channels",
+        lambda *_, state, **__: seen.append(state.on_disk.key) or 1 / 0,
+    )
     for resized in (256, 224):
         monkeypatch.setattr(FactoryModel, "preprocessing", lambda *_, resized=resized: Preprocessing(8, resized))
         meansparse("calibrate", *tiny)
@@ -284,16 +288,24 @@ def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[st
 
 
 # the command line, with calibrate saving after every batch
-OFTEN = "import meansparse_cli.operator.calibration as c; c.SECONDS_BETWEEN_SAVES = 0.0; from meansparse_cli.cli import app; app()"
+OFTEN = (
+    "import meansparse_cli.operator.calibration as c; c.SECONDS_BETWEEN_SAVES = 0.0; "
+    "from meansparse_cli.cli import app; app()"
+)
 
 
 def start(arguments: list[str], slow: float, folder: Path) -> "subprocess.Popen[bytes]":
     """The command in a process of its own, what it says to people in ``stderr.txt``."""
     with open(folder / "stderr.txt", "wb") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-c", OFTEN, *arguments], cwd=folder, start_new_session=True,
-            env=PLAIN | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=hear_ctrl_c,
-        )  # fmt: skip
+            [sys.executable, "-c", OFTEN, *arguments],
+            cwd=folder,
+            start_new_session=True,
+            env=PLAIN | {"SLOW": str(slow)},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            preexec_fn=hear_ctrl_c,
+        )
 
 
 def hear_ctrl_c() -> None:

@@ -1,6 +1,7 @@
 """``evaluate --pool``: images from elsewhere are tried on both models, and believed in nothing."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One evaluation under a strong attack, with its witnesses, and one under a weak attack."""
     folder = tmp_path_factory.mktemp("pool") / "run"
     done("calibrate", "--model", "digits", "--run", folder, "--n-examples", 200)
-    done(
-        "evaluate", "--run", folder, "--alpha", "0.3", "--attack", "apgd", "--attack", "bpda-apgd-ce", "--n-examples", 60,
-        "--no-doubts", "--save-witnesses", "--name", "strong",
-    )  # fmt: skip
+    strong = shlex.split("--alpha 0.3 --attack apgd --attack bpda-apgd-ce --n-examples 60 --no-doubts --save-witnesses")
+    done("evaluate", "--run", folder, *strong, "--name", "strong")
     done("evaluate", "--run", folder, *WEAK, "--name", "weak")
     return folder
 

@@ -131,9 +131,14 @@ def test_a_filter_that_fits_nothing(option: str, value: str, code: int, expected
 def test_what_evaluate_says_about_a_zoo_model() -> None:
     results = published_results(resolve_model("Amini2024MeanSparse_S-WRN-94-16"))
     assert results["published"] == {
-        "of": "sparsified", "clean_accuracy": 0.936, "autoattack_accuracy": 0.7528, "external_accuracy": 0.731,
-        "n_examples": 10_000, "date": "2025-03", "unreliable": False,
-    }  # fmt: skip
+        "of": "sparsified",
+        "clean_accuracy": 0.936,
+        "autoattack_accuracy": 0.7528,
+        "external_accuracy": 0.731,
+        "n_examples": 10_000,
+        "date": "2025-03",
+        "unreliable": False,
+    }
     line = published_note(results)
     assert line is not None and "published for the sparsified model (Rob" in line
     assert "clean 93.60 %, AutoAttack 75.28 %, external 73.10 %" in line

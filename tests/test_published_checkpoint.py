@@ -1,4 +1,4 @@
-"""The authors' checkpoints: told apart by their keys, imported under any wrapper, and carried through all four stages."""
+"""The authors' checkpoints: told apart by their keys, imported under any wrapper, carried through all four stages."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,11 @@ def operator_paths(model: PublishedFile) -> list[str]:
     """Every path a file of the authors has operators at, as their code names them."""
     residual = {136: (15, 15, 15), 214: (30, 31, 10), 143: (30, 31, 10), 100: (11, 11, 11), 67: (11, 11, 11)}
     if (blocks := residual.get(model.n_sites)) is not None:
-        names = ["meansparse_0", "meansparse_1", "meansparse_2"] if model.n_sites not in (143, 67) else ["relu_0.0", "relu_1.0"]  # fmt: skip
+        names = (
+            ["meansparse_0", "meansparse_1", "meansparse_2"]
+            if model.n_sites not in (143, 67)
+            else ["relu_0.0", "relu_1.0"]
+        )
         paths = [f"layer.{g}.block.{i}.{name}" for g, n in enumerate(blocks) for i in range(n) for name in names]
         return [*paths, "meansparse_end" if len(names) == 3 else "relu.0"]
     if model.name == "Swin-L":
@@ -53,7 +57,9 @@ def operator_paths(model: PublishedFile) -> list[str]:
         ]
     blocks = (5, 8, 23, 1)
     names = ["a", "b"]
-    paths = [f"stages.stage{k}.stage{k}-block{b}.F.{x}.2.0" for k, n in enumerate(blocks, 1) for b in range(n) for x in names]  # fmt: skip
+    paths = [
+        f"stages.stage{k}.stage{k}-block{b}.F.{x}.2.0" for k, n in enumerate(blocks, 1) for b in range(n) for x in names
+    ]
     return ["stem.stem.stem.2.0", *paths]
 
 

@@ -1,4 +1,4 @@
-"""Our operators in the place of the published ones against RobustBench's own, in each of its MeanSparse architectures."""
+"""Our operators in place of the published ones against RobustBench's own, in each of its MeanSparse architectures."""
 
 import copy
 from collections import OrderedDict
@@ -30,8 +30,14 @@ from meansparse_cli.operator.insertion import SparsifiedModel, remove
 from meansparse_cli.operator.module import MeanSparse
 
 SWIN: dict[str, Any] = {
-    "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (2, 2), "num_classes": 10,
-}  # fmt: skip
+    "img_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 8,
+    "depths": (1, 2),
+    "num_heads": (2, 2),
+    "num_classes": 10,
+}
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 
 
@@ -52,9 +58,17 @@ def wrn_70() -> nn.Module:
 
 def ra_wrn(module: str = "Meansparse_ra_wrn_70_16") -> nn.Module:
     return architectures(module).NormalizedWideResNet(  # type: ignore[no-any-return]
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), stem_width=8, depth=[2, 1, 1], stage_width=[8, 12, 16],
-        groups=[1, 1, 1], activation_fn=nn.SiLU, se_ratio=0.25, se_activation=nn.ReLU, se_order=2,
-    )  # fmt: skip
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        stem_width=8,
+        depth=[2, 1, 1],
+        stage_width=[8, 12, 16],
+        groups=[1, 1, 1],
+        activation_fn=nn.SiLU,
+        se_ratio=0.25,
+        se_activation=nn.ReLU,
+        se_order=2,
+    )
 
 
 def plain_ra_wrn() -> nn.Module:

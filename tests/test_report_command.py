@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,8 +17,7 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.diagnostics import search
 from meansparse_cli.engine.foreign import WITNESSES_SCHEMA
-from meansparse_cli.reporting.html import html_page
-from meansparse_cli.reporting.render import markdown, render, terminal_text
+from meansparse_cli.reporting.render import html_page, markdown, render, terminal_text
 from meansparse_cli.reporting.reports import read_run
 
 FACTORY = """
@@ -62,10 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "N_STEPS", 20)
         patch.setattr(search, "N_DRAWS", 10)
-        done(
-            "evaluate", *here, "--alpha", "0.4", "--eps", "2/255,8/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce",
-            "--n-doubt-examples", "5", "--save-witnesses",
-        )  # fmt: skip
+        attacks = ["--attack", "apgd-ce", "--attack", "bpda-apgd-ce", "--n-doubt-examples", "5"]
+        done("evaluate", *here, "--alpha", "0.4", "--eps", "2/255,8/255", *attacks, "--save-witnesses")
     return run
 
 
@@ -286,7 +284,8 @@ def test_what_was_edited_is_made_again_by_the_command_that_made_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    command = ["measure", "--run", str(copy), "--eps", "8/255", "--attack", "pgd-3", "--alphas", "0.2", "--name", "grid", "--n-examples", "4"]  # fmt: skip
+    options = shlex.split("--eps 8/255 --attack pgd-3 --alphas 0.2 --name grid --n-examples 4")
+    command = ["measure", "--run", str(copy), *options]
     monkeypatch.setattr("sys.argv", ["meansparse", *command, "--fresh"])
     done(*command)
     file = copy / "measurements" / "grid" / "measure.yaml"

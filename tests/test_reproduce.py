@@ -119,7 +119,8 @@ def test_what_is_not_there_is_refused() -> None:
 def test_the_figure_is_copied_to_the_pages() -> None:
     printed = meansparse("reproduce", "figure1", "--model", "digits", "--dry-run", "-o", "my pages").stdout.splitlines()
     assert printed[-1] == (
-        "mkdir -p 'my pages' && cp \"$(meansparse plot runs/tables/digits --what histogram --alpha 0.2 --device auto)\" "
+        "mkdir -p 'my pages' && "
+        'cp "$(meansparse plot runs/tables/digits --what histogram --alpha 0.2 --device auto)" '
         "'my pages/figure1.png'"
     )
 

@@ -1,4 +1,4 @@
-"""What one ``evaluate`` reads and computes: each report once, its images once, one forward pass for the number of classes."""
+"""What one ``evaluate`` reads and computes: each report once, its images once, the classes in one forward pass."""
 
 import shutil
 import sys
@@ -95,7 +95,7 @@ def test_one_forward_pass_counts_the_classes(run: Path, monkeypatch: pytest.Monk
 
 
 def test_each_break_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each model, an image that was found on the other one too; what the sanity checks find makes no second round."""
+    """On each model, an image found on the other one too; what the sanity checks find makes no second round."""
     x, _ = stack_examples(load_split("digits", None, "test"))
     clean = {image.numpy().tobytes() for image in x}
     judged: Counter[tuple[bytes, tuple[float, ...]]] = Counter()

@@ -9,9 +9,19 @@ from meansparse_cli.sites.rules import chosen_by, index_ranges, parse_rule, sele
 
 def site(index: int, name: str, *, gate: bool = False, after: bool = False, main: bool = False) -> Site:
     return Site(
-        index, name, name.split("#")[0], "module", "ReLU", "channels-first", 1, 8, (8, 4, 4), gate,
-        after_addition=after, main_path=main,
-    )  # fmt: skip
+        index,
+        name,
+        name.split("#")[0],
+        "module",
+        "ReLU",
+        "channels-first",
+        1,
+        8,
+        (8, 4, 4),
+        gate,
+        after_addition=after,
+        main_path=main,
+    )
 
 
 SITES = [
@@ -108,7 +118,14 @@ def test_rules_are_read_before_there_is_a_model() -> None:
     assert parse_rule(" first:3 , 7-12,") == "first:3,7-12"
     assert parse_rule([0, "layer1.*"]) == "0,layer1.*"
     assert parse_rule(4) == "4"
-    for wrong, says in [("", "empty"), (",", "empty"), ("first:0", "from 1 up"), ("single:x", "whole number"), ("last:", "whole"), ("9-5", "empty range")]:  # fmt: skip
+    for wrong, says in [
+        ("", "empty"),
+        (",", "empty"),
+        ("first:0", "from 1 up"),
+        ("single:x", "whole number"),
+        ("last:", "whole"),
+        ("9-5", "empty range"),
+    ]:
         with pytest.raises(ValueError, match=says):
             parse_rule(wrong)
 

@@ -36,7 +36,16 @@ def test_squeeze_and_excitation_is_a_gate() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.gate(self.up(self.act(self.down(x.mean((2, 3), keepdim=True)))))
 
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Squeeze(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        Squeeze(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    )
     sites = find_sites(net, torch.rand(2, 3, 8, 8))
     assert [(s.name, s.gate) for s in sites] == [("1", False), ("2.act", True), ("2.gate", True), ("6", False)]
     assert [(s.index, s.name) for s in without_gates(sites)] == [(0, "1"), (3, "6")]
@@ -60,7 +69,9 @@ class Written(nn.Module):
         return x / (1 + x.abs())
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.PReLU(4), nn.Hardswish(), Swish(), Written()])  # fmt: skip
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.PReLU(4), nn.Hardswish(), Swish(), Written()]
+)
 def test_any_elementwise_nonlinear_module_is_an_activation(activation: nn.Module) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Flatten(), nn.Linear(144, 10))
     (site,) = find_sites(net, torch.rand(2, 3, 8, 8))
@@ -136,7 +147,10 @@ class Standardise(nn.Module):
         return (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
 
 
-@pytest.mark.parametrize("module", [nn.BatchNorm2d(4).eval(), Scale(), Standardise(), nn.Softmax(1), nn.Identity(), nn.LayerNorm(6), nn.MaxPool2d(1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "module",
+    [nn.BatchNorm2d(4).eval(), Scale(), Standardise(), nn.Softmax(1), nn.Identity(), nn.LayerNorm(6), nn.MaxPool2d(1)],
+)
 def test_linear_or_mixing_modules_are_not(module: nn.Module) -> None:
     assert not is_elementwise_nonlinear(module, torch.randn(2, 4, 6, 6))
 

@@ -192,7 +192,15 @@ class RareBranch(nn.Module):
         return x.mean((2, 3))
 
 
-@pytest.mark.parametrize(("usual", "rare", "says"), [(1, 2, "act was reached 2 times"), (1, 0, "act was reached 0 times"), (2, 1, "act#1 was reached 0 times"), (2, 3, "called 3 times")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("usual", "rare", "says"),
+    [
+        (1, 2, "act was reached 2 times"),
+        (1, 0, "act was reached 0 times"),
+        (2, 1, "act#1 was reached 0 times"),
+        (2, 3, "called 3 times"),
+    ],
+)
 def test_a_branch_that_only_calibration_meets(usual: int, rare: int, says: str) -> None:
     net = half_frozen(RareBranch(usual, rare))
     images = torch.rand(12, 3, 8, 8)

@@ -1,5 +1,6 @@
-"""``meansparse table subset`` on real runs of the digits model: statistics from a part of the images against all of them."""
+"""``meansparse table subset`` on real runs of the digits model: statistics of a part of the images against all."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for part, folder in zip(PARTS, folders, strict=True):
         done("calibrate", "--model", "digits", "--run", folder, "--fraction", part)
     for folder in folders[1:]:
-        done("measure", "--run", folder, "--name", "subset", "--attack", "apgd-ce", "--alphas", "0.2", "--n-examples", "8", "--eps", "0.05")  # fmt: skip
+        options = shlex.split("--name subset --attack apgd-ce --alphas 0.2 --n-examples 8 --eps 0.05")
+        done("measure", "--run", folder, *options)
     return folders
 
 

@@ -198,7 +198,7 @@ def test_a_search_needs_images_to_be_judged_on() -> None:
 
 
 def one_helps_one_hurts(*parts: int) -> Callable[[Variant, str], Tensor]:
-    """The first of two sites gains as in ``lucky_on``; the second costs half of what is robust, so no shared alpha pays."""
+    """The first of two sites gains as in ``lucky_on``; the second loses half of the robust: no shared alpha pays."""
     lucky = lucky_on(*parts)
 
     def robust(column: Variant, family: str) -> Tensor:
@@ -308,10 +308,12 @@ def checkpoint(network: torch.nn.Module, images: Tensor) -> Checkpoint:
     rng = torch.Generator().manual_seed(0)
     statistics = tuple(
         ChannelStatistics(
-            9, torch.randn(s.channels, generator=rng, dtype=torch.float64) / 4, torch.rand(s.channels, generator=rng, dtype=torch.float64)
+            9,
+            torch.randn(s.channels, generator=rng, dtype=torch.float64) / 4,
+            torch.rand(s.channels, generator=rng, dtype=torch.float64),
         )
         for s in sites
-    )  # fmt: skip
+    )
     return Checkpoint(sites, statistics, "pooled")
 
 

@@ -1,5 +1,6 @@
-"""``meansparse sweep-alpha`` from the command line: what it refuses, what it takes up again, what it hands to evaluate."""
+"""``meansparse sweep-alpha`` from the command line: what it refuses, takes up again, and hands to evaluate."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,8 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
     monkeypatch.setattr("meansparse_cli.selection.rules.search_alphas", found)
     monkeypatch.setattr("meansparse_cli.selection.choice.ChoiceRule.is_enough", lambda *_: True)
     monkeypatch.setattr("meansparse_cli.selection.rules.paired_difference", _always_better)
-    swept, said = done(
-        "sweep-alpha", "--run", run, *COMMON, "--alpha-rule", "per-site", "--objective", "worst", "--min-gain", "0",
-        "--block-size", "10",
-    )  # fmt: skip
+    rule = shlex.split("--alpha-rule per-site --objective worst --min-gain 0 --block-size 10")
+    swept, said = done("sweep-alpha", "--run", run, *COMMON, *rule)
     report = results(swept)
     assert report["alpha"] == 0.8
     assert list(report["search"]["site_alphas"].values()) == [0.0, 0.8, 0.4]

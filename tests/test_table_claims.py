@@ -3,15 +3,20 @@
 import numpy as np
 import pytest
 
-from meansparse_cli.paper.claims import judge, sentence
+from meansparse_cli.paper.claims import Judgement, judge
 from meansparse_cli.paper.subset import relative_errors
 from meansparse_cli.paper.tables import Claim
+from meansparse_cli.reporting.template import environment
 
 A, B = ("column", "a"), ("column", "b")
 
 
 def outcomes(n_right: dict[tuple[str, str], int], n: int = 1000):  # type: ignore[no-untyped-def]
     return lambda place: (np.arange(n), np.arange(n) < n_right[place]) if place in n_right else None
+
+
+def sentence(found: Judgement) -> str:
+    return str(environment("meansparse_cli.paper").get_template("parts.md").module.claim("APGD", found, None))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_next_to_nothing_is_left(right: int, n: int, answer: str) -> None:
     claim = Claim("next to nothing", {A: 1}, bound=0.01, is_below=True)
     found = judge(claim, 0.0001, outcomes({A: right}, n))
     assert found.answer == answer
-    assert " %" in sentence([("APGD", found)]) and "points" not in sentence([("APGD", found)])
+    assert " %" in sentence(found) and "points" not in sentence(found)
 
 
 @pytest.mark.parametrize(("a", "answer"), [(500, "confirmed"), (480, "contradicted"), (494, "inconclusive")])
@@ -53,9 +58,9 @@ def test_an_open_question_says_how_many_images_the_papers_number_takes() -> None
     right = {A: np.arange(1000) % 10 == 0, B: np.arange(1000) % 10 == 1}  # 100 either way: an error of 1.41 points
     open_ = judge(Claim("more", {A: 1, B: -1}), 0.01, lambda place: (np.arange(1000), right[place]))
     assert open_.n_for_the_papers == 16_000  # 1000 * (2.8 * 1.41)^2 = 15,700
-    assert "on 1,000 images (the paper's number would take about 16,000)." in sentence([("APGD", open_)])
+    assert "on 1,000 images (the paper's number would take about 16,000)." in sentence(open_)
     far = judge(Claim("more", {A: 1, B: -1}), 0.05, lambda place: (np.arange(1000), right[place]))
-    assert "on 1,000 images (the paper's number lies outside our 95 % interval)." in sentence([("APGD", far)])
+    assert "on 1,000 images (the paper's number lies outside our 95 % interval)." in sentence(far)
 
 
 def test_other_images_and_missing_cells_are_no_answer() -> None:

@@ -1,6 +1,7 @@
 """``meansparse table`` on reports of our own making, whose every number is known."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ def first(n: int) -> np.ndarray:
 
 
 def a_run(
-    folder: Path, *, model: str = "digits", dataset: str = "digits", kind: str = "embedded", rule: str = "all",
+    folder: Path,
+    *,
+    model: str = "digits",
+    dataset: str = "digits",
+    kind: str = "embedded",
+    rule: str = "all",
     threat: str = "Linf",
-) -> Path:  # fmt: skip
+) -> Path:
     """fetch.yaml and calibrate.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     source = {"name": model, "kind": kind, "dataset": dataset, "threat": threat}
@@ -50,10 +56,15 @@ def report(
     folder: Path, stage: str, settings: dict[str, Any], results: dict[str, Any], outputs: tuple[str, ...] = ()
 ) -> None:
     write_report(
-        RunPaths(folder).report(stage), stage=stage, config={"settings": settings},
+        RunPaths(folder).report(stage),
+        stage=stage,
+        config={"settings": settings},
         inputs={"calibrate.yaml": sha256_of(folder.parent.parent / "calibrate.yaml")} if outputs else {},
-        outputs={name: sha256_of(folder / name) for name in outputs}, results=results, device="cpu", seconds=1,
-    )  # fmt: skip
+        outputs={name: sha256_of(folder / name) for name in outputs},
+        results=results,
+        device="cpu",
+        seconds=1,
+    )
 
 
 def measured(
@@ -79,9 +90,11 @@ def evaluated(
     folder = run / "evaluations" / name
     folder.mkdir(parents=True)
     tables = {
-        f"{model}_outcome": np.stack([np.zeros(N), *(~first(found[i]) for found in attacks.values()), np.zeros(N)], axis=1).astype(np.int8)
+        f"{model}_outcome": np.stack(
+            [np.zeros(N), *(~first(found[i]) for found in attacks.values()), np.zeros(N)], axis=1
+        ).astype(np.int8)
         for i, model in enumerate(("base", "sparsified"))
-    }  # fmt: skip
+    }
     np.savez(
         folder / "outcomes.npz",
         index=np.arange(N),
@@ -118,8 +131,8 @@ def test_our_cells_stand_beside_the_papers(run: Path) -> None:
     assert ours["robust_minus_paper"] == pytest.approx(0.55 - 0.5037)
     row = next(line for line in text.splitlines() if line.startswith("| 0.2 |"))
     assert [part.strip() for part in row.strip("|").split("|")] == [
-        "0.2", "84.32", "88.00 ± 3.25", "50.37", "55.00 ± 4.97", "+4.63 ± 4.97", "+1.25", "+15.00 ± 3.57", "30.00 ± 4.58",
-        "-10.00 ± 3.00", "100",
+        "0.2", "84.32", "88.00 ± 3.25", "50.37", "55.00 ± 4.97", "+4.63 ± 4.97", "+1.25", "+15.00 ± 3.57",
+        "30.00 ± 4.58", "-10.00 ± 3.00", "100",
     ]  # fmt: skip
 
 
@@ -334,11 +347,10 @@ def test_rows_of_a_column_come_from_one_report(run: Path) -> None:
 
 def test_a_trained_model_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = (
-        "train", "--dataset", "digits", "--method", "trades", "--beta", "0.6", "--width", "4", "--epochs", "1",
-        "--n-examples", "64", "--n-steps", "1", "--batch-size", "32", "--test-examples", "16", "--held-out-examples", "16",
-        "--run", "runs/small",
-    )  # fmt: skip
+    arguments = shlex.split(
+        "train --dataset digits --method trades --beta 0.6 --width 4 --epochs 1 --n-examples 64 --n-steps 1 "
+        "--batch-size 32 --test-examples 16 --held-out-examples 16 --run runs/small"
+    )
     monkeypatch.setattr("sys.argv", ["meansparse", *arguments])
     trained = meansparse(*arguments)
     monkeypatch.setattr("sys.argv", ["meansparse", "table", "6", str(Path("runs/one"))])
@@ -385,7 +397,7 @@ def test_results_on_other_images_are_left_out(run: Path) -> None:
 def test_a_site_rule_within_a_part_of_the_sites_is_not_the_papers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of the sites after an addition are not the first of all; a single site is itself, whichever were calibrated."""
+    """The first sites after an addition are not the first of all; a single site is itself, whatever was calibrated."""
     monkeypatch.chdir(tmp_path)
     folder = a_run(Path("runs/part"), rule="after-addition")
     rows = [({"alpha": 0.0}, 90, 40, 40)] + [({"alpha": 0.35, "sites": s}, 80, 43, 38) for s in ("first:3", "single:2")]
@@ -413,9 +425,15 @@ def test_a_sweep_that_is_gone_leaves_its_evaluation_out(run: Path) -> None:
     file = run / "evaluations" / "swept" / "evaluate.yaml"
     outputs = {"outcomes.npz": sha256_of(file.with_name("outcomes.npz"))}
     write_report(
-        file, stage="evaluate", config={"settings": BASE_WHERE}, inputs={"sweep-alpha.yaml": "0" * 64}, outputs=outputs,
-        results={"alpha": 0.2, "eps": "8/255"}, device="cpu", seconds=1,
-    )  # fmt: skip
+        file,
+        stage="evaluate",
+        config={"settings": BASE_WHERE},
+        inputs={"sweep-alpha.yaml": "0" * 64},
+        outputs=outputs,
+        results={"alpha": 0.2, "eps": "8/255"},
+        device="cpu",
+        seconds=1,
+    )
     result = meansparse("table", "3", str(run))
     assert result.exit_code == 0 and "another sweep-alpha.yaml" in " ".join(result.stderr.split())
 
@@ -466,9 +484,13 @@ def test_every_claim_with_its_numbers(tables: Path) -> None:
     rows = rows_of(page)
     gains = rows["At alpha 0.2 robustness rises under Linf"]
     assert gains == [
-        "[3](table3.md)", "At alpha 0.2 robustness rises under Linf", "+1.25 points", "**confirmed**: +15.00 points ± 3.57",
-        "**contradicted**: -10.00 points ± 3.00", "100",
-    ]  # fmt: skip
+        "[3](table3.md)",
+        "At alpha 0.2 robustness rises under Linf",
+        "+1.25 points",
+        "**confirmed**: +15.00 points ± 3.57",
+        "**contradicted**: -10.00 points ± 3.00",
+        "100",
+    ]
     clean = rows["At alpha 0.2 clean accuracy falls by less than half a point"]
     assert clean[3:] == ["inconclusive: +0.00 points ± 0.00", "", "100"]
     # the L2 claim and the five of Table 12 were not run
@@ -477,8 +499,8 @@ def test_every_claim_with_its_numbers(tables: Path) -> None:
     assert rows["clean accuracy"][1:] == ["0", "1", "1", "0"]
     assert "6 claims (1 of Table 3, 5 of Table 12)" in page
     assert (
-        "Of the 1 claims here that MeanSparse is more robust than its base model, 1 are confirmed and 0 contradicted under the "
-        "paper's attack, and in the worst case 0 and 1."
+        "Of the 1 claims here that MeanSparse is more robust than its base model, 1 are confirmed and 0 contradicted "
+        "under the paper's attack, and in the worst case 0 and 1."
     ) in page
     assert "No page here, and so none of their claims: Table 1, Table 2, Table 4, " in page
     assert "`digits`" in page and "Data: our images." in page

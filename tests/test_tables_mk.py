@@ -28,8 +28,12 @@ def make(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", *words, "INSTALLED=", *(f"{key}={value}" for key, value in more.items())],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def reproduced(*words: str) -> list[list[str]]:
@@ -69,12 +73,12 @@ def test_every_command_of_every_chain_exists(target: str, more: dict[str, str]) 
 
 def test_table_5_in_full() -> None:
     common = "--device auto --batch-size 250"
-    attacks = "--attack adaptive-1-1:0 --attack adaptive --attack bpda-apgd-ce --attack bpda-apgd-dlr --individual --no-doubts"
+    attacks = "--attack adaptive-1-1:0 --attack adaptive --attack bpda-apgd-ce --attack bpda-apgd-dlr --individual"
     assert [" ".join(words) for words in chain("table5", DATA="DIR", N="100")] == [
         f"meansparse calibrate --run runs/tables/resnet18-w16 --model resnet18-w16 --data-dir DIR {common}",
         *(
-            f"meansparse evaluate --run runs/tables/resnet18-w16 --name adaptive-{alpha} --norm Linf --eps 8/255 --alpha {alpha} "
-            f"{attacks} --data-dir DIR --n-examples 100 {common}"
+            f"meansparse evaluate --run runs/tables/resnet18-w16 --name adaptive-{alpha} --norm Linf --eps 8/255 "
+            f"--alpha {alpha} {attacks} --no-doubts --data-dir DIR --n-examples 100 {common}"
             for alpha in ("0.2", "0.35")
         ),
         "meansparse table 5 runs/tables/resnet18-w16 -o docs/tables",
@@ -86,11 +90,15 @@ def test_headline_alphas_are_the_papers() -> None:
 
     found = {w[w.index("--config") + 1]: w[w.index("--alpha") + 1] for w in chain("headline") if w[1] == "evaluate"}
     columns = {
-        "WRN-94-16": "cifar10-linf-wrn-94-16", "RaWRN-70-16": "cifar10-linf-rawrn-70-16", "WRN-70-16": "cifar10-linf-wrn-70-16",
-        "L2 WRN-70-16": "cifar10-l2-wrn-70-16", "CIFAR-100 WRN-70-16": "cifar100-linf-wrn-70-16",
-        "ImageNet Swin-L": "imagenet-linf-swin-l", "ImageNet ConvNeXt-L": "imagenet-linf-convnext-l",
+        "WRN-94-16": "cifar10-linf-wrn-94-16",
+        "RaWRN-70-16": "cifar10-linf-rawrn-70-16",
+        "WRN-70-16": "cifar10-linf-wrn-70-16",
+        "L2 WRN-70-16": "cifar10-l2-wrn-70-16",
+        "CIFAR-100 WRN-70-16": "cifar100-linf-wrn-70-16",
+        "ImageNet Swin-L": "imagenet-linf-swin-l",
+        "ImageNet ConvNeXt-L": "imagenet-linf-convnext-l",
         "ImageNet RaWRN-101-2": "imagenet-linf-rawrn-101-2",
-    }  # fmt: skip
+    }
     table = paper_table("headline")
     assert [column.name for column in table.columns] == list(columns)
     assert [column.config for column in table.columns] == list(columns.values())
@@ -181,9 +189,16 @@ def test_help_lists_every_target() -> None:
 @pytest.mark.slow
 def test_a_table_from_beginning_to_end(tmp_path: Path) -> None:
     options = {
-        "MODEL": "digits", "N": "8", "ATTACK": "apgd-ce", "TWO": "0.2", "ALPHAS": "0.2", "SITE_ALPHAS": "0.35", "RUNS": str(tmp_path),
-        "OUT": str(tmp_path / "docs"), "MEANSPARSE": MEANSPARSE,
-    }  # fmt: skip
+        "MODEL": "digits",
+        "N": "8",
+        "ATTACK": "apgd-ce",
+        "TWO": "0.2",
+        "ALPHAS": "0.2",
+        "SITE_ALPHAS": "0.35",
+        "RUNS": str(tmp_path),
+        "OUT": str(tmp_path / "docs"),
+        "MEANSPARSE": MEANSPARSE,
+    }
     done = make("-j", "2", "table3", "table5", "table11", **options)
     assert done.returncode == 0, done.stderr
     data = yaml.safe_load((tmp_path / "docs" / "table5.yaml").read_text())

@@ -232,7 +232,9 @@ def test_gelu_of_timm(name: str) -> None:
     assert (site.kind, site.operation) == ("module", name)
 
 
-@pytest.mark.parametrize("function", [F.gelu, torch._C._nn.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda x: F.gelu(input=x)])  # fmt: skip
+@pytest.mark.parametrize(
+    "function", [F.gelu, torch._C._nn.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda x: F.gelu(input=x)]
+)
 def test_gelu_as_a_function(function: Callable[[Tensor], Tensor]) -> None:
     (site,) = sites_of(lambda m, x: function(m["stem"](x)), stem=conv(3))
     assert (site.kind, site.operation) == ("function", "gelu")

@@ -22,8 +22,14 @@ from meansparse_cli.training.state import EpochResult, WeightAverage, best_epoch
 from meansparse_cli.training.train import epoch_order, learning_rate, seed_of, train_model
 
 TINY: dict[str, Any] = {
-    "width": 2, "epochs": 2, "batch_size": 24, "n_steps": 2, "eps": "8/255", "crop_padding": 1, "schedule": "one-cycle",
-}  # fmt: skip
+    "width": 2,
+    "epochs": 2,
+    "batch_size": 24,
+    "n_steps": 2,
+    "eps": "8/255",
+    "crop_padding": 1,
+    "schedule": "one-cycle",
+}
 
 
 def colours(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -71,9 +77,11 @@ def test_every_crop_is_a_window_of_the_padded_image_flipped_or_not(channels_last
     for i, source in enumerate(chosen):
         windows = {
             (top, left, flipped): window.flip(2) if flipped else window
-            for top in range(5) for left in range(5) for flipped in (False, True)
+            for top in range(5)
+            for left in range(5)
+            for flipped in (False, True)
             for window in [padded[source, :, top : top + 8, left : left + 8]]
-        }  # fmt: skip
+        }
         matches = [key for key, window in windows.items() if torch.equal(window, x[i])]
         assert len(matches) == 1
         found.add(matches[0])

@@ -128,10 +128,13 @@ def test_only_paper_selection_sees_test_images_before_the_end(npz: Path, tmp_pat
     assert (found["own"]["n_train_examples"], found["paper"]["n_train_examples"]) == (96, 108)
     # the log's accuracy is that of the split it was chosen on, and by default that is the whole test set
     assert found["paper"]["epochs"][0]["selection_accuracy"] == found["paper"]["test_accuracy"]["fraction"]
-    whole = CliRunner().invoke(app, ["train", "--dataset", str(npz), *QUICK[:-2], "--epochs", "1", "--run", str(tmp_path / "all"), "--paper-selection"])  # fmt: skip
+    options = ["--epochs", "1", "--run", str(tmp_path / "all"), "--paper-selection"]
+    whole = CliRunner().invoke(app, ["train", "--dataset", str(npz), *QUICK[:-2], *options])
     assert whole.exit_code == 0 and report(tmp_path / "all")["config"]["held_out_examples"]["value"] == 12
     network = load_model(resolve_model(str(tmp_path / "own" / "model.safetensors")))
-    clean, _ = pgd_outcomes(network, *read_pixels(load_split(str(npz), None, "held-out")), eps=8 / 255, n_steps=1, device="cpu")  # fmt: skip
+    clean, _ = pgd_outcomes(
+        network, *read_pixels(load_split(str(npz), None, "held-out")), eps=8 / 255, n_steps=1, device="cpu"
+    )
     assert found["own"]["epochs"][0]["selection_accuracy"] == int(clean.sum()) / 12
 
 
@@ -253,7 +256,12 @@ def test_flags_win_over_the_file_over_the_preset_over_the_default(tmp_path: Path
         0.2,
         64,
     )
-    assert (sources["width"], sources["epochs"], sources["schedule"], sources["momentum"]) == ("flag", str(file), "preset short", "default")  # fmt: skip
+    assert (sources["width"], sources["epochs"], sources["schedule"], sources["momentum"]) == (
+        "flag",
+        str(file),
+        "preset short",
+        "default",
+    )
     plain, sources = resolve("train", TrainConfig, None, {})
     assert with_preset(plain, sources) == plain
     assert (plain.epochs, plain.batch_size, plain.lr, plain.momentum, plain.weight_decay) == (200, 256, 0.1, 0.9, 5e-4)
@@ -301,9 +309,11 @@ def test_the_gpu_suite_types_what_the_tool_takes(tmp_path: Path) -> None:
     stub.chmod(0o755)
     settings = {"DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": str(stub), "TRAIN_IMAGES": "512"}
     done = subprocess.run(
-        [SUITE, "embedded", "activations", "methods", "finish", "wide"], env=os.environ | settings,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [SUITE, "embedded", "activations", "methods", "finish", "wide"],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+    )
     logs = {path.stem: path.read_text().split("\n")[0].split() for path in tmp_path.glob("*.log")}
     assert len(logs) == 9
     unfinished = [name for name in logs if "silu" in name]
@@ -328,9 +338,15 @@ def test_the_gpu_suite_makes_the_tables_of_what_it_trained(tmp_path: Path) -> No
     )
     stub.chmod(0o755)
     settings = {
-        "DATA": "d", "OUT": str(tmp_path), "MEANSPARSE": "meansparse", "TRAIN_IMAGES": "512", "SPEED": "--compile", "N": "20",
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "TABLE_OPTIONS": "QUICK=1 DATA_NOTE='two words'",
-    }  # fmt: skip
+        "DATA": "d",
+        "OUT": str(tmp_path),
+        "MEANSPARSE": "meansparse",
+        "TRAIN_IMAGES": "512",
+        "SPEED": "--compile",
+        "N": "20",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "TABLE_OPTIONS": "QUICK=1 DATA_NOTE='two words'",
+    }
     done = subprocess.run([SUITE, "tables", "trained"], env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 1 and "no pgd-gelu-w16 pgd-relu-w16 pgd-elu-w16" in done.stdout
     for name in [*(f"pgd-{name}" for name in ACTIVATIONS), "trades-gelu", "standard-gelu"]:
@@ -351,10 +367,20 @@ def test_the_gpu_suite_at_a_toy_size(npz: Path, tmp_path: Path) -> None:
         for name in ("train", "test"):
             np.savez(data / f"{name}.npz", x=arrays["x"], y=arrays["y"])
     toy = {
-        "DATA": str(data), "OUT": str(out), "DEVICE": "cpu", "EPOCHS": "1", "TRAIN_IMAGES": "60", "WIDTH": "2", "SPEED": "",
-        "EVAL": "12", "STEPS": "1", "MEANSPARSE": f"{sys.executable} -m meansparse_cli", "PYTHON": sys.executable,
-        "WORKERS": "0", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "DATA": str(data),
+        "OUT": str(out),
+        "DEVICE": "cpu",
+        "EPOCHS": "1",
+        "TRAIN_IMAGES": "60",
+        "WIDTH": "2",
+        "SPEED": "",
+        "EVAL": "12",
+        "STEPS": "1",
+        "MEANSPARSE": f"{sys.executable} -m meansparse_cli",
+        "PYTHON": sys.executable,
+        "WORKERS": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run([SUITE, "data", "embedded", "pack"], env=os.environ | toy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"pgd-gelu-w2", "weights.tar.aa"} <= {p.name for p in out.iterdir()}

@@ -1,5 +1,6 @@
 """Training with the operator in place: its averages, its schedule, and the files that come out."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,10 @@ def test_base_and_checkpoint_together_are_the_network_that_was_measured(
     npz: Path, tmp_path: Path, ema: list[str]
 ) -> None:
     run = tmp_path / "run"
-    arguments = [
-        "train", "--dataset", str(npz), "--run", str(run), "--width", "2", "--n-steps", "1", "--batch-size", "24",
-        "--epochs", "3", "--mean-sparse-alpha", "0.6", "--mean-sparse-ramp", "2", *ema,
-    ]  # fmt: skip
+    options = shlex.split(
+        "--width 2 --n-steps 1 --batch-size 24 --epochs 3 --mean-sparse-alpha 0.6 --mean-sparse-ramp 2"
+    )
+    arguments = ["train", "--dataset", str(npz), "--run", str(run), *options, *ema]
     stopped = CliRunner().invoke(app, [*arguments, "--time-limit", "0.00001"])
     assert stopped.exit_code == 75
     result = CliRunner().invoke(app, arguments)
@@ -85,7 +86,9 @@ def test_base_and_checkpoint_together_are_the_network_that_was_measured(
     checkpoint = load_checkpoint(run / "meansparse.safetensors")
     assert (len(checkpoint.sites), checkpoint.alpha, checkpoint.estimator) == (17, pytest.approx(0.6), "moving-average")
     model = sparsify(load_model(resolve_model(str(run / "model.safetensors"))), checkpoint)
-    clean, robust = pgd_outcomes(model, *read_pixels(load_split(str(npz), None, "test")), eps=8 / 255, n_steps=20, device="cpu")  # fmt: skip
+    clean, robust = pgd_outcomes(
+        model, *read_pixels(load_split(str(npz), None, "test")), eps=8 / 255, n_steps=20, device="cpu"
+    )
     assert results["test_accuracy"]["fraction"] == pytest.approx(int(clean.sum()) / 12)
     assert results["test_pgd20_accuracy"]["fraction"] == pytest.approx(int(robust.sum()) / 12)
     assert "test_pgd20_straight_through_accuracy" in results

@@ -13,9 +13,8 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.models.check import entries as check_entries
-from meansparse_cli.models.check import network as model_check
-from meansparse_cli.models.check.network import check_model
+from meansparse_cli.models import check as model_check
+from meansparse_cli.models.check import check_model
 from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_sites import take_out
 from meansparse_cli.models.zoo import build_zoo_model, zoo_entries
@@ -30,7 +29,7 @@ def entry(name: str, dataset: str = "cifar10", threat: str = "Linf") -> ZooEntry
     return ZooEntry(name, dataset, threat)
 
 
-# A small entry of each architecture family: sites with gates, gates (None: not known from elsewhere), size of its images.
+# A small entry of each architecture family: sites with gates, gates (None: known from nowhere else), image size.
 SMALL = [
     (entry("Andriushchenko2020Understanding"), 16, 0, 32),  # PreActResNet-18, F.relu
     (entry("Sehwag2021Proxy_R18"), 17, 0, 32),  # ResNet-18
@@ -81,7 +80,7 @@ def test_a_small_entry_of_each_family(
 @pytest.mark.slow
 @pytest.mark.parametrize(("which", "n_sites", "n_gates"), LARGE, ids=lambda v: getattr(v, "name", None))
 def test_the_other_families_and_the_papers_counts(which: ZooEntry, n_sites: int | None, n_gates: int | None) -> None:
-    row = check_entries.check_entry(which)
+    row = model_check.check_entry(which)
     assert row["problems"] == []
     assert n_sites in (None, row["n_sites"]) and n_gates in (None, row["n_gates"])
 
@@ -141,7 +140,7 @@ class Rewriting(Net):
 
 
 class ZeroBranch(Net):
-    """A branch that starts as nothing, as with a layer scale of 1e-6 or a head of zeros, and a setting that must stay."""
+    """A branch that starts as nothing, as with a layer scale of 1e-6 or a head of zeros; a setting that must stay."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,9 +183,13 @@ def test_a_sound_network_passes(tmp_path: Path) -> None:
     facts, problems = check_model(Net().eval(), IMAGES, tmp_path / "c.safetensors")
     assert problems == []
     assert facts == {
-        "parameters": 8 * 27 + 8 + 16 + 36, "n_sites": 1, "n_gates": 0, "n_confirmed": 1,
-        "operations": {"ReLU": 1}, "layouts": {"channels-first": 1},
-    }  # fmt: skip
+        "parameters": 8 * 27 + 8 + 16 + 36,
+        "n_sites": 1,
+        "n_gates": 0,
+        "n_confirmed": 1,
+        "operations": {"ReLU": 1},
+        "layouts": {"channels-first": 1},
+    }
 
 
 @pytest.mark.parametrize(("net", "expected"), [(Faded, "features"), (NoGradient, "gradients")])
@@ -306,10 +309,18 @@ def test_a_broken_promise_is_noticed(
 
 def row_of(which: ZooEntry, problems: list[str]) -> dict[str, Any]:
     return {
-        "name": which.name, "dataset": which.dataset, "threat": which.threat, "parameters": 1_000_000, "n_sites": 5,
-        "n_gates": 0, "n_confirmed": 5, "operations": {"relu()": 5}, "layouts": {"channels-first": 5},
-        "problems": problems, "seconds": 1.0,
-    }  # fmt: skip
+        "name": which.name,
+        "dataset": which.dataset,
+        "threat": which.threat,
+        "parameters": 1_000_000,
+        "n_sites": 5,
+        "n_gates": 0,
+        "n_confirmed": 5,
+        "operations": {"relu()": 5},
+        "layouts": {"channels-first": 5},
+        "problems": problems,
+        "seconds": 1.0,
+    }
 
 
 def page_of(rows: list[dict[str, Any]]) -> str:
@@ -329,7 +340,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         state["names"].append(which.name)
         return row_of(which, ["alpha 0: no"] if which.name in state["failing"] else [])
 
-    monkeypatch.setattr(check_entries, "check_entry", check_entry)
+    monkeypatch.setattr(model_check, "check_entry", check_entry)
     return state
 
 
@@ -395,6 +406,6 @@ def test_whatever_a_network_does_becomes_a_row(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no such layer\nand more")
 
     monkeypatch.setattr("meansparse_cli.models.zoo.build_zoo_model", build)
-    row = check_entries.check_entry(zoo_entries()[0])
+    row = model_check.check_entry(zoo_entries()[0])
     assert row["problems"] == ["RuntimeError: no such layer"]
     assert "no such layer" in page_of([row])

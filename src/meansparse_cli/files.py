@@ -109,10 +109,13 @@ def save_torch(target: Path, state: dict[str, Any]) -> None:
 
 
 def load_torch(path: Path, **kwargs: Any) -> dict[str, Any]:
-    """Load what ``save_torch`` wrote."""
+    """Load what ``save_torch`` wrote. Raises ArtifactError where a byte of it has changed."""
     import torch
 
-    return _checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True, **kwargs))
+    loaded = _checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True, **kwargs))
+    if not is_whole(path):
+        raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
+    return loaded  # type: ignore[no-any-return]
 
 
 def is_whole(path: Path) -> bool:

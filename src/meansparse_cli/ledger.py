@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ArtifactError
-from .files import is_whole, load_torch, read_json, save_torch, write_json
+from .files import load_torch, read_json, save_torch, write_json
 
 SETTINGS = "settings.json"
 
@@ -122,8 +122,7 @@ class Ledger:
 
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
-            if is_whole(file):
-                return load_torch(file)
+            return load_torch(file)
         file.replace(file.with_name(file.name + ".damaged"))
         self._note(f"{file} is damaged: set aside, and done again")
         return None

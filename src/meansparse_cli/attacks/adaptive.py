@@ -1,4 +1,4 @@
-"""The MeanSparse paper's own adaptive attack (appendix A.4, equation 9): PGD that is fined for moving masked features.
+"""The MeanSparse paper's own adaptive attack (appendix A.4, equation 9): PGD with a penalty on moving masked features.
 
     max CE(f(x + delta), y) - lambda * sum over sites of || m * (z - z_delta) ||_p^q
 

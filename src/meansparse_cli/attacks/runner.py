@@ -168,7 +168,7 @@ class _Run:
 
 
 def _no_progress(n_examples: int) -> None:
-    """Where nobody asked, or the examples have been told already."""
+    """Where nobody listens, or the examples have been counted already."""
 
 
 def _checked(examples: Examples, n_classes: int) -> Examples:

@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import AttackError, MeanSparseError, StorageError
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
-from .commands import function_of
+from .commands import FUNCTIONS
 from .options import typer_function
 
 INTERRUPTED = 130
@@ -107,4 +107,4 @@ def main(
 
 
 for _command in COMMANDS.values():
-    app.command(_command.name, help=_command.help)(typer_function(_command, function_of(_command.name)))
+    app.command(_command.name, help=_command.help)(typer_function(_command, FUNCTIONS[_command.name]))

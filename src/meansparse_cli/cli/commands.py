@@ -15,8 +15,7 @@ from ..reporting.console import console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
 from ..settings import arguments
-from ..settings.commands import STAGES
-from ..settings.options import StageArguments
+from ..settings.commands import COMMANDS, STAGES
 from ..settings.resolve import resolve
 from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
 from ..settings.training import TrainConfig
@@ -24,21 +23,8 @@ from .options import Flags, Function
 
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
-_OWN: dict[str, Function] = {}
 
-
-def function_of(name: str) -> Function:
-    """What runs when a command is called: the function below that has its name, else the stage."""
-    return _OWN.get(name) or partial(_stage, name)
-
-
-def _own(function: Function) -> Function:
-    """A command with words of its own."""
-    _OWN[function.__name__] = function
-    return function
-
-
-def _stage(name: str, flags: Flags, given: StageArguments) -> None:
+def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage."""
     from ..stages.run import run_stage
 
@@ -51,8 +37,7 @@ def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None 
     typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
-@_own
-def run(flags: Flags, given: StageArguments) -> None:
+def run(flags: Flags, given: arguments.StageArguments) -> None:
     """The report of the last of the stages."""
     from ..stages.run import run_all
 
@@ -60,7 +45,6 @@ def run(flags: Flags, given: StageArguments) -> None:
     _print_report(path, STAGES[-1], given.as_json)
 
 
-@_own
 def sites(flags: Flags, given: arguments.Sites) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.sites import list_sites
@@ -72,8 +56,7 @@ def sites(flags: Flags, given: arguments.Sites) -> None:
     console.print(show_sites(found, chosen))
 
 
-@_own
-def plot(flags: Flags, _: StageArguments) -> None:
+def plot(flags: Flags, _: arguments.StageArguments) -> None:
     """The path of the picture."""
     settings, sources = resolve("plot", PlotConfig, None, flags)
     from ..stages.plot import plot as draw
@@ -81,7 +64,6 @@ def plot(flags: Flags, _: StageArguments) -> None:
     typer.echo(str(draw(settings, sources)))
 
 
-@_own
 def table(_: Flags, given: arguments.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
@@ -89,7 +71,6 @@ def table(_: Flags, given: arguments.Table) -> None:
     typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
 
 
-@_own
 def reproduce(_: Flags, given: arguments.Reproduce) -> None:
     """The paths of the pages; or the commands, a line each."""
     from ..stages.reproduce import reproduce as make_tables
@@ -97,7 +78,6 @@ def reproduce(_: Flags, given: arguments.Reproduce) -> None:
     make_tables(given)
 
 
-@_own
 def export(_: Flags, given: arguments.Export) -> None:
     """The path of the file."""
     from ..stages.export import export as write_export
@@ -107,7 +87,6 @@ def export(_: Flags, given: arguments.Export) -> None:
     typer.echo(str(path))
 
 
-@_own
 def verify(flags: Flags, given: arguments.Verify) -> None:
     """The report; and an error where an image breaks the rules."""
     from ..runs.folder import folder_of, run_folder_lock
@@ -122,7 +101,6 @@ def verify(flags: Flags, given: arguments.Verify) -> None:
         raise typer.Exit(DataError.exit_code)
 
 
-@_own
 def report(_: Flags, given: arguments.Report) -> None:
     """The page itself; or the path of the file that it is written to."""
     from ..reporting.render import render
@@ -134,7 +112,6 @@ def report(_: Flags, given: arguments.Report) -> None:
     typer.echo(given.output or text, nl=given.output is not None)
 
 
-@_own
 def models(_: Flags, given: arguments.Models) -> None:
     """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
     from ..stages.models import list_models, select_models
@@ -150,8 +127,7 @@ def models(_: Flags, given: arguments.Models) -> None:
         typer.echo(text)
 
 
-@_own
-def train(flags: Flags, given: StageArguments) -> None:
+def train(flags: Flags, given: arguments.StageArguments) -> None:
     """The path of the weights; exit code 75 where the time limit came first."""
     settings, sources = resolve("train", TrainConfig, given.config, flags)
     from ..runs.folder import run_folder_lock
@@ -163,3 +139,8 @@ def train(flags: Flags, given: StageArguments) -> None:
     if path is None:
         raise typer.Exit(UNFINISHED)
     _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))
+
+
+_OWN: tuple[Function, ...] = (run, sites, plot, table, reproduce, export, verify, report, models, train)
+FUNCTIONS = {name: partial(_stage, name) for name in COMMANDS} | {function.__name__: function for function in _OWN}
+"""What runs when a command is called: the function that has its name, else the stage."""

@@ -6,10 +6,13 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
 from ..settings.commands import Command
 
+ARGUMENTS, OPTIONS = "Arguments", "Options"
+"""The panels that every help has without being told."""
 Flags = dict[str, Any]
 """What was typed, by field of the settings; None where nothing was, so that a YAML file is asked before the default."""
 Function = Callable[[Flags, Any], None]
@@ -23,39 +26,44 @@ def typer_function(command: Command, function: Function) -> Callable[..., None]:
         given = {name: typed[name] for name in command.arguments.model_fields if name in typed}
         function({name: typed[name] for name in typed if name not in given}, command.arguments(**given))
 
-    names = command.options.split() or command.arguments.model_fields
-    call.__signature__ = inspect.Signature([_parameter(command, name) for name in names])  # type: ignore[attr-defined]
+    parameters = [_parameter(command, name) for name in command.options]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 
 def _parameter(command: Command, name: str) -> inspect.Parameter:
     """One option: of a setting None where it was not given, of an argument its default."""
     is_setting = name in command.settings.model_fields
-    field = (command.settings if is_setting else command.arguments).model_fields[name]
-    shown: Any = field.json_schema_extra
-    words = {"help": field.description, "metavar": shown["metavar"], "rich_help_panel": shown["panel"]}
+    field, shown = (command.settings if is_setting else command.arguments).model_fields[name], command.shown[name]
+    is_argument = shown["panel"] == ARGUMENTS
+    panel = None if shown["panel"] in (ARGUMENTS, OPTIONS) else shown["panel"]
+    words = {"help": shown["help"], "metavar": shown.get("metavar"), "rich_help_panel": panel}
     kind, default = _type_typed(field.annotation), field.default
-    spellings = _spellings(name, field)
+    spellings = _spellings(name, field, shown)
     if is_setting:
-        words["show_default"] = _default_shown(field, spellings[0]) or shown["unset"] or True
+        words["show_default"] = _default_shown(field, spellings[0]) or shown.get("unset", True)
         default = None
     else:
-        words["min"] = next((rule.ge for rule in field.metadata if hasattr(rule, "ge")), None)
+        words["min"] = _least(field)
     if field.is_required():
         default = inspect.Parameter.empty
     elif default is None:
         kind |= None
-    option = typer.Argument(**words) if shown["is_argument"] else typer.Option(*spellings, **words)
+    option = typer.Argument(**words) if is_argument else typer.Option(*spellings, **words)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _spellings(name: str, field: FieldInfo) -> list[str]:
+def _least(field: FieldInfo) -> Any:
+    """The least value of a number, or of a number or None."""
+    inner = (rule for kind in get_args(field.annotation) for rule in getattr(kind, "__metadata__", ()))
+    return next((rule.ge for rule in (*field.metadata, *inner) if isinstance(rule, Ge)), None)
+
+
+def _spellings(name: str, field: FieldInfo, shown: dict[str, Any]) -> list[str]:
     """``--n-examples``; of a switch that can be put off as well: ``--racing/--no-racing``."""
-    shown: Any = field.json_schema_extra
     word = name.replace("_", "-")
-    has_no = shown["has_no"] if shown["has_no"] is not None else field.default is not False
-    is_switch = _type_typed(field.annotation) is bool
-    return shown["spelled"] or [f"--{word}/--no-{word}" if is_switch and has_no else f"--{word}"]
+    has_no = _type_typed(field.annotation) is bool and shown.get("has_no", field.default is not False)
+    return shown.get("spelled") or [f"--{word}/--no-{word}" if has_no else f"--{word}"]
 
 
 def _default_shown(field: FieldInfo, spelling: str) -> str:

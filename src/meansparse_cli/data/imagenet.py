@@ -67,8 +67,7 @@ def evaluation_images() -> tuple[str, ...]:
 
 def _helper_file(name: str) -> Path:
     spec = find_spec("robustbench")
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    for folder in folders:
+    for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / "helper_files" / name).is_file():
             return path
     raise DataError(f"robustbench is not installed, or without its {name}", hint="pip install robustbench==1.1.1")

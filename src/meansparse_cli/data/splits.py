@@ -1,14 +1,10 @@
-"""Images and the three disjoint splits.
+"""The three disjoint splits of a data set.
 
 ``calibration`` and ``held-out`` are disjoint parts of the training set, ``test`` is the test set. Which image falls
 into which part depends on nothing but the number of training images, so every command sees the same splits.
 
 A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a path: an image folder (one folder a
-class), a zip of one, an ``.npz`` (``x`` uint8, N x H x W x C, and ``y``), or a folder that holds a ``train`` and a
-``test`` of any of these. Images are float32 (channels, height, width) in [0, 1].
-
-ImageNet is a folder with ``train`` and ``val``, one folder a class named by its WordNet id. Its training images are
-decoded as they are asked for; its test split is RobustBench's 5,000 validation images (``imagenet.py``).
+class), a zip of one, an ``.npz``, or a folder that holds a ``train`` and a ``test`` of any of these.
 """
 
 from functools import cached_property
@@ -22,7 +18,7 @@ from torch.utils.data import Subset
 from ..errors import DataError
 from .examples import in_words
 from .imagenet import Preprocessing
-from .open import open_dataset, open_imagenet_test, open_imagenet_train
+from .open import open_dataset, open_imagenet, open_imagenet_test
 from .read import ImageSet
 
 SplitName = Literal["calibration", "held-out", "test"]
@@ -55,12 +51,12 @@ class DataSet:
 
     @cached_property
     def _imagenet_train(self) -> ImageSet:
-        return open_imagenet_train(self.data_dir, self.preprocessing)
+        return open_imagenet("train", self.data_dir, self.preprocessing)
 
     def _cut(self, name: SplitName) -> Split:
         train, test = self._parts
         if test is None:
-            # One unnamed set: it is cut 80 / 10 / 10, always in the same way.
+            # one unnamed set: it is cut 80 / 10 / 10, always in the same way
             order = _permutation(len(train))
             n_part = max(1, len(train) // 10)
             parts = {"test": order[:n_part], "held-out": order[n_part : 2 * n_part], "calibration": order[2 * n_part :]}
@@ -76,11 +72,11 @@ class DataSet:
 def load_split(
     dataset: str, data_dir: Path | None, split: SplitName, preprocessing: Preprocessing | None = None
 ) -> Split:
-    """One split of a ``DataSet``, whose indices are positions in its training or its test set."""
+    """One split of a ``DataSet``."""
     return DataSet(dataset, data_dir, preprocessing).split(split)
 
 
-def _part_of_training(train: "ImageSet", split: SplitName) -> Split:
+def _part_of_training(train: ImageSet, split: SplitName) -> Split:
     order = _permutation(len(train))
     n_held_out = min(HELD_OUT_AT_MOST, int(len(train) * HELD_OUT_FRACTION))
     return Subset(train, sorted(order[:n_held_out] if split == "held-out" else order[n_held_out:]))
@@ -88,10 +84,10 @@ def _part_of_training(train: "ImageSet", split: SplitName) -> Split:
 
 def take_examples(images: Split, n_examples: int | None, *, seed: int = 0) -> Split:
     """The first ``n_examples`` of a seeded shuffle, so that a larger number contains every smaller one."""
-    order = np.random.default_rng([SPLIT_SEED, seed]).permutation(len(images))
     wanted = len(images) if n_examples is None else n_examples
     if wanted > len(images):
         raise DataError(f"{wanted} examples were asked for, the split has {len(images)}")
+    order = np.random.default_rng([SPLIT_SEED, seed]).permutation(len(images))
     return Subset(images.dataset, [images.indices[i] for i in order[:wanted]])
 
 

@@ -104,7 +104,7 @@ def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
 class KeptAnswers:
     """Answers that outlive a kill, each kind of check of each model as it ends.
 
-    In ``folder``, a place for each ``key``, which names all that the answers depend on.
+    In ``folder``, a folder for each ``key``, which names all that the answers depend on.
     """
 
     def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:

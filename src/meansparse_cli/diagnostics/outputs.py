@@ -1,4 +1,4 @@
-"""Are inputs and outputs what attacks take them for: the scale the model was trained on, and logits, always the same?"""
+"""Are inputs and outputs what attacks take them for: on the scale of training, and logits, always the same?"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The one place that asks a model: everything that is ever attacked is a cell (variant, attack, example) at one budget.
+"""Where a model is asked: everything that is ever attacked is a cell (variant, attack, example) at one budget.
 
 A *variant* is an alpha for each site; the base is the variant of zeros. What is done with the answers, which cells are
 asked about and in what order, is for the policies to say: a cascade on two models (``evaluate``), many variants on
@@ -25,7 +25,7 @@ Variant = tuple[float, ...]
 """An alpha for each site, in the order of ``SparsifiedModel.sites``."""
 
 ROUNDING = {"Linf": 1e-6, "L2": 1e-5}
-"""How far float32 can carry x + delta beyond eps, in pixel units of [0, 1] images."""
+"""How far x + delta can lie beyond eps in float32, in pixel units of [0, 1] images."""
 
 
 def variant_of(alphas: Sequence[float] | Sequence[str]) -> Variant:
@@ -94,7 +94,7 @@ class Cells:
         return found.at(within_budget(found.images, self._clean(found), self.problem.budget))
 
     def admitted(self, found: FoundImages) -> FoundImages:
-        """Those that an attacker may use; what a rounding error of float32 has carried outside is moved back."""
+        """Those that an attacker may use; what is outside by a rounding error of float32 is moved back."""
         budget = self.problem.budget
         widened = Budget(budget.norm, budget.eps + ROUNDING[budget.norm])
         near = found.at(within_budget(found.images, self._clean(found), widened))

@@ -59,7 +59,7 @@ class AttackStep:
     ``n_new``: how many it broke that nothing before it had.
 
     BPDA on the base model, where no operator is at work, is the plain attack from another start: without it the
-    sparsified model would face the stronger adversary.
+    sparsified model would meet the stronger adversary.
     """
 
     attack: str
@@ -153,7 +153,7 @@ class Evaluation:
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Counts that ought to be small, a model each, for a reader who doubts the headline."""
+        """Counts that ought to be small, a model each."""
         counts: dict[str, dict[str, int]] = {}
         for model in MODELS:
             outcomes, steps = self.outcomes(model), self.steps(model)
@@ -175,7 +175,7 @@ class Evaluation:
 
         ``index``, ``label`` (n,); ``name``: clean, the attacks in order, transfer; per model
         ``<model>_first_broken_by`` (n,), a position in ``name`` or -1 = robust; ``<model>_outcome`` (n, names) int8: 0
-        withstood, 1 broken, -1 not faced.
+        withstood, 1 broken, -1 not tried.
         """
         arrays: dict[str, NDArray[Any]] = {
             "index": self.indices,

@@ -1,9 +1,9 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
 
-The clean images first, then each attack, the plain ones before BPDA. An attack faces the examples that the ones before
-it have left of the same model, or, with ``individual``, every example that is right at its clean image. Every image
-that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
-(``transfer``), so that neither faces a weaker adversary. What an earlier session kept is judged again once read.
+The clean images first, then each attack, the plain ones before BPDA. An attack is tried on the examples that the ones
+before it have left of the same model, or, with ``individual``, on every example that is right at its clean image.
+Every image that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
+(``transfer``), so that neither meets a weaker adversary. What an earlier session kept is judged again once read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,8 +28,8 @@ __all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_
 class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
-    ``individual``: each attack faces every example that is right at its clean image, which gives each a number of its
-    own and costs several times as much.
+    ``individual``: each attack is tried on every example that is right at its clean image, which gives each a number of
+    its own and costs several times as much.
     """
 
     attacks: tuple[str, ...]
@@ -78,7 +78,7 @@ class _Known:
     broken_by_pool: list[tuple[str, FoundImages]] = field(default_factory=list)
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
-        """Right at the clean image and under each of ``attacks``, as far as they faced it."""
+        """Right at the clean image and under each of ``attacks``, as far as they were tried on it."""
         left = self.right.clone()
         for attack in attacks:
             left &= ~self.broken[attack]
@@ -202,7 +202,7 @@ class EvaluationRun:
         tell(0)
 
     def _attack(self, name: ModelName, attack: str) -> None:
-        """One attack on one model: the examples that it has not faced yet are attacked."""
+        """One attack on one model: the examples that it was not tried on yet are attacked."""
         known = self.models[name]
         wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
         at_smaller = None if self.smaller is None else self.smaller.models[name].broken.get(attack)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Family = Literal["plain", "bpda"]
 Measure = Literal["plain", "bpda", "worst", "apgd-ce"]
 Wanted = Mapping[Family, Sequence[Variant]]
-"""The variants that are to face each family of attacks."""
+"""The variants to be attacked by each family."""
 FAMILIES: tuple[Family, ...] = ("plain", "bpda")
 FORMAT = 2  # raise it when the files, or what an outcome means, change
 
@@ -102,7 +102,7 @@ class VariantGrid:
         return self.ledger.decisions(kind, (*key, [len(block) for block in self.blocks], self.ids.tolist()))
 
     def is_scored(self, b: int, variant: Variant, family: Family) -> bool:
-        """Whether ``variant`` has faced the attacks of ``family`` on block ``b``."""
+        """Whether block ``b`` was attacked at ``variant`` by all attacks of ``family``."""
         outcomes = self._known[b].get(variant)
         return outcomes is not None and all(name in outcomes.broken for name in self.attacks[family])
 
@@ -241,4 +241,4 @@ class VariantGrid:
 
 
 def _nobody_asked(*told: object) -> None:
-    """Who is told of progress where nobody asked."""
+    """Takes what is told of progress where nobody listens."""

@@ -57,7 +57,7 @@ class ModelOutcomes:
     def robust_to(self, attacks: Iterable[str]) -> NDArray[np.bool_] | None:
         """(n,) bool: right at the clean image and under each of ``attacks``.
 
-        None where that is not known: an attack of a cascade does not face the examples that others broke before it.
+        None where that is not known: an attack of a cascade is not tried on the examples that others broke before it.
         """
         robust, known = self.correct.copy(), np.ones_like(self.correct)
         for attack in attacks:
@@ -74,8 +74,8 @@ def is_bpda(attack: str) -> bool:
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
     """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
 
-    So AutoAttack's worst case and that of all plain attacks are known even if each attack faces only what the ones
-    before it have left.
+    So AutoAttack's worst case and that of all plain attacks are known even if each attack is tried on no more than
+    what the ones before it have left.
     """
     wanted = list(dict.fromkeys(attacks))
     standard = [name for name in PRESETS["standard"] if name in wanted]

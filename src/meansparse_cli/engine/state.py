@@ -5,7 +5,7 @@
     <state folder>/<model>/<attack>/<number>.pt one chunk of examples under one attack, or ``clean``
 
 A chunk is written once its attack is over: a kill costs the chunk in flight. Chunks are cut in order from the examples
-that an attack has not faced yet, so that one that is done again holds the same examples as before; a larger
+that an attack was not tried on yet, so that one that is done again holds the same examples as before; a larger
 ``n_examples`` only appends. Each shard is a writer of its own (``ledger``); everybody reads what anybody wrote.
 """
 

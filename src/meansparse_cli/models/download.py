@@ -164,7 +164,7 @@ def _start_of(response: requests.Response, part: _Part, have: int, note: dict[st
 
 
 def _open(http: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """The answer that carries the file: where a page with a download form comes first, the form's."""
+    """The response that holds the file: where a page with a download form comes first, the form's."""
     address: str | None = url
     for is_first in (True, False):
         response = http.get(str(address), headers=headers, timeout=(CONNECT_TIMEOUT, STALL_TIMEOUT), stream=True)

@@ -1,10 +1,8 @@
 """``meansparse export``: a sparsified model as a file that others can use.
 
-meansparse    one .safetensors: the base's weights, the operators, alpha, and how to build the network. Read back in one
-              line, ``load_sparsified("model.safetensors")``; no run folder, no cache, no pickle
+meansparse    one .safetensors: the base's weights, the operators, alpha, and how to build the network
 robustbench   one .pt with the tensors of RobustBench's own ``Amini2024MeanSparse_*`` class, which loads it strictly
-
-The third format, a card with measured figures, is in ``reporting/card.py``.
+card          measured figures, in ``reporting/card.py``
 """
 
 from __future__ import annotations
@@ -19,12 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ArtifactError, ConfigError
-from ..files import save_torch
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from ..operator.insertion import CHILD_NAME, SparsifiedModel
 from ..operator.module import MeanSparse
 from .names import ModelSource
-from .published_checkpoint import operator_buffers, published_architecture
+from .published_checkpoint import published_architecture
 from .source import kind_of
 from .zoo import build_zoo_model
 
@@ -51,7 +48,8 @@ def load_exported(
     for any other file, ModelNotFound where the network needs code that is not there.
     """
     checkpoint = load_checkpoint(path, mend="expected a run folder, or a file that `meansparse export RUN` wrote")
-    header = _header(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["meansparse"])
     if header.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} holds operators but no network", hint="write one that does: meansparse export RUN")
     model = kind_of(ModelSource(**header["model"]))
@@ -70,11 +68,6 @@ def load_exported(
             hint="the network's code, or the version of the library that builds it, is another than at export",
         ) from error
     return sparsify(network.float().to(device).eval(), checkpoint, alpha=alpha)
-
-
-def save_robustbench(path: Path, source: ModelSource, model: SparsifiedModel) -> None:
-    """The state dict of RobustBench's own architecture with our operators in it, atomically."""
-    save_torch(path, robustbench_state(source, model))
 
 
 def robustbench_state(source: ModelSource, model: SparsifiedModel) -> dict[str, Tensor]:
@@ -100,12 +93,11 @@ def robustbench_state(source: ModelSource, model: SparsifiedModel) -> dict[str, 
                 hint=f"use the authors' sites: meansparse calibrate --model {source.name} --sites published",
             )
         operator = cast(MeanSparse, model.at(site))
-        buffers = operator_buffers(template, operator.mean, operator.std, float(operator.alpha))
+        buffers = {name: tensor.clone() for name, tensor in template.items()}
+        buffers["running_mean"] = operator.mean.to(buffers["running_mean"])
+        buffers["running_var"] = operator.std.square().to(buffers["running_var"])
+        buffers["threshold"].fill_(float(operator.alpha))
+        buffers["flag_update_statistics"].zero_()  # it never learns again
         state |= {f"{site.path}.{name}": tensor for name, tensor in buffers.items()}
     network.load_state_dict(state, strict=True)  # RobustBench's own class has the last word
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {})["meansparse"])  # type: ignore[no-any-return]

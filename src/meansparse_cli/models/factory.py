@@ -1,4 +1,4 @@
-"""The user's own network: ``module:attribute`` or ``file.py:attribute``, a module or what makes one."""
+"""The user's own network: ``module:attribute`` or ``file.py:attribute``, looked for in the current directory too."""
 
 from __future__ import annotations
 
@@ -34,52 +34,45 @@ class FactoryModel(ModelKind):
         return ()
 
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
-        return call_factory(self.source.name)
-
-
-def call_factory(name: str) -> nn.Module:
-    """The network of ``module:attribute``, which is looked for in the current directory too.
-
-    Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile.
-    """
-    module_name, _, attribute = name.rpartition(":")
-    said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
-    with _found_first(module_name), torch.random.fork_rng(devices=[]), said_to_people:
-        torch.default_generator.manual_seed(0)
-        factory = _attribute(_import_module(module_name, name), module_name, attribute)
-        try:
-            model = factory if isinstance(factory, nn.Module) else factory()
-        except Exception as error:  # the user's code may raise anything
-            raise ModelNotFound(
-                f"{name}() failed: {type(error).__name__}: {error}", hint="it is called without arguments"
-            ) from error
-    if not isinstance(model, nn.Module):
-        raise ModelNotFound(f"{name}() gave {type(model).__name__}, expected a torch.nn.Module")
-    return model
+        """Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile."""
+        name = self.source.name
+        module_name, _, attribute = name.rpartition(":")
+        said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
+        with _found_first(module_name), torch.random.fork_rng(devices=[]), said_to_people:
+            torch.default_generator.manual_seed(0)
+            factory = _attribute(_import_module(module_name), module_name, attribute)
+            try:
+                model = factory if isinstance(factory, nn.Module) else factory()
+            except Exception as error:  # the user's code may raise anything
+                raise ModelNotFound(
+                    f"{name}() failed: {type(error).__name__}: {error}", hint="it is called without arguments"
+                ) from error
+        if not isinstance(model, nn.Module):
+            raise ModelNotFound(f"{name}() gave {type(model).__name__}, expected a torch.nn.Module")
+        return model
 
 
 def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
-    try:
+    if hasattr(module, attribute):
         return getattr(module, attribute)
-    except AttributeError:
-        public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        close = difflib.get_close_matches(attribute, public, n=5, cutoff=0)
-        hint = f"it has {', '.join(close) or 'nothing that can be called'}"
-        raise ModelNotFound(f"{module_name} has no {attribute!r}", hint=hint) from None
+    public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+    close = difflib.get_close_matches(attribute, public, n=5, cutoff=0)
+    hint = f"it has {', '.join(close) or 'nothing that can be called'}"
+    raise ModelNotFound(f"{module_name} has no {attribute!r}", hint=hint)
 
 
-def _import_module(module_name: str, name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"_factory_{Path(module_name).stem}", module_name)
-            assert spec is not None and spec.loader is not None  # always, for a name that ends in .py
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-            spec.loader.exec_module(module)
-            return module
-        return importlib.import_module(module_name)
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(f"_factory_{Path(name).stem}", name)
+        assert spec is not None and spec.loader is not None  # always, for a name that ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses and pickle look for it
+        spec.loader.exec_module(module)
+        return module
     except Exception as error:  # the user's code may raise anything
-        is_absent = isinstance(error, FileNotFoundError) or getattr(error, "name", None) == module_name
+        is_absent = isinstance(error, FileNotFoundError) or getattr(error, "name", None) == name
         reason = "no such module" if is_absent else f"importing it failed: {type(error).__name__}: {error}"
         raise ModelNotFound(
             f"{name}: {reason}", hint=f"--model module:factory looks in {Path.cwd()} and among the installed packages"

@@ -19,7 +19,7 @@ from ..files import atomic_write, is_whole, save_torch, sha256_of, write_bytes
 from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
-from .names import ModelSource, fetch_command, plain_name
+from .names import ModelSource, Weights, fetch_command, plain_name
 from .source import kind_of
 from .weights import ALLOW_PICKLE_HINT
 
@@ -47,8 +47,8 @@ def fetch_weights(
     source: ModelSource,
     *,
     cache: Path | None = None,
-    from_file: Path | Sequence[Path] | None = None,
-    weights: Path | Sequence[Path] | None = None,
+    from_file: Weights = None,
+    weights: Weights = None,
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[FetchedFile, ...]:

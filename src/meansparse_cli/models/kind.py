@@ -1,7 +1,6 @@
 """What the commands ask of a model, whatever its kind; the subclasses answer (``source.py`` lists them).
 
-A kind says which names are its own, which files of weights its models have, how the network is built and filled, and
-what it does to a picture. Nobody outside this package asks which kind a model is.
+Nobody outside this package asks which kind a model is.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import nn
 
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ConfigError
-from .names import Kind, ModelSource, WeightFile, ZooEntry, model_options
+from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry, model_options
 from .weights import fit_weights, read_checkpoint
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
@@ -29,6 +28,11 @@ class ModelKind(ABC):
     """What its models were trained on where nothing else is known."""
     names_code: ClassVar[bool] = False
     """The name is that of code of the user's, which building the network runs."""
+
+    entry: ZooEntry | None = None
+    """RobustBench's key, if the model is of its zoo."""
+    cache_subfolder: Path | None = None
+    """Where in the cache its weights are kept; None where they stay where they are."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
@@ -55,16 +59,6 @@ class ModelKind(ABC):
         one; the same logits. ``settings``: what ``network_settings`` gave.
         """
 
-    @property
-    def entry(self) -> ZooEntry | None:
-        """RobustBench's key, if the model is of its zoo."""
-        return None
-
-    @property
-    def cache_subfolder(self) -> Path | None:
-        """Where in the cache its weights are kept; None where they stay where they are."""
-        return None
-
     def path_now(self, path: Path, origin: str) -> Path:
         """Where a file of weights that a report has at ``path`` lies now; its sha256 is for the caller to compare."""
         return path
@@ -76,14 +70,17 @@ class ModelKind(ABC):
         """
         dataset = self.source.dataset
         if named is not None and (named == "none") == (dataset == "imagenet"):
-            known = ", ".join(ROBUSTBENCH)
             raise ConfigError(
                 f"--preprocessing {named} with a model of {dataset}",
-                hint=f"ImageNet's pictures need one: {known}; those of other data sets are taken as they are: none",
+                hint=f"ImageNet's pictures need one: {', '.join(ROBUSTBENCH)}; "
+                "those of other data sets are taken as they are: none",
             )
         if dataset != "imagenet":
             return None
         return self._own_preprocessing() if named is None else ROBUSTBENCH[named]
+
+    def _own_preprocessing(self) -> Preprocessing:
+        return Preprocessing()
 
     def options(self) -> str:
         """What a command needs to mean this model, as `` --model NAME``."""
@@ -97,13 +94,11 @@ class ModelKind(ABC):
         """What the weights say of how they were trained (activation, width, method, ...); {} where they say nothing."""
         return {}
 
-    def paths(self, weights: Path | Sequence[Path] | None) -> tuple[Path, ...]:
+    def paths(self, weights: Weights) -> tuple[Path, ...]:
         """The files of weights one by one: a folder gives those an ensemble names, or else all it holds, sorted."""
-        if weights is None:
-            return ()
         if not isinstance(weights, Path):
-            return tuple(weights)
-        names = self._file_names()
+            return tuple(weights or ())
+        names = [file.file_name for file in self.weights()]
         if len(names) > 1 and weights.name == names[0]:  # an ensemble goes by its first file
             return tuple(weights.with_name(name) for name in names)
         if not weights.is_dir():
@@ -118,18 +113,11 @@ class ModelKind(ABC):
             )
         return found
 
-    def load(
-        self,
-        weights: Path | Sequence[Path] | None = None,
-        *,
-        allow_pickle: bool = False,
-        published_sites: bool = False,
-    ) -> nn.Module:
-        """The network, filled: float32, on the CPU, in eval mode.
+    def load(self, weights: Weights = None, *, allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
+        """The network, filled: float32, on the CPU, in eval mode; ``published_sites`` as for ``build``.
 
-        ``weights``: a file; for an ensemble its files in order, or the folder that holds them; None for what the model
-        comes with or builds itself. ``published_sites``: as for ``build``. Raises CheckpointError for weights that
-        cannot be used, DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
+        Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
+        ModelNotFound for a factory that is not there.
         """
         paths = self.paths(weights)
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
@@ -142,12 +130,6 @@ class ModelKind(ABC):
         return network
 
     def _load_own(self) -> nn.Module:
-        """The network with the weights it comes with."""
-        return self.build()
-
-    def _own_preprocessing(self) -> Preprocessing:
-        return Preprocessing()
-
-    def _file_names(self) -> list[str]:
-        """The names that files of weights are known by in a folder."""
-        return []
+        """The network with the weights it comes with: files that lie somewhere already, or what ``build`` draws."""
+        files = [file.path for file in self.weights() if file.path is not None]
+        return self._load(files, allow_pickle=False, published_sites=False) if files else self.build()

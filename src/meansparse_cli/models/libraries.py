@@ -1,14 +1,11 @@
-"""Models of timm and torchvision, which expect normalised images: each stands behind the mean and std of its weights.
-
-The attacks work in [0, 1], so the normalisation belongs inside the model, as RobustBench has it.
-"""
+"""Models of timm and torchvision, each behind the normalisation that its weights expect."""
 
 from __future__ import annotations
 
 import difflib
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,11 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def normalized(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind its normalisation, under the names of RobustBench's own wrapper."""
+    return nn.Sequential(OrderedDict([("normalize", Normalize(mean, std)), ("model", network)]))
+
+
 class LibraryModel(ModelKind):
     """``LIBRARY:NAME`` with the standard weights, for images in [0, 1]."""
 
@@ -48,6 +50,7 @@ class LibraryModel(ModelKind):
     def __init__(self, source: ModelSource) -> None:
         super().__init__(source)
         self.bare = source.name.removeprefix(f"{self.kind}:")
+        self.cache_subfolder = Path(self.kind)
 
     @classmethod
     def claims(cls, name: str) -> bool:
@@ -56,28 +59,24 @@ class LibraryModel(ModelKind):
     @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
         bare = name.removeprefix(f"{cls.kind}:")
-        if not cls._has(bare):
-            close = difflib.get_close_matches(bare, cls._names(), n=5, cutoff=0.5)
+        if bare not in (names := cls._names(bare)):
+            close = difflib.get_close_matches(bare, names, n=5, cutoff=0.5)
             hint = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}" if close else f"see {cls.catalogue}"
             raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
         return super().resolve(name, dataset, threat)
-
-    @property
-    def cache_subfolder(self) -> Path:
-        return Path(self.kind)
 
     def weights(self) -> tuple[WeightFile, ...]:
         return (WeightFile(f"{plain_name(self.source.name)}.pt", self.source.name),)
 
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
         try:
-            return self._normalized(with_weights=False)
+            return self._create(with_weights=False)
         except Exception as error:  # the libraries raise their own kinds
             raise ModelNotFound(f"{self.kind} cannot build {self.bare!r}: {error}") from error
 
     def _load_own(self) -> nn.Module:
         try:
-            return self._normalized(with_weights=True)
+            return self._create(with_weights=True)
         except Exception as error:  # the library, its hub client and their network layers each raise their own kinds
             place = self._address() or f"{self.kind}'s model page"
             raise DownloadError(
@@ -86,23 +85,14 @@ class LibraryModel(ModelKind):
                 f"meansparse fetch --model {self.source.name} --from-file FILE",
             ) from error
 
-    def _normalized(self, *, with_weights: bool) -> nn.Module:
-        """The network behind its normalisation, under the names of RobustBench's own wrapper."""
-        network, mean, std = self._create(with_weights)
-        return nn.Sequential(OrderedDict([("normalize", Normalize(mean, std)), ("model", network)]))
-
     @classmethod
     @abstractmethod
-    def _names(cls) -> list[str]:
-        """Every name that the library shows."""
-
-    @classmethod
-    def _has(cls, bare: str) -> bool:
-        return bare in cls._names()
+    def _names(cls, bare: str) -> Collection[str]:
+        """Every name that the library shows, or just ``bare`` if it takes that."""
 
     @abstractmethod
-    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-        """The library's own network, and the mean and std by channel of what it was trained on."""
+    def _create(self, *, with_weights: bool) -> nn.Module:
+        """The library's own network behind its normalisation."""
 
     @abstractmethod
     def _address(self) -> str | None:
@@ -116,24 +106,18 @@ class TimmModel(LibraryModel):
     catalogue = "timm.list_models()"
 
     @classmethod
-    def _names(cls) -> list[str]:
-        import timm
-
-        return timm.list_models()  # type: ignore[no-any-return]
-
-    @classmethod
-    def _has(cls, bare: str) -> bool:
+    def _names(cls, bare: str) -> Collection[str]:
         import timm
 
         # older names that it no longer shows are taken too; behind the dot is which of the weights
-        return timm.is_model(bare.split(".")[0])  # type: ignore[no-any-return]
+        return [bare] if timm.is_model(bare.split(".")[0]) else timm.list_models()
 
-    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    def _create(self, *, with_weights: bool) -> nn.Module:
         import timm
 
         network = timm.create_model(self.bare, pretrained=with_weights)
         facts = timm.data.resolve_data_config({}, model=network)
-        return network, facts["mean"], facts["std"]
+        return normalized(network, facts["mean"], facts["std"])
 
     def _address(self) -> str | None:
         import timm
@@ -150,8 +134,7 @@ def timm_preprocessing(name: str) -> Preprocessing:
     """What timm's standard weights of ``name`` do to a picture."""
     import timm
 
-    known = timm.get_pretrained_cfg(name)
-    if known is None:
+    if (known := timm.get_pretrained_cfg(name)) is None:
         return Preprocessing()
     size = known.input_size[1]
     return Preprocessing(
@@ -166,32 +149,30 @@ class TorchvisionModel(LibraryModel):
     catalogue = "torchvision.models"
 
     @classmethod
-    def _names(cls) -> list[str]:
+    def _names(cls, bare: str) -> Collection[str]:
         from torchvision.models import list_models
 
         return list_models()
 
-    def _create(self, with_weights: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    def _create(self, *, with_weights: bool) -> nn.Module:
         from torchvision.models import get_model
 
-        network, facts = get_model(self.bare, weights="DEFAULT" if with_weights else None), self._transforms()
-        return network, getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD)
+        facts = self._facts("transforms")
+        network = get_model(self.bare, weights="DEFAULT" if with_weights else None)
+        return normalized(network, getattr(facts, "mean", IMAGENET_MEAN), getattr(facts, "std", IMAGENET_STD))
 
     def _address(self) -> str | None:
-        return getattr(self._standard_weights(), "url", None)
+        return self._facts("url")  # type: ignore[no-any-return]
 
     def _own_preprocessing(self) -> Preprocessing:
-        known = self._transforms()
+        known = self._facts("transforms")
         if not hasattr(known, "crop_size"):
             return Preprocessing(interpolation="bilinear")
         return Preprocessing(known.crop_size[0], known.resize_size[0], known.interpolation.value)
 
-    def _standard_weights(self) -> Any:
+    def _facts(self, name: str) -> Any:
+        """What torchvision says of its standard weights; None where it has none."""
         from torchvision.models import get_model_weights
 
-        return getattr(get_model_weights(self.bare), "DEFAULT", None)
-
-    def _transforms(self) -> Any:
-        """What the standard weights do to a picture; None where torchvision says nothing."""
-        weights = self._standard_weights()
-        return weights and weights.transforms()
+        value = getattr(getattr(get_model_weights(self.bare), "DEFAULT", None), name, None)
+        return value() if callable(value) else value

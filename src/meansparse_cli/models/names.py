@@ -1,11 +1,19 @@
 """What a model is called: the record in ``fetch.yaml``, RobustBench's key, its files, the options of a command."""
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
+Weights = Path | Sequence[Path] | None
+"""A file; an ensemble's files in order, or the folder that holds them; None for what a model comes with."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,14 @@ def model_options(model: ModelSource | ZooEntry) -> str:
 def fetch_command(model: ModelSource | ZooEntry) -> str:
     """The command that downloads a model, with only the options it needs."""
     return f"meansparse fetch{model_options(model)}"
+
+
+@cache
+def package_data(name: str) -> dict[str, Any]:
+    """``published.json``; or ``zoo.yaml``, what RobustBench itself does not say of its entries."""
+    text = (resources.files(__package__) / name).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+    return content
 
 
 def plain_name(name: str) -> str:

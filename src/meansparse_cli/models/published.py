@@ -1,18 +1,12 @@
-"""What RobustBench has published about each model of its zoo, from ``published.json``; no network, no torch.
-
-The wheel of RobustBench holds no figures. The file here carries those of its leaderboard cards, with their date, for
-every entry of the zoo, and the two embedded models, which have none. Accuracies are fractions.
-"""
+"""What RobustBench has published about each model of its zoo, from ``published.json``: no network, no torch."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from ..stats.format import percent
-from .names import ModelSource
+from .names import ModelSource, package_data
 
 N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """How many images of the original test set (ImageNet: validation set) RobustBench evaluates on."""
@@ -20,10 +14,9 @@ N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One leaderboard card; None where it has no such figure.
+    """One leaderboard card, accuracies as fractions; None where it has no such figure.
 
-    ``external_accuracy`` is a stronger attack than AutoAttack, found by somebody else. ``parameters`` were counted on
-    the built network.
+    ``external_accuracy`` is under a stronger attack than AutoAttack, found by somebody else.
     """
 
     name: str
@@ -40,27 +33,20 @@ class PublishedModel:
     """RobustBench's flag: AutoAttack's figure is likely too high for this defence."""
 
 
-@cache
-def _content() -> dict[str, Any]:
-    text = (resources.files(__package__) / "published.json").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(text)
-    return content
-
-
 def published_models() -> list[PublishedModel]:
     """The embedded models, then every entry of the zoo in RobustBench's order."""
-    return [PublishedModel(**row) for row in _content()["models"]]
+    return [PublishedModel(**row) for row in package_data("published.json")["models"]]
 
 
 def published_date() -> str:
     """The month the figures are of, as ``2025-03``."""
-    return str(_content()["date"])
+    return str(package_data("published.json")["date"])
 
 
 def to_json(models: Sequence[PublishedModel]) -> str:
     """What ``models --json`` prints: date and origin once, then a row a model without its empty fields."""
     rows = [{k: v for k, v in asdict(m).items() if v not in (None, False)} for m in models]
-    return json.dumps({key: _content()[key] for key in ("date", "origin")} | {"models": rows}, ensure_ascii=False)
+    return json.dumps(package_data("published.json") | {"models": rows}, ensure_ascii=False)
 
 
 def published_card(source: ModelSource) -> PublishedModel | None:
@@ -85,11 +71,10 @@ def published_note(results: dict[str, Any]) -> str | None:
     """One line about ``published_results``, to stand below figures of our own; None if there are none."""
     if not (published := results.get("published")):
         return None
-    names = {"clean": "clean", "autoattack": "AutoAttack", "external": "external", "corruptions": "corruptions"}
     figures = [
-        f"{words} {percent(published[f'{key}_accuracy'])} %"
-        for key, words in names.items()
-        if f"{key}_accuracy" in published
+        f"{name} {percent(accuracy)} %"
+        for name in ("clean", "AutoAttack", "external", "corruptions")
+        if (accuracy := published.get(f"{name.lower()}_accuracy")) is not None
     ]
     return (
         f"published for the {published['of']} model (RobustBench, {published['date']}): {', '.join(figures)}, "

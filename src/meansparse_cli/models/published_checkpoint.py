@@ -1,14 +1,13 @@
 """The authors' own checkpoints (``*_WS.pt``, RobustBench's ``Amini2024MeanSparse_*``): a base's weights and operators.
 
 Each operator is five buffers or seven: ``running_mean`` and ``running_var`` (channels,), ``threshold`` (their name for
-alpha), and three or four that are of no use afterwards. The tensors that are left when these are taken off are the base
-model's, under the base model's own names. Several files share a name; which model a file is shows in its keys.
+alpha), and some that are of no use afterwards. What is left are the base's tensors under the base's own names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,22 @@ from torch import Tensor
 from ..data.facts import KNOWN_DATASETS
 from ..errors import CheckpointError
 from ..operator.statistics import ChannelStatistics
-from .names import ZooEntry, fetch_command
+from .names import ZooEntry, fetch_command, package_data
 from .weights import read_checkpoint, state_dict_of
 
 NEEDED_BUFFERS = ("running_mean", "running_var", "threshold")
 OTHER_BUFFERS = ("flag_update_statistics", "batch_num", "momentum", "epsilon")
 
-_RESIDUAL = r"layer\.\d+\.block\.\d+\.meansparse_[012]|meansparse_end"
-_ACTIVATIONS = r"layer\.\d+\.block\.\d+\.relu_[01]\.0|relu\.0"
-_SWIN = r"layers\.\d+\.blocks\.\d+\.(mlp\.)?meansparse[12]"
-_CONVNEXT = r"stages\.\d+\.blocks\.\d+\.(mlp\.act\.0|drop_path\.1)"
-_IMAGENET_ACTIVATIONS = r"stem\.stem\.stem\.2\.0|stages\..+\.F\.[ab]\.2\.0"
-
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One of the authors' models, on the zoo's ``base``; ``name`` is how messages call it.
-
-    ``variant`` is RobustBench's entry for it, without ``Amini2024MeanSparse_`` (None: it has none). ``n_sites``
-    operators at paths that match ``pattern``, and the classes of ``dataset``: together they tell all files apart.
-    ``alpha`` is the one their evaluation script sets.
-    """
+    """One of the authors' models, as ``zoo.yaml`` has it; several files share a name."""
 
     name: str
     dataset: str
     threat: str
     base: str
-    variant: str | None
+    entry: str | None
     n_sites: int
     pattern: str
     alpha: float
@@ -53,11 +41,6 @@ class PublishedFile:
     @property
     def file_name(self) -> str:
         return f"{self.base}_WS.pt"
-
-    @property
-    def entry(self) -> str | None:
-        """RobustBench's name of the sparsified model."""
-        return self.variant and f"Amini2024MeanSparse_{self.variant}"
 
     @property
     def n_classes(self) -> int:
@@ -72,23 +55,12 @@ class PublishedFile:
         """Whether the file can be loaded as this entry of the zoo: RobustBench's for it, or its base."""
         return (entry.dataset, entry.threat) == (self.dataset, self.threat) and entry.name in (self.base, self.entry)
 
+    def has_paths(self, paths: Collection[str]) -> bool:
+        """Whether its operators are at these paths."""
+        return len(paths) == self.n_sites and all(re.fullmatch(self.pattern, path) for path in paths)
 
-_WRN_94, _WRN_70 = "Bartoldson2024Adversarial_WRN-94-16", "Wang2023Better_WRN-70-16"
-_SWIN_L, _CONVNEXT_L = "Liu2023Comprehensive_Swin-L", "Liu2023Comprehensive_ConvNeXt-L"
-_RA, _RA_1 = "RaWRN-70-16", "RaWRN-70-16, first version"
 
-PUBLISHED_FILES = (
-    PublishedFile("WRN-94-16", "cifar10", "Linf", _WRN_94, "S-WRN-94-16", 136, _RESIDUAL, 0.15),
-    PublishedFile(_RA, "cifar10", "Linf", "Peng2023Robust", "Ra_WRN_70_16", 214, _RESIDUAL, 0.25),
-    PublishedFile(_RA_1, "cifar10", "Linf", "Peng2023Robust", "Ra_WRN_70_16", 143, _ACTIVATIONS, 0.25),
-    PublishedFile("WRN-70-16", "cifar10", "Linf", _WRN_70, None, 67, _ACTIVATIONS, 0.20),
-    PublishedFile("WRN-70-16", "cifar10", "L2", _WRN_70, "S-WRN-70-16", 100, _RESIDUAL, 0.25),
-    PublishedFile("WRN-70-16", "cifar100", "Linf", _WRN_70, "S-WRN-70-16", 100, _RESIDUAL, 0.15),
-    PublishedFile("Swin-L", "imagenet", "Linf", _SWIN_L, "Swin-L", 96, _SWIN, 0.10),
-    PublishedFile("ConvNeXt-L", "imagenet", "Linf", _CONVNEXT_L, "ConvNeXt-L", 72, _CONVNEXT, 0.30),
-    PublishedFile("RaWRN-101-2", "imagenet", "Linf", "Peng2023Robust", None, 75, _IMAGENET_ACTIVATIONS, 0.20),
-)
-"""Every file the authors published, from their code and RobustBench's; the sites are those really used."""
+PUBLISHED_FILES = tuple(PublishedFile(**row) for row in package_data("zoo.yaml")["published"])
 
 
 @dataclass(frozen=True)
@@ -106,7 +78,6 @@ class PublishedCheckpoint:
 
     @property
     def alpha(self) -> float | None:
-        """The alpha of all operators."""
         different = set(self.alphas.values())
         return different.pop() if len(different) == 1 and different != {0.0} else None
 
@@ -146,9 +117,10 @@ def split_published(state: Mapping[str, Tensor], *, what: str) -> PublishedCheck
     buffers = {f"{path}.{name}" for path in paths for name in (*NEEDED_BUFFERS, *OTHER_BUFFERS)}
     base = {key: tensor for key, tensor in state.items() if key not in buffers}
     statistics = {bare_path(path): _statistics(state, path, what) for path in paths}
-    alphas = {bare_path(path): _shortest(state[f"{path}.threshold"]) for path in paths}
+    # the number a person typed: 0.15, not the float32 nearest to it written out
+    alphas = {bare_path(p): float(str(state[f"{p}.threshold"].detach().float().cpu().numpy())) for p in paths}
     n_classes = next((len(base[k]) for k in reversed(base) if re.search(r"(logits|fc|head|linear)\.weight$", k)), None)
-    file = next((m for m in PUBLISHED_FILES if m.n_classes == n_classes and _has_paths(m, statistics)), None)
+    file = next((f for f in PUBLISHED_FILES if f.n_classes == n_classes and f.has_paths(statistics)), None)
     return PublishedCheckpoint(base, statistics, alphas, file)
 
 
@@ -161,13 +133,12 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
     if not has_operators(state):
         return checkpoint
     held = split_published(state, what=what)
-    if held.file is not None and not held.file.is_for(entry):
-        m = held.file
-        command = f"{fetch_command(m.model)} --from-file FILE"
+    if (file := held.file) is not None and not file.is_for(entry):
         raise CheckpointError(
-            f"{what} is MeanSparse's {m.name} for {m.dataset}, {m.threat} "
-            f"({m.n_sites} operators, {m.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
-            hint=f"several files are called {m.file_name}; this one belongs to: {command}",
+            f"{what} is MeanSparse's {file.name} for {file.dataset}, {file.threat} ({file.n_sites} operators, "
+            f"{file.n_classes} classes), not {entry.name} for {entry.dataset}, {entry.threat}",
+            hint=f"several files are called {file.file_name}; this one belongs to: "
+            f"{fetch_command(file.model)} --from-file FILE",
         )
     return held.base
 
@@ -184,11 +155,6 @@ def _operator_paths(state: Iterable[str]) -> list[str]:
     return sorted(p for p in found if all(f"{p}.{name}" in keys for name in NEEDED_BUFFERS))
 
 
-def _has_paths(model: PublishedFile, paths: Iterable[str]) -> bool:
-    listed = list(paths)
-    return len(listed) == model.n_sites and all(re.fullmatch(model.pattern, path) for path in listed)
-
-
 def _statistics(state: Mapping[str, Tensor], path: str, what: str) -> ChannelStatistics:
     mean, variance = state[f"{path}.running_mean"].float(), state[f"{path}.running_var"].float()
     if mean.ndim != 1 or mean.shape != variance.shape or not bool((torch.isfinite(mean) & (variance >= 0)).all()):
@@ -198,18 +164,3 @@ def _statistics(state: Mapping[str, Tensor], path: str, what: str) -> ChannelSta
     n_batches = state.get(f"{path}.batch_num")
     # the root in float32, as the published operator takes it: the threshold is then the same number
     return ChannelStatistics(0 if n_batches is None else int(n_batches), mean.double(), variance.sqrt().double())
-
-
-def _shortest(threshold: Tensor) -> float:
-    """The number a person typed: 0.15, not the float32 nearest to it written out."""
-    return float(str(threshold.detach().float().cpu().numpy()))
-
-
-def operator_buffers(template: Mapping[str, Tensor], mean: Tensor, std: Tensor, alpha: float) -> dict[str, Any]:
-    """The buffers of one published operator, of the names and types in ``template`` (its own ``state_dict()``)."""
-    filled = {name: tensor.clone() for name, tensor in template.items()}
-    filled["running_mean"] = mean.to(filled["running_mean"])
-    filled["running_var"] = std.square().to(filled["running_var"])
-    filled["threshold"].fill_(alpha)
-    filled["flag_update_statistics"].zero_()  # it never learns again
-    return filled

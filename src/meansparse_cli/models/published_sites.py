@@ -1,16 +1,17 @@
-"""Networks that carry published MeanSparse operators: these give way to places for ours.
+"""Networks with published MeanSparse operators, which give way to sites for ours.
 
 RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
-no activation: after residual additions, after a branch's last layer. Each is replaced by an ``OperatorPlace``, which
-does nothing and has no weights, so that the network is the base model again, under the base model's own tensor names. A
-site at that place takes an operator like any other: the stages, BPDA and remove know nothing of it.
+no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under the base
+model's own tensor names. A site at that place takes an operator like any other.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, Published
 
 
 class OperatorPlace(nn.Identity):
-    """Where a published operator was: ``channels`` is the number it had statistics for."""
+    """Where a published operator was, which had statistics for ``channels``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,31 +45,27 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
         return []
     seen: dict[str, list[tuple[int, ...]]] = {}
 
-    def see(path: str) -> Any:
-        return lambda module, args: seen.setdefault(path, []).append(tuple(args[0].shape))
+    def see(module: nn.Module, args: tuple[Tensor, ...], *, path: str) -> None:
+        seen.setdefault(path, []).append(tuple(args[0].shape))
 
-    handles = [module.register_forward_pre_hook(see(path)) for path, module in operators.items()]
     try:
-        with untouched(model), torch.no_grad():
+        with untouched(model), torch.no_grad(), ExitStack() as hooks:
+            for path, module in operators.items():
+                hooks.enter_context(module.register_forward_pre_hook(partial(see, path=path)))
             model(images)
     except Exception as error:  # the user's code may raise anything
         raise DataError(
             f"the model's forward pass failed on images of shape {tuple(images.shape)}: {error}",
             hint="does the data set's image size fit this model?",
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return [_site(index, path, operators[path], shapes) for index, (path, shapes) in enumerate(seen.items())]
 
 
 def take_out(model: nn.Module) -> nn.Module:
     """Replace every published operator by a place that does nothing; in place, and nothing where there are none."""
     for path, operator in _operators(model).items():
-        if isinstance(operator, OperatorPlace):
-            continue
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, OperatorPlace(_channels(operator)).train(operator.training))
+        if not isinstance(operator, OperatorPlace):
+            model.set_submodule(path, OperatorPlace(_channels(operator)).train(operator.training))
     return model
 
 
@@ -83,10 +80,9 @@ def published_sites(
     places = find_published_operators(model, images)
     if held is None and places:
         return places
-    if held is not None and {held.path_of(site.path) for site in places} >= set(held.statistics):
-        chosen = [site for site in places if held.path_of(site.path)]
-    elif held is not None:
-        chosen = [site for site in find_sites(model, images) if held.path_of(site.path)]
+    if held is not None:
+        has_all = {held.path_of(site.path) for site in places} >= set(held.statistics)
+        chosen = [s for s in (places if has_all else find_sites(model, images)) if held.path_of(s.path)]
         if len(chosen) != len(held.statistics):
             missing = sorted(set(held.statistics) - {held.path_of(site.path) for site in chosen})
             raise CheckpointError(f"the network has no place for {len(missing)} operators of its file: {missing[:3]}")
@@ -102,12 +98,12 @@ def published_sites(
 
 def _operators(model: nn.Module) -> dict[str, nn.Module]:
     """By path. A batch norm has running statistics as well, but no threshold."""
-    return {path: module for path, module in model.named_modules() if _is_operator(module)}
-
-
-def _is_operator(module: nn.Module) -> bool:
-    is_theirs = all(isinstance(getattr(module, name, None), Tensor) for name in NEEDED_BUFFERS)
-    return is_theirs or isinstance(module, OperatorPlace)
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, OperatorPlace)
+        or all(isinstance(getattr(module, name, None), Tensor) for name in NEEDED_BUFFERS)
+    }
 
 
 def _channels(operator: Any) -> int:
@@ -122,15 +118,5 @@ def _site(index: int, path: str, operator: nn.Module, shapes: list[tuple[int, ..
     axis = 1 if len(shape) != 3 and shape[1] == channels else len(shape) - 1
     if shape[axis] != channels:
         raise SiteError(f"{path} has statistics for {channels} channels, its input is {shape}")
-    return Site(
-        index=index,
-        name=path,
-        path=path,
-        kind="module",
-        operation="MeanSparse",
-        layout=layout_of(len(shape), axis),
-        channel_axis=axis,
-        channels=channels,
-        shape=shape[1:],
-        gate=False,
-    )
+    layout = layout_of(len(shape), axis)
+    return Site(index, path, path, "module", "MeanSparse", layout, axis, channels, shape[1:], gate=False)

@@ -7,25 +7,20 @@ timm:NAME, torchvision:NAME        a model of these libraries, with its standard
 module:factory, file.py:factory    the user's own network
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from torch import nn
 
 from ..errors import ConfigError
 from .factory import FactoryModel
 from .kind import ModelKind
 from .libraries import TimmModel, TorchvisionModel
-from .names import ModelSource
+from .names import ModelSource, Weights
 from .trained import EmbeddedModel
 from .zoo import ZooModel
-
-__all__ = ["KINDS", "ModelSource", "kind_of", "load_model", "resolve_model"]
 
 KINDS: tuple[type[ModelKind], ...] = (EmbeddedModel, TimmModel, TorchvisionModel, FactoryModel, ZooModel)
 """A name is of the first that claims it; the zoo takes what is left."""
 
-THREATS = ("Linf", "L2", "corruptions")
+THREATS = {threat.lower(): threat for threat in ("Linf", "L2", "corruptions")}
 
 
 def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -> ModelSource:
@@ -33,8 +28,9 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
 
     ``dataset`` is a data set's name, a path of images, or None (the model's own; CIFAR-10 in the zoo).
     """
-    threat = _known_threat(threat)
-    return next(kind for kind in KINDS if kind.claims(name)).resolve(name, dataset, threat)
+    if (known := THREATS.get(threat.lower().removesuffix("_3d"))) is None:
+        raise ConfigError(f"no threat model {threat!r}", hint=f"expected one of {', '.join(THREATS.values())}")
+    return next(kind for kind in KINDS if kind.claims(name)).resolve(name, dataset, known)
 
 
 def kind_of(source: ModelSource) -> ModelKind:
@@ -45,20 +41,6 @@ def kind_of(source: ModelSource) -> ModelKind:
     raise ConfigError(f"no kind of model {source.kind!r}", hint=f"known: {', '.join(kind.kind for kind in KINDS)}")
 
 
-def load_model(
-    source: ModelSource,
-    weights: Path | Sequence[Path] | None = None,
-    *,
-    allow_pickle: bool = False,
-    published_sites: bool = False,
-) -> nn.Module:
-    """The network of a model, filled: ``ModelKind.load``."""
-    return kind_of(source).load(weights, allow_pickle=allow_pickle, published_sites=published_sites)
-
-
-def _known_threat(threat: str) -> str:
-    wanted = threat.lower().removesuffix("_3d")
-    for known in THREATS:
-        if known.lower() == wanted:
-            return known
-    raise ConfigError(f"no threat model {threat!r}", hint=f"expected one of {', '.join(THREATS)}")
+def load_model(source: ModelSource, weights: Weights = None, **options: bool) -> nn.Module:
+    """The network of a model, filled: ``ModelKind.load`` and its options."""
+    return kind_of(source).load(weights, **options)

@@ -1,12 +1,9 @@
-"""Networks of our own: those embedded in the package, and any file that ``meansparse train`` wrote.
-
-The header of such a safetensors file says how its network is built, what it was trained on and how.
-"""
+"""Networks of our own, embedded or written by ``meansparse train``: the header says how they are built."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -64,8 +61,7 @@ class EmbeddedModel(ModelKind):
         return self.file.resolve() if origin == f"embedded:{self.source.name}" else path
 
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
-        construct: Callable[..., ResNet18] = ResNet18
-        return construct(**(settings or {}))
+        return ResNet18(**settings or {})
 
     def network_settings(self, weights: Sequence[Path]) -> dict[str, Any]:
         return json.loads(_read_header(weights[0] if weights else self.file)["network"])  # type: ignore[no-any-return]
@@ -79,7 +75,7 @@ class EmbeddedModel(ModelKind):
     def options(self) -> str:
         return model_options(replace(self.source, dataset="cifar10"))  # its weights say what they were trained on
 
-    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
+    def _load(self, paths: Sequence[Path], allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
         path = paths[0]
         try:
             network = self.build(settings=self.network_settings(paths))
@@ -92,9 +88,6 @@ class EmbeddedModel(ModelKind):
             raise CheckpointError(f"{path}: its header describes no network: {error}", hint=TRAIN_AGAIN) from error
         fit_weights(network, read_checkpoint(path), what=str(path), mend=TRAIN_AGAIN)
         return network
-
-    def _load_own(self) -> nn.Module:
-        return self._load([self.file], allow_pickle=False, published_sites=False)
 
 
 def _read_header(path: Path) -> dict[str, str]:

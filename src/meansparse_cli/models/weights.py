@@ -1,10 +1,4 @@
-"""Checkpoints of other people: read without running their code, fitted to a network whatever wrapper named the keys.
-
-read_checkpoint    a file         -> what it holds, on the CPU
-state_dict_of      what it holds  -> tensors by key
-fit_weights        tensors        -> copied into a module, or refused with what does not fit
-network_id         a module       -> the sha256 of what it holds
-"""
+"""Checkpoints of other people: read without running their code, fitted to a network whatever wrapper named the keys."""
 
 import argparse
 import contextlib
@@ -90,16 +84,15 @@ def fit_weights(
     """
     state = state_dict_of(checkpoint, what)
     wanted = module.state_dict()
-    closest: tuple[int, str] | None = None
+    misfits = []
     for candidate in _spellings(state, module):
         n_problems, problems = _compare(candidate, wanted, lenient=lenient)
         if not n_problems:
             module.load_state_dict({key: candidate[key] for key in wanted if key in candidate}, strict=False)
             return
-        if closest is None or n_problems < closest[0]:
-            closest = n_problems, problems
-    assert closest is not None  # _spellings yields at least the keys as they are
-    raise CheckpointError(f"{what}: the weights are of another model: {closest[1]}", hint=mend)
+        misfits.append((n_problems, problems))
+    _, problems = min(misfits, key=lambda misfit: misfit[0])
+    raise CheckpointError(f"{what}: the weights are of another model: {problems}", hint=mend)
 
 
 def state_dict_of(checkpoint: Any, what: str) -> Mapping[str, Tensor]:
@@ -122,40 +115,36 @@ def state_dict_of(checkpoint: Any, what: str) -> Mapping[str, Tensor]:
 
 def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, lenient: bool) -> tuple[int, str]:
     """How many tensors stand in the way, and a sentence that names the first few."""
-    missing = [k for k in wanted if k not in state and not _may_be_missing(k)]
+    missing = [k for k in wanted if k not in state and k not in CONSTANTS and not k.endswith(".num_batches_tracked")]
     unexpected = [k for k in state if k not in wanted]
     if lenient:
         parents = {k[:i] for k in wanted for i, letter in enumerate(k) if letter == "."}
         unexpected = [k for k in unexpected if _is_further_layer(k, parents)]
-    reshaped = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    sentences = []
-    if missing:
-        sentences.append(f"{len(missing)} of {len(wanted)} tensors missing ({_first(missing)})")
-    if unexpected:
-        sentences.append(f"{len(unexpected)} unexpected ({_first(unexpected)})")
-    if reshaped:
-        shapes = [f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}" for k in reshaped]
-        sentences.append(f"{len(reshaped)} of another shape ({_first(shapes)})")
+    reshaped = [
+        f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    problems = {
+        f"of {len(wanted)} tensors missing": missing,
+        "unexpected": unexpected,
+        "of another shape": reshaped,
+    }
+    sentences = [
+        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for what, found in problems.items()
+        if found
+    ]
     return len(missing) + len(unexpected) + len(reshaped), "; ".join(sentences)
-
-
-def _may_be_missing(key: str) -> bool:
-    return key in CONSTANTS or key.endswith(".num_batches_tracked")
 
 
 def _is_further_layer(key: str, parents: set[str]) -> bool:
     """Whether ``key`` continues a numbered list of the model, as ``layer.9.conv`` does after ``layer.8``."""
     parts = key.split(".")
-    for i, part in enumerate(parts[:-1]):
-        prefix = ".".join(parts[:i])
-        siblings = f"{prefix}.0" if prefix else "0"
-        if part.isdigit() and siblings in parents and ".".join(parts[: i + 1]) not in parents:
-            return True
-    return False
-
-
-def _first(names: list[str], n: int = 3) -> str:
-    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+    return any(
+        part.isdigit() and ".".join([*parts[:i], "0"]) in parents and ".".join(parts[: i + 1]) not in parents
+        for i, part in enumerate(parts[:-1])
+    )
 
 
 def _needs_code(refusal: str, *, is_pickle: bool) -> bool:
@@ -168,14 +157,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items()}
-
-
 def _spellings(state: Mapping[str, Tensor], module: nn.Module) -> Iterator[Mapping[str, Tensor]]:
     """The same tensors under the names wrappers give them: as they are, unwrapped, and behind a normalisation."""
-    bare = _without(_without(state, "module."), "_orig_mod.")
-    inner = _without(bare, "model.")
+    bare = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
+    inner = {k.removeprefix("model."): v for k, v in bare.items()}
     yield from (state, bare, inner, {f"model.{k}": v for k, v in inner.items()})
     target = getattr(module, "model", module)
     # timm renamed layers over the years, and each architecture's file knows how its old checkpoints read

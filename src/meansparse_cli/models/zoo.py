@@ -1,11 +1,9 @@
-"""The RobustBench zoo: its entries, their architectures, their files, and which of them a name means.
-
-What a checkpoint holds is read in ``weights.py``; the published MeanSparse models are in ``published_checkpoint.py``.
-"""
+"""The RobustBench zoo: its entries, their architectures, their files, and which of them a name means."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ModelNotFound
 from .kind import ModelKind
 from .libraries import timm_preprocessing
-from .names import ModelSource, WeightFile, ZooEntry, fetch_command
+from .names import ModelSource, WeightFile, ZooEntry, fetch_command, package_data
 from .published_checkpoint import has_operators, published_architecture, without_operators
 from .published_sites import take_out
 from .robustbench import quietly, robustbench_tables
@@ -29,35 +27,17 @@ from .weights import fit_weights, read_checkpoint, state_dict_of
 GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="
 """An id of the zoo is put behind it. The same address works in a browser."""
 
-HEADLINE = {
-    "bartoldson2024": "Bartoldson2024Adversarial_WRN-94-16",
-    "bartoldson2024adversarial": "Bartoldson2024Adversarial_WRN-94-16",
-}
-"""Where a paper has several models and its name alone means the one everybody means."""
-
-LENIENT = (
-    "Andriushchenko2020Understanding",
-    "Augustin2020Adversarial",
-    "Engstrom2019Robustness",
-    "Pang2020Boosting",
-    "Rice2020Overfitting",
-    "Rony2019Decoupling",
-    "Wong2020Fast",
-    "Hendrycks2020AugMix",
-    "Kireev2021Effectiveness",
-    "Chen2020Efficient",
-    "Wu2020Adversarial",
-    "Diffenderfer2021Winning",
-    "Huang2022Revisiting_WRN-A4",
-    "Bai2024MixedNUTS",
-)
-"""Entries whose published file holds more than the model; RobustBench loads them, and all of ImageNet, not strictly."""
-
 
 class ZooModel(ModelKind):
     """A name of RobustBench's, or the beginning of just one."""
 
     kind = "zoo"
+    entry: ZooEntry
+
+    def __init__(self, source: ModelSource) -> None:
+        super().__init__(source)
+        self.entry = source.entry
+        self.cache_subfolder = Path(source.dataset, source.threat)
 
     @classmethod
     def claims(cls, name: str) -> bool:
@@ -86,14 +66,6 @@ class ZooModel(ModelKind):
             hint=f"{_nearest(name, [e.name for e in here] + list(EMBEDDED))}; every name: meansparse models",
         )
 
-    @property
-    def entry(self) -> ZooEntry:
-        return self.source.entry
-
-    @property
-    def cache_subfolder(self) -> Path:
-        return Path(self.source.dataset, self.source.threat)
-
     def weights(self) -> tuple[WeightFile, ...]:
         return zoo_source(self.entry)
 
@@ -114,9 +86,6 @@ class ZooModel(ModelKind):
             return timm_preprocessing(timm_name)
         return ROBUSTBENCH[str(_row(self.entry).get("preprocessing"))]
 
-    def _file_names(self) -> list[str]:
-        return [file.file_name for file in self.weights()]
-
 
 def _folded(name: str) -> str:
     return name.lower().replace("-", "_")
@@ -124,7 +93,7 @@ def _folded(name: str) -> str:
 
 def _matching(name: str, entries: list[ZooEntry]) -> list[ZooEntry]:
     """The entries a name can mean: the one that is called so, or all that begin so."""
-    wanted = _folded(HEADLINE.get(name.lower(), name))
+    wanted = _folded(package_data("zoo.yaml")["headline"].get(name.lower(), name))
     exact = [e for e in entries if _folded(e.name) == wanted]
     return exact or [e for e in entries if wanted and _folded(e.name).startswith(wanted)]
 
@@ -143,16 +112,19 @@ def zoo_entries() -> list[ZooEntry]:
 
 def zoo_source(entry: ZooEntry) -> tuple[WeightFile, ...]:
     """The files of an entry, in the order ``load_zoo_weights`` takes them; an ensemble has several."""
-    drive = _row(entry)["gdrive_id"]
-    file_name = f"{entry.name}.pt"
+    drive, file_name, url = _row(entry)["gdrive_id"], f"{entry.name}.pt", None
     if (timm_name := _timm_name(entry)) is not None:
         import timm
 
-        return (_web_file(file_name, str(timm.get_pretrained_cfg(timm_name).url)),)
-    if _is_torchvision(entry):
+        url = str(timm.get_pretrained_cfg(timm_name).url)
+    elif _is_torchvision(entry):
         from torchvision.models import ResNet50_Weights
 
-        return (_web_file(file_name, ResNet50_Weights.IMAGENET1K_V1.url),)
+        url = ResNet50_Weights.IMAGENET1K_V1.url
+    if url is not None:
+        # PyTorch's file names end in the first eight digits of their sha256, as resnet50-0676ba61.pth
+        digest = re.search(r"-([0-9a-f]{8})\.[^/]*$", url)
+        return (WeightFile(file_name, url, sha256=digest and digest[1]),)
     if isinstance(drive, str):
         return (WeightFile(file_name, f"{GOOGLE_DRIVE_URL}{drive}"),)
     return tuple(WeightFile(f"{file_name}_m{i}.pt", f"{GOOGLE_DRIVE_URL}{part}") for i, part in enumerate(drive))
@@ -160,6 +132,9 @@ def zoo_source(entry: ZooEntry) -> tuple[WeightFile, ...]:
 
 def build_zoo_model(entry: ZooEntry) -> nn.Module:
     """The architecture with random weights, in eval mode; nothing is downloaded."""
+    if _is_torchvision(entry):
+        # its own builder downloads at once; this entry is the same network, ResNet-50 behind a normalisation
+        entry = ZooEntry("Salman2020Do_R50", "imagenet", "Linf")
     # one architecture (BiT) calls .cuda() as it is built; its forward pass moves the tensor where it is needed
     with quietly(), mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
         if (timm_name := _timm_name(entry)) is not None:
@@ -167,9 +142,6 @@ def build_zoo_model(entry: ZooEntry) -> nn.Module:
 
             n_classes = KNOWN_DATASETS[entry.dataset].n_classes
             model = timm.create_model(timm_name, num_classes=n_classes, pretrained=False)
-        elif _is_torchvision(entry):
-            # its own builder downloads at once; this entry is the same network, ResNet-50 behind a normalisation
-            model = _row(ZooEntry("Salman2020Do_R50", "imagenet", "Linf"))["model"]()
         else:
             model = _row(entry)["model"]()
     return model.eval()  # type: ignore[no-any-return]
@@ -183,14 +155,14 @@ def load_zoo_weights(
     One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included.
     Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
     """
-    lenient = entry.dataset == "imagenet" or entry.name.startswith(LENIENT)
+    lenient = entry.dataset == "imagenet" or entry.name.startswith(tuple(package_data("zoo.yaml")["lenient"]))
     mend = f"download the right file with: {fetch_command(entry)}"
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
         checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
         if n_files == 1 and not has_operators(model.state_dict()):
             checkpoint = without_operators(checkpoint, entry, path.name)
-        if len(paths) == 1 and (n_files == 1 or _fits_exactly(model, checkpoint, path)):
+        if len(paths) == 1 and (n_files == 1 or set(state_dict_of(checkpoint, str(path))) == set(model.state_dict())):
             parts = [(model, checkpoint)]
         elif len(paths) != n_files:
             raise CheckpointError(f"{entry.name} is an ensemble of {n_files} files, {len(paths)} given", hint=mend)
@@ -201,30 +173,19 @@ def load_zoo_weights(
     return model.eval()
 
 
-def _fits_exactly(model: nn.Module, checkpoint: Any, path: Path) -> bool:
-    return set(state_dict_of(checkpoint, str(path))) == set(model.state_dict())
-
-
 def _ensemble_parts(model: Any, entry: ZooEntry, i: int, checkpoint: Any) -> list[tuple[nn.Module, Any]]:
     """Which parts of an ensemble its file ``i`` fills."""
-    if entry.name.startswith("Bai2023Improving"):
-        mixed = model.comp_model
-        if i < 2:
-            return [(mixed.models[i], checkpoint)]
-        try:
-            return [(mixed.policy_net, checkpoint["model"]), (mixed.bn, checkpoint["bn"])]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{entry.name}: file 3 has no policy network: expected 'model' and 'bn'") from error
     if entry.name.startswith("Bai2024MixedNUTS"):
         return [(model.std_model if i == 0 else model.rob_model, checkpoint)]
-    return [(model.models[i], checkpoint)]
-
-
-def _web_file(file_name: str, url: str) -> WeightFile:
-    """PyTorch's file names end in the first eight digits of their sha256, as ``resnet50-0676ba61.pth``."""
-    tail = url.rsplit("/", 1)[-1].split(".")[0].rsplit("-", 1)[-1]
-    is_digest = len(tail) == 8 and all(c in "0123456789abcdef" for c in tail)
-    return WeightFile(file_name, url, sha256=tail if is_digest else None)
+    if not entry.name.startswith("Bai2023Improving"):
+        return [(model.models[i], checkpoint)]
+    mixed = model.comp_model
+    if i < 2:
+        return [(mixed.models[i], checkpoint)]
+    try:
+        return [(mixed.policy_net, checkpoint["model"]), (mixed.bn, checkpoint["bn"])]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{entry.name}: file 3 has no policy network: expected 'model' and 'bn'") from error
 
 
 def _row(entry: ZooEntry) -> dict[str, Any]:
@@ -239,7 +200,7 @@ def _timm_name(entry: ZooEntry) -> str | None:
     robustbench_tables()
     import timm
 
-    name = f"{entry.name}_{entry.dataset}_{entry.threat}".lower().replace("-", "_")
+    name = _folded(f"{entry.name}_{entry.dataset}_{entry.threat}")
     return name if timm.is_model(name) else None
 
 

@@ -13,7 +13,7 @@ from ..stats.bounds import side_of_difference, side_of_rate
 from ..stats.format import percent
 from ..stats.multiple import Z_POWER
 from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
-from .tables import Claim, content
+from .tables import Claim, Place, content
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]
 RULE: str = content()["rule"].format(n=MIN_FLIPS)
@@ -36,6 +36,16 @@ class Judgement:
     why: str = ""
     stand_in: str = ""
 
+    def __str__(self) -> str:
+        """Our number with its standard error in points; nothing where the claim was not judged."""
+        return "" if self.ours is None else f"{self.claim.number(self.ours)} ± {percent(self.standard_error)}"
+
+    @property
+    def leaves_out_the_papers(self) -> bool:
+        """Does the paper's number lie outside our 95 % interval?"""
+        error = self.standard_error or 0.0
+        return self.ours is not None and abs(self.paper - self.ours) > Z_95 * error > 0
+
     @property
     def n_for_the_papers(self) -> int | None:
         """How many images would show a sum as large as the paper's in 80 % of samples, at 2.5 %, by our spread.
@@ -53,28 +63,22 @@ class Judgement:
         return {name: value for name, value in vars(self).items() if name != "claim"}
 
 
-Lookup = Callable[[tuple[str, str]], tuple[NDArray[np.int64], NDArray[np.bool_]] | None]
-"""A cell's (column, row) -> the examples and whether each is classified correctly; None where it was not run."""
+Found = tuple[NDArray[np.int64], NDArray[np.bool_]] | None
+"""Of a cell: the examples and whether each is classified correctly, (n,) each; None where it was not run."""
+Judged = tuple[Judgement, Judgement | None]
+"""A claim under the paper's measure, and in the worst case (None: a claim on clean accuracy)."""
 
 
-def judge(claim: Claim, paper: float, find: Lookup) -> Judgement:
-    """Judge a claim on the outcomes that ``find`` knows. ``paper``: the same weighted sum of the paper's cells."""
+def judge(claim: Claim, paper: float, find: Callable[[Place], Found]) -> Judgement:
+    """Judge a claim on what ``find`` knows of its cells. ``paper``: the weighted sum of the paper's own."""
     found = {place: find(place) for place in claim.terms}
-    missing = [f"{column}, {row}" for (column, row), outcomes in found.items() if outcomes is None]
-    if missing:
+    if missing := [", ".join(place) for place, outcomes in found.items() if outcomes is None]:
         return Judgement(claim, "not run", paper, why=f"not run: {'; '.join(missing)}")
-    examples = [outcomes[0] for outcomes in found.values() if outcomes is not None]
-    if not all(np.array_equal(examples[0], other) for other in examples[1:]):
+    terms = [(claim.terms[place], *outcomes) for place, outcomes in found.items() if outcomes is not None]
+    if not all(np.array_equal(terms[0][1], examples) for _, examples, _ in terms):
         return Judgement(claim, "inconclusive", paper, why="not measured on the same images")
-    each = sum(
-        (claim.terms[place] * outcomes[1].astype(float) for place, outcomes in found.items() if outcomes is not None),
-        start=np.zeros(len(examples[0])),
-    )
-    return _judge_sum(claim, paper, each)
-
-
-def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgement:
-    n = len(each)
+    n = len(terms[0][1])
+    each = sum((weight * right.astype(float) for weight, _, right in terms), start=np.zeros(n))
     if claim.is_level:
         side = side_of_rate(int(each.sum()), n, claim.bound)
     elif claim.bound:
@@ -87,38 +91,12 @@ def _judge_sum(claim: Claim, paper: float, each: NDArray[np.float64]) -> Judgeme
     return Judgement(claim, answer, paper, float(each.mean()), float(each.std() / n**0.5), n)
 
 
-def in_words(attack: str, own: Judgement, worst: Judgement | None) -> str:
-    """One claim under the paper's measure, which is called ``attack``, and in the worst case."""
-    return sentence([(attack, own), *([] if worst is None else [("Worst case, BPDA included", worst)])])
-
-
-def sentence(judgements: Sequence[tuple[str, Judgement]]) -> str:
-    """One claim in words: the paper's number, then ours under each measure."""
-    first = judgements[0][1]
-    parts = []
-    for name, judgement in judgements:
-        if judgement.ours is None:
-            why = f" ({judgement.why})" if judgement.why and judgement.answer != "not run" else ""
-            parts.append(f"{name}: **{judgement.answer}**{why}")
-        else:
-            left = _what_is_left_open(judgement) if judgement.answer == "inconclusive" else ""
-            parts.append(
-                f"{name}: **{judgement.answer}**, {with_error(judgement)} on {judgement.n_examples:,} images{left}"
-            )
-    here = f" On `{first.stand_in}` in its place:" if first.stand_in else ""
-    return f"{first.claim.sentence} (paper: {first.claim.number(first.paper)}).{here} {'. '.join(parts)}."
-
-
-def with_error(judgement: Judgement) -> str:
-    """Our number of a claim that was judged, with its standard error in points."""
-    assert judgement.ours is not None and judgement.standard_error is not None
-    return f"{judgement.claim.number(judgement.ours)} ± {percent(judgement.standard_error)}"
-
-
-def _what_is_left_open(judgement: Judgement) -> str:
-    """Whether it could still be as the paper has it, and how many images would tell."""
-    assert judgement.ours is not None and judgement.standard_error is not None
-    if abs(judgement.paper - judgement.ours) > Z_95 * judgement.standard_error > 0:
-        return " (the paper's number lies outside our 95 % interval)"
-    needed = judgement.n_for_the_papers
-    return "" if needed is None else f" (the paper's number would take about {needed:,})"
+def claims_data(judgements: Sequence[Judged], *, with_measure: bool = False) -> list[dict[str, Any]]:
+    """Plain values, a dict a claim."""
+    return [
+        {"text": own.claim.text}
+        | ({"measure": own.claim.measure} if with_measure else {})
+        | {"under_its_attack": own.to_report()}
+        | ({} if worst is None else {"worst_case": worst.to_report()})
+        for own, worst in judgements
+    ]

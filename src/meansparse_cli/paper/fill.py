@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
-from .claims import Judgement, judge
-from .results import Outcomes, Result, RunResults
+from .claims import Judged, Judgement, judge
+from .results import Result, RunResults
 from .tables import Cell, Claim, Column, PaperTable, Place
 
 
@@ -80,6 +80,12 @@ class FilledColumn:
         """Is the run of another model than the paper's?"""
         return self.run is not None and not is_of(self.column, self.run)
 
+    def with_base(self, table: PaperTable) -> list[FilledCell]:
+        """The cells, above them ours of the base model of ``table``, where that stands in no column."""
+        base = next((cell.result.base for cell in self.cells if cell.result is not None), None)
+        extra = [] if table.base is None else [fill_cell(table.base, [] if base is None else [base])]
+        return [*extra, *self.cells]
+
     @property
     def attacks(self) -> list[str]:
         """What the worst case of our cells is over, each once."""
@@ -94,15 +100,12 @@ class FilledColumn:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """``of_claims``: the results that the claims were judged on.
-
-    ``judgements``: for each claim, under the paper's measure and in the worst case (None: a claim on clean accuracy).
-    """
+    """``of_claims``: the results that the claims were judged on."""
 
     table: PaperTable
     columns: tuple[FilledColumn, ...]
     of_claims: tuple[Result, ...]
-    judgements: tuple[tuple[Judgement, Judgement | None], ...]
+    judgements: tuple[Judged, ...]
 
     @property
     def results(self) -> list[Result]:
@@ -126,7 +129,7 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
                 )
             of_column[column.name] = run
     filled = {column.name: _fill_column(column, of_column.get(column.name)) for column in table.columns}
-    judgements, of_claims = [], list[Result]()
+    judgements, of_claims = list[Judged](), list[Result]()
     for claim in table.claims:
         paper = sum(weight * _paper_value(table.cell(*place), claim) for place, weight in claim.terms.items())
         stand_in = _stand_in(claim, filled)
@@ -134,17 +137,10 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
         for measure in ("robust", "worst") if claim.measure == "robust" else (claim.measure,):
             found = _results_of(table, filled, claim, measure)
             of_claims += [result for result in found.values() if result is not None]
-            outcomes = {place: _outcomes(result, table.cell(*place), measure) for place, result in found.items()}
+            outcomes = {p: None if r is None else r.find(measure, table.cell(*p).where) for p, r in found.items()}
             answers.append(replace(judge(claim, paper, outcomes.__getitem__), stand_in=stand_in))
         judgements.append((answers[0], answers[1] if answers[1:] else None))
     return FilledTable(table, tuple(filled.values()), tuple(of_claims), tuple(judgements))
-
-
-def paper_base(table: PaperTable, cell: Cell) -> Cell | None:
-    """The paper's base model for a cell at an alpha above 0: of its column, else of its row, else of the table."""
-    bases = [c for column in table.columns for c in column.cells if c.is_base] + list(table.extra.values())
-    near = [b for b in bases if b.column == cell.column] + [b for b in bases if b.row == cell.row]
-    return None if cell.is_base else next(iter([*near, *table.extra.values()]), None)
 
 
 def _stand_in(claim: Claim, filled: Mapping[str, FilledColumn]) -> str:
@@ -215,15 +211,6 @@ def _paper_value(cell: Cell, claim: Claim) -> float:
     value = cell.clean if claim.measure == "clean" else cell.robust
     assert value is not None
     return value
-
-
-def _outcomes(result: Result | None, cell: Cell, measure: str) -> tuple[Any, Outcomes] | None:
-    """(examples, whether each is right), by the measure of a claim; None where that is not known."""
-    if result is None:
-        return None
-    own = {"clean": result.clean, "worst": result.worst}
-    outcomes = own[measure] if measure in own else result.robust(cell.where)
-    return None if outcomes is None else (result.example, outcomes)
 
 
 def _results_of(

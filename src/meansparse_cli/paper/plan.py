@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +54,29 @@ def plan(config: Reproduce) -> list[Step]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A calibrated run folder, and what is done on it for which column of a table.
+    """A run folder of one model, and what is done on it for which column of a table.
 
-    ``front`` and ``end``: the options that every command on it has. ``alpha``: where a step leaves that open.
+    ``source``: the options of ``calibrate`` alone, but for a configuration, which says the budget as well; ``end``:
+    those that every command on it has. ``alpha``: where a step leaves that open.
     """
 
     folder: Path
-    calibrated: Step
-    front: dict[str, Any]
+    source: dict[str, Any]
     end: dict[str, Any]
-    steps: Sequence[str]
-    column: str
-    alpha: str | None
+    steps: Sequence[str] = ()
+    column: str = ""
+    alpha: str | None = None
+    after: tuple[Step, ...] = ()
 
 
 class _Planner:
     def __init__(self, config: Reproduce) -> None:
         self.config, self.steps = config, dict[tuple[str, ...], Step]()
-        self.model = config.model or EMBEDDED
-        self.folder = config.run or config.runs_dir / folder_name(self.model)
+        model = config.model or EMBEDDED
         self.device = {"device": config.device}
-        self.batch_size = {"batch-size": config.batch_size or (1000 if config.device.startswith("cuda") else 250)}
+        batch_size = config.batch_size or (1000 if config.device.startswith("cuda") else 250)
+        folder, end = config.run or config.runs_dir / folder_name(model), self._data() | self.device
+        self.own = _Run(folder, {"model": model}, end | {"batch-size": batch_size})
         self.values: dict[str, Any] = {"attack": config.attack, "eps": config.eps}
         for name, grid in content()["grids"].items():
             usual = grid.get("quick" if config.quick else "full", grid["full"])
@@ -84,58 +86,57 @@ class _Planner:
         """The commands of one table."""
         named, after = list[str](), list[Step]()
         for run in self._runs(table):
-            after += [self._measured(run, name) for name in run.steps]
+            calibrated = self._calibrated(run)
+            after += [self._measured(run, calibrated, name) for name in run.steps]
             named.append(f"{run.column}={run.folder}" if run.column else f"{run.folder}")
         if any(column.config for column in table.columns) and self.config.model is None:
-            named = sorted({*named, *self._earlier(table)})
+            # with one job a model, the page has what was run in any of them
+            folders = [self.config.runs_dir / f"{column.config}" for column in table.columns]
+            named = sorted({*named, *(f"{folder}" for folder in folders if (folder / "calibrate.yaml").exists())})
         page = ["-o", f"{self.config.output}", *options({"data-note": self.config.data_note})]
         self._step("table", table.number, *named, *page, after=after)
 
     def figure(self) -> None:
         """A channel before and after the operator."""
-        run = self._run(self.folder, {"model": self.model})
         words = options(content()[FIGURE] | self._data() | self.device)
         copy_to = self.config.output / f"{FIGURE}.png"
-        self._step("plot", f"{run.folder}", *words, after=[run.calibrated], copy_to=copy_to)
+        self._step("plot", f"{self.own.folder}", *words, after=[self._calibrated(self.own)], copy_to=copy_to)
 
     def _runs(self, table: PaperTable) -> Iterator[_Run]:
+        own = replace(self.own, steps=table.steps)
         if table.models:
-            return self._trained(table)
-        if table.by == "fraction":
-            return self._parts(table)
-        if table.in_place_of and self.config.model is None:
-            return self._headline(table)
-        columns: list[tuple[str, str | None]] = [("", None)]
-        if table.in_place_of:
-            columns = [(name, table.column(name).cells[-1].where["alpha"]) for name in table.in_place_of]
-        source = {"model": self.model}
-        return (self._run(self.folder, source, table.steps, column=name, alpha=alpha) for name, alpha in columns)
+            yield from (self._trained(own, column, kind) for column, kind in table.models.items())
+        elif table.by == "fraction":
+            yield from self._parts(table, own)
+        elif not table.in_place_of:
+            yield own
+        elif self.config.model is None:
+            yield from self._headline(table)
+        else:
+            for name in table.in_place_of:
+                yield replace(own, column=name, alpha=table.column(name).cells[-1].where["alpha"])
 
-    def _trained(self, table: PaperTable) -> Iterator[_Run]:
-        """A run of each model of ``meansparse train``, which is trained where it is not there."""
-        for column, kind in table.models.items():
-            name = f"{kind}-w{self.config.width}"
-            file, after = self.config.models_dir / name / "model.safetensors", list[Step]()
-            if kind == PGD_GELU and self.config.model is not None:
-                yield self._run(self.folder, {"model": self.model}, table.steps, column=column)
-                continue
-            if not file.exists():
-                method, activation = kind.split("-")
-                network = {"method": method, "activation": activation, "width": self.config.width, "run": file.parent}
-                words = options(
-                    {"preset": self.config.preset, "dataset": "cifar10"} | network | self._data() | self.device
-                )
-                after = [self._step("train", *words, *shlex.split(self.config.train_options))]
-            yield self._run(self.config.runs_dir / name, {"model": file}, table.steps, column=column, after=after)
+    def _trained(self, own: _Run, column: str, kind: str) -> _Run:
+        """The run of a model of ``meansparse train``, which is trained where it is not there."""
+        config, name = self.config, f"{kind}-w{self.config.width}"
+        file, (method, activation) = config.models_dir / name / "model.safetensors", kind.split("-")
+        if kind == PGD_GELU and config.model is not None:
+            return replace(own, column=column)
+        run = replace(own, folder=config.runs_dir / name, source={"model": file}, column=column)
+        if file.exists():
+            return run
+        network = {"method": method, "activation": activation, "width": config.width, "run": file.parent}
+        words = options({"preset": config.preset, "dataset": "cifar10"} | network | self._data() | self.device)
+        return replace(run, after=(self._step("train", *words, *shlex.split(config.train_options)),))
 
-    def _parts(self, table: PaperTable) -> Iterator[_Run]:
+    def _parts(self, table: PaperTable, own: _Run) -> Iterator[_Run]:
         """A run of each share of the calibration images, and of all of them."""
-        config = self.config.headline_config
-        folder = self.folder if config is None else self.config.runs_dir / config.stem
-        source, alpha = ({"model": self.model}, USUAL_ALPHA) if config is None else ({"config": config}, None)
+        own, config = replace(own, alpha=USUAL_ALPHA), self.config.headline_config
+        if config is not None:
+            own = replace(own, folder=self.config.runs_dir / config.stem, source={"config": config}, alpha=None)
         for part in [*(cell.row for cell in table.columns[0].cells), "1"]:
-            place = folder.with_name(f"{folder.name}-part-{part}")
-            yield self._run(place, source | {"fraction": part}, table.steps, alpha=alpha)
+            folder = own.folder.with_name(f"{own.folder.name}-part-{part}")
+            yield replace(own, folder=folder, source=own.source | {"fraction": part})
 
     def _headline(self, table: PaperTable) -> Iterator[_Run]:
         """A run of each model of the zoo, or of those of them that ``--only`` names."""
@@ -152,51 +153,30 @@ class _Planner:
         for name, column in columns.items():
             if name in only:
                 steps = [other.step for other in table.columns if other.config == name]
-                end = self._data(column.dataset) | self.device
-                source = {"config": Path("configs") / f"{name}.yaml"}
+                end, source = self._data(column.dataset) | self.device, {"config": Path("configs") / f"{name}.yaml"}
                 alpha = column.cells[-1].where["alpha"]
-                yield self._run(self.config.runs_dir / name, source, steps, alpha=alpha, end=end)
+                yield _Run(self.config.runs_dir / name, source, end, steps, alpha=alpha)
 
-    def _earlier(self, table: PaperTable) -> Iterator[str]:
-        """The runs of its models that are there: with one job a model, the page has what was run in any of them."""
-        for column in table.columns:
-            folder = self.config.runs_dir / f"{column.config}"
-            if (folder / "calibrate.yaml").exists():
-                yield f"{folder}"
+    def _calibrated(self, run: _Run) -> Step:
+        return self._step("calibrate", *options({"run": run.folder} | run.source | run.end), after=run.after)
 
-    def _run(
-        self,
-        folder: Path,
-        source: dict[str, Any],
-        steps: Sequence[str] = (),
-        *,
-        column: str = "",
-        alpha: str | None = None,
-        after: Sequence[Step] = (),
-        end: dict[str, Any] | None = None,
-    ) -> _Run:
-        """``source``: the options of ``calibrate`` alone, but for a configuration, which says the budget as well."""
-        end = self._data() | self.device | self.batch_size if end is None else end
-        calibrated = self._step("calibrate", *options({"run": folder} | source | end), after=after)
-        front = {"run": folder} | {key: value for key, value in source.items() if key == "config"}
-        return _Run(folder, calibrated, front, end, steps, column, alpha)
-
-    def _measured(self, run: _Run, name: str) -> Step:
+    def _measured(self, run: _Run, calibrated: Step, name: str) -> Step:
         """A measurement or an evaluation of ``tables.yaml`` on a run."""
         given = {"name": name} | content()["steps"][name]
         command, values = given.pop("command", "measure"), self.values | {"alpha": run.alpha}
-        left_out = ("norm", "eps") if "config" in run.front else ()
+        front = {"run": run.folder} | {key: value for key, value in run.source.items() if key == "config"}
+        left_out = ("norm", "eps") if "config" in front else ()
         own = {key: _filled(value, values) for key, value in given.items() if key not in left_out}
         data = {key: value for key, value in run.end.items() if key == "data-dir"}
-        if own["attack"] == "none":
-            words = options(run.front | own | data | {"n-examples": self.config.n_clean} | run.end)
-        else:
-            words = options(run.front | own | data | {"n-examples": self.config.n_examples} | run.end)
+        is_attacked = own["attack"] != "none"
+        n_examples = self.config.n_examples if is_attacked else self.config.n_clean
+        words = options(front | own | data | {"n-examples": n_examples} | run.end)
+        if is_attacked:
             if command == "measure" and "batch-size" in run.end:
                 words += options({"block-size": run.end["batch-size"]})
             words += shlex.split(self.config.attack_options)
         words += options({"fresh": self.config.fresh}) if command == "evaluate" else []
-        return self._step(command, *words, after=[run.calibrated])
+        return self._step(command, *words, after=[calibrated])
 
     def _data(self, dataset: str | None = None) -> dict[str, Any]:
         """``--data-dir``: the folder of the data set, else the one for all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 Outcomes = NDArray[np.bool_]
 _Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
 """One model at one eps in a report: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
-PLACES = (
-    ("evaluate", "evaluate.yaml"),
-    ("evaluate", "evaluations/*/evaluate.yaml"),
-    ("measure", "measurements/*/measure.yaml"),
-)
+PLACES = ("evaluate.yaml", "evaluations/*/evaluate.yaml", "measurements/*/measure.yaml")
 READ: dict[str, Callable[[str], object]] = {"alpha": Fraction, "eps": Fraction}
 OF_THE_OPERATOR = ("sites", "centre", "spread", "alpha_rule")
 
@@ -77,12 +73,17 @@ class Result:
         robust: Outcomes = (codes != 1).all(1)
         return robust if not ((codes == -1).any(1) & robust).any() else None
 
+    def find(self, measure: str, where: dict[str, str]) -> tuple[NDArray[np.int64], Outcomes] | None:
+        """(examples, whether each is right): ``clean``, ``worst``, or else ``robust`` to the attack of ``where``."""
+        found = self.clean if measure == "clean" else self.worst if measure == "worst" else self.robust(where)
+        return None if found is None else (self.example, found)
+
 
 @dataclass(frozen=True)
 class RunResults:
     """All results of a run folder. ``training``: what the weights say about how they were trained, {} if nothing.
 
-    ``site_rule`` and ``n_sites``: of the statistics. ``commands``: what was typed to prepare it.
+    ``commands``: what was typed to prepare it. ``calibrated``: the report behind its statistics.
     """
 
     folder: Path
@@ -90,8 +91,7 @@ class RunResults:
     training: dict[str, Any]
     results: tuple[Result, ...]
     commands: tuple[str, ...]
-    site_rule: str
-    n_sites: int
+    calibrated: dict[str, Any]
 
     @property
     def model(self) -> str:
@@ -120,20 +120,16 @@ def read_results(folder: Path) -> RunResults:
         for stage in ("fetch", "calibrate")
     )
     source = ModelSource(**fetched["results"]["model"])
-    found: list[Result] = []
-    for stage, pattern in PLACES:
-        for file in sorted(folder.glob(pattern)):
-            if (report := _verified(file, stage, folder)) is None:
-                continue
-            if other := _of_other_images(report, calibrated, source):
-                log.info(f"left out: {file} was measured with {other}")
-                continue
-            found += _results(file, report, calibrated["results"].get("rule", "all"))
-    made_by = [*_trained(source), fetched, calibrated]
-    typed = tuple(dict.fromkeys(report["provenance"]["command"] for report in made_by))
-    chosen = calibrated["results"]
-    rule, n_sites = chosen.get("rule", "all"), len(chosen["sites"])
-    return RunResults(folder, source, kind_of(source).training(), tuple(found), typed, rule, n_sites)
+    rule, found = calibrated["results"].get("rule", "all"), list[Result]()
+    for file in (file for pattern in PLACES for file in sorted(folder.glob(pattern))):
+        if (report := _verified(file, folder)) is None:
+            continue
+        if other := _of_other_images(report, calibrated, source):
+            log.info(f"left out: {file} was measured with {other}")
+            continue
+        found += _results(file, report, rule)
+    typed = dict.fromkeys(report["provenance"]["command"] for report in (*_trained(source), fetched, calibrated))
+    return RunResults(folder, source, kind_of(source).training(), tuple(found), tuple(typed), calibrated)
 
 
 def _trained(source: ModelSource) -> list[dict[str, Any]]:
@@ -146,8 +142,9 @@ def _trained(source: ModelSource) -> list[dict[str, Any]]:
     return [report] if report["outputs"].get(weights.name) == sha256_of(weights) else []
 
 
-def _verified(file: Path, stage: str, folder: Path) -> dict[str, Any] | None:
+def _verified(file: Path, folder: Path) -> dict[str, Any] | None:
     """The report, with the settings of the sweep that it evaluates; None where it is of other statistics."""
+    stage = file.stem
     mend = stage_command(stage, folder, None if file.parent == folder else file.parent.name)
     report = read_report(file, stage, mend=mend)
     verify_outputs(report, file.parent, mend=mend)
@@ -180,15 +177,17 @@ def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source:
 
 def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[Result]:
     """The results of a report; at an alpha above 0 those that can stand in a table of the paper."""
-    settings = report["config"]["settings"]
+    settings, results = report["config"]["settings"], report["results"]
     default = {"split": "test", "centre": "channel-mean"}
     of_all = {key: settings.get(key, default.get(key)) for key in ("norm", "split", "centre")}
     found, base = list[Result](), None
     with np.load(file.with_name("outcomes.npz")) as arrays:
         example = arrays["index"]
-        attacks, rows = (
-            _of_measurement(report, arrays) if "rows" in report["results"] else _of_evaluation(report, arrays)
-        )
+        if "rows" in results:
+            attacks, rows = (*results["attacks"], *results["bpda_attacks"]), list(_of_measurement(results, arrays))
+        else:
+            attacks = tuple(f"{name}" for name in arrays["name"] if name not in (CLEAN, TRANSFER))
+            rows = list(_of_evaluation(settings, results, arrays))
     for own, clean, worst, broken in rows:
         is_base = not own["alpha"]
         if is_base or _is_the_papers(settings):
@@ -200,6 +199,11 @@ def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[R
     return found
 
 
+def _is_the_papers(settings: dict[str, Any]) -> bool:
+    """One alpha for all sites, in each channel's own standard deviations: what every table of the paper has."""
+    return settings.get("alpha_rule", "shared") == "shared" and settings.get("spread", "channel-std") == "channel-std"
+
+
 def _rule(sites: str, calibrated: str) -> str:
     """Site rules mean the calibrated sites: where those are not all of the model's, a rule relative to them keeps
     theirs in front, so that it fits no cell of the paper; ``single:N`` names a site itself.
@@ -209,36 +213,27 @@ def _rule(sites: str, calibrated: str) -> str:
     return calibrated if sites == "all" else f"{calibrated} / {sites}"
 
 
-def _is_the_papers(settings: dict[str, Any]) -> bool:
-    """One alpha for all sites, in each channel's own standard deviations: what every table of the paper has."""
-    return settings.get("alpha_rule", "shared") == "shared" and settings.get("spread", "channel-std") == "channel-std"
-
-
-def _of_evaluation(report: dict[str, Any], arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], list[_Row]]:
-    """The attacks that were run, and base and sparsified model."""
-    settings, results = report["config"]["settings"], report["results"]
-    names = [str(name) for name in arrays["name"]]
-    attacks = tuple(name for name in names if name not in (CLEAN, TRANSFER))
-    rows = list[_Row]()
+def _of_evaluation(settings: dict[str, Any], results: dict[str, Any], arrays: Mapping[str, Any]) -> Iterator[_Row]:
+    """Base and sparsified model."""
+    names = [str(name) for name in arrays["name"]]  # clean images come first
+    attacks = [name for name in names if name not in (CLEAN, TRANSFER)]
     for model, alpha in zip(MODELS, (0.0, float(results["alpha"])), strict=True):
-        codes = arrays[f"{model}_outcome"]  # (n, names): as in ``Result.broken``; clean images come first
+        codes = arrays[f"{model}_outcome"]  # (n, names): as in ``Result.broken``
         worst = (codes != 1).all(1) if any(is_bpda(name) for name in attacks) else None
         broken = {frozenset([a]): np.where(codes[:, 0] == 1, codes[:, 0], codes[:, names.index(a)]) for a in attacks}
         own = {"alpha": alpha, "eps": results.get("eps") or settings["eps"], "sites": settings.get("sites", "all")}
-        rows += [(own, codes[:, 0] == 0, worst, broken)] if model == "base" or alpha else []
-    return attacks, rows
+        if model == "base" or alpha:
+            yield own, codes[:, 0] == 0, worst, broken
 
 
-def _of_measurement(report: dict[str, Any], arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], list[_Row]]:
-    """The attacks that were run, and every row; clean images alone where there are none."""
-    results, attacks = report["results"], frozenset(report["results"]["attacks"])
+def _of_measurement(results: dict[str, Any], arrays: Mapping[str, Any]) -> Iterator[_Row]:
+    """Every row; clean images alone where nothing was attacked."""
+    attacks = frozenset(results["attacks"])
     clean, *attacked = (arrays[name] for name in ("clean", *(("plain", "worst") if attacks else ())))
-    rows = list[_Row]()
     for i, row in enumerate(results["rows"]):
-        own = {key: row[key] for key in ("alpha", "eps", "sites")}
         plain, worst = (curve[i] for curve in attacked) if attacked else (None, None)
-        rows.append((own, clean[i], worst, {} if plain is None else {attacks: (~plain).astype(np.int8)}))
-    return (*results["attacks"], *results["bpda_attacks"]), rows
+        own = {key: row[key] for key in ("alpha", "eps", "sites")}
+        yield own, clean[i], worst, {} if plain is None else {attacks: (~plain).astype(np.int8)}
 
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:

@@ -10,12 +10,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..operator.checkpoint import load_checkpoint
-from ..reporting.table import Table
-from ..runs.report import RunPaths, read_report
-from .claims import RULE, Judgement, in_words, judge
+from ..runs.report import RunPaths
+from .claims import RULE, Found, Judgement, claims_data, judge
 from .fill import Numbers, is_of
-from .page import in_percent, render, typed
-from .results import Outcomes, Result, RunResults, without_machine_paths
+from .page import render, typed
+from .results import Result, RunResults, without_machine_paths
 from .tables import Claim, PaperTable, Place
 
 QUARTER = 0.25
@@ -33,10 +32,11 @@ class SubsetRow:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values, fractions; only what there is."""
-        ours, (accuracies, gains) = self.ours.to_report(), (["clean", "robust", "worst"], ["robust_gain", "worst_gain"])
-        of_errors = [[f"{name}_standard_error" for name in names] for names in (accuracies, gains)]
-        order = [*accuracies, *of_errors[0], *(["n_examples"] if "robust" in ours else []), *gains, *of_errors[1]]
-        named = {key.replace("gain", "minus_all"): ours[key] for key in order if key in ours}
+        ours = self.ours.to_report()
+        if "robust" not in ours:
+            ours.pop("n_examples", None)
+        order = sorted(ours, key=lambda key: ("gain" in key, key == "n_examples", key.endswith("error")))
+        named = {key.replace("gain", "minus_all"): ours[key] for key in order}
         return {"fraction": self.fraction, "n_images": self.n_images} | self.errors | named
 
 
@@ -58,25 +58,21 @@ def fill_subset_table(
         is_own=is_own,
         data_note=data_note,
         rows=rows,
-        papers=_papers(table).to_markdown(),
-        ours=_ours(rows).to_markdown(),
+        papers=zip(*(column.cells for column in table.columns), strict=True),
         alpha=", ".join(alphas),
         quarter=next((row for row in rows if row.fraction == QUARTER), None),
         theirs=[cell.clean for cell in papers if float(cell.row) == QUARTER],
-        claims=[in_words("APGD", own, worst) for own, worst in judged],
+        judgements=judged,
         typed=typed(list(by_fraction.values()), [r for r in measured.values() if r is not None], command),
     )
     errors = {
         column.name: [{"fraction": float(c.row), "mean_error": c.clean, "std_error": c.robust} for c in column.cells]
         for column in table.columns
     }
-    claims = [
-        {"text": own.claim.text, "under_its_attack": own.to_report(), "worst_case": worst.to_report()}
-        for own, worst in judged
-    ]
     head = {"table": table.number, "title": table.title, "paper": table.source, "data": data_note, "model": whole.model}
     made = {"is_the_papers_model": is_own, "command": without_machine_paths(command), "rule": RULE}
-    return page, head | made | {"paper_errors": errors, "rows": [row.to_report() for row in rows], "claims": claims}
+    data = head | made | {"paper_errors": errors, "rows": [row.to_report() for row in rows]}
+    return page, data | {"claims": claims_data(judged)}
 
 
 def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
@@ -99,17 +95,13 @@ def _by_fraction(runs: Sequence[RunResults]) -> dict[float, RunResults]:
 
 def fraction_of(run: RunResults) -> float:
     """The share of the calibration split that the statistics are from. Raises ConfigError where that is not known."""
-    settings = _calibrated(run)["config"]["settings"]
+    settings = run.calibrated["config"]["settings"]
     if (n := settings.get("n_examples")) is not None:
         raise ConfigError(
             f"{run.folder}: its statistics are from --n-examples {n}, which is no share of all images",
             hint="meansparse calibrate with --fraction, or without either",
         )
     return float(settings.get("fraction") or 1.0)
-
-
-def _calibrated(run: RunResults) -> dict[str, Any]:
-    return read_report(RunPaths(run.folder).report("calibrate"), "calibrate", mend="meansparse calibrate")
 
 
 def relative_errors(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -144,7 +136,7 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
         )
     else:
         numbers = Numbers.of(result, {"attack": _attack(result)}, of_all)
-    return SubsetRow(fraction, _calibrated(run)["results"]["n_images"], errors, numbers)
+    return SubsetRow(fraction, run.calibrated["results"]["n_images"], errors, numbers)
 
 
 def _result(run: RunResults) -> Result | None:
@@ -158,38 +150,8 @@ def _attack(result: Result) -> str:
 
 
 def _judge(claim: Claim, by_fraction: Mapping[float, Result | None], measure: str) -> Judgement:
-    def find(place: Place) -> tuple[Any, Outcomes] | None:
-        if (result := by_fraction.get(float(place[0]))) is None:
-            return None
-        outcomes = result.worst if measure == "worst" else result.robust({"attack": _attack(result)})
-        return None if outcomes is None else (result.example, outcomes)
+    def find(place: Place) -> Found:
+        result = by_fraction.get(float(place[0]))
+        return None if result is None else result.find(measure, {"attack": _attack(result)})
 
     return judge(claim, claim.paper or 0.0, find)
-
-
-def _papers(table: PaperTable) -> Table:
-    by_row = zip(*(column.cells for column in table.columns), strict=True)
-    rows = [
-        (f"{100 * float(cells[0].row):g} %", *(f"{cell.clean:.4f} / {cell.robust:.4f}" for cell in cells))
-        for cells in by_row
-    ]
-    return Table("", ("part", *(column.name for column in table.columns)), rows, kinds="t" * (len(table.columns) + 1))
-
-
-def _ours(rows: Sequence[SubsetRow]) -> Table:
-    errors = ("mean: error", "std: error", "mean: of sums", "std: of sums")
-    accuracies = ("clean", "APGD", "APGD - all", "worst case", "worst case - all")
-    cells = []
-    for row in rows:
-        ours = row.ours
-        numbers = (ours.clean, ours.robust, ours.robust_gain, ours.worst, ours.worst_gain)
-        cells.append(
-            (
-                f"{100 * row.fraction:g} %",
-                f"{row.n_images:,}",
-                *(f"{error:.4f}" for error in row.errors.values()),
-                *(in_percent(number) for number in numbers),
-                "" if ours.robust is None else f"{ours.robust.n:,}",
-            )
-        )
-    return Table("", ("part", "images", *errors, *accuracies, "test images"), cells, kinds="t" * 12)

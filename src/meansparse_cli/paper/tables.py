@@ -99,6 +99,7 @@ class Claim:
 class PaperTable:
     """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
 
+    ``base``: its base model, where that stands in no column.
     ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is
     made, as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
     """
@@ -111,7 +112,7 @@ class PaperTable:
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...]
     steps: list[str]
-    extra: dict[str, Cell]
+    base: Cell | None = None
     column_is: str | None = None
     note: str = ""
     models: dict[str, str] = field(default_factory=dict)
@@ -128,9 +129,17 @@ class PaperTable:
     def cell(self, column: str, row: str) -> Cell:
         """One cell; ``base`` is a column of its own where the table has a base model that stands in no column."""
         if column == BASE_COLUMN:
-            return self.extra[BASE_COLUMN]
+            assert self.base is not None
+            return self.base
         cells = {cell.row: cell for cell in self.column(column).cells}
         return list(cells.values())[-1] if row == LAST else cells[row]
+
+    def gain(self, cell: Cell) -> float | None:
+        """The paper's, over the base model of the cell's column, else of its row, else of the table; None of a base."""
+        bases = [c for column in self.columns for c in column.cells if c.is_base]
+        near = [b for b in bases if b.column == cell.column] + [b for b in bases if b.row == cell.row]
+        base = next(iter(near), self.base)
+        return None if cell.is_base or base is None else cell.robust - base.robust
 
     def is_of_a_gain(self, claim: Claim) -> bool:
         """Is the claim that MeanSparse is above its base model, by however little, and not above another variant?"""
@@ -167,56 +176,39 @@ def paper_table(number: str) -> PaperTable:
         raise ConfigError(f"the paper has no table {number!r}", hint=f"one of {', '.join(table_names())}")
     raw = content()["tables"][number]
     columns = tuple(_column(name, column, raw) for name, column in raw["columns"].items())
-    extra = {}
-    if "base" in raw:
-        extra[BASE_COLUMN] = _cell(BASE_COLUMN, "0", {**raw["where"], "alpha": 0}, raw["base"], 1 / 100)
+    base = _cell(BASE_COLUMN, "0", raw["where"] | {"alpha": 0}, raw["base"], 1 / 100) if "base" in raw else None
     claims = tuple(claim for item in raw["claims"] for claim in _claims(item, columns))
-    as_it_is = ("title", "attack", "by", "steps", "column_is", "note", "models", "in_place_of")
-    return PaperTable(number, content()["source"], columns=columns, claims=claims, extra=extra, **_given(raw, as_it_is))
-
-
-def _given(raw: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: raw[key] for key in keys if key in raw}
+    as_it_is = {key: raw[key] for key in raw.keys() - {"where", "n_examples", "columns", "base", "claims"}}
+    return PaperTable(number, content()["source"], columns=columns, claims=claims, base=base, **as_it_is)
 
 
 def _column(name: str, raw: Mapping[str, Any], table: Mapping[str, Any]) -> Column:
     cells = []
     for row, values in raw["cells"].items():
-        where = {**table["where"], **raw.get("where", {})}
+        where = table["where"] | raw.get("where", {})
         if table["by"] == "index":  # of a site, as in ``meansparse sites``
             where["sites"] = where["sites"].format(i=row, n=row + 1)
         else:
             where[table["by"]] = row
         cells.append(_cell(name, f"{row}", where, values, 1.0 if table["by"] == "fraction" else 1 / 100))
-    given = _given({**_given(table, ("attack", "n_examples")), **raw}, tuple(Column.__dataclass_fields__))
-    clean = {"clean": raw["clean"] / 100} if "clean" in raw else {}
-    return Column(name, **(given | clean | {"cells": tuple(cells)}))
+    given = {"attack": table["attack"], "n_examples": table.get("n_examples"), **raw}
+    as_it_is = {key: given[key] for key in given.keys() - {"where", "cells", "clean"}}
+    return Column(name, tuple(cells), clean=raw["clean"] / 100 if "clean" in raw else None, **as_it_is)
 
 
 def _cell(column: str, row: str, where: Mapping[str, Any], values: Any, scale: float) -> Cell:
     clean, robust = values if isinstance(values, list) else (None, values)
     texts = {key: f"{value}" for key, value in where.items()}
-    return Cell(column, row, texts, None if clean is None else _scaled(clean, scale), _scaled(robust, scale))
-
-
-def _scaled(value: float, scale: float) -> float:
-    return round(value * scale, 6)  # 84.59 -> 0.8459, not 0.8459000000000001
+    # rounded: 84.59 -> 0.8459, not 0.8459000000000001
+    return Cell(column, row, texts, None if clean is None else round(clean * scale, 6), round(robust * scale, 6))
 
 
 def _claims(raw: Mapping[str, Any], columns: tuple[Column, ...]) -> list[Claim]:
-    rest: dict[str, Any] = {
-        "measure": raw.get("of", "robust"),
-        "bound": raw.get("at_most", raw.get("at_least", 0.0)) / 100,
-        "is_below": "at_most" in raw,
-        "paper": raw["paper"] / 100 if "paper" in raw else None,
-    }
+    bound = raw.get("at_most", raw.get("at_least", 0.0)) / 100
+    rest = (raw.get("of", "robust"), bound, "at_most" in raw, raw["paper"] / 100 if "paper" in raw else None)
+    weights = {f"{key}": float(weight) for key, weight in raw["holds"].items()}
     if "columns" not in raw:
-        return [Claim(raw["text"], {_place(key): float(weight) for key, weight in raw["holds"].items()}, **rest)]
+        places = {(key.partition("/")[0], key.partition("/")[2]): weight for key, weight in weights.items()}
+        return [Claim(raw["text"], places, *rest)]
     names = [column.name for column in columns if fnmatchcase(column.name, raw["columns"])]
-    rows = {f"{row}": float(weight) for row, weight in raw["holds"].items()}
-    return [Claim(f"{raw['text']} ({n})", {(n, row): weight for row, weight in rows.items()}, **rest) for n in names]
-
-
-def _place(key: str) -> Place:
-    column, _, row = key.partition("/")
-    return column, row
+    return [Claim(f"{raw['text']} ({n})", {(n, row): w for row, w in weights.items()}, *rest) for n in names]

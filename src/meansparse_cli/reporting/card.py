@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.outcomes import is_bpda
+from ..engine.outcomes import WORST_CASE, is_bpda
 from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
-from ..stats.format import in_points, percent
+from ..stats.format import percent
+from .template import environment
 
 if TYPE_CHECKING:
     from ..models.names import ModelSource
     from ..operator.checkpoint import Checkpoint
-
-PAPER = "https://arxiv.org/abs/2406.05927"
 
 
 def model_card(
@@ -30,8 +29,8 @@ def model_card(
     """
     results = evaluation["results"] if evaluation is not None else {}
     rows = {row["name"]: row for row in results.get("comparisons", [])}
-    has_bpda = "worst case" in rows and any(is_bpda(name) for name in rows["worst case"]["attacks"])
-    worst = _percent(rows.get("worst case"))
+    has_bpda = WORST_CASE in rows and any(is_bpda(name) for name in rows[WORST_CASE]["attacks"])
+    worst = _percent(rows.get(WORST_CASE))
     known = published_card(source)
     architecture = source.name if known is None else known.architecture.removeprefix("MeanSparse ")
     return {
@@ -65,29 +64,21 @@ def n_test_images(source: ModelSource) -> int | None:
 
 
 def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool) -> str:
-    operators = f"{len(checkpoint.active)} sites ({checkpoint.rule}) of {source.name}"
-    if checkpoint.options_id():
-        weights = "; alpha times a weight at each site" if checkpoint.site_weights else ""
-        operators += f" (centre: {checkpoint.centre}; spread: {checkpoint.spread}{weights})"
-    parts = [f"MeanSparse ({PAPER}), alpha {checkpoint.alpha:g}, at {operators}."]
-    if evaluation is None:
-        return " ".join([*parts, "Not evaluated."])
-    results, settings = evaluation["results"], evaluation["config"]["settings"]
-    worst = next(row for row in results["comparisons"] if row["name"] == "worst case")
-    total = n_test_images(source)
-    n = f"{results['n_examples']:,}" + (f" of {total:,}" if total else "")
-    data = f" of {Path(settings['dataset']).name}" if settings.get("dataset") not in (None, source.dataset) else ""
-    gain, error = (worst[f"sparsified_minus_base{what}"] for what in ("", "_standard_error"))
-    parts += [
-        f"Measured on {n} test images{data} with {', '.join(worst['attacks'])};",
-        "an image counts as robust only if it withstood all.",
-        "In attacks called bpda or soft, gradients pass straight through the operator, or through a soft edge."
-        if has_bpda
-        else "BPDA was not run, and plain attacks over-report this defence.",
-        f"The base on the same images and attacks: {percent(worst['base_accuracy'])}%",
-        f"(paired difference {in_points(gain)} +- {percent(error)} points; {results['verdict']}).",
-    ]
-    return " ".join(parts)
+    results, settings = (evaluation["results"], evaluation["config"]["settings"]) if evaluation else ({}, {})
+    text = (
+        environment(__package__)
+        .get_template("footnote.txt")
+        .render(
+            name=source.name,
+            checkpoint=checkpoint,
+            results=results,
+            worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
+            total=n_test_images(source),
+            data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
+            has_bpda=has_bpda,
+        )
+    )
+    return " ".join(text.split())
 
 
 def _percent(row: dict[str, Any] | None) -> str:

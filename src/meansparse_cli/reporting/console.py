@@ -2,22 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..errors import MeanSparseError
@@ -54,7 +46,7 @@ _library.setLevel(logging.INFO)
 
 
 def show_error(error: MeanSparseError) -> None:
-    """What was found and expected, and the command that mends it."""
+    """What was found and expected, and the command that puts it right."""
     body = Text(error.message)
     if error.hint:
         body.append(f"\n\n{error.hint}", style="bold")
@@ -73,6 +65,7 @@ class LiveView:
     """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it."""
 
     def __init__(self, unit: str) -> None:
+        self.unit, self.done, self._resumed = unit, 0, 0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=40 if is_wide() else None),  # None: what the words leave
@@ -84,25 +77,18 @@ class LiveView:
             TimeRemainingColumn(),
             console=console,
         )
-        self.unit = unit
         self.table: RenderableType | None = None
         self.display = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
         )
-        self._task: TaskID | None = None
-        self._description = ""
-        self._total: int | None = None
-        self._last_line = time.monotonic()
-        self._started = time.monotonic()
-        self.done = 0
-        self._resumed = 0
+        self._last_line = self._started = time.monotonic()
 
     def begin(self, description: str, total: int | None, done: int = 0) -> None:
         """Start the bar anew; ``done`` were finished by an earlier run and do not count for the speed."""
         for task in list(self.progress.task_ids):
             self.progress.remove_task(task)
-        self._task = self.progress.add_task(escape(description), total=total, completed=done, speed="")
-        self._description, self._total, self.done, self._resumed = description, total, done, done
+        self.progress.add_task(escape(description), total=total, completed=done, speed="")
+        self.done = self._resumed = done
         self._started = time.monotonic()
 
     def advance(self, n: int) -> None:
@@ -110,12 +96,12 @@ class LiveView:
         self.done += n
         seconds = time.monotonic() - self._started
         speed = f"{_two_digits((self.done - self._resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
-        if self._task is not None:
-            self.progress.update(self._task, completed=self.done, speed=speed)
-        if self.display is None and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            of = f" of {self._total:,}" if self._total else ""
-            note(f"{self._description}: {self.done:,}{of} {self.unit} {speed}")
+        for task in self.progress.tasks:
+            self.progress.update(task.id, completed=self.done, speed=speed)
+            if self.display is None and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+                self._last_line = time.monotonic()
+                of = f" of {task.total:,}" if task.total else ""
+                note(f"{Text.from_markup(task.description)}: {self.done:,}{of} {self.unit} {speed}")
 
     def show(self, table: RenderableType) -> None:
         """Put a table above the bar."""
@@ -128,11 +114,3 @@ class LiveView:
 def _two_digits(number: float) -> str:
     """``1,234``, ``12``, ``3.4``, ``0.12``."""
     return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}"
-
-
-@contextmanager
-def bar(description: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A progress bar with speed and time left; yields the function that advances it."""
-    with live(unit) as view:
-        view.begin(description, total)
-        yield view.advance

@@ -63,6 +63,11 @@ def draw_grid(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
+def draw_legend(axes: "Axes", *, fontsize: int) -> None:
+    """Where there is room, on a ground that lets little through."""
+    axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=fontsize)
+
+
 def _settle(figure: "Figure") -> None:
     """Lay out once and round: the solver's last digits differ from run to run, and would show in the files."""
     figure.draw_without_rendering()

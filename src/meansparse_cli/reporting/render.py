@@ -3,19 +3,25 @@
 Nothing is computed: every number is in a YAML file of the run folder, whose hash is checked on reading.
 """
 
+import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from ..engine.outcomes import MODELS
 from ..errors import ConfigError
 from .console import WIDE, note
 from .content import headline, provenance, tables, verdict
 from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table, show_diagnostics
-from .html import html_page
 from .reports import Reports, beside, outdated, read_run
+from .template import environment
+
+MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
+CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps"}
 
 
 def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
@@ -51,22 +57,54 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
             console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, with_interval=width >= WIDE):
             console.print(table.to_rich())
-        if diagnostics_of(reports.get("evaluate", {}).get("results", {})):
-            console.print(show_diagnostics(reports["evaluate"]["results"]))
+        if diagnostics_of(_evaluated(reports)):
+            console.print(show_diagnostics(_evaluated(reports)))
     return capture.get()
 
 
 def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
     """For a README or an appendix: the tables, the verdict, the diagnostics, and what made them."""
-    parts = [f"### {headline(reports)}", *(f"**Outdated: {sentence}.**" for sentence in warnings)]
-    parts += [f"**Verdict: {verdict(reports)}.**"] if verdict(reports) else []
-    for table in tables(reports):
-        parts += [f"{table.title}.", table.to_markdown()]
-    results = reports.get("evaluate", {}).get("results", {})
-    if diagnostics_of(results):
-        table = diagnostics_table(results)
-        parts += [f"{table.title}.", table.to_markdown()]
-        if sentences := diagnostic_sentences(results, "warn"):
-            parts.append("\n".join(f"- {name}: {text}" for name, text in sentences))
-    parts.append("\n".join(f"- {name}: `{value}`" for name, value in provenance(reports)))
-    return "\n\n".join(parts) + "\n"
+    return environment(__package__).get_template("page.md").render(_content(reports, warnings))
+
+
+def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> str:
+    """One page with everything inside: no script, no font, no picture from elsewhere; light and dark.
+
+    ``folder`` holds the curves, which become part of it.
+    """
+    results, page = _evaluated(reports), environment(__package__, is_html=True).get_template("page.html")
+    return page.render(
+        **_content(reports, warnings),
+        mood=MOODS.get(results.get("verdict", ""), ""),
+        comparisons=results.get("comparisons"),
+        models=MODELS,
+        curves=list(_curves(reports, folder)),
+    )
+
+
+def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
+    """What every page says."""
+    results = _evaluated(reports)
+    return {
+        "headline": headline(reports),
+        "warnings": warnings,
+        "verdict": verdict(reports),
+        "tables": list(tables(reports)),
+        "diagnostics": diagnostics_table(results) if diagnostics_of(results) else None,
+        "warned": diagnostic_sentences(results, "warn"),
+        "passed": diagnostic_sentences(results, "pass", "not run"),
+        "provenance": provenance(reports),
+    }
+
+
+def _curves(reports: Reports, folder: Path) -> Iterator[tuple[str, str]]:
+    """(title, base64) of each curve that belongs to these reports: one of an earlier evaluation may still lie there."""
+    is_drawn = {"sweep-alpha.svg": "sweep-alpha" in reports, "eps-curve.svg": "eps_curve" in _evaluated(reports)}
+    for name, title in CURVES.items():
+        if is_drawn[name] and (folder / name).exists():
+            yield title, base64.b64encode((folder / name).read_bytes()).decode()
+
+
+def _evaluated(reports: Reports) -> dict[str, Any]:
+    found: dict[str, Any] = reports.get("evaluate", {}).get("results", {})
+    return found

@@ -66,7 +66,7 @@ def measurement_table(results: dict[str, Any], *, with_errors: bool = False) -> 
 
 
 def say_sweep(sweep: "Sweep", say: Callable[[str], None]) -> None:
-    """Both choices, which one the checkpoint carries, what BPDA makes of it, and what would tell the best two apart."""
+    """Both choices, which one the checkpoint has, what BPDA makes of it, and what would tell the best two apart."""
     say(f"the paper's rule:   {sweep.paper.reason}")
     say(f"the worst case's:   {sweep.worst.reason}")
     chosen = sweep.chosen

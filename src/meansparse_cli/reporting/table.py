@@ -1,6 +1,6 @@
 """The one table: plain text in rows and columns, shown on a terminal, in Markdown and (``html``) on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -45,11 +45,12 @@ class Table:
     def to_markdown(self) -> str:
         """Pipes and dashes; the rows that stand out in bold."""
         dashes = "|".join("---:" if self.kind(i) == "n" else "---" for i in range(len(self.header)))
-        lines = [_pipes(self.header), f"|{dashes}|"]
+        lines = [pipes(self.header), f"|{dashes}|"]
         for i, row in enumerate(self.rows):
-            lines.append(_pipes([f"**{cell}**" if i in self.strong and cell else cell for cell in row]))
+            lines.append(pipes([f"**{cell}**" if i in self.strong and cell else cell for cell in row]))
         return "\n".join(lines)
 
 
-def _pipes(cells: tuple[str, ...] | list[str]) -> str:
+def pipes(cells: Iterable[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

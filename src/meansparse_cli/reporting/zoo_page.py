@@ -1,82 +1,45 @@
 """What people see of the zoo check: its table on the screen, and its page."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .table import Table
+from .template import environment
 
 if TYPE_CHECKING:
-    from ..models.check.entries import Row
+    from ..models.check import Row
 
-EXPLANATION = """\
-Each entry is built by robustbench with random weights (no download, no GPU), its running statistics are set from two
-random images, and then: alpha = 0 gives bit-identical logits; every site, gates and the places of published MeanSparse
-operators included, holds the mean and deviation of the tensor that reaches it; the channel axis agrees with autograd's
-record of the layer before it ("axis confirmed": at so many sites there is one); alpha = 0.2 changes the logits; the
-input gradient, plain and straight-through, is finite and not zero; taking the operators out restores logits, state
-dict and hooks; a saved checkpoint gives the same logits."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the table: its heading, and the cell of a row; a row that failed early has not all of them."""
-
-    name: str
-    text: "Callable[[Row], str]"
-    is_number: bool = False
-    on_screen: bool = True
-
-    def cell(self, row: "Row") -> str:
-        try:
-            return self.text(row)
-        except KeyError:
-            return ""
+COLUMNS: "dict[str, tuple[str, Callable[[Row], str]]]" = {
+    "model": ("t", lambda row: row["name"]),
+    "data set": ("f", lambda row: row["dataset"]),
+    "threat": ("f", lambda row: row["threat"]),
+    "M parameters": ("n", lambda row: f"{row['parameters'] / 1e6:.1f}"),
+    "sites": ("n", lambda row: f"{row['n_sites']}"),
+    "gates": ("n", lambda row: f"{row['n_gates']}"),
+    "axis confirmed": ("n", lambda row: f"{row['n_confirmed']}"),
+    "activations": ("f", lambda row: ", ".join(f"{k} {v}" for k, v in row["operations"].items())),
+    "layouts": ("f", lambda row: ", ".join(row["layouts"])),
+    "s": ("n", lambda row: f"{row['seconds']:.1f}"),
+    "result": ("f", lambda row: verdict_of(row)),
+}
+"""Heading -> what kind of column it is, as in ``Table``, and the cell of a row."""
+ON_THE_PAGE_ALONE = {"axis confirmed", "activations", "layouts"}
 
 
-COLUMNS = (
-    Column("model", lambda row: row["name"]),
-    Column("data set", lambda row: row["dataset"]),
-    Column("threat", lambda row: row["threat"]),
-    Column("M parameters", lambda row: f"{row['parameters'] / 1e6:.1f}", is_number=True),
-    Column("sites", lambda row: str(row["n_sites"]), is_number=True),
-    Column("gates", lambda row: str(row["n_gates"]), is_number=True),
-    Column("axis confirmed", lambda row: str(row["n_confirmed"]), is_number=True, on_screen=False),
-    Column("activations", lambda row: ", ".join(f"{k} {v}" for k, v in row["operations"].items()), on_screen=False),
-    Column("layouts", lambda row: ", ".join(row["layouts"]), on_screen=False),
-    Column("s", lambda row: f"{row['seconds']:.1f}", is_number=True),
-    Column("", lambda row: verdict_of(row)),
-)
-
-
-def checks_table(rows: "Sequence[Row]", title: str = "") -> Table:
+def checks_table(rows: "Sequence[Row]", title: str = "", *, left_out: "set[str]" = ON_THE_PAGE_ALONE) -> Table:
     """A row an entry, for the screen; those that failed stand out."""
-    columns = [column for column in COLUMNS if column.on_screen]
-    kinds = "".join("n" if column.is_number else "t" if column.name == "model" else "f" for column in columns)
+    columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
+    cells = [tuple(_cell(row, text) for _, text in columns.values()) for row in rows]
     failed = frozenset(i for i, row in enumerate(rows) if row["problems"])
-    cells = [tuple(column.cell(row) for column in columns) for row in rows]
-    return Table(title, tuple(column.name for column in columns), cells, failed, kinds)
+    return Table(title, tuple(columns), cells, failed, "".join(kind for kind, _ in columns.values()))
 
 
 def checks_markdown(rows: "Sequence[Row]", provenance: dict[str, Any], peak_rss_gib: float) -> str:
     """The same as a page, with what was checked and on what."""
-    minutes = provenance["seconds"] / 60
-    made_with = ", ".join(f"{name} {provenance['versions'][name]}" for name in ("torch", "robustbench", "python"))
-    lines = [
-        "# MeanSparse on every model of the zoo",
-        "",
-        f"Written by `meansparse models --check`: {summary(rows)}, {minutes:.1f} on the clock, "
-        f"{peak_rss_gib:.1f} GiB of memory at most ({made_with}; {provenance['platform']}).",
-        "",
-        f"Command: `{provenance['command']}`.",
-        "",
-        EXPLANATION,
-        "",
-        "| " + " | ".join(column.name or "result" for column in COLUMNS) + " |",
-        "|" + "|".join("--:" if column.is_number else "---" for column in COLUMNS) + "|",
-        *("| " + " | ".join(column.cell(row).replace("|", "/") for column in COLUMNS) + " |" for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
+    table = replace(checks_table(rows, left_out=set()), strong=frozenset())
+    page = environment(__package__).get_template("zoo-check.md")
+    return page.render(summary=summary(rows), made=provenance, peak_rss_gib=peak_rss_gib, table=table.to_markdown())
 
 
 def summary(rows: "Sequence[Row]") -> str:
@@ -90,3 +53,10 @@ def verdict_of(row: "Row") -> str:
     """What was wrong with an entry, or that it passed."""
     passed = f"passed ({', '.join(row['rewrites'])} put back before each pass)" if row.get("rewrites") else "passed"
     return "; ".join(row["problems"]) or passed
+
+
+def _cell(row: "Row", text: "Callable[[Row], str]") -> str:
+    try:
+        return text(row)
+    except KeyError:  # a row that failed early has not all of them
+        return ""

@@ -47,7 +47,7 @@ class Run:
 
 
 def places_in(folder: Path, config: ModelConfig) -> tuple[Path, Path]:
-    """Where these settings write inside a run's ``folder``: that of the evaluation or measurement, and of a shard of it.
+    """Where these settings write in a run's ``folder``: that of the evaluation or measurement, and of a shard of it.
 
     Without a name it is the run's own, and without a shard both are one.
     """

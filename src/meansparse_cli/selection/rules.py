@@ -80,10 +80,10 @@ def alphas_by_rule(
 ) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The checkpoint that ``rule`` leads to, and what goes into the report about it.
 
-    ``shared``: the sweep's choice. ``per-depth`` and ``per-site``: a search that starts there. Its result is carried if
+    ``shared``: the sweep's choice. ``per-depth`` and ``per-site``: a search that starts there. Its result is taken if
     it keeps the rule of the choice (clean constraint, minimum gain over alpha = 0) on images that it did not look at;
     otherwise the shared choice stays. The sweep that comes back is on the pools that the search has filled, so that the
-    base model has met every image that anything found.
+    base model has been tried on every image that anything found.
     """
     if rule == "shared":
         return sweep, replace(checkpoint, alpha=sweep.chosen.alpha), {}

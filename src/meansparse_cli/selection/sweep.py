@@ -24,7 +24,7 @@ from .racing import Drop, Race, history_in, keep_history
 class SweepSettings:
     """``alphas`` ascend and start with 0. ``site_weights`` (one a site, in [0, 1]): 0 switches the operator off there.
 
-    ``rule`` decides which alpha the checkpoint carries; ``n_refine``: rounds in which the alphas halfway between the
+    ``rule`` decides which alpha the checkpoint gets; ``n_refine``: rounds in which the alphas halfway between the
     best one and its neighbours are scored too.
     """
 

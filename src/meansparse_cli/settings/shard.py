@@ -17,7 +17,7 @@ class Shard:
     count: int
 
     def positions(self, n: int) -> Sequence[int]:
-        """Its places among n examples, ascending."""
+        """Its positions among n examples, ascending."""
         return range(self.number - 1, n, self.count)
 
     @property

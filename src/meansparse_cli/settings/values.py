@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field
 
 from ..errors import ConfigError
@@ -78,22 +79,17 @@ def check_eps(text: str, norm: str) -> None:
 
 def parse_alphas(value: object) -> tuple[float, ...]:
     """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
+    parts: Sequence[object] = value if isinstance(value, list | tuple) else str(value).split(",")
     if isinstance(value, str) and ":" in value:
-        numbers = _range(value, "alphas are", "0.05:0.5:0.05", lambda part: Fraction(Decimal(part)))
-        return _alphas([float(number) for number in numbers], value)
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    return _alphas([p for p in parts if str(p).strip()], value)
-
-
-def _alphas(parts: list[Any], given: object) -> tuple[float, ...]:
+        parts = [float(n) for n in _range(value, "alphas are", "0.05:0.5:0.05", lambda n: Fraction(Decimal(n)))]
     try:
-        numbers = tuple(float(str(part).strip()) for part in parts)
+        numbers = tuple(float(str(part)) for part in parts if str(part).strip())
     except ValueError as error:
-        raise ValueError(f"alphas are {given!r}; each must be a number") from error
+        raise ValueError(f"alphas are {value!r}; each must be a number") from error
     if not numbers:
         raise ValueError("the list of alphas is empty")
     for number in numbers:
-        if not (math.isfinite(number) and number >= 0):
+        if not 0 <= number < math.inf:
             raise ValueError(
                 f"alpha is {number}; it must be 0 or above, in standard deviations (the paper: 0.05 to 0.5)"
             )
@@ -118,6 +114,10 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 EpsText = Annotated[str, BeforeValidator(parse_eps)]
 EpsGridText = Annotated[str, BeforeValidator(parse_eps_grid)]
 AlphaGrid = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]

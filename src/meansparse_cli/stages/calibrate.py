@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
 from ..operator.calibration import PassState, calibrate_channels
 from ..operator.checkpoint import Checkpoint, save_checkpoint
-from ..reporting.console import bar, console, note
+from ..reporting.console import console, live, note
 from ..reporting.model_tables import show_sites
 from ..runs.context import RunContext
 from ..runs.operators import check_model
@@ -53,7 +53,8 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
         "sites": [s.name for s in sites],
         "preprocessing": repr(context.preprocessing),
     }
-    with bar("calibrating", len(images)) as advance:
+    with live() as view:
+        view.begin("calibrating", len(images))
         statistics = calibrate_channels(
             model,
             sites,
@@ -62,7 +63,7 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
             estimator=config.estimator,
             n_workers=config.workers,
             state=PassState(state_file, fingerprint),
-            on_batch=advance,
+            on_batch=view.advance,
         )
     checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
     results: dict[str, Any] = {

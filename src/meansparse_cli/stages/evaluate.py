@@ -31,7 +31,7 @@ from ..ledger import recorded
 from ..models.published import published_note, published_results
 from ..operator.checkpoint import Checkpoint
 from ..reporting.console import console, is_wide, live, note
-from ..reporting.eps_curve import draw_eps_curve
+from ..reporting.curves import draw_eps_curve
 from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
 from ..reporting.progress import show_attacks
 from ..runs.context import RunContext

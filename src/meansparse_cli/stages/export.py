@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, ConfigError
-from ..files import sha256_of
-from ..models.export import save_exported, save_robustbench
+from ..files import save_torch, sha256_of
+from ..models.export import robustbench_state, save_exported
 from ..models.source import kind_of
 from ..operator.checkpoint import Checkpoint, sparsify
 from ..operator.module import check_alpha
@@ -38,7 +38,7 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
         return _save_card(context, path, checkpoint)
     base = context.base(checkpoint.rule, device="cpu")
     if format == "robustbench":
-        save_robustbench(path, source, sparsify(base, checkpoint))
+        save_torch(path, robustbench_state(source, sparsify(base, checkpoint)))
     else:
         network = {
             "published_sites": among_published(checkpoint.rule) is not None,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ..operator.checkpoint import load_checkpoint, sparsify
 from ..operator.observe import blocked_shares, channel_values, site_called
-from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import note
+from ..reporting.curves import draw_alpha_curve
 from ..reporting.operator_plots import draw_blocked, draw_histogram
 from ..runs.context import RunContext
 from ..runs.folder import file_name

@@ -9,8 +9,8 @@ from ..engine.grid import VariantGrid
 from ..errors import DataError
 from ..files import discard
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..reporting.alpha_curve import draw_alpha_curve
 from ..reporting.console import console, live, note
+from ..reporting.curves import draw_alpha_curve
 from ..reporting.sweep_tables import say_sweep, show_sweep
 from ..runs.context import RunContext
 from ..runs.operators import open_grid, problem_of, with_options

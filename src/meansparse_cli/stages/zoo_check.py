@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import ModelNotFound
 from ..files import write_bytes
-from ..models.check.entries import N_IMAGES, SEED, Row, check_entries
+from ..models.check import N_IMAGES, SEED, Row, check_entries
 from ..models.names import ZooEntry
 from ..models.published import PublishedModel
 from ..models.zoo import zoo_entries

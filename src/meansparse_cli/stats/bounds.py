@@ -1,5 +1,6 @@
 """Does a rate, or a paired difference, lie beyond a bound that is not 0? By tests that hold where few examples decide.
- Each answers for both sides at once: 1 above the bound, -1 below it, 0 not settled. Where the truth lies at the bound
+
+Each answers for both sides at once: 1 above the bound, -1 below it, 0 not settled. Where the truth lies at the bound
 itself, about 1 sample in 40 is put on either side of it, up to 1 in 20 of a few hundred pairs. For a bound of 0 there
 is ``paired.side_of_zero``.
 """

@@ -10,13 +10,13 @@ def percent(fraction: float | None, standard_error: float | None = None, *, digi
     return "" if fraction is None else _with_error(f"{100 * fraction:.{digits}f}", standard_error)
 
 
-def in_points(difference: float, standard_error: float | None = None, *, digits: int = 2) -> str:
-    """A difference of fractions in percentage points, signed.
+def in_points(difference: float | None, standard_error: float | None = None, *, digits: int = 2) -> str:
+    """A difference of fractions in percentage points, signed; empty for None.
 
     >>> in_points(-0.0333, 0.0132), in_points(0.02)
     ('-3.33 ± 1.32', '+2.00')
     """
-    return _with_error(f"{100 * difference:+.{digits}f}", standard_error)
+    return "" if difference is None else _with_error(f"{100 * difference:+.{digits}f}", standard_error)
 
 
 def interval(low: float, high: float, *, digits: int = 2) -> str:

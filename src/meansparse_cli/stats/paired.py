@@ -1,5 +1,6 @@
 """Accuracies with error bars, and paired differences between two models.
- Everything here takes per-example outcomes, (n,) bool: is this example classified correctly? Two models are compared
+
+Everything here takes per-example outcomes, (n,) bool: is this example classified correctly? Two models are compared
 on the same examples, so their difference is paired: its standard error comes from the examples on which the two
 disagree, and is far smaller than that of two separate samples.
 """

@@ -6,14 +6,15 @@ the last), counts the channels of that layer's own weights, and follows the view
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 Shape = tuple[int, ...]
-Step = Callable[[int], int | None]
+Axes = Sequence[int | None]
+"""Where each axis of a tensor on the way lies in the one that was asked about; None: nowhere."""
 
 MAX_NODES = 400
 """How far to walk back; the nearest layer is a handful of nodes away."""
@@ -38,24 +39,22 @@ def channel_evidence(x: Tensor) -> ChannelEvidence | None:
     >>> channel_evidence(x)
     ChannelEvidence(axis=3, channels=5, made_by='ConvolutionBackward0')
     """
-    queue: deque[tuple[Any, tuple[Step, ...]]] = deque([(x.grad_fn, ())])
+    queue: deque[tuple[Any, Axes]] = deque([(x.grad_fn, range(x.ndim))])
     seen: set[Any] = set()
     while queue and len(seen) < MAX_NODES:
-        node, steps = queue.popleft()
+        node, axes = queue.popleft()
         if node is None or node in seen:
             continue
         seen.add(node)
         if (layer := _layer(node)) is not None:
-            axis: int | None = layer[0]
-            for step in reversed(steps):
-                axis = step(axis) if axis is not None else None
-            if axis is not None:
+            if layer[0] < len(axes) and (axis := axes[layer[0]]) is not None:
                 return ChannelEvidence(axis, layer[1], node.name())
             continue
-        shape = _shape(node)
         for parent, output in node.next_functions:
             if parent is not None and parent.name() != "torch::autograd::AccumulateGrad":
-                queue.append((parent, (*steps, _step(node, _shape(parent, output), shape))))
+                before, after = _shape(parent, output), _shape(node)
+                moved = [_moved(node, axis, before, after) for axis in range(len(before))]
+                queue.append((parent, [None if axis is None else axes[axis] for axis in moved]))
     return None
 
 
@@ -81,22 +80,17 @@ def _layer(node: Any) -> tuple[int, int] | None:
     return None
 
 
-def _step(node: Any, before: Shape, after: Shape) -> Step:
+def _moved(node: Any, axis: int, before: Shape, after: Shape) -> int | None:
     """Where ``node`` moves an axis of its input (extents ``before``): the axis of its output, or None."""
     name = node.name()
     if name.startswith("PermuteBackward"):
-        dims = [dim % len(after) for dim in _signed(node._saved_dims)]
-        return dims.index
+        return [dim % len(after) for dim in _signed(node._saved_dims)].index(axis)
     if name.startswith("TransposeBackward"):
         a, b = (dim % len(after) for dim in _signed((node._saved_dim0, node._saved_dim1)))
-        return lambda axis: {a: b, b: a}.get(axis, axis)
+        return {a: b, b: a}.get(axis, axis)
     if name.startswith("TBackward"):
-        return lambda axis: 1 - axis
-    return lambda axis: _kept(axis, before, after)
-
-
-def _kept(axis: int, before: Shape, after: Shape) -> int | None:
-    """The same axis counted from the front or from the end, whichever side kept its extents; None if neither did."""
+        return 1 - axis
+    # any other keeps an axis counted from the front or from the end, whichever side kept its extents
     if before[: axis + 1] == after[: axis + 1]:
         return axis
     from_end = len(after) - len(before) + axis

@@ -1,16 +1,23 @@
-"""Whether MeanSparse works on one network: sites, statistics, operator in and out, checkpoint. Random weights will do.
+"""Whether MeanSparse works on the networks of the zoo: sites, statistics, operator in and out, checkpoint.
 
-What is proved does not depend on trained weights, but it does depend on sane features: in a network fresh from its
-constructor they may fade to nothing or explode on the way to the logits, and then an operator changes nothing and a
-gradient says nothing. ``settle`` mends that first, and a network whose two images still get the same logits fails.
+They are built with random weights: nothing is downloaded, no GPU is needed. In a network fresh from its constructor
+features may fade to nothing or explode on the way to the logits; ``settle`` sees to that first.
 """
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +25,72 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from ...operator.active import set_alpha, straight_through
-from ...operator.calibration import calibrate_channels
-from ...operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
-from ...operator.insertion import SparsifiedModel, remove
-from ...operator.module import MeanSparse
-from ...sites.find import Site, find_sites
-from ..published_sites import find_published_operators
+from ..data.facts import KNOWN_DATASETS
+from ..operator.active import set_alpha, straight_through
+from ..operator.calibration import calibrate_channels
+from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
+from ..operator.insertion import SparsifiedModel, remove
+from ..operator.module import MeanSparse
+from ..sites.find import Site, find_sites
+from . import zoo
 from .evidence import ChannelEvidence, channel_evidence
+from .names import ZooEntry
+from .published_sites import find_published_operators, take_out
+from .robustbench import quietly
+
+N_IMAGES, SEED = 2, 0
+
+Row = dict[str, Any]
+"""The entry's name, dataset and threat, what was found, the broken promises under ``problems``, and ``seconds``."""
+
+
+def check_entry(entry: ZooEntry) -> Row:
+    """One row of the report. Whatever goes wrong becomes one of the row's ``problems``."""
+    started = time.monotonic()
+    facts: dict[str, Any] = {}
+    torch.manual_seed(SEED)
+    shape = KNOWN_DATASETS[entry.dataset].image_shape
+    images = torch.rand((N_IMAGES, *shape), generator=torch.Generator().manual_seed(SEED))
+    # what these print and warn of is the architectures' own affair
+    with quietly(), tempfile.TemporaryDirectory() as scratch:
+        try:
+            # as it is loaded, without weights; no name holds the network, so that it can go before the next one comes
+            facts, problems = check_model(
+                take_out(zoo.build_zoo_model(entry)), images, Path(scratch) / "meansparse.safetensors"
+            )
+        except Exception as error:  # the architectures are other people's code
+            problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"]
+    gc.collect()
+    return asdict(entry) | facts | {"problems": problems, "seconds": round(time.monotonic() - started, 1)}
+
+
+def check_entries(entries: Sequence[ZooEntry], n_jobs: int) -> Iterator[tuple[Row, float]]:
+    """Rows as they are done, each with the peak memory so far in GiB: that of all processes, each at its own peak."""
+    if n_jobs == 1:
+        for entry in entries:
+            yield check_entry(entry), _peak_rss_gib()
+        return
+    n_threads = max(1, (os.cpu_count() or 1) // n_jobs)
+    peaks: dict[int, float] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_jobs, context, initializer=torch.set_num_threads, initargs=(n_threads,)) as workers:
+        pending = [workers.submit(_check_in_worker, entry) for entry in entries]
+        try:
+            for done in as_completed(pending):
+                row, process, peak = done.result()
+                peaks[process] = peak
+                yield row, sum(peaks.values()) + _peak_rss_gib()
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_in_worker(entry: ZooEntry) -> tuple[Row, int, float]:
+    return check_entry(entry), os.getpid(), _peak_rss_gib()
+
+
+def _peak_rss_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
 
 ALPHA = 0.2
 """The paper's usual alpha, used wherever the operator is to act."""
@@ -56,13 +121,11 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
                 else:
                     parameter.fill_(1.0)
         written = {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        handles = [norm.register_forward_pre_hook(measure) for norm in norms]
-        try:
+        with ExitStack() as hooks:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    hooks.enter_context(module.register_forward_pre_hook(measure))
             model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
     return [name for name, p in model.named_parameters() if written[name] != (p.data_ptr(), p._version)]
 
 
@@ -74,36 +137,25 @@ def check_model(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tupl
     places of published operators. Raises what the model's own code raises.
     """
     rewritten = settle(model, images)
-    with _put_back(model, rewritten):
-        facts, problems = _check(model, images, checkpoint_file)
-    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
-
-
-@contextmanager
-def _put_back(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """The parameters ``names`` get the values they have now before every pass: bit-equal needs equal weights."""
-    parameters = dict(model.named_parameters())
-    values = {name: parameters[name].detach().clone() for name in names}
+    values = {name: model.get_parameter(name).detach().clone() for name in rewritten}
 
     def put_back(module: nn.Module, args: Any) -> None:
+        # before every pass: bit-equal needs equal weights
         for name, value in values.items():
             module.get_parameter(name).data = value.clone()
 
-    handle = model.register_forward_pre_hook(put_back)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(put_back):
+        facts, problems = _check(model, images, checkpoint_file)
+    return facts | ({"rewrites": rewritten} if rewritten else {}), problems
 
 
 def _check(model: nn.Module, images: Tensor, checkpoint_file: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     keys_before, hooks_before = list(model.state_dict()), _n_hooks(model)
     passes: list[Tensor] = []
-    handle = model.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
-    sites = find_sites(model, images)  # its first pass is on these very images: that saves one
-    handle.remove()
-    base = passes[0]
+    with model.register_forward_hook(lambda module, args, output: passes.append(output.detach())):
+        sites = find_sites(model, images)
+    base = passes[0]  # of its first pass, which is on these very images
     places = find_published_operators(model, images)
     sites += [replace(place, index=len(sites) + i) for i, place in enumerate(places)]
     if not bool(torch.isfinite(base).all()) or _distance(base[0], base[1]) <= 1e-5 * float(base.abs().max()):
@@ -170,18 +222,13 @@ def _watched(model: SparsifiedModel, look: Any) -> Iterator[dict[int, Any]]:
     """What ``look(tensor, site, operator)`` makes of each site's tensor during the next forward pass, by site index."""
     seen: dict[int, Any] = {}
 
-    def watch(site: Site) -> Any:
-        def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[site.index] = look(args[0], site, operator)
+    def hook(operator: nn.Module, args: tuple[Tensor, ...], *, site: Site) -> None:
+        seen[site.index] = look(args[0], site, operator)
 
-        return model.at(site).register_forward_pre_hook(hook)
-
-    handles = [watch(site) for site in model.sites]
-    try:
+    with ExitStack() as hooks:
+        for site in model.sites:
+            hooks.enter_context(model.at(site).register_forward_pre_hook(partial(hook, site=site)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _statistics_problem(x: Tensor, site: Site, operator: MeanSparse) -> str | None:

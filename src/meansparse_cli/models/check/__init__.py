@@ -1,4 +1,0 @@
-"""``meansparse models --check``: does MeanSparse work on every entry of the zoo?
-
-Read ``network`` first, the check of one network.
-"""
