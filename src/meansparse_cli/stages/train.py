@@ -136,9 +136,10 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
         pixels, selection = (
             read_pixels(part, config.workers, view.advance) for part in (asked.images, asked.selection)
         )
+        n_classes: int = asked.images.dataset.n_classes  # type: ignore[attr-defined]
         model, log = train_model(
             config,
-            TrainingData(pixels, selection, asked.images.dataset.n_classes, asked.images_id),  # type: ignore[attr-defined]
+            TrainingData(pixels, selection, n_classes, asked.images_id),
             asked.folder,
             device=asked.device,
             deadline=None if limit is None else started + 60 * limit,

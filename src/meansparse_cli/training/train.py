@@ -38,8 +38,9 @@ def _sound_weight_gradients(width: int, device: str) -> AbstractContextManager[N
 
     Seen on one thread, for channels-last 1x1 convolutions of stride 2 and fewer than 8 input channels.
     """
-    is_unsound = torch.device(device).type == "cpu" and width < 8
-    return torch.backends.mkldnn.flags(enabled=False) if is_unsound else nullcontext()  # type: ignore[no-untyped-call, no-any-return]
+    if torch.device(device).type != "cpu" or width >= 8:
+        return nullcontext()
+    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def train_model(
