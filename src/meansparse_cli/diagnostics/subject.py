@@ -18,9 +18,7 @@ from ..operator.active import backward_rule
 from ..operator.device import device_of, full_float32
 from ..operator.insertion import SparsifiedModel
 
-CHECKS: dict[str, dict[str, Any]] = yaml.safe_load(
-    (resources.files(__package__) / "checks.yaml").read_text(encoding="utf-8")
-)
+CHECKS: dict[str, dict[str, Any]] = yaml.safe_load((resources.files(__package__) / "checks.yaml").read_bytes())
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,6 @@ class Subject:
         return Diagnostic(**(about | found), details=details)
 
     def not_run(self, check: str, why: str) -> Diagnostic:
-        """There is no value, and ``why`` says why."""
         found = {"model": self.name, "status": "not run", "value": None, "sentence": why}
         return Diagnostic(**(CHECKS[check] | found))
 

@@ -160,7 +160,6 @@ class RunContext(Generic[Config]):
 
     @cached_property
     def device(self) -> str:
-        """The one that the settings name."""
         return pick_device(self.config.device)
 
     @cached_property
@@ -267,7 +266,6 @@ class RunContext(Generic[Config]):
         return DataSet(dataset, self.config.data_dir or before.get("data_dir"), self.preprocessing)
 
     def split(self, name: SplitName) -> Split:
-        """The images of a split."""
         return self._images.split(name)
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:

@@ -1,7 +1,6 @@
 """``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
 from .sites import held_by_weights, sites_of_rule, with_site_rule
+
+OF_SITE = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
 
 
 def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
@@ -66,12 +67,7 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
             on_batch=view.advance,
         )
     checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
-    results: dict[str, Any] = {
-        "n_images": len(images),
-        "estimator": config.estimator,
-        **_about_sites(config, found, checkpoint, include_gates=config.include_gates),
-    }
-    report = _write(context, checkpoint, results)
+    report = _write(context, found, checkpoint, {"n_images": len(images), "estimator": config.estimator})
     state_file.unlink(missing_ok=True)
     note(f"calibrate: {len(sites)} sites, {len(images):,} images, {time.monotonic() - context.started:.1f} s")
     return report
@@ -101,15 +97,8 @@ def _take_stored(context: RunContext[CalibrateConfig]) -> Path:
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
     known = held.file
     about = None if known is None else {"name": known.name, "file": known.file_name, "alpha": known.alpha}
-    results: dict[str, Any] = {
-        "n_images": 0,
-        "estimator": "published",
-        "statistics": "stored",
-        "alpha": held.alpha,
-        "published_model": about,
-        **_about_sites(config, found, checkpoint, include_gates=True),
-    }
-    report = _write(context, checkpoint, results, device="cpu")
+    stored = {"n_images": 0, "estimator": "published", "statistics": "stored", "alpha": held.alpha}
+    report = _write(context, found, checkpoint, stored | {"published_model": about})
     alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
     note(f"calibrate: {len(sites)} sites with the statistics of {known.file_name if known else 'the weights'}, {alpha}")
     if held.alpha is None:
@@ -134,24 +123,17 @@ def _stored_operators(context: RunContext) -> PublishedCheckpoint:
     return held
 
 
-def _about_sites(
-    config: CalibrateConfig, found: Sequence[Site], checkpoint: Checkpoint, *, include_gates: bool
-) -> dict[str, Any]:
+def _write(
+    context: RunContext[CalibrateConfig], found: list[Site], checkpoint: Checkpoint, about: dict[str, Any]
+) -> Path:
+    """The statistics, and the report about them; ``found``: every site, ``about``: where the statistics are from."""
+    config, file, is_measured = context.config, context.run.paths.statistics, about["n_images"] > 0
+    save_checkpoint(file, checkpoint)
     rows = zip(checkpoint.sites, checkpoint.statistics, strict=True)
-    return {
+    results = about | {
         "rule": config.sites,
         "n_sites_found": len(found),
-        "n_gates_left_out": 0 if include_gates else sum(site.gate for site in found),
-        "sites": [_site_row(site, statistics.count) for site, statistics in rows],
+        "n_gates_left_out": sum(site.gate for site in found) if is_measured and not config.include_gates else 0,
+        "sites": [{key: getattr(site, key) for key in OF_SITE} | {"count": part.count} for site, part in rows],
     }
-
-
-def _site_row(site: Site, count: int) -> dict[str, Any]:
-    names = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
-    return {name: getattr(site, name) for name in names} | {"count": count}
-
-
-def _write(context: RunContext, checkpoint: Checkpoint, results: dict[str, Any], device: str | None = None) -> Path:
-    file = context.run.paths.statistics
-    save_checkpoint(file, checkpoint)
-    return context.write([file], results, device=device)
+    return context.write([file], results, device=None if is_measured else "cpu")

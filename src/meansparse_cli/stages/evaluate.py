@@ -159,7 +159,6 @@ class _Work:
 
     @property
     def state_folder(self) -> Path:
-        """What has been done, by whichever shard."""
         return self.context.whole.paths.state / "evaluate"
 
     @property
@@ -169,11 +168,9 @@ class _Work:
 
     @property
     def operator(self) -> str:
-        """The operators in words."""
         return self.asked.checkpoint.in_words(self.asked.alpha)
 
     def title(self, part: str = "") -> str:
-        """What was evaluated, in words."""
         source, split = self.context.run.source.name, self.context.config.split
         return f"{source}, {self.operator}, {len(self.examples):,} {split} images{part}"
 

@@ -55,7 +55,6 @@ class _Found:
         self.passes = {key: self.passes[key] + value for key, value in passes.items()}
 
     def outcomes_npz(self, examples: Examples) -> bytes:
-        """``outcomes.npz``."""
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in self.outcomes.items()}
         np.savez_compressed(buffer, index=examples.indices.numpy(), label=examples.y.cpu().numpy(), **arrays)
@@ -130,7 +129,6 @@ def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: 
 
 
 def _show(context: RunContext[MeasureConfig], found: _Found, eps: str, plain: tuple[str, ...]) -> None:
-    """What was measured at one eps."""
     rows, config = [row for row in found.rows if row["eps"] == eps], context.config
     results = {"rows": rows, "split": config.split, "attacks": list(plain), "n_examples": config.n_examples}
     table = measurement_table(results, with_errors=is_wide())

@@ -92,7 +92,6 @@ class _Runner:
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
     def _end(self) -> None:
-        """Nothing goes on behind a command that was stopped."""
         for process in list(self.processes):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)

@@ -3,7 +3,6 @@
 import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from ..training.images import Pixels, TrainingData, read_pixels
 from ..training.operators import take_operators
 from ..training.plan import check_settings, check_sizes, shorter_than_the_papers, splits_of, with_eps, with_preset
 from ..training.state import EpochResult, best_epoch, result_settings
-from ..training.train import STATE_FILE, OnBatch, channels_last, train_model
+from ..training.train import STATE_FILE, channels_last, train_model
 
 WEIGHTS, REPORT = "model.safetensors", "train.yaml"
 TEST_STEPS = 20
@@ -65,12 +64,10 @@ class _Asked:
 
     @property
     def selected_on(self) -> str:
-        """What chooses the best epoch."""
         return "test" if self.config.paper_selection else "held-out"
 
     @property
     def title(self) -> str:
-        """What is trained, in words."""
         config = self.config
         return f"{Path(config.dataset).stem}, ResNet-18 of width {config.width}, {config.activation}, {config.method}"
 
@@ -116,9 +113,8 @@ def _asked(config: TrainConfig, sources: dict[str, str], *, fresh: bool) -> _Ask
 
 
 def _announce(asked: _Asked) -> None:
-    epochs = asked.config.epochs
     note(
-        f"train: {asked.title}, {len(asked.images):,} images, {epochs} epochs on {asked.device}; "
+        f"train: {asked.title}, {len(asked.images):,} images, {asked.config.epochs} epochs on {asked.device}; "
         f"saved in {asked.folder} after each, and taken up there by the same command"
     )
     if asked.config.paper_selection:
@@ -143,8 +139,8 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
             asked.folder,
             device=asked.device,
             deadline=None if limit is None else started + 60 * limit,
-            on_batch=_bar(view, config, len(asked.images)),
-            on_epoch=_table(view, asked),
+            on_batch=partial(_on_batch, view, asked),
+            on_epoch=partial(_on_epoch, view, asked),
         )
         if len(log) < config.epochs:
             note(
@@ -211,7 +207,6 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
 
 
 def _tell(asked: _Asked, trained: _Trained, best: int) -> None:
-    """What came out, for people."""
     accuracies = ", ".join(
         f"{_LABELS[key]} {percent(a.fraction, a.standard_error)} %" for key, a in trained.measured.items()
     )
@@ -241,27 +236,21 @@ def _done_before(asked: _Asked) -> Path | None:
     return path
 
 
-def _bar(view: LiveView, config: TrainConfig, n_images: int) -> OnBatch:
-    def on_batch(epoch: int, batch: int, n: int) -> None:
-        if batch == 0:
-            view.begin(f"epoch {epoch + 1} of {config.epochs}", n_images - n_images % n)
-        view.advance(n)
-
-    return on_batch
+def _on_batch(view: LiveView, asked: _Asked, epoch: int, batch: int, n: int) -> None:
+    if batch == 0:
+        view.begin(f"epoch {epoch + 1} of {asked.config.epochs}", len(asked.images) - len(asked.images) % n)
+    view.advance(n)
 
 
-def _table(view: LiveView, asked: _Asked) -> Callable[[list[EpochResult]], None]:
-    def on_epoch(log: list[EpochResult]) -> None:
-        view.show(show_epochs(log, best_epoch(log, asked.config).epoch, asked.selected_on))
-        if not console.is_terminal:
-            row = log[-1]
-            clean, robust = percent(row.selection_accuracy), percent(row.selection_robust_accuracy)
-            note(
-                f"epoch {row.epoch + 1} of {asked.config.epochs}: loss {row.train_loss:.3f}, "
-                f"{asked.selected_on} clean {clean} %, PGD-10 {robust} %, {row.seconds:.1f} s"
-            )
-
-    return on_epoch
+def _on_epoch(view: LiveView, asked: _Asked, log: list[EpochResult]) -> None:
+    view.show(show_epochs(log, best_epoch(log, asked.config).epoch, asked.selected_on))
+    if not console.is_terminal:
+        row = log[-1]
+        clean, robust = percent(row.selection_accuracy), percent(row.selection_robust_accuracy)
+        note(
+            f"epoch {row.epoch + 1} of {asked.config.epochs}: loss {row.train_loss:.3f}, "
+            f"{asked.selected_on} clean {clean} %, PGD-10 {robust} %, {row.seconds:.1f} s"
+        )
 
 
 def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, results: dict[str, Any]) -> None:

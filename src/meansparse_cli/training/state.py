@@ -13,10 +13,9 @@ from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
 
-WHERE = {"preset", "run", "data_dir", "device", "workers", "time_limit"}
-HOW_FAST = {"compile", "cuda_graphs", "channels_last"}
-NOT_IN_RESULT = WHERE | HOW_FAST | {"test_examples", "save_dtype"}
-"""Settings that say where, how fast or how a network is trained or written, not which."""
+NOT_IN_RESULT = {"preset", "run", "data_dir", "device", "workers", "time_limit"}  # where
+NOT_IN_RESULT |= {"compile", "cuda_graphs", "channels_last", "test_examples", "save_dtype"}  # how
+"""Settings that say where or how a network is trained or written, not which."""
 MEND = "use another --run, or --fresh"
 
 
@@ -59,7 +58,6 @@ class WeightAverage:
         self.decay, self.step = decay, 0
 
     def update(self, state: dict[str, Tensor]) -> None:
-        """Move towards ``state``."""
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         self.step += 1
         with torch.no_grad():

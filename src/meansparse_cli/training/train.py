@@ -9,9 +9,10 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +34,19 @@ STATE_FILE = "train-state.pt"
 SELECTION_STEPS = 10
 
 
-def _sound_weight_gradients(width: int, device: str) -> AbstractContextManager[None]:
+@contextmanager
+def _sound_weight_gradients(width: int, device: str) -> Iterator[None]:
     """Without oneDNN where its weight gradient writes out of bounds (torch 2.11 to 2.15).
 
     Seen on one thread, for channels-last 1x1 convolutions of stride 2 and fewer than 8 input channels.
     """
-    if torch.device(device).type != "cpu" or width >= 8:
-        return nullcontext()
-    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-any-return, no-untyped-call]
+    onednn: Any = torch.backends.mkldnn
+    was, is_unsound = onednn.enabled, torch.device(device).type == "cpu" and width < 8
+    onednn.enabled = was and not is_unsound
+    try:
+        yield
+    finally:
+        onednn.enabled = was
 
 
 def train_model(
