@@ -263,7 +263,8 @@ class RunContext(Generic[Config]):
         """That of the settings, of calibrate, or of the model, in this order."""
         before = self.calibrated_with
         dataset = self.config.dataset or before.get("dataset") or self.run.source.dataset
-        return DataSet(dataset, self.config.data_dir or before.get("data_dir"), self.preprocessing)
+        data_dir = self.config.data_dir or before.get("data_dir")
+        return DataSet(dataset, Path(data_dir) if data_dir else None, self.preprocessing)
 
     def split(self, name: SplitName) -> Split:
         return self._images.split(name)

@@ -217,16 +217,12 @@ class _Work:
         first = self.examples.at(torch.arange(n))
         with live("kinds") as view:
             view.begin("doubts", None)
-
-            def on_kind(what: str, done: int, total: int) -> None:
-                view.begin(f"doubts: {what}", total, done)
-
             found = diagnose(
                 self.problem,
                 first,
                 evaluation,
                 kept=KeptAnswers(self.state_folder / "doubts", key, note),
-                on_kind=on_kind,
+                on_kind=lambda what, done, total: view.begin(f"doubts: {what}", total, done),
             )
         if n_images := sum(len(images) for images in found.images.values()):
             note(

@@ -44,22 +44,20 @@ def read_pixels(images: Split, n_workers: int = 0, on_images: Callable[[int], No
         labels.append(y)
         if on_images is not None:
             on_images(len(y))
-    if len({x.shape[1:] for x in pixels}) > 1:
-        raise _mixed({tuple(x.shape[1:]) for x in pixels})
+    _check_one_size({tuple(x.shape[1:]) for x in pixels})
     return torch.cat(pixels), torch.cat(labels)
 
 
 def _as_bytes(examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    if len(shapes := {tuple(x.shape) for x, _ in examples}) > 1:
-        raise _mixed(shapes)
+    _check_one_size({tuple(x.shape) for x, _ in examples})
     x = torch.stack([x for x, _ in examples])
     return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.tensor([y for _, y in examples])
 
 
-def _mixed(shapes: set[tuple[int, ...]]) -> DataError:
-    return DataError(
-        f"the images have several sizes: {', '.join(map(str, sorted(shapes)[:4]))}, ...; training needs one"
-    )
+def _check_one_size(shapes: set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        some = ", ".join(map(str, sorted(shapes)[:4]))
+        raise DataError(f"the images have several sizes: {some}, ...; training needs one")
 
 
 class DeviceImages:
