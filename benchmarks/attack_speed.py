@@ -31,12 +31,11 @@ from torch import Tensor, nn
 from meansparse_cli.attacks import PRESETS, run_attack
 from meansparse_cli.attacks.budget import enforce_budget
 from meansparse_cli.attacks.judge import judge
-from meansparse_cli.attacks.precision import PRECISIONS, precision_on, search_precision
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.device import PRECISIONS, precision_on, search_precision
 from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.settings.values import eps_value
 

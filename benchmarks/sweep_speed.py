@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from attack_speed import leave_alone, machine
-from meansparse_cli.attacks.counting import CountedModel
-from meansparse_cli.attacks.judge import judge, under_attack
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.judge import CountedModel, judge, under_attack
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.starts import boundary_start, example_generator
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.facts import KNOWN_DATASETS

@@ -1,17 +1,26 @@
 """Small networks and data of our own; every test is on the CPU, without network, on one thread."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import Result
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+
+
+def said(what: Result | CompletedProcess[str] | str) -> str:
+    """The stderr of a command, or a text, in one line: without the box around an error and the breaks of its width."""
+    text = what if isinstance(what, str) else what.stderr
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", text).split())
 
 
 @pytest.fixture(autouse=True)

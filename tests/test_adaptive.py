@@ -5,15 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import run_attack
+from meansparse_cli.attacks import run_attack, runner
 from meansparse_cli.attacks.adaptive import AdaptiveRule
-from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.pgd import PGDRule
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.queue import search
-from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.runner import SEARCHES
-from meansparse_cli.attacks.task import AttackTask
+from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.queue import AttackTask, search
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
@@ -37,10 +34,27 @@ def model() -> SparsifiedModel:
 
 
 def evaluate(model: SparsifiedModel, x: Tensor, point: Tensor, **options: float | None) -> tuple[Tensor, Tensor]:
-    settings = {"n_steps": 3, "step_size": 1 / 255, "p": 1, "q": 1, "weight": None} | options
-    y = torch.arange(len(x)) % 4
-    batch = {"x": x, "y": y, "target": y}
-    return AdaptiveRule(BUDGET, **settings).evaluate(CountedModel(model, n_classes=4, device=x.device), batch, point)  # type: ignore[arg-type]
+    """Logits at ``point``, and the loss that the attack climbs there."""
+    settings = {"n_steps": 3, "p": 1, "q": 1, "weight": None} | options
+    y, zeros, logits = torch.arange(len(x)) % 4, torch.zeros(len(x), dtype=torch.int64), []
+    batch = {
+        "x": x,
+        "y": y,
+        "target": y,
+        "point": point,
+        "best_point": x,
+        "best_loss": torch.full((len(x),), -torch.inf),
+    }
+    batch |= {"step": zeros, "forward": zeros, "backward": zeros}
+    handle = model.register_forward_hook(lambda module, args, output: logits.append(output.detach()))
+    problem, counted = (
+        Problem(model, BUDGET, 4, seed=0, batch_size=4),
+        CountedModel(model, n_classes=4, device=x.device),
+    )
+    AdaptiveRule(problem, **settings).look(counted, batch)  # type: ignore[arg-type]
+    handle.remove()
+    assert counted.forward_passes == 2 * len(x) and torch.equal(batch["forward"], zeros + 2)
+    return logits[-1], batch["best_loss"]
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 2), (2, 1)])
@@ -85,9 +99,10 @@ def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel)
     def points(rule: PGDRule) -> Tensor:
         return search(task_of("a", model, x, y, BUDGET), rule, targets=y[:, None]).points
 
-    plain = PGDRule(BUDGET, n_steps=5, step_size=1 / 255)
-    assert torch.equal(points(AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=0.0)), points(plain))
-    fined = AdaptiveRule(BUDGET, n_steps=5, step_size=1 / 255, p=1, q=1, weight=5.0)
+    problem = Problem(model, BUDGET, 4, seed=0, batch_size=4)
+    plain = PGDRule(problem, n_steps=5, step_size=1 / 255)
+    assert torch.equal(points(AdaptiveRule(problem, n_steps=5, p=1, q=1, weight=0.0)), points(plain))
+    fined = AdaptiveRule(problem, n_steps=5, p=1, q=1, weight=5.0)
     assert not torch.equal(points(fined), points(plain))
     with alpha_set(model, 0.0):
         assert torch.equal(points(fined), points(plain))
@@ -109,11 +124,7 @@ def test_an_attack_of_that_family_is_given_the_start_of_all(
     model: SparsifiedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began: list[str] = []
-    really = SEARCHES["adaptive"]
-    monkeypatch.setitem(
-        SEARCHES, "adaptive", lambda task, **options: began.append(task.attack) or really(task, **options)
-    )
-    monkeypatch.setitem(SEARCHES, "pgd", lambda task, **options: began.append(task.attack) or really(task))
+    monkeypatch.setattr(runner, "search", lambda task, rule: began.append(task.attack) or search(task, rule))
     x = torch.rand(2, 1, 6, 6)
     for name in ("adaptive-1-1:0", "adaptive-2-2", "pgd-50"):
         run_attack(name, Problem(model, BUDGET, 4, 0, batch_size=2), Examples(x, model(x).argmax(1), torch.arange(2)))
@@ -143,7 +154,7 @@ def climb_points(model: SparsifiedModel, x: Tensor, y: Tensor, budget: Budget, n
 
     spec = find_attack(name)
     task = task_of(spec.start, model, x, y, budget)
-    return SEARCHES[spec.search](task, **dict(spec.options)).points
+    return search(task, runner.SEARCHES[spec.search](task.problem, **dict(spec.options))).points
 
 
 def test_no_hook_is_left_and_half_precision_works(model: SparsifiedModel) -> None:

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks.apgd import APGDRule, apgd
-from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.attacks.apgd import APGDRule
+from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.losses import choose_loss, dlr, likely_targets, margin, targeted_dlr, targeted_margin
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.queue import search
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.queue import AttackTask, SearchOutcome, search
 from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
-from meansparse_cli.attacks.task import AttackTask, SearchOutcome
 from meansparse_cli.data.examples import Examples
 
 N_EXAMPLES = 10
@@ -98,7 +96,7 @@ def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> 
     best, correct, best_loss, _ = theirs(loss, net, task, n_steps).attack_single_run(x, y, x_init=starts)
     their_points = torch.stack(net.visited)  # (n_steps + 1, n, channels, height, width)
 
-    rule = APGDRule(task.problem.budget, loss, n_classes=6, n_steps=n_steps)  # type: ignore[arg-type]
+    rule = APGDRule(task.problem, loss=loss, n_steps=n_steps)  # type: ignore[arg-type]
 
     def run(one: AttackTask, start: Tensor) -> SearchOutcome:
         rule.start = lambda image, generator, budget: start
@@ -130,8 +128,8 @@ def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: 
     def attack(task: AttackTask) -> SearchOutcome:
         """From two starts an example where one is the rule: the second waits behind the others."""
         if loss == "dlr-targeted":
-            return apgd(task, loss=loss, n_steps=20)
-        rule = APGDRule(task.problem.budget, loss, n_classes=6, n_steps=20)  # type: ignore[arg-type]
+            return search(task, APGDRule(task.problem, loss=loss, n_steps=20))
+        rule = APGDRule(task.problem, loss=loss, n_steps=20)  # type: ignore[arg-type]
         return search(task, rule, targets=task.examples.y[:, None].expand(-1, 2))
 
     def run(batch_size: int, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +171,7 @@ def test_batch_stays_full_and_broken_examples_leave() -> None:
     net.visited.clear()
     finished: list[int] = []
     task = replace(task, advance=finished.append)
-    outcome = apgd(task, loss="ce", n_steps=20)
+    outcome = search(task, APGDRule(task.problem, loss="ce", n_steps=20))
     sizes = [len(batch) for batch in net.visited]
     first_short = next(step for step, size in enumerate(sizes) if size < 4)
     assert all(size < 4 for size in sizes[first_short:]), "a batch was short while examples were waiting"
@@ -188,7 +186,7 @@ def test_retries_share_the_batch_and_progress_is_smooth() -> None:
     finished: list[int] = []
     task = replace(task, advance=finished.append)
     before = task.model.forward_passes
-    apgd(task, loss="dlr-targeted", n_steps=10)
+    search(task, APGDRule(task.problem, loss="dlr-targeted", n_steps=10))
     assert task.model.forward_passes - before == N_EXAMPLES * 5 * 11
     assert finished == [1] * N_EXAMPLES
 
@@ -197,11 +195,12 @@ def test_channels_last_network_and_images() -> None:
     plain = make_net()
     last = make_net(channels_last=True)
     for norm in ("Linf", "L2"):
-        expected = apgd(make_task(plain, BUDGETS[norm], n_classes=6), n_steps=20)
+        task = make_task(plain, BUDGETS[norm], n_classes=6)
+        expected = search(task, APGDRule(task.problem, n_steps=20))
         task = make_task(last, BUDGETS[norm], n_classes=6)
         x = task.examples.x.to(memory_format=torch.channels_last)
         task = replace(task, examples=replace(task.examples, x=x))
-        found = apgd(task, n_steps=20)
+        found = search(task, APGDRule(task.problem, n_steps=20))
         assert torch.equal(found.claimed, expected.claimed)
         torch.testing.assert_close(found.points, expected.points, rtol=0, atol=1e-6)
 

@@ -14,9 +14,8 @@ from meansparse_cli.attacks import runner as runner_module
 from meansparse_cli.attacks import square as square_module
 from meansparse_cli.attacks.budget import enforce_budget, unit_l2
 from meansparse_cli.attacks.pgd import PGDRule
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult, Budget
-from meansparse_cli.attacks.task import AttackTask, SearchOutcome
+from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
+from meansparse_cli.attacks.queue import AttackTask, Rule, SearchOutcome
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 
@@ -204,13 +203,13 @@ def test_a_break_that_is_none_is_rejected(claim: str, monkeypatch: pytest.Monkey
     model, budget = Linear(4), BUDGETS[0]
     x, y = at_distances(model, [2.0, 2.0], budget)
 
-    def liar(task: AttackTask) -> SearchOutcome:
+    def liar(task: AttackTask, rule: Rule) -> SearchOutcome:
         x = task.examples.x
         points = {"clean": x, "outside": 1 - x, "nan": x * torch.nan}[claim]
         passes = torch.zeros(len(x), 2, dtype=torch.int64)
         return SearchOutcome(points, torch.tensor([True, False])[: len(points)], passes)
 
-    monkeypatch.setitem(runner_module.SEARCHES, "apgd-ce", liar)
+    monkeypatch.setattr(runner_module, "search", liar)
     result = attack("apgd-ce", model, x, y, budget, n_classes=4)
     assert not result.broken.any()
     assert int(result.rejected.sum()) == 2  # the one example, and again when it is searched in full precision
@@ -437,9 +436,10 @@ def test_fixed_steps_are_the_papers_at_50_and_2_255_elsewhere() -> None:
     x, y = at_distances(model, [0.9], Budget("Linf", 0.2))
     for name, n_steps in (("pgd-3", 3), ("pgd-7", 7)):
         assert attack(name, model, x, y, Budget("Linf", 1e-3), n_classes=2).backward_passes == n_steps
-    assert PGDRule(budget, n_steps=50, step_size=None).step_size == 0.0078
-    assert PGDRule(budget, n_steps=20, step_size=None).step_size == 2 / 255
-    assert PGDRule(BUDGETS[1], n_steps=20, step_size=None).step_size == 2.5 * 0.25 / 20
+    problem, in_l2 = (Problem(model, within, 2, seed=0, batch_size=1) for within in (budget, BUDGETS[1]))
+    assert PGDRule(problem, n_steps=50, step_size=None).step_size == 0.0078
+    assert PGDRule(problem, n_steps=20, step_size=None).step_size == 2 / 255
+    assert PGDRule(in_l2, n_steps=20, step_size=None).step_size == 2.5 * 0.25 / 20
 
 
 def test_unknown_attack_names_the_nearest() -> None:

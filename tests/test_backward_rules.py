@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks.counting import CountedModel
+from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, operators_off, straight_through
 from meansparse_cli.operator.function import mean_sparsify, parse_backward_rule

@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binom
 
-from meansparse_cli.stats.bounds import side_of_difference, side_of_rate
+from meansparse_cli.stats.paired import side_of_difference, side_of_rate
 
 SIZES = [50, 201, 300, 401, 500, 1000, 2000]
 

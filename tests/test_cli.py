@@ -12,20 +12,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
+from tests.conftest import said
 
 PIPELINE = ["fetch", "calibrate", "sweep-alpha", "evaluate"]
 
 
 def meansparse(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
-
-
-def said(result: Result) -> str:
-    return said_of(result.stderr)
-
-
-def said_of(text: str) -> str:
-    return re.sub(r"[\s│]+", " ", text)
 
 
 def test_help_lists_the_pipeline_in_order_without_torch() -> None:
@@ -43,7 +36,7 @@ def test_help_lists_the_pipeline_in_order_without_torch() -> None:
 
 def test_help_shows_what_an_option_is_when_not_given() -> None:
     def shown(command: str) -> str:
-        return said_of(meansparse(command, "--help").stdout)
+        return said(meansparse(command, "--help").stdout)
 
     assert re.search(r"--n-examples <int> .{,80}\[default: \(1000\)\]", shown("sweep-alpha"))
     assert re.search(r"--n-examples <int> .{,80}\[default: \(all\)\]", shown("calibrate"))
@@ -176,7 +169,7 @@ def test_sites_shows_gates_and_layout(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     result = meansparse("sites", "--model", "digits")
     assert result.exit_code == 0, result.output
-    assert "17 of 17 sites chosen" in result.stderr
+    assert "17 of 17 sites chosen" in said(result)
     assert "layer4.1.act2" in result.stderr
 
 

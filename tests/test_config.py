@@ -138,6 +138,11 @@ def test_every_option_is_declared_once_with_its_help(command: Command) -> None:
     assert {*fields, *told} <= {name for other in COMMANDS.values() for name in other.shown}
 
 
+def test_no_option_is_described_that_no_command_has() -> None:
+    described = {name for command in COMMANDS.values() for name in command.shown}
+    assert described == {name for command in COMMANDS.values() for name in command.options}
+
+
 def test_settings_are_read_without_torch() -> None:
     code = "import sys, meansparse_cli.settings.resolve; assert not {'torch', 'typer', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli import diagnostics
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.diagnostics import Diagnostic, KeptAnswers, diagnose, search
 from meansparse_cli.diagnostics.outcomes import check_outcomes

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.budget import within_budget
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import cells
-from meansparse_cli.engine.adversarial import collect_adversarial
+from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.cells import FoundImages
-from meansparse_cli.engine.comparison import Evaluation
-from meansparse_cli.engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-from meansparse_cli.engine.evaluate import EvaluationRun, Plan
-from meansparse_cli.engine.state import StateFolder
+from meansparse_cli.engine.comparison import Evaluation, eps_rows, headline_eps
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from meansparse_cli.engine.state import StateFolder, eps_state_folder
+from meansparse_cli.engine.witnesses import collect_adversarial
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -96,11 +94,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float, list
         able = torch.ones_like(y, dtype=torch.bool) if budget.eps <= 0.05 else indices % 2 == 0
         away = torch.where(y == 1, -1.0, 1.0) * able
         moved = (x + 0.999 * budget.eps * away.view(-1, 1, 1, 1)).clamp(0, 1)
-        with alpha_set(cast(SparsifiedModel, model), alphas[0]):
+        with alpha_set(cast(SparsifiedModel, model), alphas):
             broken = model(moved).argmax(1) != y
         return AttackResult(moved, broken, torch.ones(len(x), 2).long(), 0 * indices, 0.0)
 
-    monkeypatch.setattr(cells, "run_attack", attack)
+    monkeypatch.setattr(evaluate, "run_attack", attack)
     return made
 
 
@@ -173,7 +171,7 @@ def test_every_broken_example_has_an_image_whatever_eps_it_was_broken_at(
     runs = list(runs_of(tmp_path).values())
     examples, budget = runs[-1].cells.examples, runs[-1].cells.problem.budget
     for name, found in collect_adversarial(runs).items():
-        broken = runs[-1].models[name].right & ~runs[-1].robust(name)
+        broken = runs[-1].models[name].correct & ~runs[-1].robust(name)
         assert len(found.indices) > 5 and torch.equal(found.indices, examples.indices[broken])
         assert within_budget(found.images, examples.x[broken], budget).all()
         rows = broken.nonzero().flatten()

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from meansparse_cli import files as artifacts
 from meansparse_cli import ledger
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult, Budget, Norm
+from meansparse_cli.attacks.problem import AttackResult, Budget, Norm, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells, evaluate
-from meansparse_cli.engine.adversarial import collect_adversarial
 from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import MODELS, attack_groups, run_order
 from meansparse_cli.engine.state import StateFolder
+from meansparse_cli.engine.witnesses import collect_adversarial
 from meansparse_cli.errors import ArtifactError, ConfigError, DataError
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -80,7 +79,7 @@ class FakeAttacks:
         self.calls.append((name, float(alphas[0]), indices.tolist()))
         away = torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
         moved = (x + away * (self.reach[name] * budget.eps * 0.999)).clamp(0, 1)
-        with alpha_set(cast(SparsifiedModel, problem.model), alphas[0]):
+        with alpha_set(cast(SparsifiedModel, problem.model), alphas):
             broken = problem.model(moved).argmax(dim=1) != y
         if name in self.lies:
             broken = torch.ones_like(broken)
@@ -97,7 +96,7 @@ class FakeAttacks:
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> FakeAttacks:
     fake = FakeAttacks()
-    monkeypatch.setattr(cells, "run_attack", fake)
+    monkeypatch.setattr(evaluate, "run_attack", fake)
     return fake
 
 
@@ -197,7 +196,7 @@ def test_images_found_on_one_model_are_tried_on_the_other(tmp_path: Path, monkey
             self.reach[name] = 1.0 if float(alphas[0]) == 0 else 0.0
             return super().__call__(name, problem, examples, alphas, **rest)
 
-    monkeypatch.setattr(cells, "run_attack", Masked())
+    monkeypatch.setattr(evaluate, "run_attack", Masked())
     evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce",)), alpha=0.2)
     value = examples()[0].flatten().numpy()
     pulled_back = (value > 0.52) & (value <= 0.55)  # broken on the base model by an image at 0.47 .. 0.50
@@ -222,7 +221,7 @@ def test_a_break_that_does_not_hold_does_not_count(tmp_path: Path, monkeypatch: 
             images, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x), 2).long(), 0 * indices, 0.0
         )
 
-    monkeypatch.setattr(cells, "run_attack", lying)
+    monkeypatch.setattr(evaluate, "run_attack", lying)
     for _ in range(3):  # what an earlier session kept is judged as it is read back
         evaluation = run(tmp_path, replace(SETTINGS, attacks=("apgd-ce", "square")))
     far = np.abs(examples()[0].flatten().numpy() - 0.5) > EPS + 1e-6
@@ -323,7 +322,7 @@ def test_each_break_is_judged_once(tmp_path: Path, attacks: FakeAttacks, monkeyp
     assert n_judged == 2 * 3
     collected = collect_adversarial([resumed])
     assert [len(collected[model].images) for model in MODELS] == [
-        int((resumed.models[model].right & ~resumed.robust(model)).sum()) for model in MODELS
+        int((resumed.models[model].correct & ~resumed.robust(model)).sum()) for model in MODELS
     ]
     assert n_judged == 2 * 3
 
@@ -514,9 +513,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import cells
+from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.evaluate import Plan, EvaluationRun
 from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.operator.insertion import SparsifiedModel
@@ -538,7 +537,7 @@ def run(folder, hang_at=None):
     x = torch.rand(48, 1, 4, 4)
     model.last.bias.data -= model(x).mean(0)
     y = model(x).argmax(1)
-    real, n_calls = cells.run_attack, 0
+    real, n_calls = evaluate.run_attack, 0
     def run_attack(*args, **kwargs):
         nonlocal n_calls
         n_calls += 1
@@ -546,13 +545,13 @@ def run(folder, hang_at=None):
             print("hanging", flush=True)
             time.sleep(600)
         return real(*args, **kwargs)
-    cells.run_attack = run_attack
+    evaluate.run_attack = run_attack
     try:
         problem = Problem(model, Budget("Linf", 0.05), n_classes=4, seed=0, batch_size=16, precision="fp32")
         plan, state = Plan(("apgd-ce", "bpda-apgd-ce"), 0.5), StateFolder(Path(folder))
         return EvaluationRun(problem, Examples(x, y, torch.arange(48)), plan, state).attack(), n_calls
     finally:
-        cells.run_attack = real
+        evaluate.run_attack = real
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

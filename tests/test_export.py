@@ -25,6 +25,7 @@ from meansparse_cli.operator.checkpoint import Checkpoint, load_checkpoint, spar
 from meansparse_cli.operator.statistics import ChannelStatistics
 from meansparse_cli.reporting.card import model_card
 from meansparse_cli.sites.find import Site
+from tests.conftest import said
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = "Bartoldson2024Adversarial_WRN-94-16"
@@ -147,7 +148,7 @@ def test_some_of_the_sites_leave_the_others_off(calibrated: nn.Module, data: lis
     done("calibrate", "--model", BASE, *data, "--sites", "all")
     refused = meansparse("export", "run", "--alpha", "0.5", "--format", "robustbench")
     assert refused.exit_code == 3
-    assert "--sites published" in refused.stderr
+    assert "--sites published" in said(refused)
 
 
 def test_one_file_needs_neither_run_nor_cache(
@@ -221,11 +222,11 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     assert json.loads(done("export", "run", "--alpha", "0.25", "--card", "l2.json").read_text())["threat"] == "L2"
     done("evaluate", *data, *measured, "--eps", "2/255", "--split", "held-out")
     refused = meansparse("export", "run", "--alpha", "0.25", "--card")
-    assert refused.exit_code == 10 and "about test images" in refused.stderr and "--split test" in refused.stderr
+    assert refused.exit_code == 10 and "about test images" in said(refused) and "--split test" in said(refused)
     done("evaluate", *data, *measured, "--eps", "2/255")
     other = meansparse("export", "run", "--card", "--alpha", "0.1")
     assert other.exit_code == 10
-    assert "evaluate.yaml is of alpha 0.25" in other.stderr
+    assert "evaluate.yaml is of alpha 0.25" in said(other)
     some = ("--sites", "published:0-3", "--centre", "zero", "--fresh")
     done(
         "evaluate",
@@ -243,7 +244,7 @@ def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, dat
     )
     other = meansparse("export", "run", "--card", "--alpha", "0.25")
     assert other.exit_code == 10
-    assert "operators at other sites" in other.stderr and "--fresh" in other.stderr
+    assert "operators at other sites" in said(other) and "--fresh" in said(other)
 
 
 def test_a_card_says_what_bpda_left() -> None:
@@ -279,7 +280,7 @@ def test_a_card_says_what_bpda_left() -> None:
 def test_unknown_formats_are_refused(calibrated: nn.Module) -> None:
     refused = meansparse("export", "run", "--alpha", "0.2", "--format", "onnx")
     assert refused.exit_code == 3
-    assert "one of meansparse, robustbench, card" in refused.stderr
+    assert "one of meansparse, robustbench, card" in said(refused)
 
 
 def test_centre_and_site_weights_reach_robustbenchs_format(calibrated: nn.Module) -> None:

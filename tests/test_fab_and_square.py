@@ -4,13 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks.counting import CountedModel
-from meansparse_cli.attacks.fab import fab, project_on_boundary
-from meansparse_cli.attacks.patches import pattern_of
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
-from meansparse_cli.attacks.square import side_of, square
-from meansparse_cli.attacks.task import AttackTask
+from meansparse_cli.attacks.fab import FABRule, project_on_boundary
+from meansparse_cli.attacks.judge import CountedModel
+from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.queue import AttackTask, search
+from meansparse_cli.attacks.square import SquareRule, pattern_of, side_of
 from meansparse_cli.data.examples import Examples
 
 BUDGETS = [Budget("Linf", 0.04), Budget("L2", 0.35)]
@@ -58,7 +56,7 @@ def test_square_breaks_as_many_as_autoattacks(budget: Budget) -> None:
     with torch.random.fork_rng():
         raw = theirs(task.model.model, **settings, seed=0, device="cpu").perturb(task.examples.x, task.examples.y)
     n_theirs = int((task.model.model(raw).argmax(1) != task.examples.y).sum())
-    outcome = square(task, n_queries=200)
+    outcome = search(task, SquareRule(task.problem, n_queries=200))
     n_ours = int(outcome.claimed.sum())
     assert 5 < n_theirs < N - 5, "the test network should leave some examples standing and some not"
     assert abs(n_ours - n_theirs) <= 4
@@ -72,17 +70,19 @@ def test_square_breaks_as_many_as_autoattacks(budget: Budget) -> None:
 
 def test_square_does_not_ask_what_it_knows() -> None:
     task = make_task(Budget("Linf", 0.002))  # nothing breaks
-    outcome = square(task, n_queries=400)
+    outcome = search(task, SquareRule(task.problem, n_queries=400))
     assert not outcome.claimed.any()
     assert (outcome.passes[:, 0] <= 401).all() and outcome.passes[:, 0].sum() < 0.99 * 401 * N
 
 
 @budgets
 def test_square_and_fab_do_not_depend_on_company(budget: Budget) -> None:
-    for attack in (lambda task: square(task, n_queries=60), lambda task: fab(task, n_steps=8)):
-        whole = attack(make_task(budget, batch_size=N))
+    for make in (lambda problem: SquareRule(problem, n_queries=60), lambda problem: FABRule(problem, n_steps=8)):
+        task = make_task(budget, batch_size=N)
+        whole = search(task, make(task.problem))
         rows = torch.tensor([7, 21, 2, 18, 25])
-        part = attack(make_task(budget, batch_size=2, rows=rows))
+        task = make_task(budget, batch_size=2, rows=rows)
+        part = search(task, make(task.problem))
         assert torch.equal(part.claimed, whole.claimed[rows])
         torch.testing.assert_close(part.points, whole.points[rows], rtol=0, atol=1e-4)
 
@@ -127,7 +127,7 @@ def test_fab_breaks_as_many_as_autoattacks(budget: Budget) -> None:
     )
     broken = (task.model.model(raw).argmax(1) != task.examples.y) & (distance <= budget.eps)
     task.model.forward_passes = 0
-    outcome = fab(task, n_steps=20)
+    outcome = search(task, FABRule(task.problem, n_steps=20))
     assert 5 < broken.sum() < N - 5, "the test network should leave some examples standing and some not"
     assert (outcome.claimed != broken).sum() <= 1
     assert outcome.passes[:, 0].sum() == task.model.forward_passes

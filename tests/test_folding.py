@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack, runner
 from meansparse_cli.attacks.folding import find_folds, folded
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models.source import load_model, resolve_model
 

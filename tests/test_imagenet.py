@@ -17,6 +17,7 @@ from meansparse_cli.data.imagenet import ROBUSTBENCH, Preprocessing, class_numbe
 from meansparse_cli.data.splits import load_split
 from meansparse_cli.errors import ConfigError, DataError
 from meansparse_cli.models.source import kind_of, resolve_model
+from tests.conftest import said
 
 LISTED = evaluation_images()[:3]
 SIZES = [(300, 280), (260, 400), (90, 120)]
@@ -73,7 +74,7 @@ def test_a_zip_gives_the_same(folder: Path) -> None:
 
 def test_a_part_of_robustbenchs_images_is_said_to_be_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load_split("imagenet", folder, "test")
-    assert "has 3 of RobustBench's 5,000 validation images" in " ".join(capsys.readouterr().err.split())
+    assert "has 3 of RobustBench's 5,000 validation images" in said(capsys.readouterr().err)
     load_split("imagenet", folder, "calibration")
     assert "RobustBench" not in capsys.readouterr().err
 
@@ -153,7 +154,7 @@ def test_the_stages_run_on_it(folder: Path, tmp_path: Path, monkeypatch: pytest.
     done = CliRunner().invoke(app, ["calibrate", "--model", "net.py:net", *data, "--batch-size", "8", *common])
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["evaluate", *common, "--alpha", "0.2", "--attack", "pgd-2", "--no-doubts"])
-    assert done.exit_code == 0 and "3 test images, Linf 4/255" in " ".join(done.stderr.split()), done.output
+    assert done.exit_code == 0 and "3 test images, Linf 4/255" in said(done), done.output
 
 
 def test_a_preprocessing_by_name_holds_for_every_stage(

@@ -14,6 +14,7 @@ from meansparse_cli.reporting.console import console, is_wide
 from meansparse_cli.reporting.sweep_tables import measurement_table, show_sweep
 from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.selection.choice import SweepPoint
+from tests.conftest import said
 
 FACTORY = '''
 import torch
@@ -40,7 +41,7 @@ def meansparse(*arguments: str) -> Result:
 def done(*arguments: str) -> tuple[Path, str]:
     result = meansparse(*arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
-    return Path(result.stdout.strip().splitlines()[-1]), " ".join(result.stderr.split())
+    return Path(result.stdout.strip().splitlines()[-1]), said(result)
 
 
 def results(report: Path) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def test_rows_are_the_base_then_every_rule_and_alpha(run: str) -> None:
 def test_without_an_attack_there_is_clean_accuracy_and_nothing_else(run: str) -> None:
     attacked, _ = done("measure", "--run", run, *COMMON, "--alphas", "0.6")
     n = results(attacked)["n_examples"]
-    path, said = done("measure", "--run", run, "--name", "clean", "--attack", "none", "--alphas", "0.6")
+    path, words = done("measure", "--run", run, "--name", "clean", "--attack", "none", "--alphas", "0.6")
     found, outcomes = results(path), arrays(path)
     assert [row["eps"] for row in found["rows"]] == ["0", "0"]
     assert found["n_examples"] == 30 > n and found["attacks"] == found["bpda_attacks"] == []
@@ -102,11 +103,11 @@ def test_without_an_attack_there_is_clean_accuracy_and_nothing_else(run: str) ->
     assert (outcomes["clean"][:, :n] == arrays(attacked)["clean"]).all()
     assert found["rows"][1]["plain"] == {"n_examples": 0} and found["backward_passes"] == 0
     assert found["forward_passes"] == 2 * 30
-    assert "clean - base" in said and "worst" not in said
-    text = " ".join(meansparse("report", str(path.parent)).stdout.split())
+    assert "clean - base" in words and "worst" not in words
+    text = said(meansparse("report", str(path.parent)).stdout)
     assert "30 test images, none of them attacked" in text and "worst" not in text
     refused = meansparse("measure", "--run", run, "--attack", "none", "--attack", "pgd-8")
-    assert refused.exit_code == 3 and "unknown attack 'none'" in refused.stderr
+    assert refused.exit_code == 3 and "unknown attack 'none'" in said(refused)
 
 
 def test_it_agrees_with_evaluate(run: str) -> None:
@@ -128,8 +129,8 @@ def test_done_is_done_and_more_images_add_to_it(run: str) -> None:
     one = ["--alphas", "0.4", "--block-size", "5"]
     first, _ = done("measure", "--run", run, *COMMON, *one)
     before, written = arrays(first), first.read_bytes()
-    again, said = done("measure", "--run", run, *COMMON, *one)
-    assert "already done" in said and again.read_bytes() == written
+    again, words = done("measure", "--run", run, *COMMON, *one)
+    assert "already done" in words and again.read_bytes() == written
     blocks = {p: p.stat().st_mtime_ns for p in Path(run).rglob("block-*.pt")}
     assert len(blocks) == 4
     done("measure", "--run", run, *COMMON[:-1], "30", *one)
@@ -159,14 +160,14 @@ def test_every_eps_has_its_base(run: str) -> None:
 
 
 def test_other_splits_are_said_loudly(run: str) -> None:
-    path, said = done("measure", "--run", run, *COMMON, "--alphas", "0.4", "--split", "calibration", "--name", "train")
-    assert "NOT TEST IMAGES" in said and "20 calibration images" in said and results(path)["split"] == "calibration"
-    _, said = done(
+    path, words = done("measure", "--run", run, *COMMON, "--alphas", "0.4", "--split", "calibration", "--name", "train")
+    assert "NOT TEST IMAGES" in words and "20 calibration images" in words and results(path)["split"] == "calibration"
+    _, words = done(
         "evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.4", "--split", "held-out", "--name", "h"
     )
-    assert "NOT TEST IMAGES" in said and "20 held-out images" in said
-    _, said = done("evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.4")
-    assert "NOT TEST IMAGES" not in said
+    assert "NOT TEST IMAGES" in words and "20 held-out images" in words
+    _, words = done("evaluate", "--run", run, *COMMON, "--no-doubts", "--alpha", "0.4")
+    assert "NOT TEST IMAGES" not in words
 
 
 def test_named_evaluations_stand_side_by_side(run: str) -> None:
@@ -197,7 +198,7 @@ def test_measurements_may_run_at_the_same_time_but_not_the_same_one_twice(run: s
     with run_folder_lock(Path(run)), run_folder_lock(Path(run) / "measurements" / "other"):
         done("measure", "--run", run, *COMMON, "--alphas", "0.4")
         refused = meansparse("measure", "--run", run, *COMMON, "--alphas", "0.4", "--name", "other")
-    assert refused.exit_code == 10 and "another command is at work" in refused.stderr
+    assert refused.exit_code == 10 and "another command is at work" in said(refused)
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -239,4 +240,4 @@ def test_its_table_and_the_sweeps_fit_the_terminal(width: int, monkeypatch: pyte
 )
 def test_bad_input(run: str, options: list[str], code: int, words: str) -> None:
     refused = meansparse("measure", "--run", run, "--alphas", "0.4", "--n-examples", "5", "--eps", "2/255", *options)
-    assert refused.exit_code == code and words in " ".join(refused.stderr.replace("│", " ").split()), refused.output
+    assert refused.exit_code == code and words in said(refused), refused.output

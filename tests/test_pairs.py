@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import AttackResult, Budget
+from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.attacks.starts import boundary_start
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.grid import VariantGrid, variant_of
@@ -176,7 +175,7 @@ def test_an_image_found_on_the_base_counts_at_another_alpha_where_it_breaks(
         result = run_attack(name, problem, pairs, alphas, **rest)
         return replace(result, broken=result.broken & (alphas == 0).all(1))
 
-    monkeypatch.setattr("meansparse_cli.engine.cells.run_attack", only_the_base)
+    monkeypatch.setattr("meansparse_cli.engine.grid.run_attack", only_the_base)
     store, column = store_in(tmp_path, model, examples, plain=("apgd-ce",)), variant_of([0.3, 0.3])
     score_all(store)
     broken_on_base = ~store.measure(store.base, "plain") & store.clean(store.base)

@@ -24,6 +24,7 @@ from meansparse_cli.models.factory import FactoryModel
 from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.runs.context import RunContext
 from meansparse_cli.settings.stages import StageConfig
+from tests.conftest import said
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
@@ -128,17 +129,17 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     ]
     monkeypatch.setitem(PRESETS, "bpda", ("bpda-apgd-ce",))
     report = done(*command)
-    assert "already done" in meansparse(*command).stderr
+    assert "already done" in said(meansparse(*command))
 
     monkeypatch.setitem(PRESETS, "bpda", ("bpda-apgd-ce", "soft-0.05-apgd-ce"))
     again = meansparse(*command)
-    assert again.exit_code == 0 and "was done before with other settings (attacks)" in again.stderr
+    assert again.exit_code == 0 and "was done before with other settings (attacks)" in said(again)
     names = [row["name"] for row in yaml.safe_load(report.read_text())["results"]["comparisons"]]
     assert "soft-0.05-apgd-ce" in names
 
     monkeypatch.setattr("meansparse_cli.engine.outcomes.ATTACKS_VERSION", 1_000)
     changed = meansparse(*command)
-    assert changed.exit_code == 10 and "version 1000" in changed.stderr.replace("\n", " ")
+    assert changed.exit_code == 10 and "version 1000" in said(changed)
 
 
 def test_what_the_doubts_break_counts(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_a_second_call_does_nothing_again(tiny: list[str]) -> None:
         before = first.read_bytes()
         again = meansparse(stage, *tiny, *small(stage))
         assert again.exit_code == 0
-        assert "already" in again.stderr
+        assert "already" in said(again)
         assert first.read_bytes() == before
 
 
@@ -201,7 +202,7 @@ def test_a_factory_that_builds_another_network_is_refused(tiny: list[str], tmp_p
     sys.modules.pop("networks", None)
     refused = meansparse("sweep-alpha", *tiny, *small("sweep-alpha"))
     assert refused.exit_code == 10
-    assert "builds another network than the one that was fetched" in refused.stderr
+    assert "builds another network than the one that was fetched" in said(refused)
     done("fetch", *tiny, "--fresh")
     assert meansparse("sweep-alpha", *tiny, *small("sweep-alpha")).exit_code == 10  # its statistics are the old one's
     done("calibrate", *tiny, *small("calibrate"))
@@ -214,9 +215,9 @@ def test_weights_and_threats_that_would_not_be_used_are_refused(tiny: list[str],
     for stage, more in (("evaluate", ["--alpha", "0.2"]), ("sweep-alpha", []), ("measure", [])):
         for name in ("other.pt", "nowhere.pt"):
             refused = meansparse(stage, "--run", "run", "--weights", name, *more)
-            assert refused.exit_code == 10 and "not the weights that run is about" in " ".join(refused.stderr.split())
+            assert refused.exit_code == 10 and "not the weights that run is about" in said(refused)
     refused = meansparse("evaluate", "--run", "run", "--threat", "L2", "--alpha", "0.2")
-    assert refused.exit_code == 3 and "networks.py:tiny for Linf" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "networks.py:tiny for Linf" in said(refused)
 
 
 def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Path) -> None:
@@ -230,10 +231,9 @@ def test_a_run_keeps_its_weights_whoever_mends_it(tiny: list[str], tmp_path: Pat
     os.chdir(tmp_path)
     Path("w.pt").rename("gone.pt")
     refused = meansparse("sweep-alpha", "--run", "run", *small("sweep-alpha"))
-    said = " ".join(refused.stderr.replace("│", " ").split())
-    assert refused.exit_code == 10 and "--weights w.pt --run run --fresh" in said
+    assert refused.exit_code == 10 and "--weights w.pt --run run --fresh" in said(refused)
     again = meansparse("fetch", *tiny)
-    assert again.exit_code == 10 and "none are given now" in " ".join(again.stderr.split())
+    assert again.exit_code == 10 and "none are given now" in said(again)
 
 
 def test_a_run_keeps_its_norm(tiny: list[str]) -> None:
@@ -276,12 +276,12 @@ def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[st
     done("calibrate", *tiny, "--fraction", "0.5")  # other statistics than the sweep was made from
     stale = meansparse("evaluate", *tiny, *small("evaluate"))
     assert stale.exit_code == 10
-    assert "made from another calibrate.yaml" in stale.stderr
+    assert "made from another calibrate.yaml" in said(stale)
     report = Path("run/calibrate.yaml")
     report.write_text(report.read_text().replace("n_images: 48", "n_images: 50000"))
     edited = meansparse("sweep-alpha", *tiny, *small("sweep-alpha"))
     assert edited.exit_code == 10
-    assert "was changed after it was written" in " ".join(edited.stderr.split())
+    assert "was changed after it was written" in said(edited)
     done("calibrate", *tiny, "--fraction", "0.5", "--fresh")
     done("sweep-alpha", *tiny, *small("sweep-alpha"))
     done("evaluate", *tiny, *small("evaluate"))
@@ -360,7 +360,7 @@ def test_two_commands_on_one_run_folder(tiny: list[str], tmp_path: Path) -> None
         wait_until(process, lambda: (tmp_path / "run" / "state" / "calibrate.pt").exists())
         result = meansparse("calibrate", *tiny, "--fraction", "0.1")
         assert result.exit_code == 10, result.output
-        assert "another command is at work" in result.stderr
+        assert "another command is at work" in said(result)
     finally:
         process.kill()
         process.wait()
@@ -372,6 +372,6 @@ def test_ctrl_c_exits_130_with_one_line(tiny: list[str], tmp_path: Path) -> None
     wait_until(process, lambda: (tmp_path / "run" / "state" / "calibrate.pt").exists())
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
-    said = (tmp_path / "stderr.txt").read_text()
-    assert "nothing finished was lost" in said
-    assert "Traceback" not in said
+    words = said((tmp_path / "stderr.txt").read_text())
+    assert "nothing finished was lost" in words
+    assert "Traceback" not in words

@@ -19,6 +19,7 @@ from meansparse_cli.models.trained import EMBEDDED
 from meansparse_cli.models.zoo import zoo_entries
 from meansparse_cli.reporting.model_tables import models_tables
 from meansparse_cli.stages.models import select_models
+from tests.conftest import said
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -82,7 +83,7 @@ def test_names_for_a_loop_and_a_table_for_people() -> None:
     result = meansparse("models", "--dataset", "CIFAR10", "--threat", "linf", "--model", "BARTOLDSON")
     assert result.exit_code == 0, result.output
     assert result.stdout.split() == ["Bartoldson2024Adversarial_WRN-94-16", "Bartoldson2024Adversarial_WRN-82-8"]
-    assert "cifar10, Linf: 2 models" in result.stderr and "93.68" in result.stderr and "73.71" in result.stderr
+    assert "cifar10, Linf: 2 models" in said(result) and "93.68" in said(result) and "73.71" in said(result)
     assert "2025-03" in result.stderr
     assert len(meansparse("models").stdout.split()) == 208
     assert meansparse("models", "--dataset", "digits").stdout == "digits\n"
@@ -125,7 +126,7 @@ def test_json() -> None:
 def test_a_filter_that_fits_nothing(option: str, value: str, code: int, expected: str) -> None:
     result = meansparse("models", option, value)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert expected in result.stderr
+    assert expected in said(result)
 
 
 def test_what_evaluate_says_about_a_zoo_model() -> None:
@@ -165,6 +166,6 @@ def test_evaluate_keeps_and_shows_them(tmp_path: Path, monkeypatch: pytest.Monke
         "evaluate", "--run", run, "--alpha", "0.2", "--attack", "pgd-3", "--n-examples", "4", "--no-doubts"
     )
     assert result.exit_code == 0, result.output
-    assert "clean 50.00 %" in result.stderr
+    assert "clean 50.00 %" in said(result)
     report = yaml.safe_load((tmp_path / "r" / "evaluate.yaml").read_text())
     assert report["results"]["published"] == figures

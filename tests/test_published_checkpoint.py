@@ -27,6 +27,7 @@ from meansparse_cli.models.published_checkpoint import (
     without_operators,
 )
 from meansparse_cli.sites.rules import among_published, parse_rule
+from tests.conftest import said
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 BASE = ZooEntry("Bartoldson2024Adversarial_WRN-94-16", "cifar10", "Linf")
@@ -251,7 +252,7 @@ def test_sites_published_puts_a_base_into_the_architecture(small_zoo: list[str])
     assert [site["chosen_by"] for site in json.loads(listed.stdout)] == ["published"] * 10
     refused = meansparse("calibrate", "--model", "Bartoldson2024", *small_zoo, "--statistics", "stored")
     assert refused.exit_code == 3
-    assert "hold no MeanSparse operators" in refused.stderr
+    assert "hold no MeanSparse operators" in said(refused)
 
 
 def test_a_file_of_the_first_scheme_goes_to_the_activations(small_zoo: list[str]) -> None:
@@ -281,14 +282,14 @@ def test_a_file_names_its_model(small_zoo: list[str], monkeypatch: pytest.Monkey
     torch.save(small(BASE.name).state_dict(), "other.pt")
     refused = meansparse("fetch", "--from-file", "other.pt")
     assert refused.exit_code == 3
-    assert "--model NAME" in refused.stderr
+    assert "--model NAME" in said(refused)
 
 
 def test_a_model_the_authors_never_touched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = meansparse("calibrate", "--model", "digits", "--sites", "published")
     assert result.exit_code == 8
-    assert "no published MeanSparse model has this architecture" in result.stderr
+    assert "no published MeanSparse model has this architecture" in said(result)
 
 
 def test_a_file_without_operators_is_none(tmp_path: Path) -> None:

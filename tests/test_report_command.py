@@ -16,9 +16,10 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.diagnostics import search
-from meansparse_cli.engine.foreign import WITNESSES_SCHEMA
+from meansparse_cli.engine.image_files import WITNESSES_SCHEMA
 from meansparse_cli.reporting.render import html_page, markdown, render, terminal_text
 from meansparse_cli.reporting.reports import read_run
+from tests.conftest import said
 
 FACTORY = """
 import torch
@@ -111,24 +112,24 @@ def test_verify_says_that_a_bare_tensor_hides_what_was_not_attacked(run: Path, t
     images = torch.load(run / "witnesses-base.pt", weights_only=True)
     sets = json.loads(done("verify", run / "witnesses-base.pt", *told, "--json").stdout)["results"]["sets"]
     assert sets[0]["n_unchanged"] > 0
-    said = " ".join(done("verify", run / "witnesses-base.pt", *told).stderr.split())
-    assert f"{sets[0]['n_unchanged']} of the {len(images)} images are the clean ones" in said
-    assert "upper bound" in said
-    said = " ".join(done("verify", run / "witnesses.safetensors", *told).stderr.split())
-    assert "upper bound" not in said  # this file says which examples were attacked
+    words = said(done("verify", run / "witnesses-base.pt", *told))
+    assert f"{sets[0]['n_unchanged']} of the {len(images)} images are the clean ones" in words
+    assert "upper bound" in words
+    words = said(done("verify", run / "witnesses.safetensors", *told))
+    assert "upper bound" not in words  # this file says which examples were attacked
     torch.save(images * 0.99, tmp_path / "moved.pt")
-    assert "upper bound" not in meansparse("verify", tmp_path / "moved.pt", *told).stderr
+    assert "upper bound" not in said(meansparse("verify", tmp_path / "moved.pt", *told))
 
 
 def test_a_tensor_of_a_part_of_the_test_set_says_so(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     options = ["--alpha", "0.4", "--eps", "8/255", "--attack", "apgd-ce", "--no-doubts", "--save-witnesses", "--fresh"]
     part = done("evaluate", "--run", copy, *options, "--n-examples", "5")
-    said = " ".join(part.stderr.split())
-    assert "witnesses-base.pt holds the clean image of 7 examples that were not attacked" in said
+    words = said(part)
+    assert "witnesses-base.pt holds the clean image of 7 examples that were not attacked" in words
     assert len(torch.load(copy / "witnesses-base.pt", weights_only=True)) == 12
     whole = done("evaluate", "--run", copy, *options)
-    assert "that were not attacked" not in " ".join(whole.stderr.split())
+    assert "that were not attacked" not in said(whole)
 
 
 @pytest.mark.parametrize("name", ["witnesses.safetensors", "witnesses-base.pt", "witnesses-sparsified.pt"])
@@ -148,13 +149,13 @@ def test_verify_confirms_them_and_arrives_at_the_same_number(name: str, run: Pat
 def test_verify_says_where_it_judges_otherwise_than_a_file_was_found(run: Path, tmp_path: Path) -> None:
     file = run / "witnesses.safetensors"
     result = done("verify", file, "--run", run, "--eps", "16/255", "--alpha", "0.2")
-    said = " ".join(result.stderr.split())
-    assert "was found at eps 8/255, it is judged at 16/255" in said
-    assert "was found with alpha 0.4, it is judged with alpha 0.2" in said
+    words = said(result)
+    assert "was found at eps 8/255, it is judged at 16/255" in words
+    assert "was found with alpha 0.4, it is judged with alpha 0.2" in words
     other = tmp_path / "l2.safetensors"
     save_file(load_file(file), other, metadata={"schema": WITNESSES_SCHEMA, "norm": "L2", "eps": "0.5", "alpha": "0.4"})
     refused = meansparse("verify", other, "--run", run)
-    assert (refused.exit_code, "was found under L2" in " ".join(refused.stderr.split())) == (7, True)
+    assert (refused.exit_code, "was found under L2" in said(refused)) == (7, True)
 
 
 def test_verify_says_no_by_its_exit_code(run: Path, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_verify_says_no_by_its_exit_code(run: Path, tmp_path: Path) -> None:
     torch.save(images[:-1], tmp_path / "short.pt")
     short = meansparse("verify", tmp_path / "short.pt", "--run", run, "--eps", "8/255", "--alpha", "0.4")
     assert short.exit_code == 7
-    assert "11 images, the test set has 12" in short.stderr
+    assert "11 images, the test set has 12" in said(short)
     assert short.stdout == ""
 
 
@@ -242,7 +243,7 @@ def test_a_page_escapes_what_it_is_told(run: Path) -> None:
 
 def test_a_run_that_has_just_begun_and_one_that_is_not_there(run: Path, tmp_path: Path) -> None:
     (tmp_path / "fetch.yaml").write_bytes((run / "fetch.yaml").read_bytes())
-    assert "not evaluated yet" in done("report", tmp_path).stdout
+    assert "not evaluated yet" in said(done("report", tmp_path).stdout)
     assert "not evaluated" in done("report", tmp_path, "--format", "html").stdout
     assert meansparse("report", tmp_path / "none").exit_code == 10
     assert meansparse("report", run, "--format", "pdf").exit_code == 3
@@ -269,7 +270,7 @@ def test_a_report_made_from_an_older_one_is_called_outdated(run: Path, tmp_path:
     for form, word in (("table", "OUTDATED: "), ("markdown", "**Outdated: "), ("html", "<b>Outdated:</b> ")):
         result = done("report", copy, "--format", form, width=200)
         assert word + sentence in result.stdout
-        assert f"report: {sentence}" in " ".join(result.stderr.split())
+        assert f"report: {sentence}" in said(result)
 
 
 def test_a_file_has_no_colours(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +297,7 @@ def test_what_was_edited_is_made_again_by_the_command_that_made_it(
     ):
         file.write_text(text)
         refused = meansparse("report", file.parent)
-        assert refused.exit_code == 10 and mend in " ".join(refused.stderr.replace("│", " ").split()), refused.stderr
+        assert refused.exit_code == 10 and mend in said(refused), refused.stderr
 
 
 def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_path: Path) -> None:
@@ -311,12 +312,12 @@ def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_
     named = copy / "evaluations" / "other"
     text = done("report", named).stdout
     assert text.startswith("networks.py:Brightest, ") or "networks.py:Brightest, " in text.splitlines()[0]
-    assert "alpha 0.2, 4 held-out images" in " ".join(text.split())
-    assert "alpha 0.4" not in text  # the sweep and the evaluation of the run itself are not this one's
+    assert "alpha 0.2, 4 held-out images" in said(text)
+    assert "alpha 0.4" not in said(text)  # the sweep and the evaluation of the run itself are not this one's
 
     measurement = copy / "measurements" / "grid"
     for form in ("table", "markdown", "html"):
-        text = " ".join(done("report", measurement, "--format", form).stdout.split())
+        text = said(done("report", measurement, "--format", form).stdout)
         assert "Measurement on 4 test images, plain = pgd-3" in text
         assert "not evaluated" not in text and "verdict:" not in text.lower()
     rows = yaml.safe_load((measurement / "measure.yaml").read_text())["results"]["rows"]
@@ -325,7 +326,7 @@ def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_
         in done("report", measurement, "--format", "markdown").stdout
     )
 
-    shard = " ".join(done("report", copy / "shards" / "shard-2-of-3").stdout.split())
+    shard = said(done("report", copy / "shards" / "shard-2-of-3").stdout)
     assert "2 test images (shard 2/3)" in shard
-    said = " ".join(done("report", copy).stderr.split())
-    assert f"beside it: meansparse report {named} beside it: meansparse report {measurement}" in said
+    words = said(done("report", copy))
+    assert f"beside it: meansparse report {named} beside it: meansparse report {measurement}" in words

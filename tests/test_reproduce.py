@@ -19,6 +19,7 @@ from meansparse_cli.settings.arguments import Reproduce
 from meansparse_cli.settings.values import eps_grid, parse_alphas
 from meansparse_cli.stages import reproduce as stage
 from meansparse_cli.stages.reproduce import CommandFailed, _Runner
+from tests.conftest import said
 
 MEASURED = [name for name in table_names() if name != "subset"]
 
@@ -107,11 +108,11 @@ def test_a_data_set_can_have_a_folder_of_its_own() -> None:
 
 
 def test_what_is_not_there_is_refused() -> None:
-    for names, config, said in (
+    for names, config, words in (
         (["13"], {}, "no table '13'"),
         (["12"], {"only": "wrn"}, "not among the headline models: wrn"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=words):
             plan(Reproduce.model_validate({"tables": names} | config))
     assert meansparse("reproduce", "3", "--jobs", "0").exit_code == 2
 
@@ -153,8 +154,8 @@ def test_a_command_that_fails_is_named_and_gives_its_exit_code(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     failed = meansparse("reproduce", "3", "--model", "no-such-model")
     assert failed.exit_code == 4 and not failed.stdout
-    said = " ".join(failed.stderr.split())
-    assert "not finished (exit code 4)" in said and "meansparse calibrate --run runs/tables/no-such-model" in said
+    words = said(failed)
+    assert "not finished (exit code 4)" in words and "meansparse calibrate --run runs/tables/no-such-model" in words
 
 
 def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

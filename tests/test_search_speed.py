@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks import run_attack
-from meansparse_cli.attacks.precision import Precision, precision_on, search_precision
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem, search_form
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.comparison import Evaluation
-from meansparse_cli.engine.evaluate import EvaluationRun, Plan, search_form
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan
 from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.errors import ArtifactError, ConfigError
-from meansparse_cli.operator.device import float32_set_to
+from meansparse_cli.operator.device import Precision, float32_set_to, precision_on, search_precision
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites

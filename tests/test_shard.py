@@ -20,6 +20,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.settings.shard import Shard, parse_shard, read_shard
+from tests.conftest import said
 
 N = 23
 ATTACKS = ["--attack", "pgd-3", "--attack", "pgd-60"]
@@ -40,11 +41,6 @@ def run(calibrated: Path, tmp_path: Path) -> Path:
 
 def evaluate(run: Path, *more: str) -> Any:
     return CliRunner().invoke(app, ["evaluate", "--run", str(run), *OPTIONS, *more])
-
-
-def said(result: Any) -> str:
-    """On stderr, without the box and the line breaks of the terminal's width."""
-    return " ".join(result.stderr.replace("│", " ").split())
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def test_shards_and_then_the_whole_give_the_report_of_one_job(run: Path, alone: 
         done = evaluate(run, "--shard", f"{i}/3")
         assert done.exit_code == 0, done.stderr
         assert Path(done.stdout.strip()) == run / "shards" / f"shard-{i}-of-3" / "evaluate.yaml"
-        assert "without --shard" in done.stderr
+        assert "without --shard" in said(done)
     n_before = len(list((run / "state").rglob("*.pt")))
     done = evaluate(run)
     assert done.exit_code == 0, done.stderr
@@ -173,7 +169,7 @@ def test_the_whole_waits_for_its_shards_and_each_shard_is_at_work_once(run: Path
     with run_folder_lock(run, shared=True), run_folder_lock(run / "shards" / "shard-1-of-2"):
         for more in ([], ["--shard", "1/2"]):
             refused = evaluate(run, *more)
-            assert refused.exit_code == 10 and "another command is at work" in refused.stderr
+            assert refused.exit_code == 10 and "another command is at work" in said(refused)
         assert evaluate(run, "--shard", "2/2").exit_code == 0
     with run_folder_lock(run):
         assert evaluate(run, "--shard", "2/2").exit_code == 10
@@ -209,20 +205,20 @@ def test_a_file_system_without_locks_gets_a_note(
     monkeypatch.setattr("fcntl.flock", no_locks)
     with run_folder_lock(tmp_path):
         pass
-    assert "cannot be locked (Function not implemented)" in " ".join(capsys.readouterr().err.split())
+    assert "cannot be locked (Function not implemented)" in said(capsys.readouterr().err)
 
 
 def test_other_settings_than_those_of_the_other_shards_are_refused(run: Path) -> None:
     assert evaluate(run, "--shard", "1/2").exit_code == 0
     refused = evaluate(run, "--shard", "2/2", "--seed", "7")
-    assert refused.exit_code == 10 and "seed: 0 -> 7" in refused.stderr
+    assert refused.exit_code == 10 and "seed: 0 -> 7" in said(refused)
 
 
 def test_more_shards_than_examples_are_refused(run: Path) -> None:
     refused = evaluate(run, "--shard", "1/99")
-    assert refused.exit_code == 3 and "23 examples cannot be shared by 99 shards" in refused.stderr
+    assert refused.exit_code == 3 and "23 examples cannot be shared by 99 shards" in said(refused)
     refused = evaluate(run, "--shard", "3/2")
-    assert refused.exit_code == 3 and "expected I/N" in refused.stderr
+    assert refused.exit_code == 3 and "expected I/N" in said(refused)
 
 
 def test_shards_of_other_settings_put_together_are_refused_by_the_command_that_gathers(
@@ -287,7 +283,7 @@ def test_fresh_does_one_shard_again_and_leaves_the_others(run: Path, alone: Path
 
 def test_a_shard_whose_state_is_gone_is_done_again(run: Path) -> None:
     assert evaluate(run, "--shard", "1/2").exit_code == 0
-    assert "already done" in evaluate(run, "--shard", "1/2").stderr
+    assert "already done" in said(evaluate(run, "--shard", "1/2"))
     state = run / "state" / "evaluate"
     chunk = next(iter((state / "base" / "pgd-60").glob("*.pt")))
     chunk.unlink()

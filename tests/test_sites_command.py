@@ -14,6 +14,7 @@ from meansparse_cli.runs.report import read_report
 from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.stages import CalibrateConfig
 from meansparse_cli.sites.find import Site
+from tests.conftest import said
 
 runner = CliRunner()
 
@@ -45,9 +46,9 @@ def test_calibrate_uses_the_chosen_sites_alone_and_says_so() -> None:
     checkpoint = load_checkpoint(path.with_name("statistics.safetensors"))
     assert (checkpoint.rule, [s.index for s in checkpoint.sites]) == ("main-path,0", indices)
 
-    assert "already done" in runner.invoke(app, command).stderr
+    assert "already done" in said(runner.invoke(app, command))
     result = runner.invoke(app, [*command[:-1], "single:3"])
-    assert "(sites: main-path,0 -> single:3)" in result.stderr
+    assert "(sites: main-path,0 -> single:3)" in said(result)
     assert [s.index for s in load_checkpoint(path.with_name("statistics.safetensors")).sites] == [3]
 
 
@@ -65,7 +66,7 @@ def test_calibrate_uses_the_chosen_sites_alone_and_says_so() -> None:
 def test_rules_that_choose_nothing(command: str, rule: str, code: int, says: str) -> None:
     result = runner.invoke(app, [command, "--model", "digits", "--sites", rule])
     assert result.exit_code == code, result.output
-    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert says in said(result)
     assert "Traceback" not in result.output
 
 
@@ -101,7 +102,7 @@ def test_models_that_have_no_sites(command: str, factory: str, code: int, says: 
     (tmp_path / "own_networks.py").write_text(FACTORIES)
     result = runner.invoke(app, [command, "--model", f"own_networks.py:{factory}", "--dataset", str(npz)])
     assert result.exit_code == code, result.output
-    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert says in said(result)
     assert "Traceback" not in result.output
 
 

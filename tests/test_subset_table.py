@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
 from meansparse_cli.operator.checkpoint import load_checkpoint
+from tests.conftest import said
 
 PARTS = ("0.1", "0.25", "1")
 
@@ -67,17 +68,15 @@ def test_what_cannot_be_compared_is_refused(runs: list[str], tmp_path: Path) -> 
     common = ["measure", "--run", other, "--attack", "apgd-ce", "--alphas", "0.2", "--n-examples", "8", "--eps", "0.05"]
     done(*common, "--name", "subset", "--seed", "1")  # another eight images
     refused = meansparse("table", "subset", other, runs[-1], "-o", str(tmp_path))
-    assert refused.exit_code == 3 and "not measured on the same images" in " ".join(
-        refused.stderr.replace("│", " ").split()
-    )
+    assert refused.exit_code == 3 and "not measured on the same images" in said(refused)
     few = str(tmp_path / "few")
     done("calibrate", "--model", "digits", "--run", few, "--n-examples", "20")
     refused = meansparse("table", "subset", few, runs[-1], "-o", str(tmp_path))
-    assert refused.exit_code == 3 and "--n-examples 20" in " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 3 and "--n-examples 20" in said(refused)
 
 
 def test_all_of_the_images_have_to_be_among_the_runs(runs: list[str], tmp_path: Path) -> None:
     refused = meansparse("table", "subset", *runs[:-1], "-o", str(tmp_path))
-    assert refused.exit_code == 3 and "all calibration images" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "all calibration images" in said(refused)
     twice = meansparse("table", "subset", runs[-1], runs[-1], "-o", str(tmp_path))
-    assert twice.exit_code == 3 and "the same --fraction" in " ".join(twice.stderr.split())
+    assert twice.exit_code == 3 and "the same --fraction" in said(twice)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
+from tests.conftest import said
 
 FACTORY = '''
 import torch
@@ -47,11 +48,7 @@ def meansparse(*arguments: str) -> Result:
 def done(*arguments: str) -> tuple[Path, str]:
     result = meansparse(*arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
-    return Path(result.stdout.strip().splitlines()[-1]), " ".join(result.stderr.split())
-
-
-def words(result: Result) -> str:
-    return " ".join(result.stderr.replace("│", " ").split())
+    return Path(result.stdout.strip().splitlines()[-1]), said(result)
 
 
 def results(report: Path) -> dict[str, Any]:
@@ -86,9 +83,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_images_may_be_added_and_only_they_are_attacked(run: str) -> None:
-    first, said = done("sweep-alpha", "--run", run, *COMMON, "--n-examples", "10", "--no-racing")
-    assert "0 was added as the baseline" in said and "sorted" in said
-    assert "the paper's rule:" in said and "the worst case's:" in said
+    first, words = done("sweep-alpha", "--run", run, *COMMON, "--n-examples", "10", "--no-racing")
+    assert "0 was added as the baseline" in words and "sorted" in words
+    assert "the paper's rule:" in words and "the worst case's:" in words
     few = results(first)
     second, _ = done("sweep-alpha", "--run", run, *COMMON, "--n-examples", "30", "--no-racing")
     many = results(second)
@@ -117,11 +114,11 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
     monkeypatch.setattr("meansparse_cli.selection.choice.ChoiceRule.is_enough", lambda *_: True)
     monkeypatch.setattr("meansparse_cli.selection.rules.paired_difference", _always_better)
     rule = shlex.split("--alpha-rule per-site --objective worst --min-gain 0 --block-size 10")
-    swept, said = done("sweep-alpha", "--run", run, *COMMON, *rule)
+    swept, words = done("sweep-alpha", "--run", run, *COMMON, *rule)
     report = results(swept)
     assert report["alpha"] == 0.8
     assert list(report["search"]["site_alphas"].values()) == [0.0, 0.8, 0.4]
-    assert "carries these alphas: 0, 0.8, 0.4" in said
+    assert "carries these alphas: 0, 0.8, 0.4" in words
     model = load_sparsified(run)
     assert [s.name for s in model.sites] == ["3", "5"]
     evaluated = results(done("evaluate", "--run", run, "--attack", "pgd-8", "--eps", "2/255", "--n-examples", "30")[0])
@@ -136,7 +133,7 @@ def test_an_alpha_for_each_site_goes_all_the_way_to_evaluate(run: str, monkeypat
     # a reader of the report sees that it is not one alpha everywhere
     assert evaluated["operator"] == "alphas 0.4 to 0.8 at 2 of 3 sites"
     assert list(evaluated["site_alphas"].values()) == [0.0, 0.8, 0.4]
-    assert "alphas 0.4 to 0.8 at 2 of 3 sites" in " ".join(meansparse("report", run).output.split())
+    assert "alphas 0.4 to 0.8 at 2 of 3 sites" in said(meansparse("report", run).output)
 
 
 def _always_better(*_: Any) -> Any:
@@ -159,25 +156,25 @@ def test_the_search_itself_runs_and_resumes(run: str, monkeypatch: pytest.Monkey
 
 def test_bad_settings_are_refused_with_a_way_out(run: str) -> None:
     empty = meansparse("sweep-alpha", "--run", run, "--alphas", "0.5:0.1:0.1")
-    assert (empty.exit_code, "empty range" in empty.stderr) == (3, True)
+    assert (empty.exit_code, "empty range" in said(empty)) == (3, True)
     only_zero = meansparse("sweep-alpha", "--run", run, "--alphas", "0", "--eps", "2/255")
-    assert (only_zero.exit_code, "no alpha above 0" in only_zero.stderr) == (3, True)
+    assert (only_zero.exit_code, "no alpha above 0" in said(only_zero)) == (3, True)
     lacking = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "apgd")
     assert lacking.exit_code == 3
-    assert "add --attack apgd-ce" in words(lacking)
+    assert "add --attack apgd-ce" in said(lacking)
     few = meansparse("sweep-alpha", "--run", run, *COMMON, "--n-examples", "20", "--alpha-rule", "per-site")
-    assert (few.exit_code, "every third block of held-out images" in words(few)) == (3, True)
+    assert (few.exit_code, "every third block of held-out images" in said(few)) == (3, True)
     unknown = meansparse("sweep-alpha", "--run", run, *COMMON, "--objective", "fab")
     assert (unknown.exit_code, "objective" in unknown.stderr) == (3, True)
     alone = meansparse("evaluate", "--run", run, "--centre", "zero", "--eps", "2/255")
-    assert (alone.exit_code, "sweep-alpha" in words(alone)) == (10, True)
+    assert (alone.exit_code, "sweep-alpha" in said(alone)) == (10, True)
 
 
 def test_a_model_without_gradients_is_refused_before_anything_is_scored(run: str) -> None:
     done("calibrate", "--model", "three.py:detached", "--dataset", "data.npz", "--run", "blind")
     blind = meansparse("sweep-alpha", "--run", "blind", *COMMON)
     assert blind.exit_code == 12
-    assert "no gradient" in words(blind)
+    assert "no gradient" in said(blind)
 
 
 def test_held_out_images_that_are_not_held_out_are_refused(run: str) -> None:
@@ -185,15 +182,15 @@ def test_held_out_images_that_are_not_held_out_are_refused(run: str) -> None:
     np.savez("shuffled.npz", x=arrays["x"][::-1], y=arrays["y"][::-1])
     overlap = meansparse("sweep-alpha", "--run", run, *COMMON, "--dataset", "shuffled.npz")
     assert overlap.exit_code == 7
-    said = words(overlap)
-    assert "held-out images are in the calibration split" in said
-    assert "meansparse calibrate --run run" in said
+    words = said(overlap)
+    assert "held-out images are in the calibration split" in words
+    assert "meansparse calibrate --run run" in words
     fresh = np.random.default_rng(9).integers(0, 256, arrays["x"].shape).astype(np.uint8)
     np.savez("fresh.npz", x=fresh, y=arrays["y"])
     done("sweep-alpha", "--run", run, *COMMON, "--dataset", "fresh.npz")
     np.savez("few.npz", x=arrays["x"][:1], y=arrays["y"][:1])
     few = meansparse("sweep-alpha", "--run", run, *COMMON, "--dataset", "few.npz")
-    assert (few.exit_code, "split is empty" in few.stderr) == (7, True)
+    assert (few.exit_code, "split is empty" in said(few)) == (7, True)
 
 
 def test_centre_reaches_the_checkpoint_and_evaluate_takes_it_with_an_alpha(run: str) -> None:
@@ -202,18 +199,18 @@ def test_centre_reaches_the_checkpoint_and_evaluate_takes_it_with_an_alpha(run: 
     done("sweep-alpha", "--run", run, *COMMON, "--centre", "zero")
     assert load_checkpoint(Path(run, "meansparse.safetensors")).centre == "zero"
     refused = meansparse("evaluate", "--run", run, "--centre", "global-mean", "--eps", "2/255")
-    assert (refused.exit_code, "go with --alpha" in words(refused)) == (3, True)
+    assert (refused.exit_code, "go with --alpha" in said(refused)) == (3, True)
     few = ["--attack", "pgd-8", "--eps", "2/255", "--n-examples", "20", "--alpha", "0.8"]
     zero = results(done("evaluate", "--run", run, *few, "--centre", "zero")[0])
     refused = meansparse("evaluate", "--run", run, *few)  # the state on disk is of other operators
-    assert (refused.exit_code, "other settings" in words(refused)) == (10, True)
+    assert (refused.exit_code, "other settings" in said(refused)) == (10, True)
     mean = results(done("evaluate", "--run", run, *few, "--fresh")[0])
     assert zero["comparisons"][0]["sparsified_accuracy"] != mean["comparisons"][0]["sparsified_accuracy"]
 
 
 def test_plot_draws_from_the_run(run: str) -> None:
     unswept = meansparse("plot", run, "--what", "histogram")
-    assert (unswept.exit_code, "meansparse sweep-alpha" in words(unswept)) == (10, True)
+    assert (unswept.exit_code, "meansparse sweep-alpha" in said(unswept)) == (10, True)
     histogram = ["plot", run, "--what", "histogram", "--alpha", "0.2"]  # statistics and an alpha are enough
     before = done(*histogram)[0].read_bytes()
     done("sweep-alpha", "--run", run, *COMMON)
@@ -227,11 +224,11 @@ def test_plot_draws_from_the_run(run: str) -> None:
         assert png.with_suffix(".svg").exists()
     assert done(*histogram)[0].read_bytes() == before
     done("calibrate", "--run", run, "--fraction", "0.5")
-    _, said = done(*histogram)
-    assert "is of other statistics" in said
+    _, words = done(*histogram)
+    assert "is of other statistics" in words
     outdated = meansparse("plot", run, "--what", "histogram")
-    assert (outdated.exit_code, "another calibrate.yaml" in words(outdated)) == (10, True)
+    assert (outdated.exit_code, "another calibrate.yaml" in said(outdated)) == (10, True)
     done("calibrate", "--run", run)
     done("sweep-alpha", "--run", run, *COMMON)
     wrong = meansparse("plot", run, "--what", "histogram", "--site", "nine")
-    assert (wrong.exit_code, "no site 'nine'" in wrong.stderr) == (8, True)
+    assert (wrong.exit_code, "no site 'nine'" in said(wrong)) == (8, True)

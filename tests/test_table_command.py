@@ -14,6 +14,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.files import sha256_of
 from meansparse_cli.paper.results import without_machine_paths
 from meansparse_cli.runs.report import RunPaths, write_report
+from tests.conftest import said
 
 N = 100
 BASE_WHERE = {"norm": "Linf", "split": "test", "centre": "channel-mean"}
@@ -168,7 +169,7 @@ def test_what_was_not_run_is_empty_and_never_the_papers(run: Path) -> None:
 def test_a_filled_page_is_not_emptied_by_leaving_out_the_runs(run: Path, tmp_path: Path) -> None:
     text, _ = page_of("3", str(run))
     refused = meansparse("table", "3")
-    assert refused.exit_code == 3 and "would lose its cells" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "would lose its cells" in said(refused)
     assert Path("docs/tables/table3.md").read_text() == text
     empty, _ = page_of("3", "--output", str(tmp_path / "elsewhere"))
     assert empty != text
@@ -320,9 +321,9 @@ def test_runs_find_their_columns_by_training_or_are_asked_for_one(run: Path) -> 
     _, data = page_of("2", f"relu={run}")
     assert cells(data, "relu")["0.2"] and not cells(data, "gelu")["0.2"]
     refused = meansparse("table", "12", str(run))
-    assert refused.exit_code == 3 and "which column" in refused.stderr
+    assert refused.exit_code == 3 and "which column" in said(refused)
     refused = meansparse("table", "2", f"relu={run}", f"relu={run}")
-    assert refused.exit_code == 3 and "two runs for column relu" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 3 and "two runs for column relu" in said(refused)
 
 
 def test_the_measurement_with_more_examples_counts(run: Path) -> None:
@@ -372,11 +373,11 @@ def test_edited_reports_are_refused_and_other_statistics_left_out(run: Path) -> 
     whole = file.read_text()
     file.write_text(whole.replace("alpha: 0.2", "alpha: 0.3"))
     refused = meansparse("table", "3", str(run))
-    assert refused.exit_code == 10 and "--name linf" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 10 and "--name linf" in said(refused)
     file.write_text(whole)
     report(run, "calibrate", {}, {"rule": "all", "n_images": 11, "estimator": "pooled", "sites": [{}] * 17})
     left_out = meansparse("table", "3", str(run))
-    assert "left out" in left_out.stderr and "another calibrate.yaml" in " ".join(left_out.stderr.split())
+    assert "left out" in said(left_out) and "another calibrate.yaml" in said(left_out)
     assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"] == {}
     assert meansparse("table", "3", "nowhere").exit_code == 3
     assert meansparse("table", "99", str(run)).exit_code == 3
@@ -387,11 +388,11 @@ def test_results_on_other_images_are_left_out(run: Path) -> None:
     rows = [({"alpha": 0.0}, 90, 40, 40), ({"alpha": 0.2}, 88, 100, 100), ({"alpha": 0.35}, 80, 43, 38)]
     measured(run, "other", rows, APGD, dataset="corrupted.npz")
     result = meansparse("table", "3", str(run))
-    assert "left out" in result.stderr and "--dataset corrupted.npz" in " ".join(result.stderr.split())
+    assert "left out" in said(result) and "--dataset corrupted.npz" in said(result)
     assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"]["robust"] == 0.55
     measured(run, "same", rows, APGD, dataset="digits")
-    said = meansparse("table", "3", str(run)).stderr
-    assert "/other/" in said and "/same/" not in said, "the model's own, named, is no other"
+    words = meansparse("table", "3", str(run)).stderr
+    assert "/other/" in words and "/same/" not in words, "the model's own, named, is no other"
 
 
 def test_a_site_rule_within_a_part_of_the_sites_is_not_the_papers(
@@ -435,7 +436,7 @@ def test_a_sweep_that_is_gone_leaves_its_evaluation_out(run: Path) -> None:
         seconds=1,
     )
     result = meansparse("table", "3", str(run))
-    assert result.exit_code == 0 and "another sweep-alpha.yaml" in " ".join(result.stderr.split())
+    assert result.exit_code == 0 and "another sweep-alpha.yaml" in said(result)
 
 
 def test_notes_on_the_papers_cells_stand_there_whatever_was_run(run: Path) -> None:
@@ -517,23 +518,23 @@ def test_it_says_what_the_tables_say(tables: Path) -> None:
 def test_mistakes_of_a_summary(tables: Path, tmp_path: Path) -> None:
     def refusal(*arguments: str) -> tuple[int, str]:
         result = meansparse("table", "summary", *arguments)
-        return result.exit_code, " ".join(result.stderr.split())
+        return result.exit_code, said(result)
 
     assert not list(tmp_path.glob("none*"))
-    code, said = refusal("-o", "none")
-    assert code == 3 and "no table lies in none" in said and not Path("none").exists()
-    code, said = refusal("runs/one", "-o", "pages")
-    assert code == 3 and "from tables, not from runs" in said
+    code, words = refusal("-o", "none")
+    assert code == 3 and "no table lies in none" in words and not Path("none").exists()
+    code, words = refusal("runs/one", "-o", "pages")
+    assert code == 3 and "from tables, not from runs" in words
     content = yaml.safe_load((tables / "table3.yaml").read_text())
     content["claims"][0]["text"] = "an older claim"
     (tables / "table3.yaml").write_text(yaml.safe_dump(content))
-    code, said = refusal("-o", "pages")
-    assert code == 10 and "written by another version" in said
-    code, said = refusal("-o", "pages", "--data-note", "ours")
-    assert code == 3 and "leave --data-note out" in said
+    code, words = refusal("-o", "pages")
+    assert code == 10 and "written by another version" in words
+    code, words = refusal("-o", "pages", "--data-note", "ours")
+    assert code == 3 and "leave --data-note out" in words
     (tables / "table3.yaml").write_text("claims: [{}]\n")
-    code, said = refusal("-o", "pages")
-    assert code == 10 and "meansparse table 3 RUN" in said
+    code, words = refusal("-o", "pages")
+    assert code == 10 and "meansparse table 3 RUN" in words
     (tables / "table3.yaml").write_text("[")
-    code, said = refusal("-o", "pages")
-    assert code == 10 and "is not a table" in said
+    code, words = refusal("-o", "pages")
+    assert code == 10 and "is not a table" in words

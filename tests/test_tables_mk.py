@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.paper.tables import table_names
+from tests.conftest import said
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
@@ -138,10 +139,10 @@ def test_one_job_a_headline_model_fills_one_page(tmp_path: Path) -> None:
         (runs / name / "calibrate.yaml").touch()
     more = {"RUNS": str(runs), "HEADLINE": "cifar10-linf-wrn-94-16"}
     for target, found in (("headline", ["l2-wrn-70-16", "wrn-94-16"]), ("table12", ["wrn-94-16"])):
-        said = " ".join(chain(target, **more)[-1])
-        assert re.findall(r"runs/cifar10-(?:linf-)?(\S+)", said) == found
+        last = " ".join(chain(target, **more)[-1])
+        assert re.findall(r"runs/cifar10-(?:linf-)?(\S+)", last) == found
     refused = make("table12", HEADLINE="cifar10-l2-wrn-70-16", RUNS=str(runs), MEANSPARSE=MEANSPARSE)
-    assert refused.returncode and "no model of Table 12 in --only cifar10-l2-wrn-70-16" in refused.stderr
+    assert refused.returncode and "no model of Table 12 in --only cifar10-l2-wrn-70-16" in said(refused)
 
 
 def test_several_targets_are_one_call_and_what_they_share_stands_there_once() -> None:
@@ -160,7 +161,7 @@ def test_several_targets_are_one_call_and_what_they_share_stands_there_once() ->
 def test_paths_with_spaces() -> None:
     assert chain("table3", DATA="my data", OUT="my pages")[-1][-2:] == ["-o", "my pages"]
     refused = make("-n", "table3", MODEL="my models/model.safetensors")
-    assert refused.returncode and "a path without spaces" in refused.stderr
+    assert refused.returncode and "a path without spaces" in said(refused)
 
 
 def test_evaluations_begin_anew_on_demand() -> None:
@@ -207,4 +208,4 @@ def test_a_table_from_beginning_to_end(tmp_path: Path) -> None:
     page = (tmp_path / "docs" / "table5.md").read_text()
     assert "`digits`" in page and str(tmp_path) not in page
     again = make("table3", "table5", "table11", **options)
-    assert again.returncode == 0 and again.stderr.count("already done") >= 6
+    assert again.returncode == 0 and said(again).count("already done") >= 6

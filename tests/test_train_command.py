@@ -33,6 +33,7 @@ from meansparse_cli.settings.training import TrainConfig
 from meansparse_cli.training.attack import pgd_outcomes
 from meansparse_cli.training.images import read_pixels
 from meansparse_cli.training.plan import with_preset
+from tests.conftest import said
 
 QUICK = ["--width", "2", "--n-steps", "1", "--batch-size", "24", "--crop-padding", "1", "--held-out-examples", "12"]
 
@@ -109,9 +110,9 @@ def test_what_it_leaves(npz: Path, tmp_path: Path) -> None:
     before = weights.stat().st_mtime_ns
     again = train(*arguments)
     assert (again.exit_code, weights.stat().st_mtime_ns) == (0, before)
-    assert "done before" in again.stderr
+    assert "done before" in said(again)
     other = train(*arguments, "--lr", "0.3")
-    assert (other.exit_code, "lr: 0.1 -> 0.3" in other.stderr) == (10, True), other.stderr
+    assert (other.exit_code, "lr: 0.1 -> 0.3" in said(other)) == (10, True), other.stderr
     fresh = train(*arguments, "--lr", "0.3", "--fresh", "--json")
     assert json.loads(fresh.stdout)["config"]["lr"] == {"value": 0.3, "source": "flag"}
 
@@ -121,7 +122,7 @@ def test_only_paper_selection_sees_test_images_before_the_end(npz: Path, tmp_pat
     for name, option in (("own", []), ("paper", ["--paper-selection"])):
         result = train("--dataset", str(npz), "--epochs", "1", "--run", str(tmp_path / name), *option)
         assert result.exit_code == 0, result.output
-        assert ("chosen on test images" in result.stderr) == (name == "paper")
+        assert ("chosen on test images" in said(result)) == (name == "paper")
         found[name] = report(tmp_path / name)["results"]
     assert (found["own"]["selected_on"], found["paper"]["selected_on"]) == ("held-out", "test")
     # the paper trains on everything that is not the test set; batches of 24, so that 108 images are 4 of them as well
@@ -147,15 +148,15 @@ def test_a_run_of_another_version_is_refused_in_words(npz: Path, tmp_path: Path)
         row["held_out_accuracy"] = row.pop("selection_accuracy")
     save_torch(file, state)
     refused = train(*arguments)
-    said = " ".join(refused.stderr.replace("│", " ").split())
-    assert refused.exit_code == 10 and "was begun by another version" in said and "--fresh" in said
+    words = said(refused)
+    assert refused.exit_code == 10 and "was begun by another version" in words and "--fresh" in words
 
 
 def test_the_time_limit_stops_between_epochs_and_the_same_command_goes_on(npz: Path, tmp_path: Path) -> None:
     arguments = ["--dataset", str(npz), "--epochs", "3", "--run", str(tmp_path / "r")]
     stopped = train(*arguments, "--time-limit", "0.00001")
     assert (stopped.exit_code, stopped.stdout) == (75, "")
-    assert "after epoch 1 of 3" in stopped.stderr
+    assert "after epoch 1 of 3" in said(stopped)
     assert train(*arguments).exit_code == 0
     assert train(*arguments[:-1], str(tmp_path / "whole")).exit_code == 0
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("r", "whole"))
@@ -186,7 +187,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = train(*arguments)
-    assert expected in result.stderr, result.output
+    assert expected in said(result), result.output
     assert (result.exit_code, result.stdout) == (code, "")
 
 
@@ -213,7 +214,7 @@ def test_fresh_takes_the_old_weights_away_before_it_trains(
     monkeypatch.setattr("meansparse_cli.stages.train.train_model", stop)
     monkeypatch.setattr("sys.argv", ["meansparse", "train", *arguments, "--fresh"])
     killed = train(*arguments, "--fresh")
-    assert killed.exit_code == 130 and "the same command without --fresh goes on" in " ".join(killed.stderr.split())
+    assert killed.exit_code == 130 and "the same command without --fresh goes on" in said(killed)
     assert not (tmp_path / "r" / "model.safetensors").exists()
 
 
@@ -227,7 +228,7 @@ def test_decoding_refuses_one_set_of_images(npz: Path, tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True)
 
     refused = decode(tmp_path / "all.npz")
-    assert refused.returncode == 1 and "one set of images" in refused.stderr and not (tmp_path / "decoded").exists()
+    assert refused.returncode == 1 and "one set of images" in said(refused) and not (tmp_path / "decoded").exists()
     pair = tmp_path / "pair"
     pair.mkdir()
     for part in ("train", "test"):

@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from meansparse_cli.attacks.problem import Problem
-from meansparse_cli.attacks.result import Budget
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.data.read import ArrayImages
-from meansparse_cli.engine.foreign import WITNESSES_SCHEMA, match_examples, read_images, said_by
+from meansparse_cli.engine.image_files import WITNESSES_SCHEMA, match_examples, read_images, said_by
 from meansparse_cli.engine.verify import Judgement, judge_images
 from meansparse_cli.errors import DataError
 from meansparse_cli.operator.insertion import insert
@@ -143,7 +142,7 @@ def test_both_models_are_judged_on_the_same_images() -> None:
 
 
 def _whole(x: Tensor) -> Any:
-    from meansparse_cli.engine.foreign import ImageSet
+    from meansparse_cli.engine.image_files import ImageSet
 
     return ImageSet("images", x)
 

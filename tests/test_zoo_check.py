@@ -19,8 +19,9 @@ from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_sites import take_out
 from meansparse_cli.models.zoo import build_zoo_model, zoo_entries
 from meansparse_cli.operator.module import MeanSparse
-from meansparse_cli.reporting.zoo_page import checks_markdown
+from meansparse_cli.reporting.model_tables import checks_markdown
 from meansparse_cli.stages import zoo_check
+from tests.conftest import said
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -356,7 +357,7 @@ def test_a_check_that_was_killed_goes_on(checked: dict[str, Any], tmp_path: Path
     assert checked["names"] == names[:1]
     checked["interrupt_at"], checked["failing"] = None, (names[1],)
     result = meansparse(*command)
-    assert result.exit_code == 1 and "2 of 4 passed" in result.stderr and "alpha 0: no" in result.stderr
+    assert result.exit_code == 1 and "2 of 4 passed" in said(result) and "alpha 0: no" in said(result)
     assert result.stdout == f"{tmp_path / 'zoo-check.yaml'}\n"
     assert checked["names"] == names
     checked["failing"] = ()
@@ -398,7 +399,7 @@ def test_other_versions_and_edited_reports(
 
 def test_only_zoo_entries_are_checked() -> None:
     result = meansparse("models", "--check", "--dataset", "digits")
-    assert result.exit_code == 4 and "no entry of RobustBench's zoo" in result.stderr
+    assert result.exit_code == 4 and "no entry of RobustBench's zoo" in said(result)
 
 
 def test_whatever_a_network_does_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

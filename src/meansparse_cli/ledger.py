@@ -256,4 +256,4 @@ def _settings_in(file: Path, hint: str) -> dict[str, Any]:
         content = read_json(file)
         return content | {"attacks": dict(content["attacks"].items())}
     except (ArtifactError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}", hint=hint) from error
+        raise ArtifactError(f"{file} cannot be read: {getattr(error, 'message', error)}", hint=hint) from error

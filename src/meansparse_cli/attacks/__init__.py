@@ -1,17 +1,18 @@
 """Attacks: the catalogue, and ``run_attack``, which runs any of them on a ``Problem``.
 
 catalogue                     every attack by name: what it searches with, what it costs
-problem, result, task         what attacks on a model have in common, what comes out, what a search is given
-runner                        the clean images, the search (again in float32 where a break is none), the judge
-judge                         whether an image is misclassified, in float32, by the model as it is
+problem                       the model and the budget that every attack is given, the outcome that it returns
+runner                        clean images, the search (again in float32 where a break is none), the judge
+judge                         is an image misclassified, in float32, by the model as it is; the model as it is searched
+folding                       batch norms folded while a search runs
 queue                         keeps the batch of a search full; each attack is a rule of it:
 ascent, apgd, pgd, adaptive   gradients of a loss
-fab; square, patches          the boundary; a black box
-losses, budget, starts        what is climbed, within what, from where
-counting, precision, folding  the model as it is searched
+fab; square                   the boundary; a black box
+losses, budget, starts        losses to climb, budgets and distances, random starts
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once. A new attack is a rule of
-the queue, a line in ``runner.SEARCHES`` and one in the catalogue.
+the queue (``queue.Rule``), a line in ``runner.SEARCHES``, one in ``catalogue._CATALOGUE`` where its cost belongs, a row
+in the README's table of attacks, and a name in ``ONE_OF_EACH`` of ``tests/test_attacks.py``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -8,56 +8,64 @@ it is the PGD of the paper's Table 5, 50 steps of 1/255 (``pgd-50`` has the step
 ``adaptive-1-1:0`` is its column of that name.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..operator.module import MeanSparse
-from .counting import CountedModel
+from ..operator.observe import inputs_shown
+from .judge import CountedModel
+from .losses import cross_entropy
 from .pgd import PGDRule
-from .queue import Batch, search
-from .result import Budget
-from .task import AttackTask, SearchOutcome
+from .problem import Problem
+from .queue import Batch
 
 N_STEPS = 50
 STEP_SIZE = 1 / 255
 
 
-def adaptive(task: AttackTask, *, p: float = 1, q: float = 1, weight: float | None = None) -> SearchOutcome:
-    """Adaptive-(p,q): sign steps from one uniform random start, as in ``pgd`` (the paper names neither).
+class AdaptiveRule(PGDRule):
+    """Adaptive-(p,q): sign steps from one uniform random start, as in ``PGDRule`` (the paper names neither).
 
     ``weight`` is lambda. The paper gives no value; by default it is one over the number of features at all sites, which
     makes the penalty an average over features. A clean forward pass more a step: no activation is kept between steps.
     """
-    step_size = STEP_SIZE if task.problem.budget.norm == "Linf" else None
-    rule = AdaptiveRule(task.problem.budget, n_steps=N_STEPS, step_size=step_size, p=p, q=q, weight=weight)
-    return search(task, rule, targets=task.examples.y[:, None])
-
-
-class AdaptiveRule(PGDRule):
-    """PGD on cross-entropy minus the penalty."""
 
     def __init__(
-        self, budget: Budget, *, n_steps: int, step_size: float | None, p: float, q: float, weight: float | None
+        self,
+        problem: Problem,
+        *,
+        p: float = 1,
+        q: float = 1,
+        weight: float | None = None,
+        n_steps: int = N_STEPS,
     ) -> None:
-        super().__init__(budget, n_steps=n_steps, step_size=step_size)
+        super().__init__(problem, n_steps=n_steps, step_size=STEP_SIZE if problem.budget.norm == "Linf" else None)
         self.p, self.q, self.weight = p, q, weight
 
-    def evaluate(self, model: CountedModel, batch: Batch, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at ``point`` (n, channels, height, width), and the loss (n,)."""
+    def look(self, model: CountedModel, batch: Batch) -> list[bool]:
+        """PGD's, on the loss less the penalty for what has moved since the clean image."""
         clean: list[tuple[Tensor, Tensor]] = []
         moved: list[Tensor] = []
-        with torch.no_grad(), _inputs(model.model, lambda operator, z: clean.append((z, operator.masked(z)))):
+        with (
+            torch.no_grad(),
+            inputs_shown(model.model, lambda operator, z: clean.append((z.clone(), operator.masked(z)))),
+        ):
             model(batch["x"], batch.get("alphas"))
-        with _inputs(model.model, lambda operator, z: moved.append(z)):
-            logits = model(point, batch.get("alphas"))
-        loss = self.loss(logits, batch["y"], batch["target"])
+        self.loss = partial(self._penalised, clean, moved)
+        # a copy: an activation behind the operator may work in place
+        with inputs_shown(model.model, lambda operator, z: moved.append(z.clone())):
+            left = super().look(model, batch)
+        batch["forward"] = batch["forward"] + 1
+        return left
+
+    def _penalised(
+        self, clean: list[tuple[Tensor, Tensor]], moved: list[Tensor], logits: Tensor, y: Tensor, target: Tensor
+    ) -> Tensor:
+        """The loss (n,) at what ``moved`` and ``logits`` are of; ``clean``: features and masks at the clean image."""
+        loss, n = cross_entropy(logits, y, target), len(y)
         if not clean:
-            return logits, loss
-        n = len(point)
+            return loss
         n_features = sum(z.numel() for z in moved) // n
         penalty = torch.zeros(n, device=logits.device)
         for (z, mask), z_delta in zip(clean, moved, strict=True):
@@ -65,21 +73,4 @@ class AdaptiveRule(PGDRule):
             sums = masked.pow(self.p).sum(dim=1)
             # a root has no finite gradient at 0, where nothing is masked or has moved
             penalty = penalty + (sums if self.p == self.q else sums.clamp(min=1e-12).pow(self.q / self.p))
-        return logits, loss - (1 / n_features if self.weight is None else self.weight) * penalty
-
-
-@contextmanager
-def _inputs(model: nn.Module, note: Callable[[MeanSparse, Tensor], Any]) -> Iterator[None]:
-    """Calls ``note`` with every operator and its input, in the order of the forward pass."""
-
-    def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(operator, MeanSparse)
-        note(operator, args[0].clone())  # an activation behind it may work in place
-
-    operators = [module for module in model.modules() if isinstance(module, MeanSparse)]
-    handles = [operator.register_forward_pre_hook(hook) for operator in operators]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return loss - (1 / n_features if self.weight is None else self.weight) * penalty

@@ -7,33 +7,28 @@ from torch import Tensor
 
 from .ascent import Ascent
 from .budget import per_image, project_l2, unit_l2
-from .losses import LossName, choose_loss, likely_targets
-from .queue import Batch, search
-from .result import Budget
+from .losses import LossName, choose_loss
+from .problem import Problem
+from .queue import Batch
 from .starts import boundary_start
-from .task import AttackTask, SearchOutcome
 
 N_STEPS = 100
 MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against the last move
 RHO = 0.75  # below this fraction of increasing steps, the step size halves
 
 
-def apgd(task: AttackTask, *, loss: LossName = "ce", n_steps: int | None = None) -> SearchOutcome:
+class APGDRule(Ascent):
     """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
 
     Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``.
+    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``. A row carries its
+    step size, the move before, the gradient at the best point and the counters of the checkpoints.
     """
-    rule = APGDRule(task.problem.budget, loss, n_classes=task.clean_logits.shape[1], n_steps=n_steps or N_STEPS)
-    targets = likely_targets(task.clean_logits) if loss == "dlr-targeted" else task.examples.y[:, None]
-    return search(task, rule, targets)
 
-
-class APGDRule(Ascent):
-    """The step of APGD, with per example: step size, move before, gradient at the best point, checkpoint counters."""
-
-    def __init__(self, budget: Budget, loss: LossName, *, n_classes: int, n_steps: int) -> None:
-        super().__init__(budget, choose_loss(loss, n_classes), boundary_start, n_steps)
+    def __init__(self, problem: Problem, *, loss: LossName = "ce", n_steps: int | None = None) -> None:
+        n_steps = n_steps or N_STEPS
+        super().__init__(problem.budget, choose_loss(loss, problem.n_classes), boundary_start, n_steps)
+        self.is_targeted = loss == "dlr-targeted"
         # Checkpoints (section 3): the first after 22 % of the steps, each next one 3 % sooner, at least 6 % apart.
         self.first_interval = max(int(0.22 * n_steps), 1)
         self.interval_decrease = max(int(0.03 * n_steps), 1)

@@ -1,4 +1,4 @@
-"""What gradient attacks share: a random start, a loss that is climbed, the best point seen."""
+"""The gradient attack that the others are variants of: random start, a loss that is climbed, the best point seen."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from .budget import finite, per_image
-from .counting import CountedModel
-from .judge import misclassified
+from .judge import CountedModel, misclassified
 from .losses import Loss
+from .problem import Budget
 from .queue import Batch
-from .result import Budget
 from .starts import Start
 
 
@@ -20,6 +19,8 @@ class Ascent:
     Beside what the queue keeps, a row has ``point`` (the image to be shown next), ``best_point``, ``best_loss`` and
     ``improved`` (at the last point); between ``look`` and ``move`` also ``loss`` and ``grad`` there.
     """
+
+    is_targeted = False
 
     def __init__(self, budget: Budget, loss: Loss, start: Start, n_steps: int) -> None:
         self.budget, self.loss, self.start, self.n_steps = budget, loss, start, n_steps
@@ -33,16 +34,12 @@ class Ascent:
         batch["best_loss"] = torch.full((len(x),), -torch.inf, device=x.device)
         batch["improved"] = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-    def evaluate(self, model: CountedModel, batch: Batch, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at ``point`` (n, channels, height, width), and the loss (n,), to be increased."""
-        logits = model(point, batch.get("alphas"))
-        return logits, self.loss(logits, batch["y"], batch["target"])
-
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
         point = batch["point"].detach().requires_grad_()
         n, n_forward, n_backward = len(point), model.forward_passes, model.backward_passes
         with torch.enable_grad():
-            logits, loss = self.evaluate(model, batch, point)
+            logits = model(point, batch.get("alphas"))
+            loss = self.loss(logits, batch["y"], batch["target"])
         self._note_best(batch, point.detach(), loss.detach())
         batch["broken"] = misclassified(logits.detach(), batch["y"])
         leaving = batch["broken"] | (batch["step"] == self.n_steps)

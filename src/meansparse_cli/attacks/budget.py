@@ -1,9 +1,14 @@
 """Distances and projections; every image tensor is (n, channels, height, width) in [0, 1]."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .result import Budget
+from .problem import Budget, Norm
+
+ROUNDING: dict[Norm, float] = {"Linf": 1e-6, "L2": 1e-5}
+"""How far float32 can carry x + delta beyond eps, in pixel units of [0, 1] images."""
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -14,6 +19,11 @@ def per_image(values: Tensor) -> Tensor:
 def l2_norm(images: Tensor) -> Tensor:
     """(n, channels, height, width) -> (n,); works for any memory format."""
     return images.flatten(1).square().sum(dim=1).sqrt()
+
+
+def distance(delta: Tensor, norm: Norm) -> Tensor:
+    """The size in ``norm`` of each of (n, channels, height, width): (n,)."""
+    return delta.flatten(1).abs().amax(dim=1) if norm == "Linf" else l2_norm(delta)
 
 
 def finite(gradient: Tensor) -> Tensor:
@@ -39,12 +49,36 @@ def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:
     return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=eps))).clamp(0.0, 1.0)
 
 
-def within_budget(images: Tensor, x: Tensor, budget: Budget) -> Tensor:
-    """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``, in float64."""
-    flat, delta = images.flatten(1), images.double() - x.double()
-    distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
-    in_range = torch.isfinite(flat).all(dim=1) & (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
-    return (in_range & (distance <= budget.eps * (1 + 1e-9))).cpu()  # the order of a float64 sum may differ
+@dataclass(frozen=True)
+class Compliance:
+    """The rules that each of m images keeps, (m,) bool: finite; in [0, 1] and near its clean image, where finite.
+
+    ``distance`` (m,) float64, 0 for an image that is not finite.
+    """
+
+    finite: Tensor
+    in_range: Tensor
+    near: Tensor
+    distance: Tensor
+
+    @property
+    def allowed(self) -> Tensor:
+        """All of them."""
+        return self.finite & self.in_range & self.near
+
+
+def compliance(images: Tensor, x: Tensor, budget: Budget, *, slack: float = 0.0) -> Compliance:
+    """``images`` against the clean ones ``x``, in float64; ``slack``: what eps is widened by."""
+    finite = torch.isfinite(images).flatten(1).all(dim=1)
+    in_range = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1) | ~finite
+    away = distance(torch.where(per_image(finite), images, x).double() - x.double(), budget.norm)
+    eps = (budget.eps + slack) * (1 + 1e-9)  # the order of a float64 sum may differ
+    return Compliance(finite, in_range, away <= eps, away)
+
+
+def within_budget(images: Tensor, x: Tensor, budget: Budget, *, slack: float = 0.0) -> Tensor:
+    """(m,) bool on the CPU: finite, in [0, 1] and within ``eps`` of ``x``; see ``compliance``."""
+    return compliance(images, x, budget, slack=slack).allowed.cpu()
 
 
 def enforce_budget(points: Tensor, x: Tensor, budget: Budget) -> Tensor:

@@ -14,8 +14,9 @@ class AttackSpec:
 
     ``search`` is the family that looks for adversarial images (``runner.SEARCHES``), ``options`` what it is called
     with. ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
-    ``soft:T`` or ``base``, the base model's (``operator.active.backward_rule``, ``counting.CountedModel``). ``cost`` is
-    that of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
+    ``soft:T`` or ``base``, the base model's (``operator.active.backward_rule``, ``judge.CountedModel``). ``cost`` is
+    that of an example that survives, in forward passes at 10 classes, a backward pass counted as two. ``start_of``:
+    whose random starts it shares, where not its own. ``has_hooks``: it puts hooks on the operators.
     """
 
     name: str
@@ -24,11 +25,13 @@ class AttackSpec:
     cost: int
     backward: str = "true"
     options: tuple[tuple[str, float], ...] = ()
+    start_of: str = ""
+    has_hooks: bool = False
 
     @property
     def start(self) -> str:
-        """What its random starts are drawn for: the penalised attacks of any p, q, lambda begin at the same images."""
-        return "adaptive" if self.search == "adaptive" else self.name
+        """The name that its random starts are drawn for."""
+        return self.start_of or self.name
 
     @property
     def is_bpda(self) -> bool:
@@ -81,7 +84,7 @@ def _pgd(n_steps: int) -> AttackSpec:
 
 
 def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
-    """The paper's Adaptive-(p,q); ``weight`` is its lambda."""
+    """The paper's Adaptive-(p,q), from the same images whatever p, q and ``weight``, its lambda."""
     name = f"adaptive-{p}-{q}" + ("" if weight is None else f":{weight}")
     value = "1 / number of features at the sites (the paper gives none)" if weight is None else weight
     steps = "PGD, 50 steps of 1/255, 1 random start that is the same for all of them"
@@ -89,7 +92,7 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     options: tuple[tuple[str, float], ...] = (("p", p), ("q", q))
     if weight is not None:
         options += (("weight", float(weight)),)
-    return AttackSpec(name, description, "adaptive", 204, options=options)
+    return AttackSpec(name, description, "adaptive", 204, options=options, start_of="adaptive", has_hooks=True)
 
 
 def _plain(search: str) -> AttackSpec:

@@ -13,13 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .budget import finite, l2_norm, per_image
-from .counting import CountedModel
-from .judge import misclassified
-from .losses import likely_targets
-from .queue import Batch, alphas_of, search
-from .result import Budget, Norm
-from .task import AttackTask, SearchOutcome
+from .budget import distance, finite, per_image
+from .judge import CountedModel, misclassified
+from .problem import Norm, Problem
+from .queue import Batch, alphas_of
 
 N_STEPS = 100
 OVERSHOOT = 1.05  # the paper's eta
@@ -29,21 +26,18 @@ ASK_EVERY = 10
 NEWTON_STEPS = 20  # at most; three or four are the rule
 
 
-def fab(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
+class FABRule:
     """FAB aimed in turn at the ``min(9, n_classes - 1)`` likeliest other classes, from the clean image.
 
     An image farther than eps is not claimed. It has no random part, so its result does not depend on the seed, nor on
-    the batch. ``n_steps`` defaults to ``N_STEPS``.
+    the batch. ``n_steps`` defaults to ``N_STEPS``, one iteration each; where a row is broken, ``point`` is the
+    adversarial image.
     """
-    rule = FABRule(task.problem.budget, N_STEPS if n_steps is None else n_steps)
-    return search(task, rule, likely_targets(task.clean_logits))
 
+    is_targeted = True
 
-class FABRule:
-    """One iteration a step; where a row is broken, ``point`` is the adversarial image."""
-
-    def __init__(self, budget: Budget, n_steps: int) -> None:
-        self.budget, self.n_steps = budget, n_steps
+    def __init__(self, problem: Problem, *, n_steps: int | None = None) -> None:
+        self.budget, self.n_steps = problem.budget, N_STEPS if n_steps is None else n_steps
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
         """Every attempt starts at the clean image."""
@@ -55,7 +49,7 @@ class FABRule:
         x, norm, gap, normal = batch["x"], self.budget.norm, *self._linearised(model, batch)
         with torch.no_grad():
             moved = self._stepped(batch["point"], x, gap, normal)
-            within = _size(moved - x, norm) <= self.budget.eps
+            within = distance(moved - x, norm) <= self.budget.eps
             is_tenth = batch["step"] % ASK_EVERY == ASK_EVERY - 1
             ask = within | ~batch["was_adversarial"] | is_tenth
             adversarial = torch.ones_like(within)
@@ -93,7 +87,7 @@ class FABRule:
         gap_at_x = gap + (normal * (x - point)).flatten(1).sum(dim=1)
         to_boundary = project_on_boundary(point, normal, gap, norm)
         from_x = project_on_boundary(x, normal, gap_at_x, norm)
-        lengths = [_size(delta, norm).clamp(min=1e-8) for delta in (to_boundary, from_x)]
+        lengths = [distance(delta, norm).clamp(min=1e-8) for delta in (to_boundary, from_x)]
         bias = per_image((lengths[0] / (lengths[0] + lengths[1])).clamp(0, BIAS_MAX))
         moved = (point + OVERSHOOT * to_boundary) * (1 - bias) + (x + OVERSHOOT * from_x) * bias
         return moved.clamp(0, 1)
@@ -124,7 +118,3 @@ def project_on_boundary(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm)
         multiplier = multiplier + more
     move = direction.sign() * torch.minimum(rate * multiplier[:, None], room)
     return move.view_as(points)
-
-
-def _size(delta: Tensor, norm: Norm) -> Tensor:
-    return delta.flatten(1).abs().amax(dim=1) if norm == "Linf" else l2_norm(delta)

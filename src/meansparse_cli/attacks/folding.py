@@ -33,7 +33,7 @@ class Fold:
 
 
 def find_folds(model: nn.Module, x: Tensor) -> list[Fold]:
-    """What can be folded in ``model``, in evaluation mode; none where the logits of the first of ``x`` would change.
+    """The folds that ``model`` allows, in evaluation mode; none where the logits of the first of ``x`` would change.
 
     ``x`` (n, channels, height, width) on the model's device. Costs two forward passes of two examples, which no count
     has.

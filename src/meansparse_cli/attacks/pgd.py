@@ -5,32 +5,24 @@ import torch
 from .ascent import Ascent
 from .budget import project_l2, unit_l2
 from .losses import cross_entropy
-from .queue import Batch, search
-from .result import Budget
+from .problem import Problem
+from .queue import Batch
 from .starts import uniform_start
-from .task import AttackTask, SearchOutcome
 
 N_STEPS = 50
 PAPER_STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value for 50 steps
 STEP_SIZE = 2 / 255  # for any other number of steps
 
 
-def pgd(task: AttackTask, *, n_steps: int | None = None) -> SearchOutcome:
+class PGDRule(Ascent):
     """PGD on cross-entropy from one start, uniform in the ball.
 
-    ``n_steps`` defaults to ``N_STEPS``. An example leaves at its first misclassified point.
-    """
-    rule = PGDRule(task.problem.budget, n_steps=n_steps or N_STEPS)
-    return search(task, rule, targets=task.examples.y[:, None])
-
-
-class PGDRule(Ascent):
-    """x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2.
-
-    ``step_size``, in pixel units, defaults to the constants above for Linf and to 2.5 eps / n_steps for L2.
+    x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2. ``n_steps`` defaults to ``N_STEPS``;
+    ``step_size``, in pixel units, to the constants above for Linf and to 2.5 eps / n_steps for L2.
     """
 
-    def __init__(self, budget: Budget, *, n_steps: int, step_size: float | None = None) -> None:
+    def __init__(self, problem: Problem, *, n_steps: int | None = None, step_size: float | None = None) -> None:
+        budget, n_steps = problem.budget, n_steps or N_STEPS
         super().__init__(budget, cross_entropy, uniform_start, n_steps)
         linf_size = PAPER_STEP_SIZE if n_steps == N_STEPS else STEP_SIZE
         default = linf_size if budget.norm == "Linf" else 2.5 * budget.eps / n_steps

@@ -1,15 +1,24 @@
-"""What all attacks on one model have in common."""
+"""The model and the budget that every attack is given, and the outcome that it returns."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError
-from ..operator.device import device_of
-from .precision import Precision
-from .result import Budget
+from ..operator.device import Precision, device_of
+
+Norm = Literal["Linf", "L2"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The perturbations allowed: ``norm(adversarial - image) <= eps`` in pixel units of [0, 1] images."""
+
+    norm: Norm
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -49,3 +58,42 @@ class Problem:
     def device(self, default: torch.device) -> torch.device:
         """The device of the model's first parameter or buffer; ``default`` for a model without either."""
         return device_of(self.model, default)
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Outcome of one attack on n examples.
+
+    ``adversarial`` (n, channels, height, width), float32, inside budget and [0, 1]; the clean image where the attack
+    failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned. ``passes``
+    (n, 2) int64 on the CPU: forward and backward passes that each example took, or would have taken alone. ``rejected``
+    (n,) int64 on the CPU: breaks that the attack claimed and the judge did not confirm; such an example is searched a
+    second time, in full precision. ``n_in_vain``: backward passes that a batch took for examples that were leaving.
+    """
+
+    adversarial: Tensor
+    broken: Tensor
+    passes: Tensor
+    rejected: Tensor
+    seconds: float
+    n_in_vain: int = 0
+
+    @property
+    def forward_passes(self) -> int:
+        """Summed over the n examples."""
+        return int(self.passes[:, 0].sum())
+
+    @property
+    def backward_passes(self) -> int:
+        """Summed over the n examples."""
+        return int(self.passes[:, 1].sum())
+
+
+def search_form(model: nn.Module, *, compile: bool, channels_last: bool) -> nn.Module | None:
+    """The model in the form that is searched, its values up to rounding; None: the model itself is searched.
+
+    In channels-last its convolution weights are laid out anew, in place: their values stay, so the judge may use them.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(nn.Module, torch.compile(model)) if compile else None

@@ -7,14 +7,17 @@ the next, behind the others: the batch then stays full until the last attempts.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .counting import CountedModel
+from ..data.examples import Examples
+from .judge import CountedModel
+from .losses import likely_targets
+from .problem import Problem
 from .starts import example_generator
-from .task import AttackTask, SearchOutcome
 
 Batch = dict[str, Tensor]
 """Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position),
@@ -25,8 +28,48 @@ Slot = tuple[int, int]
 """(example, attempt): what occupies a row of the batch, or waits to."""
 
 
+@dataclass(frozen=True)
+class AttackTask:
+    """n examples to attack, every one of them classified correctly at the clean image.
+
+    ``attack``: what the random starts are drawn for. ``model``: the form of ``problem.model`` that is searched.
+    ``clean_logits`` (n, n_classes). ``alphas`` (n, n_sites): each example's variant; None: the model as it stands.
+    ``advance`` is called with the number of examples finished since its last call.
+    """
+
+    attack: str
+    model: CountedModel
+    problem: Problem
+    examples: Examples
+    clean_logits: Tensor
+    alphas: Tensor | None = None
+    advance: Callable[[int], None] = lambda n_examples: None
+
+    def at(self, rows: Tensor) -> "AttackTask":
+        """The same of some examples: ``rows`` int64 or bool, on their device."""
+        alphas = None if self.alphas is None else self.alphas[rows.to(self.alphas.device)]
+        return replace(self, examples=self.examples.at(rows), clean_logits=self.clean_logits[rows], alphas=alphas)
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """The claims of a search, before the judge has seen them.
+
+    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
+    of highest loss in the last attempt, or the clean one. ``passes`` (n, 2) int64 on the CPU: forward and backward
+    passes spent on each example.
+    """
+
+    points: Tensor
+    claimed: Tensor
+    passes: Tensor
+
+
 class Rule(Protocol):
-    """What makes one attack differ from another; it keeps nothing of an example but in the batch."""
+    """One attack, as the queue runs it; it keeps nothing of an example but in the batch."""
+
+    is_targeted: bool
+    """True: each attempt aims at another of the likeliest classes at the clean image. False: there is one attempt."""
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
         """Add the rule's own state to freshly admitted rows; each row draws what it needs from its own generator."""
@@ -45,11 +88,14 @@ class Rule(Protocol):
         ...
 
 
-def search(task: AttackTask, rule: Rule, targets: Tensor) -> SearchOutcome:
+def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> SearchOutcome:
     """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
 
-    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted attacks.
+    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted attacks. None: as
+    ``rule.is_targeted`` says.
     """
+    if targets is None:
+        targets = likely_targets(task.clean_logits) if rule.is_targeted else task.examples.y[:, None]
     queue = _Queue(task, rule, targets)
     while queue.admit():
         left = rule.look(task.model, queue.batch)
@@ -62,7 +108,7 @@ def search(task: AttackTask, rule: Rule, targets: Tensor) -> SearchOutcome:
 
 
 class _Queue:
-    """Who waits, who is in the batch, and what became of the others."""
+    """The examples that wait, those in the batch, and the outcomes of the others."""
 
     def __init__(self, task: AttackTask, rule: Rule, targets: Tensor) -> None:
         self.task, self.rule, self.targets = task, rule, targets

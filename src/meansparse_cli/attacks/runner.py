@@ -2,43 +2,39 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.examples import Examples
 from ..errors import DataError
-from ..operator.active import alpha_set, backward_rule
-from ..operator.device import full_float32
-from ..operator.insertion import SparsifiedModel
-from .adaptive import adaptive
-from .apgd import apgd
+from ..operator.active import backward_rule
+from ..operator.device import full_float32, search_precision
+from .adaptive import AdaptiveRule
+from .apgd import APGDRule
 from .budget import enforce_budget
 from .catalogue import AttackSpec, find_attack
-from .counting import CountedModel
-from .fab import fab
+from .fab import FABRule
 from .folding import N_PROBES, find_folds, folded
-from .judge import judge, logits, misclassified, under_attack
-from .pgd import pgd
-from .precision import search_precision
-from .problem import Problem
-from .result import AttackResult
-from .square import square
-from .task import AttackTask, SearchOutcome
+from .judge import CountedModel, judge, logits, misclassified, under_attack, variants_set
+from .pgd import PGDRule
+from .problem import AttackResult, Problem
+from .queue import AttackTask, Rule, SearchOutcome, search
+from .square import SquareRule
 
-SEARCHES: dict[str, Callable[..., SearchOutcome]] = {
-    "apgd-ce": partial(apgd, loss="ce"),
-    "apgd-dlr": partial(apgd, loss="dlr"),
-    "apgd-t": partial(apgd, loss="dlr-targeted"),
-    "fab-t": fab,
-    "square": square,
-    "pgd": pgd,
-    "adaptive": adaptive,
+SEARCHES: dict[str, Callable[..., Rule]] = {
+    "apgd-ce": partial(APGDRule, loss="ce"),
+    "apgd-dlr": partial(APGDRule, loss="dlr"),
+    "apgd-t": partial(APGDRule, loss="dlr-targeted"),
+    "fab-t": FABRule,
+    "square": SquareRule,
+    "pgd": PGDRule,
+    "adaptive": AdaptiveRule,
 }
-"""Family -> what is called with an ``AttackTask`` and the options of the ``AttackSpec``."""
+"""Family -> what makes its rule of a ``Problem`` and the options of the ``AttackSpec``."""
 
 
 @torch.inference_mode(False)
@@ -52,11 +48,11 @@ def run_attack(
 ) -> AttackResult:
     """Attack n examples and judge every break afresh.
 
-    The images may be on another device than the model. ``alphas`` (n, n_sites) gives each example a variant of
-    ``problem.model``, a ``SparsifiedModel``: an alpha for each site, so that one batch serves many variants; None: the
-    model as it stands. An example starts at the same point whatever its variant. Examples misclassified at the clean
-    image are broken as they are and cost one forward pass. ``on_progress`` is called with the number of examples
-    finished since its last call; over a run these add up to n.
+    The images may be on another device than the model. ``alphas`` is a variant of ``problem.model``, a
+    ``SparsifiedModel``: an alpha for each site, (n_sites,), or for each example and site, (n, n_sites), so that one
+    batch serves many variants; None: the model as it stands. An example starts at the same point whatever its variant.
+    Examples misclassified at the clean image are broken as they are and cost one forward pass. ``on_progress`` is
+    called with the number of examples finished since its last call; over a run these add up to n.
 
     Returns adversarial images inside the budget and [0, 1], exactly, on the device of the examples. An example counts
     as broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An
@@ -68,37 +64,49 @@ def run_attack(
     """
     started = time.perf_counter()
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
-    run = _Run(spec, problem, examples, on_progress or _no_progress)
-    every = torch.arange(len(examples), device=examples.x.device)
+    run = _Run(spec, problem, examples, on_progress or (lambda n_examples: None))
     with under_attack(problem.model):
-        if alphas is None:
-            run.attack(every)
-        elif problem.search_model in (None, problem.model) and bool((alphas != alphas[:1]).any()):
-            run.attack(every, alphas)
-        else:  # another form of the model cannot take an alpha a row, and one variant needs none
-            for variant in alphas.unique(dim=0):
-                rows = (alphas == variant).all(dim=1).to(every.device)
-                with alpha_set(cast(SparsifiedModel, problem.model), variant):
-                    run.attack(every[rows])
+        for rows, variants in _parts(problem, alphas, examples.x):
+            with variants_set(problem.model, variants) as each:
+                rows, task = run.classify(rows, each)
+                # An example leaves the search at its first break. Where that break was one of low precision alone
+                # (autocast, TF32), stopping there would flatter the model: it is searched again in full precision.
+                for form in (run.fast_form, run.exact_form):
+                    if len(rows):
+                        with form(task) as searched:
+                            outcome = search(searched, SEARCHES[spec.search](problem, **dict(spec.options)))
+                        left = run.judge(rows, searched, outcome)
+                        rows, task = rows[left], task.at(left)
     seconds = time.perf_counter() - started
     return AttackResult(run.adversarial, run.broken, run.passes, run.rejected, seconds, run.n_in_vain)
 
 
+def _parts(problem: Problem, alphas: Tensor | None, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """Rows of n images to search together: under one variant (n_sites,), or in one batch with a variant each."""
+    every = torch.arange(len(x), device=x.device)
+    if alphas is None or alphas.ndim == 1:
+        return [(every, alphas)]
+    if problem.search_model in (None, problem.model) and bool((alphas != alphas[:1]).any()):
+        return [(every, alphas)]
+    # another form of the model cannot take an alpha a row, and one variant needs none
+    return [(every[(alphas == variant).all(dim=1).to(x.device)], variant) for variant in alphas.unique(dim=0)]
+
+
 class _Run:
-    """The result as far as it is known; ``attack`` fills in the examples at some rows."""
+    """The result as far as it is known."""
 
     def __init__(self, spec: AttackSpec, problem: Problem, examples: Examples, advance: Callable[[int], None]) -> None:
         self.spec, self.problem, self.examples, self.advance = spec, problem, examples, advance
         n, device = len(examples), examples.x.device
-        self.adversarial = examples.x.clone(memory_format=torch.contiguous_format)
+        self.adversarial = examples.x.clone()
         self.broken = torch.zeros(n, dtype=torch.bool, device=device)
         self.passes = torch.zeros(n, 2, dtype=torch.int64)
         self.rejected = torch.zeros(n, dtype=torch.int64)
         self.n_in_vain = 0
         self.device = problem.device(device)
 
-    def attack(self, rows: Tensor, alphas: Tensor | None = None) -> None:
-        """Attack the examples at ``rows`` (m,), each at its row of ``alphas`` (m, n_sites)."""
+    def classify(self, rows: Tensor, alphas: Tensor | None) -> tuple[Tensor, AttackTask]:
+        """Show the model the clean images at ``rows`` (m,); those that it classifies correctly, to be searched."""
         examples = self.examples.at(rows)
         clean_logits = logits(self.problem, examples.x, alphas)
         wrong = misclassified(clean_logits, examples.y)
@@ -106,74 +114,56 @@ class _Run:
         self.passes[rows.cpu(), 0] += 1
         if wrong.any():
             self.advance(int(wrong.sum()))
-        left = (~wrong).nonzero().squeeze(1)
-        backward = "true" if self.spec.backward == "base" else self.spec.backward
-        # An example leaves the search at its first break. Where that break was one of low precision alone (autocast,
-        # TF32), stopping there would flatter the model: those examples are searched once more, in full precision.
-        for form, advance in ((self._fast_form, self.advance), (self._exact_form, _no_progress)):
-            if len(left) == 0:
-                break
-            some = examples.at(left)
-            with form(some) as searched, backward_rule(self.problem.model, backward):
-                task = AttackTask(
-                    self.spec.start,
-                    searched,
-                    self.problem,
-                    Examples(some.x.contiguous(), some.y, some.indices),
-                    clean_logits[left],
-                    None if alphas is None else alphas[left.to(alphas.device)],
-                    advance,
-                )
-                outcome = SEARCHES[self.spec.search](task, **dict(self.spec.options))
-            left = left[~self._judge(rows[left], task, outcome)]
+        task = AttackTask(
+            self.spec.start, self._counted(self.problem.model), self.problem, examples, clean_logits, alphas
+        )
+        return rows[~wrong], task.at(~wrong)
 
-    def _judge(self, rows: Tensor, task: AttackTask, outcome: SearchOutcome) -> Tensor:
-        """Note what a search of the examples at ``rows`` (m,) came to; (m,) bool: all but the breaks that are none."""
+    def judge(self, rows: Tensor, task: AttackTask, outcome: SearchOutcome) -> Tensor:
+        """Note what a search of the examples at ``rows`` (m,) came to; (m,) bool: the breaks that are none."""
         claimed = outcome.claimed.to(rows.device)
         self.passes[rows.cpu()] += outcome.passes
         self.n_in_vain += task.model.backward_passes - int(outcome.passes[:, 1].sum())
         self.passes[rows[claimed].cpu(), 0] += 1
-        given = task.examples.at(claimed)
-        points = enforce_budget(outcome.points.to(rows.device)[claimed], given.x, self.problem.budget)
-        alphas = None if task.alphas is None else task.alphas[claimed.to(task.alphas.device)]
-        confirmed = judge(self.problem, points, given.y, alphas)
+        given = task.at(claimed)
+        points = enforce_budget(outcome.points.to(rows.device)[claimed], given.examples.x, self.problem.budget)
+        confirmed = judge(self.problem, points, given.examples.y, given.alphas)
         self.adversarial[rows[claimed][confirmed]] = points[confirmed]
         self.broken[rows[claimed][confirmed]] = True
         self.rejected[rows[claimed][~confirmed].cpu()] += 1
-        settled = ~claimed
-        settled[claimed] = confirmed
-        return settled
+        left = claimed.clone()
+        left[claimed] = ~confirmed
+        return left
 
     @contextmanager
-    def _fast_form(self, examples: Examples) -> Iterator[CountedModel]:
-        """The model as it is searched: in the problem's precision, batch norms folded."""
-        # penalised attacks put hooks on the operators, which a compiled form may not call
-        given = None if self.spec.search == "adaptive" else self.problem.search_model
+    def fast_form(self, task: AttackTask) -> Iterator[AttackTask]:
+        """On the model as it is searched: in the problem's precision, batch norms folded."""
+        # a compiled form may not call hooks
+        given = None if self.spec.has_hooks else self.problem.search_model
         model = self.problem.model if given is None else given
         folds = []
         if not hasattr(model, "_orig_mod"):  # compiled: it would be once more in its folded form
-            folds = find_folds(model, examples.x[:N_PROBES].to(self.device).contiguous())
-        with search_precision(self.device, self.problem.precision), folded(folds):
-            yield self._counted(model)
+            folds = find_folds(model, task.examples.x[:N_PROBES].to(self.device).contiguous())
+        with search_precision(self.device, self.problem.precision), folded(folds), self._backward_rule():
+            yield replace(task, model=self._counted(model), advance=self.advance)
 
     @contextmanager
-    def _exact_form(self, examples: Examples) -> Iterator[CountedModel]:
-        """The model as it is judged."""
-        with full_float32(self.device):
-            yield self._counted(self.problem.model)
+    def exact_form(self, task: AttackTask) -> Iterator[AttackTask]:
+        """On the model as it is judged; of these examples progress has been told."""
+        with full_float32(self.device), self._backward_rule():
+            yield task
 
-    def _counted(self, model: torch.nn.Module) -> CountedModel:
+    def _backward_rule(self) -> AbstractContextManager[None]:
+        return backward_rule(self.problem.model, "true" if self.spec.backward == "base" else self.spec.backward)
+
+    def _counted(self, model: nn.Module) -> CountedModel:
         is_base_gradient = self.spec.backward == "base"
         return CountedModel(model, n_classes=self.problem.n_classes, device=self.device, base_gradient=is_base_gradient)
 
 
-def _no_progress(n_examples: int) -> None:
-    """Where nobody listens, or the examples have been counted already."""
-
-
 def _checked(examples: Examples, n_classes: int) -> Examples:
     """The examples as attacks take them: detached, classes and indices int64, classes beside the images."""
-    x, y, indices = examples.x.detach(), examples.y, examples.indices
+    x, y, indices = examples.x.detach().contiguous(), examples.y, examples.indices
     n = x.shape[0]
     if x.ndim != 4 or x.dtype != torch.float32 or y.shape != (n,) or indices.shape != (n,):
         raise DataError(

@@ -13,34 +13,16 @@ import torch
 from torch import Tensor
 
 from ..errors import AttackError
-from .budget import per_image
-from .counting import CountedModel
-from .judge import misclassified
+from .budget import l2_norm, per_image
+from .judge import CountedModel, misclassified
 from .losses import margin
-from .patches import l2_patch, linf_patch, n_tiles, signs, tiled
-from .queue import Batch, alphas_of, search
-from .result import Budget
-from .task import AttackTask, SearchOutcome
+from .problem import Budget, Problem
+from .queue import Batch, alphas_of
 
 N_QUERIES = 5000
 P_INIT = 0.8  # the share of pixels in the first squares; AutoAttack's setting
 SMALLEST_L2_IMAGE = 5  # the L2 start is a 5 x 5 tiling
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels halves
-
-
-def square(task: AttackTask, *, n_queries: int | None = None) -> SearchOutcome:
-    """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
-
-    Raises ``AttackError`` for an L2 budget on images under 5 pixels high or wide.
-    """
-    (height, width), norm = task.examples.x.shape[2:], task.problem.budget.norm
-    if norm == "L2" and min(height, width) < SMALLEST_L2_IMAGE:
-        raise AttackError(f"Square under L2 needs images of 5 x 5 pixels or more, these are {height} x {width}")
-    n_queries = N_QUERIES if n_queries is None else n_queries
-    sides = [side_of(query, task.problem.budget, height, width) for query in range(n_queries + 1)]
-    rule = SquareRule(task.problem.budget, torch.tensor(sides, device=task.model.device))
-    with torch.no_grad():
-        return search(task, rule, targets=task.examples.y[:, None])
 
 
 def side_of(query: int, budget: Budget, height: int, width: int) -> int:
@@ -54,18 +36,27 @@ def side_of(query: int, budget: Budget, height: int, width: int) -> int:
 
 
 class SquareRule:
-    """A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
+    """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
 
-    ``sides`` (n_queries + 1,) int64 on the model's device: of the patch at each query.
+    A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
     """
 
-    def __init__(self, budget: Budget, sides: Tensor) -> None:
-        self.budget, self.sides, self.is_linf = budget, sides, budget.norm == "Linf"
+    is_targeted = False
+
+    def __init__(self, problem: Problem, *, n_queries: int | None = None) -> None:
+        self.budget, self.is_linf = problem.budget, problem.budget.norm == "Linf"
+        self.n_queries = N_QUERIES if n_queries is None else n_queries
+        self.sides = torch.zeros(0, dtype=torch.int64)  # of the patch at each query, once the images are seen
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
-        """Everything that the rows will ever draw."""
+        """Everything that the rows will ever draw. Raises ``AttackError`` where L2 images have under 5 x 5 pixels."""
         x = batch["x"]
         _, channels, height, width = x.shape
+        if not self.is_linf and min(height, width) < SMALLEST_L2_IMAGE:
+            raise AttackError(f"Square under L2 needs images of 5 x 5 pixels or more, these are {height} x {width}")
+        if not len(self.sides):
+            sides = [side_of(query, self.budget, height, width) for query in range(self.n_queries + 1)]
+            self.sides = torch.tensor(sides, device=x.device)
         shape = (channels, 1, width) if self.is_linf else (n_tiles(height, width), channels + 1)
         starts, draws = [], []
         for own in generators:
@@ -79,6 +70,7 @@ class SquareRule:
         batch["loss"] = torch.full((len(x),), -torch.inf, device=x.device)
         batch["draws"] = torch.stack(draws).to(x.device)
 
+    @torch.no_grad()
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
         """Ask the model about the proposals whose answer is not known; keep what raises the margin."""
         proposal, asked = self._propose(batch)
@@ -108,3 +100,112 @@ class SquareRule:
         patched = (linf_patch if self.is_linf else l2_patch)(x, best, draw, side, self.budget.eps)
         proposal = torch.where(per_image(query == 0), batch["start"], patched)
         return proposal, (query == 0) | (proposal != best).flatten(1).any(dim=1)
+
+
+# Patches: what a query changes. Images are (n, channels, height, width); ``draw`` (n, k) in [0, 1): of each row top and
+# left corner (for L2 also those of the window that gives way, and a turn), then a sign a channel; ``side`` (n,) int64:
+# of each row's patch, in pixels.
+
+
+def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+    """``best`` with one square, of one colour, moved to the budget's edge."""
+    inside = _over_channels(_window(x, draw[:, 0], draw[:, 1], side))
+    edge = torch.minimum(torch.maximum(best + 2 * eps * signs(draw[:, 2:, None, None]), x - eps), x + eps).clamp(0, 1)
+    return torch.where(inside, edge, best)
+
+
+def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+    """The mass of one window, and what the budget has left, moved into another in the shape of ``pattern_of``."""
+    delta, channels = best - x, x.shape[1]
+    window, giving = _window(x, draw[:, 0], draw[:, 1], side), _window(x, draw[:, 2], draw[:, 3], side)
+    window_, both = _over_channels(window), _over_channels(window | giving)
+    shape = _placed(x, draw, side) * signs(draw[:, 5:, None, None])
+    old = delta * window_
+    shape = shape + old / (_channel_norm(old) + 1e-12)
+    left = (eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
+    mass = (left + _channel_norm(delta * both) ** 2).sqrt()
+    shape = shape / (_channel_norm(shape) + 1e-12) * mass
+    delta = torch.where(window_, shape, torch.where(both, 0.0, delta))
+    return (x + delta / per_image(l2_norm(delta) + 1e-12) * eps).clamp(0, 1)
+
+
+def _placed(x: Tensor, draw: Tensor, side: Tensor) -> Tensor:
+    """(n, 1, height, width): the unit pattern of each row's side, upright or turned, in each row's window."""
+    height, width = x.shape[2:]
+    out = x.new_zeros(len(x), 1, height, width)
+    top, left = _corner(draw[:, 0], height - side), _corner(draw[:, 1], width - side)
+    for size in side.unique().tolist():
+        rows = (side == size).nonzero().squeeze(1)
+        pattern = pattern_of(size).to(x)
+        turned = torch.where((draw[rows, 4] > 0.5)[:, None, None], pattern.T, pattern)
+        grid = torch.arange(size, device=x.device)
+        place = (rows[:, None, None], 0, (top[rows, None] + grid)[:, :, None], (left[rows, None] + grid)[:, None, :])
+        out[place] = turned
+    return out
+
+
+def pattern_of(side: int) -> Tensor:
+    """(side, side) of unit norm: two bumps of opposite sign, one above the other (the paper's eta)."""
+    upper = side // 2
+    pattern = torch.cat([_bump(upper, side), -_bump(side - upper, side)])
+    return pattern / pattern.norm()
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """(height, width) of unit norm: nested rectangles around the middle, each weighted by one over its rank squared."""
+    row, column = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    rank = torch.maximum((row - height // 2).abs(), (column - width // 2).abs())  # the first rectangle with the pixel
+    n_rectangles = max(height // 2, width // 2) + 1
+    weights = torch.tensor([1 / (k + 1) ** 2 for k in range(n_rectangles)])
+    bump = weights.flip(0).cumsum(0).flip(0)[rank]
+    return bump / bump.norm()
+
+
+def n_tiles(height: int, width: int) -> int:
+    """How many patterns the L2 start of an image has."""
+    return (height // (height // 5)) * (width // (height // 5))
+
+
+def tiled(x: Tensor, start: Tensor, eps: float) -> Tensor:
+    """The L2 start: patterns in tiles of a fifth of the height, random signs and turns, scaled to the budget."""
+    height, width = x.shape[2:]
+    side = height // 5
+    border = (height - side * 5) // 2
+    pattern, delta = pattern_of(side).to(x), torch.zeros_like(x)
+    corners = [(border + i * side, border + j * side) for i in range(height // side) for j in range(width // side)]
+    for (top, left), draw in zip(corners, start.unbind(1), strict=True):
+        turned = torch.where((draw[:, :1] > 0.5)[:, None, None, :], pattern.T, pattern).reshape(-1, 1, side, side)
+        signed = turned * signs(draw[:, 1:, None, None])
+        fits = signed[:, :, : max(height - top, 0), : max(width - left, 0)]
+        delta[:, :, top : top + fits.shape[2], left : left + fits.shape[3]] = fits
+    return (x + delta / per_image(l2_norm(delta) + 1e-12) * eps).clamp(0, 1)
+
+
+def _window(x: Tensor, draw_top: Tensor, draw_left: Tensor, side: Tensor) -> Tensor:
+    """(n, height, width) bool: the window of each row, ``side`` (n,) pixels wide."""
+    height, width = x.shape[2:]
+    top, left = _corner(draw_top, height - side)[:, None], _corner(draw_left, width - side)[:, None]
+    row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    inside_rows = (row >= top) & (row < top + side[:, None])
+    inside_columns = (column >= left) & (column < left + side[:, None])
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def _corner(draw: Tensor, room: Tensor) -> Tensor:
+    """Uniform in 0 .. room, from a draw in [0, 1)."""
+    return torch.minimum((draw * (room + 1)).long(), room)
+
+
+def _channel_norm(images: Tensor) -> Tensor:
+    """(n, channels, height, width) -> (n, channels, 1, 1)."""
+    return images.square().sum(dim=(2, 3), keepdim=True).sqrt()
+
+
+def _over_channels(mask: Tensor) -> Tensor:
+    """(n, height, width) -> (n, 1, height, width)."""
+    return mask.unsqueeze(1)
+
+
+def signs(draw: Tensor) -> Tensor:
+    """A draw in [0, 1) -> -1 or 1."""
+    return torch.where(draw < 0.5, -1.0, 1.0)

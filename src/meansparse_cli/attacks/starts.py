@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .result import Budget
+from .problem import Budget
 
 Start = Callable[[Tensor, torch.Generator, Budget], Tensor]
 

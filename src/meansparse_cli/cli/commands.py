@@ -25,10 +25,13 @@ UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
 
 def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
-    """The report of one stage."""
-    from ..stages.run import run_stage
+    """The report of one stage; of ``run`` that of the last."""
+    from ..stages.run import run_all, run_stage
 
-    path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    if name == "run":
+        path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
+    else:
+        path = run_stage(name, flags, file=given.config, fresh=given.fresh)
     _print_report(path, name, given.as_json)
 
 
@@ -37,15 +40,7 @@ def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None 
     typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
-def run(flags: Flags, given: arguments.StageArguments) -> None:
-    """The report of the last of the stages."""
-    from ..stages.run import run_all
-
-    path = run_all(flags, file=given.config, fresh=given.fresh)
-    _print_report(path, STAGES[-1], given.as_json)
-
-
-def sites(flags: Flags, given: arguments.Sites) -> None:
+def sites(flags: Flags, given: arguments.StageArguments) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.sites import list_sites
 
@@ -141,6 +136,6 @@ def train(flags: Flags, given: arguments.StageArguments) -> None:
     _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))
 
 
-_OWN: tuple[Function, ...] = (run, sites, plot, table, reproduce, export, verify, report, models, train)
+_OWN: tuple[Function, ...] = (sites, plot, table, reproduce, export, verify, report, models, train)
 FUNCTIONS = {name: partial(_stage, name) for name in COMMANDS} | {function.__name__: function for function in _OWN}
 """What runs when a command is called: the function that has its name, else the stage."""

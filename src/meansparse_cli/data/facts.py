@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What is known of a data set by its name: ``image_shape`` is (channels, height, width)."""
+    """``image_shape`` is (channels, height, width)."""
 
     n_classes: int
     image_shape: tuple[int, int, int]

@@ -4,8 +4,8 @@ An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (c
 of a folder or a zip are decoded as they are asked for.
 """
 
+import glob
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -52,7 +52,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         self.source, self.preprocessing = source, preprocessing
         self._archive: zipfile.ZipFile | None = None
         if source.is_dir():
-            names = _names_in(source)
+            names = glob.glob("**", root_dir=source, recursive=True, include_hidden=True)
+            names.sort(key=lambda name: name.split("/"))
         else:
             try:
                 with zipfile.ZipFile(source) as archive:
@@ -60,14 +61,14 @@ class FileImages(Dataset[tuple[Tensor, int]]):
             except (zipfile.BadZipFile, OSError) as error:
                 raise DataError(f"{source} is not a readable zip: {error}") from error
         self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
-        self.classes = classes = sorted({n.split("/")[-2] for n in self.names})
-        if not classes:
+        self.classes = sorted({n.split("/")[-2] for n in self.names})
+        if not self.classes:
             raise DataError(
                 f"no images in {source}",
                 hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
             )
-        numbers = {name: number for number, name in enumerate(classes)}
-        if preprocessing is not None and set(classes) <= set(class_numbers()):
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        if preprocessing is not None and numbers.keys() <= class_numbers().keys():
             numbers = class_numbers()  # right also where a part of the classes is not there
         self.n_classes = len(numbers)
         self.labels = [numbers[n.split("/")[-2]] for n in self.names]
@@ -119,13 +120,3 @@ def open_images(path: Path, preprocessing: Preprocessing | None = None) -> Image
             return ArrayImages(arrays["x"], arrays["y"], source=str(path))
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Every file below a folder, relative to it, in the order of its path's parts."""
-    names = [
-        os.path.relpath(os.path.join(at, file), folder).replace(os.sep, "/")
-        for at, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    ]
-    return sorted(names, key=lambda name: name.split("/"))

@@ -16,13 +16,13 @@ FAR, NEAR = "the plain attacks climb in another direction than BPDA", "BPDA clim
 
 
 def check_gradients(subject: Subject) -> list[Diagnostic]:
-    """The first two are about the operator, and so about the sparsified model alone."""
+    """Masked features, plain against BPDA gradients (both of the sparsified model alone), gradients of zero."""
     of_operator = [_masked(subject), _cosine(subject)] if subject.name == "sparsified" else []
     return [*of_operator, _zero(subject)]
 
 
 def _masked(subject: Subject) -> Diagnostic:
-    """Where a feature is masked, no plain gradient passes."""
+    """The share of features that operators replace: no plain gradient passes there."""
     shares = blocked_shares(subject.model, subject.x, batch_size=subject.problem.batch_size)
     names = [site.name for site in subject.model.sites]
     mean, largest = sum(shares) / len(shares), max(shares)
@@ -32,7 +32,7 @@ def _masked(subject: Subject) -> Diagnostic:
 
 
 def _cosine(subject: Subject) -> Diagnostic:
-    """Between the two input gradients of the cross-entropy, at the clean images that are classified correctly."""
+    """Cosine of plain and BPDA input gradients of the cross-entropy, at clean images that are classified correctly."""
     rows = subject.correct.nonzero().flatten()
     if not len(rows):
         return subject.not_run("cosine", NOTHING_RIGHT)
@@ -53,7 +53,7 @@ def _cosine(subject: Subject) -> Diagnostic:
 
 
 def _zero(subject: Subject) -> Diagnostic:
-    """The gradients of cross-entropy and of the difference of logits ratio; an attack on either stands still."""
+    """The share of images whose gradient of cross-entropy or DLR is zero or NaN: an attack on it stands still."""
     rows = subject.correct.nonzero().flatten()
     if not len(rows):
         return subject.not_run("zero", NOTHING_RIGHT)

@@ -25,7 +25,7 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_outputs(subject: Subject) -> list[Diagnostic]:
-    """A randomised model differs in any two passes, so what compares two is not run on it."""
+    """Randomised, dependent on the batch (not asked of a randomised model), in training mode, no logits."""
     randomised = _randomised(subject)
     if randomised.status == "warn":
         batch = subject.not_run("batch", "the outputs are randomised, so that no two passes can be compared")
@@ -35,7 +35,7 @@ def check_outputs(subject: Subject) -> list[Diagnostic]:
 
 
 def _randomised(subject: Subject) -> Diagnostic:
-    """AutoAttack's check: outputs scaled to length one, the largest distance between any two passes."""
+    """AutoAttack's check: the largest distance between any two passes, logits scaled to length one."""
     passes = [torch.nn.functional.normalize(subject.logits(subject.x), dim=1) for _ in range(N_PASSES)]
     largest = max(float((a - b).norm(dim=1).max()) for i, a in enumerate(passes) for b in passes[:i])
     classes = torch.stack([one.argmax(dim=1) for one in passes])
@@ -73,7 +73,7 @@ def _probabilities(subject: Subject) -> Diagnostic:
 
 
 def _inputs(subject: Subject) -> Diagnostic:
-    """A model that gains by inputs of another scale was trained on them: its normalisation belongs inside it."""
+    """Clean accuracy on inputs of other scales: a model that gains by one lacks its normalisation."""
     clean = subject.is_right(subject.x).double()
     gains, errors = {}, {}
     for scale, change in SCALES.items():

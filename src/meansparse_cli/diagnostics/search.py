@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..attacks.apgd import N_STEPS, APGDRule
 from ..attacks.budget import enforce_budget
+from ..attacks.judge import judge
 from ..attacks.losses import LossName
-from ..attacks.queue import Batch, search
-from ..attacks.result import Budget
+from ..attacks.problem import Budget
+from ..attacks.queue import AttackTask, Batch, search
 from ..attacks.starts import example_generator, uniform_start
-from ..attacks.task import AttackTask
 from ..errors import AttackError
 from ..operator.active import backward_rule
 from ..operator.device import full_float32
@@ -39,7 +39,7 @@ class Recorded(APGDRule):
 
 
 def check_search(subject: Subject) -> list[Diagnostic]:
-    """Only noise is tried where the model has no gradient at all."""
+    """Convergence, larger budgets, noise; where the model has no gradient, noise alone."""
     try:
         searched = [*_converged(subject), _large_eps(subject)]
     except AttackError as error:
@@ -55,22 +55,23 @@ def climb_again(
     What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
     step.
     """
-    counted, problem, own = subject.counted(), replace(subject.problem, budget=budget), subject.examples.at(rows)
-    x = own.x.contiguous()
-    rule = Recorded(budget, loss, n_classes=problem.n_classes, n_steps=n_steps)
+    problem, given = replace(subject.problem, budget=budget), subject.examples.at(rows)
+    own = replace(given, x=given.x.contiguous())
+    rule = Recorded(problem, loss=loss, n_steps=n_steps)
     rule.history = history
-    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, replace(own, x=x), subject.logits(x))
+    counted = subject.counted()
+    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, own, subject.logits(own.x))
     with backward_rule(subject.model, "identity" if subject.bpda else "true"), full_float32(counted.device):
-        found = search(task, rule, targets=own.y[:, None])
-    points = enforce_budget(found.points.to(x.device), x, budget)
-    broken = found.claimed.to(x.device) & (subject.logits(points).argmax(1) != own.y)
+        found = search(task, rule)
+    points = enforce_budget(found.points.to(own.x.device), own.x, budget)
+    broken = found.claimed.to(own.x.device) & judge(problem, points, own.y)
     if budget == subject.problem.budget:
         subject.keep(rows[broken], points[broken])
     return broken.cpu()
 
 
 def _converged(subject: Subject) -> list[Diagnostic]:
-    """The examples that survived all, from another start: as many steps as before, watched, then twice as many."""
+    """Survivors attacked from another start: is the loss rising at the end, and do twice as many steps break more?"""
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
         return [subject.not_run(check, "no example survived the attacks") for check in ("rising", "more")]
@@ -98,7 +99,7 @@ def _converged(subject: Subject) -> list[Diagnostic]:
 
 
 def _large_eps(subject: Subject) -> Diagnostic:
-    """A budget in which every image can be made any other leaves nothing, unless the attack is blind."""
+    """APGD at larger and larger budgets, up to one where every image is unrecognisable; what is left shows it blind."""
     rows = subject.correct.nonzero().flatten()
     accuracies, n = {}, len(subject.y)
     for budget in _large_budgets(subject.problem.budget, subject.x[0].numel()):

@@ -1,7 +1,7 @@
 """What the checks are given: one model, and the examples it was evaluated on; and the form of what they find."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal, cast
 
@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..attacks.counting import CountedModel
+from ..attacks.judge import CountedModel, judge, logits
 from ..attacks.losses import Loss
 from ..attacks.problem import Problem
 from ..data.examples import Examples
@@ -50,7 +50,7 @@ class Diagnostic:
 class Subject:
     """One model and n examples; the model of ``problem`` has its alpha already, in evaluation mode.
 
-    ``correct`` (n,) bool: right at the clean image; ``robust`` (n,) bool: right under every attack of the evaluation.
+    ``correct`` (n,) bool: correct at the clean image; ``robust`` (n,) bool: correct under every attack that was run.
     ``bpda``: were there attacks whose gradients pass straight through the operator? ``broken_by``: what a check itself
     broke inside the budget, pairs of positions (m,) and images (m, channels, height, width), on the CPU.
     """
@@ -104,14 +104,12 @@ class Subject:
         return CountedModel(self.model, n_classes=self.problem.n_classes, device=device)
 
     def logits(self, images: Tensor, batch_size: int | None = None) -> Tensor:
-        """(m, channels, height, width) -> (m, n_classes), as the judge sees them; without a check of their values."""
-        parts = images.split(batch_size or self.problem.batch_size)
-        with torch.no_grad(), full_float32(device_of(self.model, images.device)):
-            return torch.cat([self.model(part.contiguous()).float() for part in parts])
+        """(m, channels, height, width) -> (m, n_classes), as the judge sees them."""
+        return logits(replace(self.problem, batch_size=batch_size or self.problem.batch_size), images)
 
     def is_right(self, images: Tensor) -> Tensor:
         """Whether each of n images, one an example, is classified correctly: (n,) bool."""
-        return self.logits(images).argmax(1) == self.y
+        return ~judge(self.problem, images, self.y)
 
     def gradients(self, loss: Loss, rule: str, rows: Tensor) -> Tensor:
         """Gradient of ``loss`` in the clean image, under a backward rule: (m, channels, height, width)."""

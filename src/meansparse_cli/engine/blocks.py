@@ -1,4 +1,4 @@
-"""What is known of many variants on one block of images, and the pool of images found there: a state of a ledger."""
+"""The outcomes of many variants on one block of images, and the pool of images found there: a state of a ledger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,13 +1,15 @@
 """The result of an evaluation: both models compared, and the report and the file made of it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.facts import KNOWN_DATASETS
 from ..stats.paired import Accuracy, PairedDifference, accuracy_of, paired_difference
 from ..stats.verdict import Verdict, verdict
 from .outcomes import (
@@ -91,7 +93,7 @@ class Evaluation:
         return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
 
     def comparison(self, name: str) -> Comparison:
-        """That called ``name``; ``clean`` and ``worst case`` are always there, ``plain attacks`` where one was run."""
+        """The one called ``name``; there are always ``clean`` and ``worst case``, at times ``plain attacks``."""
         return next(found for found in self.comparisons if found.name == name)
 
     def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
@@ -116,7 +118,7 @@ class Evaluation:
         return verdict(**outcomes, bpda_was_run=bpda_was_run, plain_was_run=PLAIN in groups)  # type: ignore[arg-type]
 
     def outcomes(self, model: ModelName) -> ModelOutcomes:
-        """Those of one model."""
+        """The outcomes of one model."""
         return self.base if model == "base" else self.sparsified
 
     def steps(self, model: ModelName) -> list[AttackStep]:
@@ -140,12 +142,12 @@ class Evaluation:
 
     def to_report(self) -> dict[str, Any]:
         """Plain values for YAML. Accuracies are fractions; only ``seconds`` differs between equal runs."""
-        judged = self.verdict
+        found = self.verdict
         return {
             "alpha": self.alpha,
             "n_examples": len(self.labels),
-            "verdict": judged.name,
-            "reason": judged.reason,
+            "verdict": found.name,
+            "reason": found.reason,
             "comparisons": [comparison.to_report() for comparison in self.comparisons],
             "attacks": {model: [_step_to_report(step) for step in self.steps(model)] for model in MODELS},
             "counts": self.counts(),
@@ -222,3 +224,23 @@ def _step_to_report(step: AttackStep) -> dict[str, Any]:
         "rejected": step.spent.rejected,
         "unconfirmed": step.spent.unconfirmed,
     }
+
+
+def eps_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """For the report: one row an eps, fractions."""
+    rows = []
+    for eps, evaluation in evaluations.items():
+        worst = evaluation.comparison(WORST_CASE).to_report()
+        row = {"eps": eps} | {key: value for key, value in worst.items() if key != "attacks"}
+        for plain in (found for found in evaluation.comparisons if found.name == PLAIN):
+            row |= {f"{model}_{PLAIN.replace(' ', '_')}_accuracy": getattr(plain, model).fraction for model in MODELS}
+        rows.append(row | {"verdict": evaluation.verdict.name})
+    return rows
+
+
+def headline_eps(grid: Sequence[str], dataset: str, norm: str) -> str:
+    """The eps whose evaluation the report opens with: the data set's own where it is in the grid, else the largest."""
+    facts = KNOWN_DATASETS.get(dataset)
+    own = facts.eps.get(norm) if facts is not None else None
+    same = [eps for eps in grid if own is not None and Fraction(eps) == Fraction(own)]
+    return same[0] if same else grid[-1]

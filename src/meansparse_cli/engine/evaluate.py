@@ -1,18 +1,19 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks on the same examples.
 
 The clean images first, then each attack, the plain ones before BPDA. An attack is tried on the examples that the ones
-before it have left of the same model, or, with ``individual``, on every example that is right at its clean image.
+before it have left of the same model, or, with ``individual``, on every example that is correct at its clean image.
 Every image that an attack found on one model is tried on the other as well, and a pool of images from elsewhere on both
 (``transfer``), so that neither meets a weaker adversary. What an earlier session kept is judged again once read.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..attacks import run_attack
 from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
@@ -21,15 +22,13 @@ from .comparison import Evaluation
 from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order
 from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
-__all__ = ["Plan", "Evaluation", "EvaluationProgress", "EvaluationRun", "search_form"]
-
 
 @dataclass(frozen=True)
 class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
-    ``individual``: each attack is tried on every example that is right at its clean image, which gives each a number of
-    its own and costs several times as much.
+    ``individual``: each attack is tried on every example that is correct at its clean image, which gives each a number
+    of its own and costs several times as much.
     """
 
     attacks: tuple[str, ...]
@@ -42,7 +41,7 @@ class EvaluationProgress:
     """``attack`` (or ``clean``) on ``model`` is done with ``n_done`` of ``n_total`` examples.
 
     ``n_resumed`` of these were done by an earlier session. ``n_robust``: model -> finished attack -> examples still
-    right after it and all before it, of ``n_examples``.
+    correct after it and all before it, of ``n_examples``.
     """
 
     model: ModelName
@@ -55,19 +54,19 @@ class EvaluationProgress:
 
 
 Finder = tuple[ModelName, str]
-"""Whose images: of which attack, on which model."""
+"""A search that found images: the model it was on, and the attack."""
 
 
 @dataclass
 class _Known:
-    """What is known of one of the two models; every mask is (n,) bool, ``variant`` (n_sites,).
+    """The outcomes so far of one of the two models; every mask is (n,) bool, ``variant`` (n_sites,).
 
     ``transferred``: an image from elsewhere breaks it. ``breaking``: finder -> its chunks, each with the rows whose
     images break this model. ``broken_by_pool``: where from, and the images of a pool that break it.
     """
 
     variant: Tensor
-    right: Tensor
+    correct: Tensor
     transferred: Tensor
     is_classified: bool = False
     faced: dict[str, Tensor] = field(default_factory=dict)
@@ -78,11 +77,28 @@ class _Known:
     broken_by_pool: list[tuple[str, FoundImages]] = field(default_factory=list)
 
     def left_by(self, attacks: Iterable[str]) -> Tensor:
-        """Right at the clean image and under each of ``attacks``, as far as they were tried on it."""
-        left = self.right.clone()
+        """Correct at the clean image and under each of ``attacks``, as far as they were tried on it."""
+        left = self.correct.clone()
         for attack in attacks:
             left &= ~self.broken[attack]
         return left
+
+    def n_robust(self) -> dict[str, int]:
+        """Finished attack -> examples still correct after it and all before it, from the clean images on."""
+        names = list(self.broken)
+        done = (CLEAN, *names) if self.is_classified else ()
+        return {name: int(self.left_by(names[:k]).sum()) for k, name in enumerate(done)}
+
+
+@dataclass
+class _Turn:
+    """An attack on a model: the examples that face it, were attacked, were broken; masks (n,) bool."""
+
+    by: Finder
+    wanted: Tensor
+    attempted: Tensor
+    broken: Tensor
+    spent: Spent = Spent()
 
 
 class EvaluationRun:
@@ -135,12 +151,18 @@ class EvaluationRun:
             self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
 
     def attack(self) -> Evaluation:
-        """Every attack on both models."""
+        """Every attack on both models: the examples that it has not faced yet are attacked."""
         for name in self.models:
             self._classify_clean(name)
-        for attack in self.order:
-            for name in self.models:
-                self._attack(name, attack)
+        problem, examples = self.cells.problem, self.cells.examples
+        for attack, name in itertools.product(self.order, self.models):
+            known, turn = self.models[name], self._taken_up(name, attack)
+            tell = self._teller(name, attack, int(turn.wanted.sum()), int((turn.wanted & turn.attempted).sum()))
+            for rows in self._parts(turn.wanted & ~turn.attempted):
+                chunk = chunk_of(rows, run_attack(attack, problem, examples.at(rows), known.variant, on_progress=tell))
+                self._add(turn, self.state.append(name, attack, chunk), chunk, is_judged=True)
+            known.faced[attack], known.broken[attack], known.spent[attack] = turn.wanted, turn.broken, turn.spent
+            tell(0)
         return self.evaluation()
 
     def try_pool(self, pool: Mapping[str, FoundImages]) -> Evaluation:
@@ -152,7 +174,7 @@ class EvaluationRun:
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
-        """What is known by now."""
+        """The outcomes so far."""
         examples, alpha = self.cells.examples, self.plan.alpha
         base = self._outcomes("base")
         nothing_spent = dict.fromkeys(base.spent, Spent())
@@ -160,7 +182,7 @@ class EvaluationRun:
         return Evaluation(alpha, self.order, examples.indices.numpy(), examples.y.cpu().numpy(), base, sparsified)
 
     def robust(self, name: ModelName) -> Tensor:
-        """(n,) bool: right at the clean image, under every attack and under every image from elsewhere."""
+        """(n,) bool: correct at the clean image, under every attack and under every image from elsewhere."""
         return self.models[name].left_by(self.order) & ~self._transferred(name)
 
     def found_on(self, name: ModelName, by: Finder) -> Iterator[FoundImages]:
@@ -178,10 +200,10 @@ class EvaluationRun:
     def _outcomes(self, name: ModelName) -> ModelOutcomes:
         """Everything about one model, with ``transfer`` as the last attack."""
         known = self.models[name]
-        faced = known.faced | {TRANSFER: known.right}
-        broken = known.broken | {TRANSFER: self._transferred(name) & known.right}
+        faced = known.faced | {TRANSFER: known.correct}
+        broken = known.broken | {TRANSFER: self._transferred(name) & known.correct}
         return ModelOutcomes(
-            known.right.numpy(),
+            known.correct.numpy(),
             {attack: mask.numpy() for attack, mask in faced.items()},
             {attack: mask.numpy() for attack, mask in broken.items()},
             known.spent | {TRANSFER: Spent(forward_passes=known.n_transfer_passes)},
@@ -194,40 +216,36 @@ class EvaluationRun:
             attempted[chunk.positions], wrong[chunk.positions] = True, chunk.broken
         tell = self._teller(name, CLEAN, len(self.cells), int(attempted.sum()))
         for rows in self._parts(~attempted):
-            wrong[rows] = ~self.cells.right(rows, known.variant)
+            wrong[rows] = ~self.cells.correct(rows, known.variant)
             passes, none = torch.tensor([[1, 0]]).repeat(len(rows), 1), torch.zeros_like(rows)
             self.state.append(name, CLEAN, Chunk(rows, wrong[rows], passes, none))
             tell(len(rows))
-        known.right, known.is_classified = ~wrong, True
+        known.correct, known.is_classified = ~wrong, True
         tell(0)
 
-    def _attack(self, name: ModelName, attack: str) -> None:
-        """One attack on one model: the examples that it was not tried on yet are attacked."""
+    def _taken_up(self, name: ModelName, attack: str) -> _Turn:
+        """An attack on one model, as far as it was done at a smaller eps or by an earlier session."""
         known = self.models[name]
-        wanted = known.right.clone() if self.plan.individual else known.left_by(known.broken)
+        wanted = known.correct.clone() if self.plan.individual else known.left_by(known.broken)
         at_smaller = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
-        broken_before = self.cells.blank() if at_smaller is None else at_smaller & wanted
-        attempted, broken, spent = broken_before & self.both_fell, broken_before, Spent()
+        broken = self.cells.blank() if at_smaller is None else at_smaller & wanted
+        turn = _Turn((name, attack), wanted, broken & self.both_fell, broken)
         for file, chunk in self.state.chunks(name, attack):
-            attempted[chunk.positions] = True
-            spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=False)
-        tell = self._teller(name, attack, int(wanted.sum()), int((wanted & attempted).sum()))
-        for rows in self._parts(wanted & ~attempted):
-            chunk = chunk_of(rows, self.cells.attack(attack, rows, known.variant, tell))
-            file = self.state.append(name, attack, chunk)
-            spent += self._add((name, attack), file, chunk, wanted, broken, is_judged=True)
-        known.faced[attack], known.broken[attack], known.spent[attack] = wanted, broken, spent
-        tell(0)
+            turn.attempted[chunk.positions] = True
+            self._add(turn, file, chunk, is_judged=False)
+        return turn
 
-    def _add(self, by: Finder, file: str, chunk: Chunk, wanted: Tensor, broken: Tensor, *, is_judged: bool) -> Spent:
-        """Mark in ``broken`` the ``wanted`` examples whose break holds; try their images on the other model as well."""
-        found = self.cells.inside(chunk.found(wanted[chunk.positions]))  # what is outside is not shown to a model
-        confirmed = found.rows if is_judged else found.rows[self.cells.breaks(found, self.models[by[0]].variant)]
-        broken[confirmed] = True
-        for name, known in self.models.items():
-            rows = confirmed if name == by[0] else found.rows[self._try(known, found)]
-            known.breaking.setdefault(by, []).append((file, rows))
-        return _spent(chunk, wanted, confirmed)
+    def _add(self, turn: _Turn, file: str, chunk: Chunk, *, is_judged: bool) -> None:
+        """Mark as broken the examples whose break holds; try their images on the other model as well."""
+        # what is outside the budget is not shown to a model
+        found = self.cells.inside(chunk.found(turn.wanted[chunk.positions]))
+        by = self.models[turn.by[0]]
+        confirmed = found.rows if is_judged else found.rows[self.cells.breaks(found, by.variant)]
+        turn.broken[confirmed] = True
+        turn.spent += chunk.spent(turn.wanted, confirmed)
+        for known in self.models.values():
+            rows = confirmed if known is by else found.rows[self._try(known, found)]
+            known.breaking.setdefault(turn.by, []).append((file, rows))
 
     def _try(self, known: _Known, found: FoundImages) -> Tensor:
         """(m,) bool: which of m images from elsewhere break a model; each costs it a forward pass."""
@@ -242,51 +260,34 @@ class EvaluationRun:
         return list(rows.split(self.cells.problem.batch_size)) if len(rows) else []
 
     def _teller(self, name: ModelName, attack: str, n_total: int, n_resumed: int) -> Callable[[int], None]:
-        """What is told of progress: called with the number of examples done since."""
+        """Tells of progress; called with the number of examples done since."""
         n_done = n_resumed
 
         def tell(n_more: int) -> None:
             nonlocal n_done
             n_done += n_more
             if self.on_update is not None:
-                n_robust = {model: _n_robust(known) for model, known in self.models.items()}
+                n_robust = {model: known.n_robust() for model, known in self.models.items()}
                 self.on_update(EvaluationProgress(name, attack, n_done, n_total, n_resumed, len(self.cells), n_robust))
 
         tell(0)
         return tell
 
 
-def _n_robust(known: _Known) -> dict[str, int]:
-    """Finished attack -> examples still right after it and all before it, from the clean images on."""
-    names = list(known.broken)
-    done = (CLEAN, *names) if known.is_classified else ()
-    return {name: int(known.left_by(names[:k]).sum()) for k, name in enumerate(done)}
+def evaluate_each_eps(
+    begin: Callable[[str, EvaluationRun | None], EvaluationRun],
+    grid: Sequence[str],
+    pool: Mapping[str, FoundImages] | None = None,
+) -> dict[str, EvaluationRun]:
+    """``begin(eps, the run before)`` for every eps of ``grid``, ascending; its attacks, then images from elsewhere.
 
-
-def _spent(chunk: Chunk, wanted: Tensor, confirmed: Tensor) -> Spent:
-    """The cost of a chunk of which the breaks at ``confirmed`` count; what is not ``wanted`` has no part in it."""
-    counts = wanted[chunk.positions]
-    claimed = chunk.broken & counts
-    forward, backward = chunk.passes[counts].sum(dim=0).tolist()
-    forward_broken, backward_broken = chunk.passes[claimed].sum(dim=0).tolist()
-    return Spent(
-        forward_passes=forward,
-        backward_passes=backward,
-        seconds=chunk.seconds,
-        rejected=int(chunk.rejected[counts].sum()),
-        unconfirmed=int(claimed.sum()) - len(confirmed),
-        n_attacked=int(counts.sum()),
-        n_attacked_broken=int(claimed.sum()),
-        forward_passes_broken=forward_broken,
-        backward_passes_broken=backward_broken,
-    )
-
-
-def search_form(model: nn.Module, *, compile: bool, channels_last: bool) -> nn.Module | None:
-    """The model in the form that is searched, its values up to rounding; None: the model itself is searched.
-
-    In channels-last its convolution weights are laid out anew, in place: their values stay, so the judge may use them.
+    An image that broke an example at one eps is inside every larger budget: from the smallest eps up, nobody is
+    attacked again by what has already broken it.
     """
-    if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return cast(nn.Module, torch.compile(model)) if compile else None
+    runs: dict[str, EvaluationRun] = {}
+    smaller: EvaluationRun | None = None
+    for eps in grid:
+        smaller = runs[eps] = begin(eps, smaller)
+        smaller.attack()
+        smaller.try_pool(pool or {})
+    return runs

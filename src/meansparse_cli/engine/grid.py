@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..attacks import run_attack
 from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..ledger import Decisions, Ledger
@@ -85,7 +86,7 @@ class VariantGrid:
 
     @property
     def sites(self) -> Sequence[Any]:
-        """Where a variant has its alphas."""
+        """The sites that a variant has an alpha for."""
         return self.cells.model.sites
 
     @property
@@ -98,11 +99,11 @@ class VariantGrid:
         self.on_block, self.on_progress = on_block, on_progress
 
     def decisions(self, kind: str, *key: object) -> Decisions:
-        """Those of one kind about these images in these blocks; ``key`` names what else they depend on."""
+        """Decisions of one kind about these images in these blocks; ``key`` names what else they depend on."""
         return self.ledger.decisions(kind, (*key, [len(block) for block in self.blocks], self.ids.tolist()))
 
     def is_scored(self, b: int, variant: Variant, family: Family) -> bool:
-        """Whether block ``b`` was attacked at ``variant`` by all attacks of ``family``."""
+        """True where block ``b`` was attacked at ``variant`` by all attacks of ``family``."""
         outcomes = self._known[b].get(variant)
         return outcomes is not None and all(name in outcomes.broken for name in self.attacks[family])
 
@@ -134,12 +135,13 @@ class VariantGrid:
                 if todo:
                     self._attack(b, block, family, name, todo)
             # after the plain attacks it saves BPDA work, after BPDA it completes the picture
-            asked = wanted.get("bpda", ()) if self.attacks["bpda"] else ()
-            self._try_pool(b, block, [v for v in block.variants if v in asked or self._has_bpda(block, v)])
+            if self.attacks["bpda"]:
+                asked = wanted.get("bpda", ())
+                self._try_pool(b, block, [v for v in block.variants if v in asked or self.is_scored(b, v, "bpda")])
             self._save(b, block)  # a kill costs one family of attacks on one block
 
     def clean(self, variant: Variant, blocks: Iterable[int] | None = None) -> Tensor:
-        """(k,) bool: right at the clean image, on the images of ``blocks`` (all of them)."""
+        """(k,) bool: correct at the clean image, on the images of ``blocks`` (all of them)."""
         return torch.cat([self._known[b][variant].clean for b in self._each(blocks)])
 
     def measure(self, variant: Variant, name: Measure, blocks: Iterable[int] | None = None) -> Tensor:
@@ -180,7 +182,7 @@ class VariantGrid:
         if not missing:
             return
         alphas = torch.tensor(missing).repeat_interleave(m, dim=0)
-        clean = self.cells.right(self.blocks[b].repeat(len(missing)), alphas).view(-1, m)
+        clean = self.cells.correct(self.blocks[b].repeat(len(missing)), alphas).view(-1, m)
         block.forward_passes += clean.numel()
         for variant, mask in zip(missing, clean, strict=True):
             nothing = torch.zeros(m, dtype=torch.bool)
@@ -193,7 +195,8 @@ class VariantGrid:
         left = torch.stack(of_family)
         which, rows = left.nonzero(as_tuple=True)
         self.on_progress(left.numel() - len(rows))
-        result = self.cells.attack(name, self.blocks[b][rows], torch.tensor(variants)[which], self.on_progress)
+        examples, alphas = self.cells.examples.at(self.blocks[b][rows]), torch.tensor(variants)[which]
+        result = run_attack(name, self.cells.problem, examples, alphas, on_progress=self.on_progress)
         broken, is_broken = torch.zeros_like(left), result.broken.cpu()
         broken[which, rows] = is_broken
         for variant, mask in zip(variants, broken, strict=True):
@@ -202,10 +205,6 @@ class VariantGrid:
         block.add_to_pool(found, is_bpda=family == "bpda")
         block.forward_passes += result.forward_passes
         block.backward_passes += result.backward_passes + result.n_in_vain
-
-    def _has_bpda(self, block: Block, variant: Variant) -> bool:
-        names = self.attacks["bpda"]
-        return bool(names) and all(name in block.variants[variant].broken for name in names)
 
     def _try_pool(self, b: int, block: Block, variants: list[Variant]) -> None:
         """Try on ``variants`` the images of the pool that they have not seen and that could still change an outcome."""

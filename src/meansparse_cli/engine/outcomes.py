@@ -1,4 +1,4 @@
-"""What became of every example on one model: masks, from which every number is derived; and what attacks are called."""
+"""Outcomes of every example on one model: masks, from which every number is derived; names and groups of attacks."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ CLEAN, PLAIN, TRANSFER, WORST_CASE = "clean", "plain attacks", "transfer", "wors
 
 @dataclass(frozen=True)
 class Spent:
-    """What an attack cost on one model, over every session that worked on it; passes are counted in examples.
+    """The cost of an attack on one model, over every session that worked on it; passes are counted in examples.
 
     ``rejected``: breaks claimed by the attack and refused by the judge. ``unconfirmed``: breaks that an earlier session
     kept and that do not hold when they are read back and judged, and so do not count. ``n_attacked`` examples were
@@ -43,9 +43,9 @@ class Spent:
 
 @dataclass(frozen=True)
 class ModelOutcomes:
-    """What became of n examples on one model; every array is (n,) bool.
+    """The outcomes of n examples on one model; every array is (n,) bool.
 
-    ``correct``: right at the clean image. Per attack, ``transfer`` included, ``faced``: the attack was tried on the
+    ``correct``: correct at the clean image. Per attack, ``transfer`` included, ``faced``: the attack was tried on the
     example; ``broken``: it found an image that is misclassified, inside the budget.
     """
 
@@ -55,7 +55,7 @@ class ModelOutcomes:
     spent: dict[str, Spent]
 
     def robust_to(self, attacks: Iterable[str]) -> NDArray[np.bool_] | None:
-        """(n,) bool: right at the clean image and under each of ``attacks``.
+        """(n,) bool: correct at the clean image and under each of ``attacks``.
 
         None where that is not known: an attack of a cascade is not tried on the examples that others broke before it.
         """
@@ -95,7 +95,7 @@ def attack_groups(attacks: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def attack_version(attack: str) -> str:
-    """What the attack is, in words that change when it does."""
+    """A description of the attack that changes when it does."""
     if attack == TRANSFER:
         return "every image found on one model, tried on the other; those of a pool and of the doubts, on both"
     return f"{find_attack(attack).description}; meansparse's own, version {ATTACKS_VERSION}"

@@ -1,4 +1,4 @@
-"""What an evaluation keeps on disk, so that it can be killed anywhere and go on with the same result.
+"""The state of an evaluation on disk, so that it can be killed anywhere and go on with the same result.
 
     <state folder>/settings.json                what every outcome here depends on
     <state folder>/examples.pt                  a digest of each example
@@ -11,7 +11,7 @@ that an attack was not tried on yet, so that one that is done again holds the sa
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.result import AttackResult
+from ..attacks.problem import AttackResult
 from ..data.examples import Examples
 from ..errors import ArtifactError
-from ..ledger import Ledger, writer_of
+from ..ledger import Ledger, is_begun_with, writer_of
 from ..settings.shard import Shard
+from ..settings.values import eps_value
 from .cells import FoundImages
+from .outcomes import Spent
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ FORMAT = 5  # raise it when what an attack does, or these files, change
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one attack did to m examples on one model.
+    """The result of one attack on m examples and one model.
 
     ``positions`` (m,) int64, ascending; ``broken`` (m,) bool; ``adversarial`` (number broken, channels, height, width)
     float32, the images of the broken examples in their order. ``passes`` (m, 2): forward and backward passes of each.
@@ -53,6 +55,24 @@ class Chunk:
             return FoundImages(self.positions[:0], torch.zeros(0, 1, 1, 1))
         return FoundImages(self.positions[self.broken & asked], self.adversarial[asked[self.broken]])
 
+    def spent(self, wanted: Tensor, confirmed: Tensor) -> Spent:
+        """The cost, of which the breaks at ``confirmed`` count; what is not ``wanted`` (n,) has no part in it."""
+        counts = wanted[self.positions]
+        claimed = self.broken & counts
+        forward, backward = self.passes[counts].sum(dim=0).tolist()
+        forward_broken, backward_broken = self.passes[claimed].sum(dim=0).tolist()
+        return Spent(
+            forward_passes=forward,
+            backward_passes=backward,
+            seconds=self.seconds,
+            rejected=int(self.rejected[counts].sum()),
+            unconfirmed=int(claimed.sum()) - len(confirmed),
+            n_attacked=int(counts.sum()),
+            n_attacked_broken=int(claimed.sum()),
+            forward_passes_broken=forward_broken,
+            backward_passes_broken=backward_broken,
+        )
+
 
 def chunk_of(positions: Tensor, result: AttackResult) -> Chunk:
     """The result of an attack on the examples at ``positions`` (m,); images that broke nothing are dropped."""
@@ -70,6 +90,17 @@ class StateFolder:
     path: Path
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     shard: Shard | None = None
+
+
+def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
+    """The state folder of the evaluation at ``eps``: one for each eps of a grid, ``folder`` for a single one.
+
+    What either has begun, the other goes on with.
+    """
+    own = folder / f"eps-{eps.replace('/', '_')}"
+    if own.exists():
+        return own
+    return folder if is_begun_with(folder, "eps", eps_value(eps)) or len(grid) == 1 else own
 
 
 class EvaluationState:

@@ -9,23 +9,22 @@ from typing import Any
 
 import torch
 
-from ..attacks.budget import l2_norm, per_image
+from ..attacks.budget import ROUNDING, compliance, per_image
 from ..attacks.judge import judge
 from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
-from .cells import ROUNDING
-from .foreign import MatchedImages
+from .image_files import MatchedImages
 from .outcomes import ModelName
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is true of m images; ``n_unchanged`` of them are the clean ones, and show nothing.
+    """The findings about m images; ``n_unchanged`` of them are the clean ones, and show nothing.
 
-    ``robust``: of the n evaluated examples, those right at the clean image and at theirs.
+    ``robust``: of the n evaluated examples, those correct at the clean image and at theirs.
     """
 
     name: str
@@ -65,14 +64,9 @@ def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alp
     breaks the rules shows nothing: its example counts as if it had none.
     """
     images, clean, budget = given.images, examples.x[given.rows], problem.budget
-    finite = torch.isfinite(images).flatten(1).all(dim=1)
-    in_range = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1) | ~finite
-    delta = torch.where(per_image(finite), images, clean).double() - clean.double()
-    distance = delta.flatten(1).abs().amax(dim=1) if budget.norm == "Linf" else l2_norm(delta)
-    near = distance <= budget.eps + ROUNDING[budget.norm]
-    allowed = finite & in_range & near
+    kept = compliance(images, clean, budget, slack=ROUNDING[budget.norm])
     shown = examples.x.clone()
-    shown[given.rows] = torch.where(per_image(allowed), images, clean)
+    shown[given.rows] = torch.where(per_image(kept.allowed), images, clean)
 
     alphas: dict[ModelName, float] = {"base": 0.0}
     if isinstance(problem.model, SparsifiedModel) and alpha:
@@ -80,18 +74,18 @@ def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alp
     n_misclassified, accuracy, robust = {}, {}, {}
     for name, value in alphas.items():
         with alpha_set(problem.model, value):
-            right, right_there = (~judge(problem, batch, examples.y) for batch in (examples.x, shown))
-        n_misclassified[name] = int((~right_there[given.rows] & allowed).sum())
-        accuracy[name], robust[name] = accuracy_of(right), accuracy_of(right & right_there)
+            correct, withstood = (~judge(problem, batch, examples.y) for batch in (examples.x, shown))
+        n_misclassified[name] = int((~withstood[given.rows] & kept.allowed).sum())
+        accuracy[name], robust[name] = accuracy_of(correct), accuracy_of(correct & withstood)
     return Judgement(
         name=given.name,
         n_images=len(images),
         n_evaluated=len(examples),
-        n_unchanged=int((distance[finite] == 0).sum()),
-        n_not_finite=int((~finite).sum()),
-        n_outside_range=int((~in_range).sum()),
-        n_outside_budget=int((~near).sum()),
-        largest_distance=float(distance.max()) if len(distance) else 0.0,
+        n_unchanged=int((kept.distance[kept.finite] == 0).sum()),
+        n_not_finite=int((~kept.finite).sum()),
+        n_outside_range=int((~kept.in_range).sum()),
+        n_outside_budget=int((~kept.near).sum()),
+        largest_distance=float(kept.distance.max()) if len(images) else 0.0,
         n_misclassified=n_misclassified,
         clean=accuracy,
         robust=robust,

@@ -7,10 +7,10 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -24,11 +24,8 @@ class FactoryModel(ModelKind):
     """A network that code of the user's builds, with whatever weights it gives it."""
 
     kind = "factory"
+    names = ".*:.*"
     names_code = True
-
-    @classmethod
-    def claims(cls, name: str) -> bool:
-        return ":" in name
 
     def weights(self) -> tuple[WeightFile, ...]:
         return ()
@@ -38,7 +35,8 @@ class FactoryModel(ModelKind):
         name = self.source.name
         module_name, _, attribute = name.rpartition(":")
         said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
-        with _found_first(module_name), torch.random.fork_rng(devices=[]), said_to_people:
+        found_first = mock.patch.object(sys, "path", _places(module_name))
+        with found_first, torch.random.fork_rng(devices=[]), said_to_people:
             torch.default_generator.manual_seed(0)
             factory = _attribute(_import_module(module_name), module_name, attribute)
             try:
@@ -79,15 +77,8 @@ def _import_module(name: str) -> ModuleType:
         ) from error
 
 
-@contextlib.contextmanager
-def _found_first(module_name: str) -> Iterator[None]:
-    """What lies in the current directory, and beside a ``file.py``, is found before what is installed."""
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    if module_name.endswith(".py"):
-        sys.path.insert(1, str(Path(module_name).resolve().parent))
+def _places(module_name: str) -> list[str]:
+    """Where modules are found: in the current directory, and beside a ``file.py``, before what is installed."""
     importlib.invalidate_caches()  # the file may be younger than the directory's listing
-    try:
-        yield
-    finally:
-        sys.path[:] = before
+    beside = [str(Path(module_name).resolve().parent)] if module_name.endswith(".py") else []
+    return [str(Path.cwd()), *beside, *sys.path]

@@ -80,7 +80,8 @@ def fetch_weights(
             # another process may have finished while this one waited
             if kept := cached.whole() or cached.adopt():
                 return kept
-            return cached.download(on_progress) if cached.wanted[0].is_address else cached.save()
+            is_address = cached.wanted[0].origin.startswith("http")
+            return cached.download(on_progress) if is_address else cached.save()
     except OSError as error:
         raise StorageError(
             f"cannot write {cached.folder}: {error.strerror or error}",

@@ -1,7 +1,4 @@
-"""What the commands ask of a model, whatever its kind; the subclasses answer (``source.py`` lists them).
-
-Nobody outside this package asks which kind a model is.
-"""
+"""What the commands ask of a model; nobody outside this package asks which kind it is (``source.py`` lists them)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import nn
 
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ConfigError
-from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry, model_options
+from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry
 from .weights import fit_weights, read_checkpoint
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
@@ -24,6 +21,8 @@ class ModelKind(ABC):
     """One model, by its source."""
 
     kind: ClassVar[Kind]
+    names: ClassVar[str]
+    """A pattern of the names, as typed, that are of this kind."""
     dataset: ClassVar[str] = "cifar10"
     """What its models were trained on where nothing else is known."""
     names_code: ClassVar[bool] = False
@@ -38,13 +37,8 @@ class ModelKind(ABC):
         self.source = source
 
     @classmethod
-    @abstractmethod
-    def claims(cls, name: str) -> bool:
-        """Whether a name, as typed, is one of this kind."""
-
-    @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
-        """The model of a claimed name. Raises ModelNotFound, with what comes near, where there is none."""
+        """The model of a name of this kind. Raises ModelNotFound, with what comes near, where there is none."""
         return ModelSource(name, cls.kind, dataset or cls.dataset, threat)
 
     @abstractmethod
@@ -82,10 +76,6 @@ class ModelKind(ABC):
     def _own_preprocessing(self) -> Preprocessing:
         return Preprocessing()
 
-    def options(self) -> str:
-        """What a command needs to mean this model, as `` --model NAME``."""
-        return model_options(self.source)
-
     def network_settings(self, weights: Sequence[Path]) -> dict[str, Any] | None:
         """What ``build`` has to be told of a network that its weights describe; None where the name says all."""
         return None
@@ -119,7 +109,7 @@ class ModelKind(ABC):
         Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
         ModelNotFound for a factory that is not there.
         """
-        paths = self.paths(weights)
+        paths = self.paths(weights) or [file.path for file in self.weights() if file.path is not None]
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
         return network.cpu().float().eval()
 
@@ -130,6 +120,5 @@ class ModelKind(ABC):
         return network
 
     def _load_own(self) -> nn.Module:
-        """The network with the weights it comes with: files that lie somewhere already, or what ``build`` draws."""
-        files = [file.path for file in self.weights() if file.path is not None]
-        return self._load(files, allow_pickle=False, published_sites=False) if files else self.build()
+        """The network with weights that lie in no file: what ``build`` draws, or a library fetches."""
+        return self.build()

@@ -44,8 +44,6 @@ class LibraryModel(ModelKind):
     """``LIBRARY:NAME`` with the standard weights, for images in [0, 1]."""
 
     dataset = "imagenet"
-    catalogue: str
-    """Where a person finds every name."""
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(source)
@@ -53,15 +51,12 @@ class LibraryModel(ModelKind):
         self.cache_subfolder = Path(self.kind)
 
     @classmethod
-    def claims(cls, name: str) -> bool:
-        return name.startswith(f"{cls.kind}:")
-
-    @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
         bare = name.removeprefix(f"{cls.kind}:")
         if bare not in (names := cls._names(bare)):
             close = difflib.get_close_matches(bare, names, n=5, cutoff=0.5)
-            hint = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}" if close else f"see {cls.catalogue}"
+            meant = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}"
+            hint = meant if close else f"every name, in Python: {cls.kind}.models.list_models()"
             raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
         return super().resolve(name, dataset, threat)
 
@@ -103,7 +98,7 @@ class TimmModel(LibraryModel):
     """``timm:NAME``."""
 
     kind = "timm"
-    catalogue = "timm.list_models()"
+    names = "timm:.*"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:
@@ -146,7 +141,7 @@ class TorchvisionModel(LibraryModel):
     """``torchvision:NAME``."""
 
     kind = "torchvision"
-    catalogue = "torchvision.models"
+    names = "torchvision:.*"
 
     @classmethod
     def _names(cls, bare: str) -> Collection[str]:

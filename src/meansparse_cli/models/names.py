@@ -53,15 +53,12 @@ class WeightFile:
     sha256: str | None = None
     path: Path | None = None
 
-    @property
-    def is_address(self) -> bool:
-        """Whether the file can be downloaded; else the library that builds the network fetches it."""
-        return self.origin.startswith("http")
-
 
 def model_options(model: ModelSource | ZooEntry) -> str:
     """`` --model NAME``, with the data set and the threat where the name alone would mean another model."""
-    dataset_option = "" if model.dataset == "cifar10" else f" --dataset {model.dataset}"
+    # an embedded model's weights say what they were trained on
+    is_known = model.dataset == "cifar10" or (isinstance(model, ModelSource) and model.kind == "embedded")
+    dataset_option = "" if is_known else f" --dataset {model.dataset}"
     threat_option = "" if model.threat == "Linf" else f" --threat {model.threat}"
     return f" --model {model.name}{dataset_option}{threat_option}"
 

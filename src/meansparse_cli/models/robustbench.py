@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from ..errors import ConfigError
@@ -43,13 +43,13 @@ def quietly() -> Iterator[None]:
 
 def import_robustbench() -> ModuleType:
     """Its module of tables. Raises ConfigError where it cannot be imported."""
-    lent: dict[str, ModuleType] = {}
+    lent: dict[str, Any] = {}
     try:
         if not _is_installed("autoattack"):
             lent["autoattack"] = importlib.import_module("pyautoattack")
             lent["autoattack.state"] = importlib.import_module("pyautoattack.state")
         if not _is_installed("pkg_resources"):
-            lent["pkg_resources"] = _pkg_resources()
+            lent["pkg_resources"] = SimpleNamespace(resource_filename=_resource_filename)
         sys.modules.update(lent)
         with quietly():
             return importlib.import_module("robustbench.model_zoo.models")
@@ -66,12 +66,6 @@ def _is_installed(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
-def _pkg_resources() -> ModuleType:
-    """The one function RobustBench uses of it: the path of a file that lies beside a module."""
-    module = ModuleType("pkg_resources")
-
-    def resource_filename(name: str, resource: str) -> str:
-        return str(Path(str(sys.modules[name].__file__)).parent / resource)
-
-    module.resource_filename = resource_filename  # type: ignore[attr-defined]
-    return module
+def _resource_filename(name: str, resource: str) -> str:
+    """The one function RobustBench uses of pkg_resources: the path of a file that lies beside a module."""
+    return str(Path(str(sys.modules[name].__file__)).parent / resource)

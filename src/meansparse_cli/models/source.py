@@ -7,6 +7,8 @@ timm:NAME, torchvision:NAME        a model of these libraries, with its standard
 module:factory, file.py:factory    the user's own network
 """
 
+import re
+
 from torch import nn
 
 from ..errors import ConfigError
@@ -18,7 +20,7 @@ from .trained import EmbeddedModel
 from .zoo import ZooModel
 
 KINDS: tuple[type[ModelKind], ...] = (EmbeddedModel, TimmModel, TorchvisionModel, FactoryModel, ZooModel)
-"""A name is of the first that claims it; the zoo takes what is left."""
+"""A name is of the first whose pattern it fits; the zoo takes what is left."""
 
 THREATS = {threat.lower(): threat for threat in ("Linf", "L2", "corruptions")}
 
@@ -30,7 +32,8 @@ def resolve_model(name: str, dataset: str | None = None, threat: str = "Linf") -
     """
     if (known := THREATS.get(threat.lower().removesuffix("_3d"))) is None:
         raise ConfigError(f"no threat model {threat!r}", hint=f"expected one of {', '.join(THREATS.values())}")
-    return next(kind for kind in KINDS if kind.claims(name)).resolve(name, dataset, known)
+    kind = next(kind for kind in KINDS if re.fullmatch(kind.names, name, re.DOTALL))
+    return kind.resolve(name, dataset, known)
 
 
 def kind_of(source: ModelSource) -> ModelKind:

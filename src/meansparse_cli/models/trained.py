@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from .kind import ModelKind
-from .names import ModelSource, WeightFile, model_options
+from .names import ModelSource, WeightFile
 from .networks import ResNet18
 from .weights import fit_weights, read_checkpoint
 
@@ -28,10 +27,7 @@ class EmbeddedModel(ModelKind):
     """A name in ``EMBEDDED``, or ``FILE.safetensors``."""
 
     kind = "embedded"
-
-    @classmethod
-    def claims(cls, name: str) -> bool:
-        return name in EMBEDDED or name.endswith(".safetensors")
+    names = rf"{'|'.join(EMBEDDED)}|.*\.safetensors"
 
     @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:
@@ -72,10 +68,7 @@ class EmbeddedModel(ModelKind):
         training = json.loads(header["training"]) if "training" in header else {"method": "pgd"}
         return {**training, **json.loads(header.get("network", "{}"))}
 
-    def options(self) -> str:
-        return model_options(replace(self.source, dataset="cifar10"))  # its weights say what they were trained on
-
-    def _load(self, paths: Sequence[Path], allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
+    def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         path = paths[0]
         try:
             network = self.build(settings=self.network_settings(paths))

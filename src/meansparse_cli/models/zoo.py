@@ -32,16 +32,13 @@ class ZooModel(ModelKind):
     """A name of RobustBench's, or the beginning of just one."""
 
     kind = "zoo"
+    names = ".*"
     entry: ZooEntry
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(source)
         self.entry = source.entry
         self.cache_subfolder = Path(source.dataset, source.threat)
-
-    @classmethod
-    def claims(cls, name: str) -> bool:
-        return True
 
     @classmethod
     def resolve(cls, name: str, dataset: str | None, threat: str) -> ModelSource:

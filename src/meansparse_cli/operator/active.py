@@ -1,4 +1,4 @@
-"""What the operators of a model do for a while: another alpha, another derivative, or nothing. One context for each.
+"""Operators changed for a while: another alpha, another derivative, or off. One context for each.
 
 All are undone on leaving, also after an exception, and may stand inside each other.
 """

@@ -85,7 +85,7 @@ class Checkpoint:
         return words if self.spread == "channel-std" else f"{words}, spread {self.spread}"
 
     def options_id(self) -> str:
-        """What distinguishes this checkpoint from one with the same statistics; empty where nothing does."""
+        """The options that tell this checkpoint from one with the same statistics; empty where none does."""
         options = (self.site_weights, self.centre, self.spread)
         return "" if options == (None, "channel-mean", "channel-std") else repr(options)
 
@@ -171,7 +171,7 @@ def centred(
     spread: Spread = "channel-std",
     weight: float = 1.0,
 ) -> "tuple[Tensor, Tensor]":
-    """What the operator of one site takes for mean and std (channels,), from the statistics that calibrate wrote.
+    """Mean and std (channels,) of the operator of one site, from the statistics that calibrate wrote.
 
     Every channel took as many values as the others, so the site's mean is the mean of the channels' means, and its
     variance that of the means plus the mean of the variances.

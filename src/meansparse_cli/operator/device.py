@@ -1,11 +1,16 @@
-"""Where a model computes, and how float32 is computed there: TF32 or IEEE products on a GPU, autocast or not."""
+"""The device of a model, and the precision that it computes in: float32, TF32 products on a GPU, or autocast."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from ..errors import ConfigError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def device_of(model: nn.Module, default: torch.device | None = None) -> torch.device:
@@ -40,3 +45,26 @@ def float32_set_to(products: Literal["ieee", "tf32"]) -> Iterator[None]:
     finally:
         for (owner, name), old in zip(switches, before, strict=True):
             setattr(owner, name, old)
+
+
+def precision_on(device: str, given: Precision | None) -> Precision:
+    """``given``; else TF32 on a GPU, in which PyTorch computes convolutions there by default, and float32 elsewhere."""
+    return given or ("tf32" if device.startswith("cuda") else "fp32")
+
+
+@contextmanager
+def search_precision(device: torch.device, precision: Precision | None) -> Iterator[None]:
+    """``fp32``: float32 throughout. ``tf32``: TF32 products on a GPU. ``bf16``: autocast. None: as it is set."""
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(f"precision {precision!r} is not known", hint=f"one of: {', '.join(PRECISIONS)}")
+    if precision is None:
+        yield
+    elif precision == "fp32":
+        with full_float32(device):
+            yield
+    elif precision == "tf32":
+        with float32_set_to("tf32"):
+            yield
+    else:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield

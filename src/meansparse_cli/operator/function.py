@@ -79,7 +79,7 @@ class _ReplacedGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class BackwardRule:
-    """What a gradient meets at the operator: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std."""
+    """The operator's derivative: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std."""
 
     name: str
     temperature: float | None = None

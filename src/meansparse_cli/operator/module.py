@@ -61,9 +61,9 @@ class MeanSparse(nn.Module):
         shape = [1] * x.ndim
         shape[self.channel_axis] = -1
         mean, std = self.mean.view(shape), self.std.view(shape)
-        return mean, self._threshold(std, len(x)), std
+        return mean, self.threshold(std, len(x)), std
 
-    def _threshold(self, std: Tensor, n_rows: int) -> Tensor:
+    def threshold(self, std: Tensor, n_rows: int = 1) -> Tensor:
         """alpha * std, in activation units; where each example has its own alpha, one threshold an example and channel.
 
         Below zero, so that nothing lies within it, where an example's alpha is 0. Windowed transformers fold their

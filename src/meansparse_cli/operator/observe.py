@@ -1,20 +1,18 @@
-"""What the operators of a model do to its features: the share that each replaces, one channel before and after."""
+"""Operators watched at work: the share of features that each replaces, one channel before and after."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, SiteError
 from ..sites.find import Site
+from .active import operators_of
 from .insertion import SparsifiedModel
 from .module import MeanSparse
-
-Watcher = Callable[[MeanSparse, Tensor], None]
-"""Is shown an operator and the features that reach it."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,15 @@ class ChannelValues:
 
 def blocked_shares(model: SparsifiedModel, x: Tensor, *, batch_size: int = 256) -> list[float]:
     """Share of the features of each site that the operator replaces, over images ``x`` (n, channels, height, width)."""
-    blocked = [[0, 0] for _ in model.sites]
+    operators = [cast(MeanSparse, model.at(site)) for site in model.sites]
+    n_blocked, n_features = dict.fromkeys(operators, 0), dict.fromkeys(operators, 0)
 
-    def count(i: int) -> Watcher:
-        def add(operator: MeanSparse, features: Tensor) -> None:
-            mean, threshold = _band(operator, features.ndim)
-            if float(operator.alpha) > 0:  # at 0 nothing is replaced, though a constant channel lies on its mean
-                blocked[i][0] += int(((features - mean).abs() <= threshold).sum())
-            blocked[i][1] += features.numel()
+    def count(operator: MeanSparse, features: Tensor) -> None:
+        n_blocked[operator] += int(operator.masked(features).sum())
+        n_features[operator] += features.numel()
 
-        return add
-
-    _run(model, x, batch_size, {site: count(i) for i, site in enumerate(model.sites)})
-    return [n / max(1, of) for n, of in blocked]
+    _run(model, x, batch_size, count)
+    return [n_blocked[operator] / max(1, n_features[operator]) for operator in operators]
 
 
 def channel_values(
@@ -53,17 +47,18 @@ def channel_values(
     """
     if not 0 <= channel < site.channels:
         raise ConfigError(f"--channel {channel}: {site.name} has channels 0 to {site.channels - 1}")
+    here = cast(MeanSparse, model.at(site))
     before: list[Tensor] = []
     after: list[Tensor] = []
 
     def keep(operator: MeanSparse, features: Tensor) -> None:
-        for parts, values in ((before, features), (after, type(operator).forward(operator, features))):
-            parts.append(values.select(operator.channel_axis, channel).flatten().cpu())
+        if operator is here:
+            for parts, values in ((before, features), (after, type(operator).forward(operator, features))):
+                parts.append(values.select(operator.channel_axis, channel).flatten().cpu())
 
-    _run(model, x, batch_size, {site: keep})
-    operator = cast(MeanSparse, model.at(site))
-    threshold = float(operator.alpha * operator.std[channel])
-    return ChannelValues(torch.cat(before), torch.cat(after), float(operator.mean[channel]), threshold)
+    _run(model, x, batch_size, keep)
+    threshold = float(here.threshold(here.std)[channel])
+    return ChannelValues(torch.cat(before), torch.cat(after), float(here.mean[channel]), threshold)
 
 
 def site_called(sites: Sequence[Site], name: str) -> Site:
@@ -75,20 +70,14 @@ def site_called(sites: Sequence[Site], name: str) -> Site:
     raise SiteError(f"no site {name!r} with an operator", hint=f"--site takes one of {names}")
 
 
-def _run(model: SparsifiedModel, x: Tensor, batch_size: int, watchers: dict[Site, Watcher]) -> None:
-    with torch.no_grad(), _watched(model, watchers):
-        for part in x.split(batch_size):
-            model(part)
-
-
 @contextmanager
-def _watched(model: SparsifiedModel, watchers: dict[Site, Watcher]) -> Iterator[None]:
-    """Show each watcher the input of its site's operator."""
+def inputs_shown(model: nn.Module, watch: Callable[[MeanSparse, Tensor], object]) -> Iterator[None]:
+    """Show ``watch`` every operator and the features that reach it, in the order of each forward pass."""
 
-    def hook(watch: Watcher) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda operator, args: watch(operator, args[0])
+    def hook(operator: nn.Module, args: tuple[Tensor, ...]) -> None:
+        watch(cast(MeanSparse, operator), args[0])
 
-    handles = [model.at(site).register_forward_pre_hook(hook(watch)) for site, watch in watchers.items()]
+    handles = [operator.register_forward_pre_hook(hook) for operator in operators_of(model)]
     try:
         yield
     finally:
@@ -96,7 +85,7 @@ def _watched(model: SparsifiedModel, watchers: dict[Site, Watcher]) -> Iterator[
             handle.remove()
 
 
-def _band(operator: MeanSparse, n_axes: int) -> tuple[Tensor, Tensor]:
-    shape = [1] * n_axes
-    shape[operator.channel_axis] = -1
-    return operator.mean.view(shape), (operator.alpha * operator.std).view(shape)
+def _run(model: nn.Module, x: Tensor, batch_size: int, watch: Callable[[MeanSparse, Tensor], object]) -> None:
+    with torch.no_grad(), inputs_shown(model, watch):
+        for part in x.split(batch_size):
+            model(part)

@@ -33,7 +33,7 @@ class ChannelSums:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What the operator needs: ``mean`` and ``std`` (channels,), float64; ``count`` as in ChannelSums."""
+    """The numbers of an operator: ``mean`` and ``std`` (channels,), float64; ``count`` as in ChannelSums."""
 
     count: int
     mean: Tensor

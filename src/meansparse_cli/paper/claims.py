@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stats.bounds import side_of_difference, side_of_rate
 from ..stats.format import percent
 from ..stats.multiple import Z_POWER
-from ..stats.paired import MIN_FLIPS, Z_95, side_of_zero
+from ..stats.paired import MIN_FLIPS, Z_95, side_of_difference, side_of_rate, side_of_zero
 from .tables import Claim, Place, content
 
 Answer = Literal["confirmed", "contradicted", "inconclusive", "not run"]

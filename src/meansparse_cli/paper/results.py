@@ -33,11 +33,10 @@ OF_THE_OPERATOR = ("sites", "centre", "spread", "alpha_rule")
 
 @dataclass(frozen=True)
 class Result:
-    """One model (``alpha``, ``sites``, ``centre``) at one budget on n examples.
+    """One model at one budget on n examples, as ``where`` says. ``clean`` (n,) bool; ``worst`` (n,) bool, with BPDA.
 
-    ``clean`` (n,) bool; ``worst`` (n,) bool, None unless BPDA was run; ``broken``: for attacks that were run (together,
-    where nobody knows which of them broke what) (n,) int: 1 wrong, 0 right, -1 not tried. ``attacks``: all that were
-    run. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
+    ``broken``: for attacks that were run (together, where nobody knows which of them broke what) (n,) int: 1 wrong,
+    0 right, -1 not tried. ``base`` is the same at alpha = 0 from the same ``report`` (None: this is it).
     """
 
     report: Path
@@ -166,13 +165,9 @@ def _of_other_images(report: dict[str, Any], calibrated: dict[str, Any], source:
     takes from calibrate.
     """
     mine, theirs = (held["config"]["settings"] for held in (report, calibrated))
-    default = {"dataset": source.dataset}
-    pairs = {key: (mine.get(key), theirs.get(key) or default.get(key)) for key in ("dataset", "preprocessing")}
-    return ", ".join(
-        f"--{key} {own}, the statistics with {other or 'the default'}"
-        for key, (own, other) in pairs.items()
-        if own is not None and own != other
-    )
+    others = {"dataset": theirs.get("dataset") or source.dataset, "preprocessing": theirs.get("preprocessing")}
+    differ = {key: other for key, other in others.items() if mine.get(key) not in (None, other)}
+    return ", ".join(f"--{k} {mine[k]}, the statistics with {other or 'the default'}" for k, other in differ.items())
 
 
 def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[Result]:
@@ -237,6 +232,7 @@ def _of_measurement(results: dict[str, Any], arrays: Mapping[str, Any]) -> Itera
 
 
 def _when(report: dict[str, Any]) -> tuple[str, str, str]:
+    """Finished when, by which command, on what machine."""
     made, results = report["provenance"], report["results"]
     machine = f"{machine_of(made)}, torch {made['versions']['torch']}"
     if results.get("attacks", True):  # an empty list: clean images alone

@@ -120,12 +120,11 @@ def _row(fraction: float, run: RunResults, whole: RunResults) -> SubsetRow:
     mine, theirs = (load_checkpoint(RunPaths(r.folder).statistics) for r in (run, whole))
     if [site.name for site in mine.sites] != [site.name for site in theirs.sites]:
         raise ConfigError(f"{run.folder} and {whole.folder} have other sites", hint="calibrate them alike")
-    mean_and_std = [
-        relative_errors(*([getattr(s, name).double().numpy() for s in c.statistics] for c in (mine, theirs)))
+    pairs = {
+        name: relative_errors(*([getattr(s, name).double().numpy() for s in c.statistics] for c in (mine, theirs)))
         for name in ("mean", "std")
-    ]
-    names = ("mean_error", "std_error", "mean_error_of_sums", "std_error_of_sums")
-    errors = dict(zip(names, (error for pair in zip(*mean_and_std, strict=True) for error in pair), strict=True))
+    }
+    errors = {f"{name}_error{of}": pairs[name][i] for i, of in enumerate(("", "_of_sums")) for name in pairs}
     result, of_all = _result(run), None if run is whole else _result(whole)
     if result is None:
         numbers = Numbers()

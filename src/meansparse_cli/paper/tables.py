@@ -48,8 +48,7 @@ class Cell:
 class Column:
     """Cells of one model or setting. ``model`` and ``dataset``: of the zoo, if it is there; ``clean``: of all rows.
 
-    ``n_examples`` is how many the paper evaluated on, ``attack`` what it calls its attack. ``note``: what else to know.
-    ``config`` and ``step``: the YAML of that model, without its ending, and what is done on its run.
+    ``n_examples``: how many the paper evaluated on. ``config``: the model's YAML; ``step``: what is done on its run.
     """
 
     name: str
@@ -97,11 +96,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table. ``by``: what its rows vary. ``column_is``: what of a network's training tells its column, if anything.
+    """One table, as ``tables.yaml`` describes it. ``base``: its base model, where that stands in no column.
 
-    ``base``: its base model, where that stands in no column.
-    ``note``: what the paper leaves open, and what is done here. ``steps``, ``models`` and ``in_place_of``: how it is
-    made, as ``tables.yaml`` says; ``models`` is {column or "": how it was trained}.
+    ``models``: {column or "": how it was trained}.
     """
 
     number: str

@@ -1,30 +1,44 @@
-"""The tables of an evaluation, from the ``results`` of its report."""
+"""The tables of an evaluation: while it runs, and from the ``results`` of its report."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE
 from ..stats.format import in_points, interval, percent
+from .console import LiveView
 from .table import Table
 
+if TYPE_CHECKING:
+    from ..engine.evaluate import EvaluationProgress
+
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
+COUNTS = {
+    "images": "n_images",
+    "examples they speak of": "n_evaluated",
+    "equal to the clean image": "n_unchanged",
+    "with NaN or infinity": "n_not_finite",
+    "outside [0, 1]": "n_outside_range",
+    "outside the budget": "n_outside_budget",
+}
+FORBIDDEN = ("with NaN or infinity", "outside [0, 1]", "outside the budget")
 
 
 def comparisons_table(results: dict[str, Any], *, with_interval: bool = True) -> Table:
     """Clean, each attack or group whose number is known, worst case last: both models and the paired difference."""
-    header = ["", "base %", "sparsified %", "gain, points", "95 % interval", "won/lost"]
-    rows = []
-    for row in results["comparisons"]:
-        between = interval(*row["sparsified_minus_base_interval_95"], digits=1)
-        rows.append([row["name"], *_accuracies_and_gain(row), between, f"{row['gained']}/{row['lost']}"])
+    rows = results["comparisons"]
+    columns = {
+        "": [row["name"] for row in rows],
+        **_accuracies_and_gain(rows),
+        "95 % interval": [interval(*row["sparsified_minus_base_interval_95"], digits=1) for row in rows],
+        "won/lost": [f"{row['gained']}/{row['lost']}" for row in rows],
+    }
     if not with_interval:
-        for cells in (header, *rows):
-            del cells[4]
-    strong = frozenset(i for i, row in enumerate(rows) if row[0] == WORST_CASE)
-    return Table("Accuracy, ± standard error; gains are paired", tuple(header), [tuple(row) for row in rows], strong)
+        del columns["95 % interval"]
+    strong = frozenset(i for i, row in enumerate(rows) if row["name"] == WORST_CASE)
+    return Table.of("Accuracy, ± standard error; gains are paired", columns, strong=strong)
 
 
 def attacks_table(results: dict[str, Any]) -> Table:
@@ -43,60 +57,45 @@ def attacks_table(results: dict[str, Any]) -> Table:
 
 def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
     """The worst case at each eps, where there were several; ``with_clean``: the clean images too, as eps 0."""
-    rows = [(row["eps"], *_accuracies_and_gain(row), row["verdict"]) for row in results.get("eps_curve", [])]
-    if with_clean:
-        clean = next(row for row in results["comparisons"] if row["name"] == CLEAN)
-        rows.insert(0, ("0 (clean)", *_accuracies_and_gain(clean), ""))
-    return Table("Worst case by eps", ("eps", "base %", "sparsified %", "gain, points", "verdict"), rows)
-
-
-def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The diagnostics of an evaluation; none where it was made without, or before there were any but counts."""
-    found = results.get("doubts")
-    return found if isinstance(found, list) else []
+    clean = [row for row in results["comparisons"] if with_clean and row["name"] == CLEAN]
+    rows = [*clean, *results.get("eps_curve", ())]
+    eps, verdicts = (
+        [row.get(key, default) for row in rows] for key, default in (("eps", "0 (clean)"), ("verdict", ""))
+    )
+    return Table.of("Worst case by eps", {"eps": eps, **_accuracies_and_gain(rows), "verdict": verdicts})
 
 
 def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
-    found = diagnostics_of(results)
-    rows: list[tuple[str, ...]] = []
-    strong: set[int] = set()
-    for name in dict.fromkeys(row["name"] for row in found):
-        of = {row["model"]: row for row in found if row["name"] == name}
-        if any(row["status"] == "warn" for row in of.values()):
-            strong.add(len(rows))
-        one = next(iter(of.values()))
-        sign = "≥" if one["at_least"] else "≤"
-        cells = [_status(of[model]) if model in of else "" for model in MODELS]
-        rows.append((name, *cells, f"{sign} {_value(one['limit'], one['unit'])}"))
+    found = results["doubts"]
+    of = {(row["name"], row["model"]): row for row in found}
+    one = {row["name"]: row for row in reversed(found)}
+    names = list(dict.fromkeys(row["name"] for row in found))
+    limits = [
+        f"{'≥' if one[name]['at_least'] else '≤'} {_value(one[name]['limit'], one[name]['unit'])}" for name in names
+    ]
+    columns: dict[str, list[str]] = {"": names}
+    columns |= {model: [_status(of.get((name, model))) for name in names] for model in MODELS}
+    warned = {row["name"] for row in found if row["status"] == "warn"}
     n = sum(row["status"] == "warn" for row in found)
+    strong = frozenset(i for i, name in enumerate(names) if name in warned)
     title = f"Doubts: {n or 'no'} warning{'s' * (n != 1)}"
-    return Table(title, ("", "base", "sparsified", "limit"), rows, frozenset(strong))
+    return Table.of(title, columns | {"limit": limits}, strong=strong)
 
 
 def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, str]]:
     """(check on model, what was found and who asks for it) of each check with one of ``statuses``."""
     return [
         (f"{row['name']} ({row['model']})", f"{row['sentence']} [{row['source']}]")
-        for row in diagnostics_of(results)
+        for row in results.get("doubts", ())
         if row["status"] in statuses
     ]
 
 
 def judgements_table(sets: Sequence[dict[str, Any]], norm: str, title: str) -> Table:
     """Of ``verify``: a column for each set of images; what no attacker may use stands out."""
-    rows = {
-        "images": [f"{one['n_images']:,}" for one in sets],
-        "examples they speak of": [f"{one['n_evaluated']:,}" for one in sets],
-        "equal to the clean image": [f"{one['n_unchanged']:,}" for one in sets],
-    }
-    forbidden = {
-        "with NaN or infinity": [one["n_not_finite"] for one in sets],
-        "outside [0, 1]": [one["n_outside_range"] for one in sets],
-        "outside the budget": [one["n_outside_budget"] for one in sets],
-    }
-    strong = frozenset(i for i, counts in enumerate(forbidden.values(), start=len(rows)) if any(counts))
-    rows |= {words: [f"{count:,}" for count in counts] for words, counts in forbidden.items()}
+    rows = {words: [f"{one[key]:,}" for one in sets] for words, key in COUNTS.items()}
+    forbidden = [any(one[key] for one in sets) and words in FORBIDDEN for words, key in COUNTS.items()]
     rows[f"largest {norm} distance"] = [f"{one['largest_distance']:.6g}" for one in sets]
     for model in (model for model in MODELS if model in sets[0]):
         found = [one[model] for one in sets]
@@ -104,6 +103,7 @@ def judgements_table(sets: Sequence[dict[str, Any]], norm: str, title: str) -> T
         rows[f"clean accuracy of {model}, %"] = [percent(one["clean_accuracy"]) for one in found]
         robust = [percent(one["robust_accuracy"], one["robust_standard_error"]) for one in found]
         rows[f"robust accuracy of {model}, %"] = robust
+    strong = frozenset(i for i, is_forbidden in enumerate(forbidden) if is_forbidden)
     names = [one["name"] if one["name"] == "images" else f"found on {one['name']}" for one in sets]
     return Table(title, ("", *names), [(words, *cells) for words, cells in rows.items()], strong)
 
@@ -120,6 +120,26 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
     )
 
 
+def show_attacks(view: LiveView) -> "Callable[[EvaluationProgress], None]":
+    """The function that keeps ``view`` up to date: a row an attack, how many examples are still right."""
+    current: tuple[str, str] | None = None
+
+    def on_update(progress: "EvaluationProgress") -> None:
+        nonlocal current
+        if (progress.model, progress.attack) != current:
+            current = (progress.model, progress.attack)
+            view.begin(f"{progress.attack} on {progress.model}", progress.n_total, progress.n_resumed)
+        view.advance(progress.n_done - view.done)
+        attacks = list(dict.fromkeys(name for counts in progress.n_robust.values() for name in counts))
+        columns = {"after": attacks}
+        for model in MODELS:
+            counts = [progress.n_robust.get(model, {}).get(attack) for attack in attacks]
+            columns[f"{model}, still right"] = ["" if count is None else f"{count:,}" for count in counts]
+        view.show(Table.of(f"of {progress.n_examples:,} examples", columns).to_rich())
+
+    return on_update
+
+
 def show_diagnostics(results: dict[str, Any]) -> Group:
     """For the terminal: every check with the number behind it, and in words what warns."""
     parts: list[RenderableType] = [diagnostics_table(results).to_rich(strong="bold red")]
@@ -128,12 +148,18 @@ def show_diagnostics(results: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _accuracies_and_gain(row: dict[str, Any]) -> list[str]:
-    accuracies = [percent(row[f"{model}_accuracy"], row[f"{model}_standard_error"]) for model in MODELS]
-    return [*accuracies, in_points(row["sparsified_minus_base"], row["sparsified_minus_base_standard_error"])]
+def _accuracies_and_gain(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    gain = [in_points(row["sparsified_minus_base"], row["sparsified_minus_base_standard_error"]) for row in rows]
+    accuracies = {
+        f"{model} %": [percent(row[f"{model}_accuracy"], row[f"{model}_standard_error"]) for row in rows]
+        for model in MODELS
+    }
+    return accuracies | {"gain, points": gain}
 
 
-def _status(row: dict[str, Any]) -> str:
+def _status(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
     word = {"pass": "pass", "warn": "WARN", "not run": "not run"}[row["status"]]
     return word if row["value"] is None else f"{word} {_value(row['value'], row['unit'])}"
 

@@ -15,9 +15,8 @@ from rich.text import Text
 from ..engine.outcomes import MODELS
 from ..errors import ConfigError
 from .console import WIDE, note
-from .content import headline, provenance, tables, verdict
-from .evaluation_tables import diagnostic_sentences, diagnostics_of, diagnostics_table, show_diagnostics
-from .reports import Reports, beside, outdated, read_run
+from .evaluation_tables import diagnostic_sentences, diagnostics_table, show_diagnostics
+from .reports import Reports, beside, headline, outdated, provenance, read_run, results_of, tables, verdict
 from .template import environment
 
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
@@ -57,8 +56,8 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
             console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, with_interval=width >= WIDE):
             console.print(table.to_rich())
-        if diagnostics_of(_evaluated(reports)):
-            console.print(show_diagnostics(_evaluated(reports)))
+        if results_of(reports, "evaluate").get("doubts"):
+            console.print(show_diagnostics(results_of(reports, "evaluate")))
     return capture.get()
 
 
@@ -72,7 +71,7 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
 
     ``folder`` holds the curves, which become part of it.
     """
-    results, page = _evaluated(reports), environment(__package__, is_html=True).get_template("page.html")
+    results, page = results_of(reports, "evaluate"), environment(__package__, is_html=True).get_template("page.html")
     return page.render(
         **_content(reports, warnings),
         mood=MOODS.get(results.get("verdict", ""), ""),
@@ -84,13 +83,13 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
 
 def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
     """What every page says."""
-    results = _evaluated(reports)
+    results = results_of(reports, "evaluate")
     return {
         "headline": headline(reports),
         "warnings": warnings,
         "verdict": verdict(reports),
         "tables": list(tables(reports)),
-        "diagnostics": diagnostics_table(results) if diagnostics_of(results) else None,
+        "diagnostics": diagnostics_table(results) if results.get("doubts") else None,
         "warned": diagnostic_sentences(results, "warn"),
         "passed": diagnostic_sentences(results, "pass", "not run"),
         "provenance": provenance(reports),
@@ -99,12 +98,10 @@ def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
 
 def _curves(reports: Reports, folder: Path) -> Iterator[tuple[str, str]]:
     """(title, base64) of each curve that belongs to these reports: one of an earlier evaluation may still lie there."""
-    is_drawn = {"sweep-alpha.svg": "sweep-alpha" in reports, "eps-curve.svg": "eps_curve" in _evaluated(reports)}
+    is_drawn = {
+        "sweep-alpha.svg": "sweep-alpha" in reports,
+        "eps-curve.svg": "eps_curve" in results_of(reports, "evaluate"),
+    }
     for name, title in CURVES.items():
         if is_drawn[name] and (folder / name).exists():
             yield title, base64.b64encode((folder / name).read_bytes()).decode()
-
-
-def _evaluated(reports: Reports) -> dict[str, Any]:
-    found: dict[str, Any] = reports.get("evaluate", {}).get("results", {})
-    return found

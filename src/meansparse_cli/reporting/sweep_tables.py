@@ -22,20 +22,20 @@ def sweep_table(results: dict[str, Any], *, gains: Iterable[str] = ()) -> Table:
 
     ``gains``: the curves whose paired difference from alpha = 0 is shown as well, instead of the standard errors.
     """
-    gains = list(gains)
-    curves = [curve for curve in CURVES if "accuracy" in results["curve"][0].get(curve, {})]
-    rows: list[tuple[str, ...]] = []
-    strong: set[int] = set()
-    for row in sorted(results["curve"], key=lambda row: row["alpha"]):
-        if row["alpha"] == results["alpha"]:
-            strong.add(len(rows))
-        cells = [_accuracy(row[curve], results["n_examples"], with_error=not gains) for curve in curves]
-        rows.append((f"{row['alpha']:g}", *cells, *(_minus_base(row, curve) for curve in gains)))
-    names = curves if gains else [CURVES[curve] for curve in curves]
-    header = ("alpha", *(f"{name} %" for name in names), *(f"{curve} - base" for curve in gains))
+    gains, n = list(gains), results["n_examples"]
+    curve = sorted(results["curve"], key=lambda row: row["alpha"])
+    scored = [name for name in CURVES if "accuracy" in results["curve"][0].get(name, {})]
+    columns = {
+        "alpha": [f"{row['alpha']:g}" for row in curve],
+        **{
+            f"{name if gains else CURVES[name]} %": [_accuracy(row[name], n, with_error=not gains) for row in curve]
+            for name in scored
+        },
+        **{f"{name} - base": [_minus_base(row, name) for row in curve] for name in gains},
+    }
     chosen = "" if results["alpha"] is None else f"; chosen: {results['alpha']:g}"
-    title = f"Sweep over alpha on {results['n_examples']:,} held-out images{chosen}"
-    return Table(title, header, rows, frozenset(strong))
+    strong = frozenset(i for i, row in enumerate(curve) if row["alpha"] == results["alpha"])
+    return Table.of(f"Sweep over alpha on {n:,} held-out images{chosen}", columns, strong=strong)
 
 
 def show_sweep(points: Sequence["SweepPoint"], attacks: Sequence[str], chosen: float | None) -> Group:
@@ -62,7 +62,7 @@ def measurement_table(results: dict[str, Any], *, with_errors: bool = False) -> 
     }
     attacked = f"plain = {', '.join(results['attacks'])}" if results["attacks"] else "none of them attacked"
     title = f"Measurement on {results['n_examples']:,} {results['split']} images, {attacked}"
-    return Table(title, tuple(cells), list(zip(*cells.values(), strict=True)))
+    return Table.of(title, cells)
 
 
 def say_sweep(sweep: "Sweep", say: Callable[[str], None]) -> None:

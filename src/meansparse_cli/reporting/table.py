@@ -1,7 +1,8 @@
 """The one table: plain text in rows and columns, shown on a terminal, in Markdown and (``html``) on a page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -22,6 +23,11 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     strong: frozenset[int] = frozenset()
     kinds: str = ""
+
+    @classmethod
+    def of(cls, title: str, columns: Mapping[str, Iterable[str]], **more: Any) -> "Table":
+        """From columns by heading."""
+        return cls(title, tuple(columns), list(zip(*columns.values(), strict=True)), **more)
 
     def kind(self, column: int) -> str:
         """The letter of one column."""
@@ -51,6 +57,6 @@ class Table:
         return "\n".join(lines)
 
 
-def pipes(cells: Iterable[str]) -> str:
-    """A row of a table in Markdown."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def pipes(cells: Iterable[object]) -> str:
+    """A row of a table in Markdown; None is empty."""
+    return "| " + " | ".join(("" if cell is None else str(cell)).replace("|", "\\|") for cell in cells) + " |"

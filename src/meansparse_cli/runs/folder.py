@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import ArtifactError, CheckpointError, ConfigError
 from ..lock import locked
+from ..models.names import model_options
 from ..models.published_checkpoint import read_published
-from ..models.source import ModelSource, kind_of, resolve_model
+from ..models.source import ModelSource, resolve_model
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .report import RunPaths, read_report, stage_command
@@ -42,7 +43,7 @@ class Run:
             folder = folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
-            model = kind_of(self.source).options()
+            model = model_options(self.source)
         return stage_command(stage, folder, self.name, self.shard, model=model)
 
 

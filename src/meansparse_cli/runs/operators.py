@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..attacks.precision import Precision, precision_on
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
+from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..data.splits import Split, SplitName, check_images
 from ..engine.grid import VariantGrid
@@ -16,6 +14,7 @@ from ..errors import ConfigError, DataError
 from ..files import sha256_of
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
+from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value

@@ -19,7 +19,7 @@ from ..stats.paired import accuracy_of, paired_difference
 Curve = Literal["plain", "bpda", "worst", "apgd-ce"]
 CURVES: tuple[Curve, ...] = ("plain", "bpda", "worst")
 OBJECTIVES: dict[str, Curve] = {"apgd-ce": "apgd-ce", "apgd": "plain", "bpda": "bpda", "worst": "worst"}
-"""What ``--objective`` takes, and the curve that it means."""
+"""Value of ``--objective`` -> the curve that it means."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class ChoiceRule:
 
     @property
     def needs_clear_gain(self) -> bool:
-        """Whether the gain must be clear after looking at every alpha."""
+        """True where the gain must be clear after looking at every alpha."""
         return self.min_gain is None and self.curve in ("bpda", "worst")
 
     def is_enough(self, mine: Tensor, base: Tensor, critical: float) -> bool:
-        """Whether outcomes ``mine`` (n,) gain what the rule asks over ``base`` (n,), at a critical value."""
+        """True where outcomes ``mine`` (n,) gain what the rule asks over ``base`` (n,), at a critical value."""
         gain = paired_difference(mine, base)
         if gain.difference <= 0:
             return False
@@ -118,7 +118,7 @@ class ChoiceRule:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chose, and the numbers behind it. Differences are paired and fractions.
+    """The choice of a rule, and the numbers behind it. Differences are paired and fractions.
 
     ``best``: the alpha of highest accuracy that was allowed, which is ``alpha`` unless its gain was too small.
     ``examples_to_tell``: how many examples would tell ``best`` from ``runner_up`` (None: level, or alone).
@@ -197,7 +197,7 @@ def _numbers(best: SweepPoint, base: SweepPoint, curve: Curve) -> str:
 
 
 def _aside(n_too_costly: int, n_dropped: int) -> str:
-    """What became of the alphas that did not run."""
+    """Which alphas could not be chosen, and why, in words."""
     counts = ((n_too_costly, "cost too much clean accuracy"), (n_dropped, "dropped by racing"))
     return "".join(f"; {n} alpha{'s'[: n != 1]} {what}" for n, what in counts if n)
 

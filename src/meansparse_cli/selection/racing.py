@@ -38,7 +38,7 @@ class Drop:
 
 
 def behind(outcomes: Mapping[Variant, Outcomes], base: Variant, *, n_final: int, look: int) -> list[Drop]:
-    """Which variants to drop at look number ``look`` (from 1); ``outcomes`` (k,) bool each on the same examples."""
+    """The variants to drop at look number ``look`` (from 1); ``outcomes`` (k,) bool each on the same examples."""
     arrays = {variant: as_outcomes(mask) for variant, mask in outcomes.items()}
     k = len(next(iter(arrays.values())))
     if len(arrays) < 2 or k < MIN_EXAMPLES or k >= n_final:
@@ -61,7 +61,7 @@ def behind(outcomes: Mapping[Variant, Outcomes], base: Variant, *, n_final: int,
 
 
 class Race:
-    """Which variants are still running for one measure.
+    """The variants still running for one measure.
 
     ``history`` holds the drops of each look of an earlier session, which are not decided again: what was scored since
     may have added images to the pools, and a race must not depend on where it was interrupted.

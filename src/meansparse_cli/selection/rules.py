@@ -18,7 +18,7 @@ from .sweep import Sweep, SweepSettings, in_full, point_of, sweep_alphas, what_b
 
 @dataclass(frozen=True)
 class SearchResult:
-    """An alpha for each site, judged on held-out images that no step of the search looked at.
+    """An alpha for each site, compared on held-out images that no step of the search looked at.
 
     All of it on those images alone: ``gain`` over alpha = 0, ``over_shared`` over the shared choice; ``is_carried``: it
     is not behind the shared choice and gains what the rule asks; ``point`` and ``base``: all measures of it and of
@@ -94,7 +94,7 @@ def alphas_by_rule(
     for b in range(len(grid.blocks)):
         grid.score(b, in_full([grid.base, start, found.variant]))
     sweep = sweep_alphas(grid, settings)
-    result = _judge(rule, found, grid, settings, sweep)
+    result = compare_on_unseen(rule, found, grid, settings, sweep)
     shared = sweep.chosen.alpha
     report = {"search": result.to_report(grid.sites), "in_words": result.in_words(settings.rule.curve, shared)}
     if not result.is_carried:
@@ -102,7 +102,10 @@ def alphas_by_rule(
     return sweep, with_site_alphas(checkpoint, found.variant), report
 
 
-def _judge(rule: str, found: Found, grid: VariantGrid, settings: SweepSettings, sweep: Sweep) -> SearchResult:
+def compare_on_unseen(
+    rule: str, found: Found, grid: VariantGrid, settings: SweepSettings, sweep: Sweep
+) -> SearchResult:
+    """``found`` against alpha = 0 and the shared choice, on the images that no step of the search looked at."""
     curve, unseen = settings.rule.curve, unseen_blocks(len(grid.blocks))
     variants = found.variant, grid.base, settings.variant(sweep.chosen.alpha)
     mine, base, shared = (grid.measure(variant, curve, unseen) for variant in variants)

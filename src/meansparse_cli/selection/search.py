@@ -3,7 +3,7 @@
 The paper finds that depth matters (Table 10: the early sites help most, under attacks that the operator masks).
 Starting from the best shared alpha, one group of sites after the other, the late ones first, is tried at a few alphas
 with all other groups as they are. So that the search does not fit the examples it looks at, the held-out blocks fall
-into three parts. Two of them change places at every step: a candidate must be ahead on one and be confirmed, ahead
+into three parts. Two of them take turns, step by step: a candidate must be ahead on one and be confirmed, ahead
 again, on the other, which took no part in choosing it. The third no step looks at: on it the result is judged. The
 clean constraint holds on all of them at every step. What the result is worth is for the test split to say.
 """
@@ -25,12 +25,12 @@ from .choice import ChoiceRule, Curve
 N_CANDIDATES = 3  # alphas above 0 that each group is tried at
 N_PARTS = 4  # depths of a network without stages
 N_ROTATED = 3  # parts of the held-out blocks
-MIN_UNSEEN = 40  # images to judge on; fewer cannot tell a gain from luck
+MIN_UNSEEN = 40  # images; fewer cannot tell a gain from luck
 
 
 @dataclass(frozen=True)
 class Step:
-    """One group of sites: the best other alpha on the search half, and whether the other half confirmed it."""
+    """One group of sites: the best other alpha on one part of the blocks, and whether the other part confirmed it."""
 
     group: str
     alpha_before: float
@@ -114,7 +114,7 @@ def search_alphas(
 
 
 class _Search:
-    """What the steps of a search ask of a grid; ``part`` is one of the two parts of its blocks that change places."""
+    """What the steps of a search ask of a grid; ``part`` (0 or 1): which third of its blocks is looked at."""
 
     def __init__(self, grid: VariantGrid, candidates: Sequence[float], rule: ChoiceRule) -> None:
         self.grid, self.candidates, self.rule = grid, candidates, rule
@@ -131,14 +131,14 @@ class _Search:
         others = {variant: alpha for variant, alpha in others.items() if self._clean(variant) >= self.lowest}
         if not others:
             return None
-        right = self._scored([current, *others], part, what)
-        best = max(others, key=lambda variant: (int(right[variant].sum()), -others[variant]))
-        return {"alpha": others[best], "gain": paired_difference(right[best], right[current]).difference}
+        correct = self._scored([current, *others], part, what)
+        best = max(others, key=lambda variant: (int(correct[variant].sum()), -others[variant]))
+        return {"alpha": others[best], "gain": paired_difference(correct[best], correct[current]).difference}
 
     def gain(self, best: Variant, current: Variant, part: int, what: str) -> float:
         """By how much ``best`` is ahead."""
-        right = self._scored([current, best], part, what)
-        return paired_difference(right[best], right[current]).difference
+        correct = self._scored([current, best], part, what)
+        return paired_difference(correct[best], correct[current]).difference
 
     def _scored(self, variants: Sequence[Variant], part: int, what: str) -> dict[Variant, Tensor]:
         """The outcomes of the rule's curve on one part, once they are there."""
@@ -152,7 +152,7 @@ class _Search:
 
 
 def check_blocks(n: int, block_size: int) -> None:
-    """Refuse a search that would judge on too few of ``n`` images in blocks of ``block_size``."""
+    """Refuse a search that leaves unseen too few of ``n`` images in blocks of ``block_size``."""
     if (found := n_unseen(n, block_size)) < MIN_UNSEEN:
         enough = next(more for more in count(n) if n_unseen(more, block_size) >= MIN_UNSEEN)
         smaller = next((size for size in (32, 16, 8) if size < block_size and n_unseen(n, size) >= MIN_UNSEEN), None)

@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def fate(self) -> Verdict | None:
-        """What BPDA makes of the chosen alpha; None for alpha = 0."""
+        """The verdict of BPDA on the chosen alpha; None for alpha = 0."""
         critical = simultaneous_value(self.points, "worst")
         return what_bpda_makes_of(self.at(self.chosen.alpha), self.points[0], critical)
 
@@ -140,7 +140,7 @@ def in_full(variants: Sequence[Variant]) -> dict[Family, Sequence[Variant]]:
 
 
 def point_of(grid: VariantGrid, variant: Variant, alpha: float, blocks: Sequence[int] | None = None) -> SweepPoint:
-    """What ``grid`` knows of one variant, on the images of ``blocks`` (all of them), under the name of an alpha."""
+    """One variant's outcomes in ``grid``, on the images of ``blocks`` (all of them), under the name of an alpha."""
     plain, bpda, worst = (grid.measure(variant, curve, blocks) for curve in CURVES)
     apgd_ce = grid.measure(variant, "apgd-ce", blocks) if grid.attacks["plain"][:1] == ("apgd-ce",) else None
     return SweepPoint(alpha, grid.clean(variant, blocks), plain, bpda, worst, apgd_ce)
@@ -209,7 +209,7 @@ class _Run:
         raise AssertionError("unreachable")
 
     def decisions(self, alphas: Sequence[float]) -> Decisions:
-        """Those of this sweep at ``alphas``."""
+        """The decisions of this sweep at ``alphas``."""
         variants = [self.settings.variant(alpha) for alpha in alphas]
         return self.grid.decisions("choice", variants, self.settings.racing, self.settings.rule)
 

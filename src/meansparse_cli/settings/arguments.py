@@ -25,10 +25,6 @@ class StageArguments(Arguments):
     as_json: bool = False
 
 
-class Sites(StageArguments):
-    pass
-
-
 class Verify(StageArguments):
     file: Path
 

@@ -14,26 +14,23 @@ from typing import Any
 import torch
 
 from ..attacks import expand_attacks
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
+from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
 from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
-from ..engine.adversarial import collect_adversarial, save_adversarial, save_external
 from ..engine.cells import Cells, FoundImages
-from ..engine.comparison import Evaluation
-from ..engine.eps_sweep import eps_rows, eps_state_folder, evaluate_each_eps, headline_eps
-from ..engine.evaluate import EvaluationRun, Plan, search_form
-from ..engine.foreign import read_pool
-from ..engine.state import StateFolder
+from ..engine.comparison import Evaluation, eps_rows, headline_eps
+from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from ..engine.image_files import read_pool
+from ..engine.state import StateFolder, eps_state_folder
+from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
 from ..operator.checkpoint import Checkpoint
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.curves import draw_eps_curve
-from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
-from ..reporting.progress import show_attacks
+from ..reporting.evaluation_tables import eps_table, show_attacks, show_diagnostics, show_evaluation
 from ..runs.context import RunContext
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note
 from ..settings.shard import Shard, read_shard
@@ -209,7 +206,7 @@ class _Work:
             return evaluate_each_eps(begin, self.grid, self.asked.pool)
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:
-        """What a sceptical reader asks of the first examples, and the images that break one on the way."""
+        """The sanity checks on the first examples, and the images that break one on the way."""
         budget, n = self.problem.budget, min(self.context.config.n_doubt_examples, len(self.examples))
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
         of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"

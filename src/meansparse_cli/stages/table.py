@@ -10,8 +10,8 @@ import yaml
 
 from ..errors import ConfigError
 from ..files import write_bytes
+from ..paper.page import summary_page, table_data, table_file, table_page
 from ..paper.results import RunResults, read_results, without_machine_paths
-from ..paper.summary import summary_page, table_file
 from ..paper.tables import in_paper, paper_table
 from ..reporting.console import note
 
@@ -22,7 +22,6 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
     Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
     """
     from ..paper.fill import fill_table
-    from ..paper.page import table_data, table_page
     from ..paper.subset import fill_subset_table
 
     if number == "summary":

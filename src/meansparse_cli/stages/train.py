@@ -20,7 +20,7 @@ from ..operator.active import straight_through
 from ..operator.checkpoint import save_checkpoint
 from ..reporting.console import LiveView, console, live, note
 from ..reporting.curves import draw_training_curve
-from ..reporting.progress import show_epochs
+from ..reporting.model_tables import show_epochs
 from ..runs.device import pick_device
 from ..runs.report import read_report, verify_outputs, write_report
 from ..settings.training import TrainConfig

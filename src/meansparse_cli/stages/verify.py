@@ -5,10 +5,9 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import Subset
 
-from ..attacks.problem import Problem
-from ..attacks.result import Budget
+from ..attacks.problem import Budget, Problem
 from ..data.identity import content_id
-from ..engine.foreign import match_examples, read_images, said_by
+from ..engine.image_files import match_examples, read_images, said_by
 from ..engine.verify import Judgement, judge_images
 from ..errors import DataError
 from ..files import sha256_of

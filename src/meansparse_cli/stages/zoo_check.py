@@ -16,7 +16,7 @@ from ..models.names import ZooEntry
 from ..models.published import PublishedModel
 from ..models.zoo import zoo_entries
 from ..reporting.console import console, live, note
-from ..reporting.zoo_page import checks_markdown, checks_table, summary, verdict_of
+from ..reporting.model_tables import checks_markdown, checks_table, summary, verdict_of
 from ..runs.folder import run_folder_lock
 from ..runs.report import read_report, versions, write_report
 

@@ -1,10 +1,8 @@
 """Error bars for one alpha among many: paired differences, corrected for having looked at all of them.
 
-A single alpha is compared with the base by a paired difference and 1.96 standard errors. The best of ten looks better
-than it is; the *simultaneous* critical value answers that: |difference| exceeds it (in standard errors) for any alpha
-at all in 5 % of sweeps in which no alpha differs from the base. It is the 95 % quantile of the largest |t| over all
-alphas (max-t), from Gaussian multipliers on the examples' differences: alphas that do nearly the same thing count
-nearly once, unlike Bonferroni.
+The best of ten looks better than it is. |difference| exceeds the *simultaneous* critical value (in standard errors)
+for any alpha at all in 5 % of sweeps in which none differs from the base: the 95 % quantile of the largest |t| (max-t),
+from Gaussian multipliers on the examples' differences, so that alphas that do nearly the same count nearly once.
 """
 
 import math

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .format import in_points, interval
+from .format import interval
 from .paired import (
     MIN_FLIPS,
     N_STANDARD_ERRORS,
@@ -55,8 +55,8 @@ def verdict(
     name, note = _judged(plain, worst, missing, bpda_was_run)
     if not bpda_was_run and name != "unproven gain":
         note += "; no BPDA attack was run"
-    under_plain = f"{_gain(plain)} under the plain attacks, " if plain_was_run else ""
-    return Verdict(name, f"{under_plain}{_gain(worst)} in the worst case: {note}")
+    under_plain = f"{plain} points under the plain attacks, " if plain_was_run else ""
+    return Verdict(name, f"{under_plain}{worst} points in the worst case: {note}")
 
 
 def _judged(
@@ -69,14 +69,13 @@ def _judged(
         if missing > 0:
             return "real gain", "part of the gain under the plain attacks is masking"
         return "real gain", "it holds in the worst case, BPDA included"
-    if _is_gain(plain) and missing > 0:
-        if worst.is_clear:  # and below zero, or the first rule had held
-            return "gradient masking", "the worst case is below the base model"
-        if worst.difference > 0:
-            return "gradient masking", "what is left in the worst case is not clear of zero"
+    is_masked = _is_gain(plain) and missing > 0
+    if worst.is_clear:  # and below zero, or the first rule had held
+        return "gradient masking" if is_masked else "worse", "the worst case is below the base model"
+    if is_masked and worst.difference > 0:
+        return "gradient masking", "what is left in the worst case is not clear of zero"
+    if is_masked:
         return "gradient masking", "none of the gain is left in the worst case"
-    if worst.is_clear:
-        return "worse", "the worst case is below the base model"
     if _is_gain(plain):
         return "no difference", "a gain under the plain attacks alone; more examples would tell"
     if any(_has_too_few_flips(difference) for difference in (plain, worst)):
@@ -90,7 +89,3 @@ def _is_gain(difference: PairedDifference) -> bool:
 
 def _has_too_few_flips(d: PairedDifference) -> bool:
     return d.gained + d.lost < MIN_FLIPS and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error
-
-
-def _gain(difference: PairedDifference) -> str:
-    return f"{in_points(difference.difference, difference.standard_error)} points"

@@ -163,7 +163,7 @@ def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: s
 
 
 def read_pool(files: Sequence[Path], split: "Subset[tuple[Tensor, int]]", indices: Tensor) -> dict[str, FoundImages]:
-    """Where from -> the images of ``files`` that are of the examples at ``indices`` (n,), positions in the data set.
+    """Source -> the images of ``files`` that are of the examples at ``indices`` (n,), positions in the data set.
 
     ``split`` is the whole split that the examples are of. Raises ``DataError`` for a file that ``verify`` would refuse.
     """

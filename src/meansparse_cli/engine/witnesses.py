@@ -23,7 +23,7 @@ from ..errors import ArtifactError
 from ..files import save_tensors, write_bytes
 from .cells import FoundImages
 from .evaluate import EvaluationRun
-from .foreign import WITNESSES_SCHEMA
+from .image_files import WITNESSES_SCHEMA
 from .outcomes import MODELS, ModelName
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def collect_adversarial(runs: Sequence[EvaluationRun]) -> dict[ModelName, Advers
 
 def _collect(name: ModelName, runs: Sequence[EvaluationRun]) -> AdversarialExamples:
     run, examples = runs[-1], runs[-1].cells.examples
-    wanted = run.models[name].right & ~run.robust(name)
+    wanted = run.models[name].correct & ~run.robust(name)
     images: dict[int, Tensor] = {}
     found_by: dict[int, str] = {}
     for by, found in _in_order(name, runs):
