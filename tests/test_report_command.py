@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.diagnostics import search
 from meansparse_cli.engine.image_files import WITNESSES_SCHEMA
-from meansparse_cli.reporting.render import html_page, markdown, render, terminal_text
-from meansparse_cli.reporting.reports import read_run
+from meansparse_cli.reporting.render import html_page, markdown, read_run, render, terminal_text
 from tests.conftest import said
 
 FACTORY = """

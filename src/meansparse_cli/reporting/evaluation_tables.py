@@ -65,9 +65,15 @@ def eps_table(results: dict[str, Any], *, with_clean: bool = False) -> Table:
     return Table.of("Worst case by eps", {"eps": eps, **_accuracies_and_gain(rows), "verdict": verdicts})
 
 
+def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The diagnostics of an evaluation; none where it was made without, or before there were any but counts."""
+    found = results.get("doubts")
+    return found if isinstance(found, list) else []
+
+
 def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
-    found = results["doubts"]
+    found = diagnostics_of(results)
     of = {(row["name"], row["model"]): row for row in found}
     one = {row["name"]: row for row in reversed(found)}
     names = list(dict.fromkeys(row["name"] for row in found))
@@ -87,7 +93,7 @@ def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[
     """(check on model, what was found and who asks for it) of each check with one of ``statuses``."""
     return [
         (f"{row['name']} ({row['model']})", f"{row['sentence']} [{row['source']}]")
-        for row in results.get("doubts", ())
+        for row in diagnostics_of(results)
         if row["status"] in statuses
     ]
 

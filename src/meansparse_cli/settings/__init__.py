@@ -1,5 +1,5 @@
-"""What can be set: each option is declared once, with its help, default and unit.
+"""What can be set: each option is a field with its limits and default; ``commands.yaml`` has what its help says.
 
-Read ``commands`` first: every command, its settings and its options. ``stages`` and ``training`` are the settings of
-the stages, ``values`` how a value is written, ``resolve`` who wins: flag, file, environment, default.
+Read ``commands.yaml`` first: every command, its settings and its options. ``stages`` and ``training`` are the settings
+of the stages, ``values`` how a value is written, ``resolve`` who wins: flag, file, environment, default.
 """
