@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meansparse_cli import diagnostics
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.diagnostics import Diagnostic, KeptAnswers, diagnose, noise, search
+from meansparse_cli.diagnostics import Diagnostic, KeptAnswers, diagnose, search
 from meansparse_cli.diagnostics.outcomes import check_outcomes
 from meansparse_cli.diagnostics.subject import Subject
 from meansparse_cli.engine.comparison import Evaluation
@@ -126,7 +126,7 @@ def warned(doubts: dict[tuple[str, str], Diagnostic]) -> set[str]:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "N_STEPS", 10)
-    monkeypatch.setattr(noise, "N_DRAWS", 5)
+    monkeypatch.setattr(search, "N_DRAWS", 5)
 
 
 # ---- the two controls

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from meansparse_cli.cli import app
 from meansparse_cli.reporting.console import console, is_wide
 from meansparse_cli.reporting.sweep_tables import measurement_table, show_sweep
-from meansparse_cli.runs.lock import run_folder_lock
+from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.selection.choice import SweepPoint
 from tests.conftest import said
 

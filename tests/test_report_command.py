@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
-from meansparse_cli.diagnostics import noise, search
+from meansparse_cli.diagnostics import search
 from meansparse_cli.engine.image_files import WITNESSES_SCHEMA
 from meansparse_cli.reporting.render import html_page, markdown, read_run, render, terminal_text
 from tests.conftest import said
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done("sweep-alpha", *here, "--alphas", "0.2,0.4", "--eps", "8/255", "--max-clean-drop", "100")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "N_STEPS", 20)
-        patch.setattr(noise, "N_DRAWS", 10)
+        patch.setattr(search, "N_DRAWS", 10)
         attacks = ["--attack", "apgd-ce", "--attack", "bpda-apgd-ce", "--n-doubt-examples", "5"]
         done("evaluate", *here, "--alpha", "0.4", "--eps", "2/255,8/255", *attacks, "--save-witnesses")
     return run

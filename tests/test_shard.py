@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.runs.lock import run_folder_lock
+from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.settings.shard import Shard, parse_shard, read_shard
 from tests.conftest import said
 

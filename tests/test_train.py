@@ -10,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meansparse_cli.attacks.judge import under_attack
 from meansparse_cli.errors import ArtifactError, ConfigError
 from meansparse_cli.models.networks import ACTIVATIONS, PSiLU, PSSiLU, ResNet18
 from meansparse_cli.settings.training import TrainConfig
 from meansparse_cli.sites.find import find_sites
 from meansparse_cli.training import train as train_module
-from meansparse_cli.training.attack import LinfAscent, attacked, cross_entropy, divergence, pgd_outcomes, uniform_start
-from meansparse_cli.training.augment import DeviceImages
-from meansparse_cli.training.images import TrainingData
-from meansparse_cli.training.schedule import WeightAverage, epoch_order, learning_rate, seed_of
-from meansparse_cli.training.state import EpochResult, best_epoch
-from meansparse_cli.training.train import train_model
+from meansparse_cli.training.attack import LinfAscent, cross_entropy, divergence, pgd_outcomes, uniform_start
+from meansparse_cli.training.images import DeviceImages, TrainingData
+from meansparse_cli.training.state import EpochResult, WeightAverage, best_epoch
+from meansparse_cli.training.train import epoch_order, learning_rate, seed_of, train_model
 
 TINY: dict[str, Any] = {
     "width": 2,
@@ -130,7 +129,7 @@ def test_an_attack_leaves_the_network_as_it_was() -> None:
     model.fc.bias.requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pgd_outcomes(model, *colours(12), eps=0.03, n_steps=2, device="cpu")
-    with pytest.raises(ZeroDivisionError), attacked(model):
+    with pytest.raises(ZeroDivisionError), under_attack(model):
         assert not model.training and not any(p.requires_grad for p in model.parameters())
         raise ZeroDivisionError
     assert model.training and model.bn1.training
@@ -314,7 +313,7 @@ def test_a_recorded_attack_is_the_attack(precision: str) -> None:
     )
     pixels, labels = (t.cuda() for t in colours(64))
     x = pixels.permute(0, 3, 1, 2).float() / 255
-    with attacked(model):
+    with under_attack(model):
         for shift in (0.0, 0.1):  # the second batch replays what the first one recorded, on changed weights
             with torch.no_grad():
                 model.fc.bias += shift

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from ..errors import DataError
+from ..files import write_bytes
 from ..reporting.console import console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
@@ -83,8 +84,7 @@ def export(_: Flags, given: arguments.Export) -> None:
 
 def verify(flags: Flags, given: arguments.Verify) -> None:
     """The report; and an error where an image breaks the rules."""
-    from ..runs.folder import folder_of
-    from ..runs.lock import run_folder_lock
+    from ..runs.folder import folder_of, run_folder_lock
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, given.config, flags)
@@ -98,18 +98,23 @@ def verify(flags: Flags, given: arguments.Verify) -> None:
 
 def report(_: Flags, given: arguments.Report) -> None:
     """The page itself; or the path of the file that it is written to."""
-    from ..stages.report import report as show
+    from ..reporting.render import render
 
     width = shutil.get_terminal_size((120, 24)).columns
-    typer.echo(show(given.run, format=given.format, output=given.output, width=width), nl=False)
+    text = render(given.run, given.format, width=width, to_file=given.output is not None)
+    if given.output is not None:
+        write_bytes(given.output, text.encode())
+    typer.echo(given.output or text, nl=given.output is not None)
 
 
 def models(_: Flags, given: arguments.Models) -> None:
     """The list as a table, as names or as JSON; with ``--check`` the report, and exit code 1 where an entry failed."""
-    from ..stages.models import check_models, list_models, select_models
+    from ..stages.models import list_models, select_models
 
     selected = select_models(given.dataset, given.threat, given.model)
     if given.check:
+        from ..stages.zoo_check import check_models  # torch is not loaded for a list
+
         text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
         typer.echo(text)
         raise typer.Exit(0 if passed else 1)
@@ -120,7 +125,7 @@ def models(_: Flags, given: arguments.Models) -> None:
 def train(flags: Flags, given: arguments.StageArguments) -> None:
     """The path of the weights; exit code 75 where the time limit came first."""
     settings, sources = resolve("train", TrainConfig, given.config, flags)
-    from ..runs.lock import run_folder_lock
+    from ..runs.folder import run_folder_lock
     from ..stages.train import train as train_network
     from ..stages.train import train_folder
 

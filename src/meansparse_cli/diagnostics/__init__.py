@@ -6,9 +6,11 @@ what follows from the operator itself: what it masks, and where its gradient poi
 the way counts in the worst case. In options, reports and state folders the checks are called ``doubts``.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,16 +21,16 @@ from ..data.examples import Examples
 from ..engine.cells import FoundImages
 from ..engine.comparison import Evaluation
 from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
+from ..errors import ArtifactError
+from ..files import load_torch
+from ..ledger import Ledger
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
-from .check import Diagnostic
 from .gradients import check_gradients
-from .inputs import check_inputs
-from .kept import KeptAnswers
 from .outcomes import check_outcomes
 from .outputs import check_outputs
 from .search import check_search
-from .subject import Subject
+from .subject import Diagnostic, Subject
 
 __all__ = ["DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
 
@@ -49,7 +51,7 @@ def diagnose(
     examples: Examples,
     evaluation: Evaluation,
     *,
-    kept: KeptAnswers | None = None,
+    kept: "KeptAnswers | None" = None,
     on_kind: Callable[[str, int, int], None] | None = None,
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
@@ -61,7 +63,13 @@ def diagnose(
     """
     found: list[Diagnostic] = []
     images: dict[str, FoundImages] = {}
-    kinds, model = _kinds(evaluation), cast(SparsifiedModel, problem.model)
+    model = cast(SparsifiedModel, problem.model)
+    kinds: dict[str, Callable[[Subject], list[Diagnostic]]] = {  # under the names that state folders know
+        "outputs": check_outputs,
+        "gradients": check_gradients,
+        "outcomes": lambda subject: check_outcomes(subject, evaluation),
+        "search": check_search,
+    }
     names = MODELS if evaluation.alpha else MODELS[:1]
     for m, name in enumerate(names):
         with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
@@ -83,23 +91,48 @@ def diagnose(
     return Diagnosis(found, images)
 
 
-def _kinds(evaluation: Evaluation) -> dict[str, Callable[[Subject], list[Diagnostic]]]:
-    """What is kept together, under the names that state folders know."""
-    return {
-        "outputs": lambda subject: [*check_outputs(subject), check_inputs(subject)],
-        "gradients": check_gradients,
-        "outcomes": lambda subject: check_outcomes(subject, evaluation),
-        "search": check_search,
-    }
-
-
 def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
     """The first image of each position, in order; None where nothing was broken."""
     first: dict[int, Tensor] = {}
-    for rows, images in broken_by:
-        for row, image in zip(rows.tolist(), images, strict=True):
-            first.setdefault(row, image)
-    if not first:
-        return None
-    ordered = sorted(first)
-    return FoundImages(torch.tensor(ordered), torch.stack([first[row] for row in ordered]))
+    for rows, images in reversed(broken_by):
+        first |= dict(zip(rows.flip(0).tolist(), images.flip(0), strict=True))
+    return (
+        FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)])) if first else None
+    )
+
+
+class KeptAnswers:
+    """Answers that outlive a kill, each kind of check of each model as it ends.
+
+    In ``folder``, a folder for each ``key``, which names all that the answers depend on.
+    """
+
+    def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:
+        self.folder, self.key = folder, key
+        # below a folder of its own: two folders below an evaluation's state, every file is taken for outcomes
+        self.ledger = Ledger(folder / "answers", {"key": key}, on_change="beside", note=note)
+
+    def once(self, kind: str, subject: Subject, check: Callable[[Subject], list[Diagnostic]]) -> list[Diagnostic]:
+        """What was found before, with the images that broke an example; or what ``check`` finds now."""
+        name = f"{subject.name}-{kind}"
+        state = self.ledger.get(name) or self._from_before(name)
+        if state is None:
+            n_before = len(subject.broken_by)
+            found = check(subject)
+            pairs = [{"rows": rows, "images": images} for rows, images in subject.broken_by[n_before:]]
+            self.ledger.put(name, {"doubts": [asdict(one) for one in found], "broken_by": pairs})
+            return found
+        subject.broken_by.extend((pair["rows"], pair["images"]) for pair in state["broken_by"])
+        return [Diagnostic(**one) for one in state["doubts"]]
+
+    def _from_before(self, name: str) -> dict[str, Any] | None:
+        """What a version without a ledger left: answers in JSON, images beside them; None for anything else."""
+        file = self.folder / f"{name}.json"
+        try:
+            answers = json.loads(file.read_text())
+            none: dict[str, Any] = {"key": answers["key"], "broken_by": []}
+            images = load_torch(file.with_suffix(".pt")) if answers["n_images"] else none
+            is_ours = answers["key"] == images["key"] == self.key
+            return {"doubts": answers["doubts"], "broken_by": images["broken_by"]} if is_ours else None
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
+            return None

@@ -1,40 +1,80 @@
-"""Had the search converged? And, with ``budgets`` and ``noise``: do other budgets give what they must?"""
+"""Had the search converged? Do larger budgets leave nothing, and does random noise find nothing more?"""
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from ..attacks.apgd import N_STEPS
+from ..attacks.apgd import N_STEPS, APGDRule
+from ..attacks.budget import enforce_budget
+from ..attacks.judge import judge
 from ..attacks.losses import LossName
+from ..attacks.problem import Budget
+from ..attacks.queue import AttackTask, Batch, search
+from ..attacks.starts import example_generator, uniform_start
 from ..errors import AttackError
-from .budgets import LARGE_EPS, check_budgets
-from .check import CARLINI, PINTOR, Check, Diagnostic
-from .climb import climb_again
-from .noise import check_noise
-from .subject import Subject
-
-RISING = Check("loss still rising at the last step", 0.1, "share", f"{PINTOR}; the limit is ours")
-MORE = Check("more steps and another start", 0, "share", f"{CARLINI}; {PINTOR}")
+from ..operator.active import backward_rule
+from ..operator.device import full_float32
+from ..stats.format import percent
+from .subject import Diagnostic, Subject
 
 LAST_PART = 0.1
 """The last steps of a climb, and the part of its rise that may fall into them."""
 LOSSES: tuple[LossName, ...] = ("ce", "dlr")
+TIMES_EPS, STEPS_OF_LARGE = (2, 4, 8), 40
+LARGEST_CHANGE = 0.5
+"""With half the pixel range for every pixel, every image can be made the same grey."""
+N_DRAWS = 100
+
+
+class Recorded(APGDRule):
+    """APGD that writes down the best loss of each example at each step, where ``history`` (n, n_steps) is given."""
+
+    history: Tensor | None = None
+
+    def move(self, batch: Batch) -> None:
+        if self.history is not None:
+            self.history[batch["example"], batch["step"]] = batch["best_loss"]
+        super().move(batch)
 
 
 def check_search(subject: Subject) -> list[Diagnostic]:
     """Convergence, larger budgets, noise; where the model has no gradient, noise alone."""
     try:
-        searched = [*_converged(subject), check_budgets(subject)]
+        searched = [*_converged(subject), _large_eps(subject)]
     except AttackError as error:
-        searched = [check.not_run(subject.name, error.message) for check in (RISING, MORE, LARGE_EPS)]
-    return [*searched, *check_noise(subject)]
+        searched = [subject.not_run(check, error.message) for check in ("rising", "more", "large")]
+    return [*searched, *_noise(subject)]
+
+
+def climb_again(
+    subject: Subject, rows: Tensor, budget: Budget, *, loss: LossName, n_steps: int, history: Tensor | None = None
+) -> Tensor:
+    """APGD through the backward rule of the strongest attacks, on the examples at ``rows`` (m,): broken (m,), judged.
+
+    What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
+    step.
+    """
+    problem, given = replace(subject.problem, budget=budget), subject.examples.at(rows)
+    own = replace(given, x=given.x.contiguous())
+    rule = Recorded(problem, loss=loss, n_steps=n_steps)
+    rule.history = history
+    counted = subject.counted()
+    task = AttackTask(f"doubt-{loss}-{n_steps}", counted, problem, own, subject.logits(own.x))
+    with backward_rule(subject.model, "identity" if subject.bpda else "true"), full_float32(counted.device):
+        found = search(task, rule)
+    points = enforce_budget(found.points.to(own.x.device), own.x, budget)
+    broken = found.claimed.to(own.x.device) & judge(problem, points, own.y)
+    if budget == subject.problem.budget:
+        subject.keep(rows[broken], points[broken])
+    return broken.cpu()
 
 
 def _converged(subject: Subject) -> list[Diagnostic]:
     """Survivors attacked from another start: is the loss rising at the end, and do twice as many steps break more?"""
     rows = subject.robust.nonzero().flatten()
     if not len(rows):
-        return [check.not_run(subject.name, "no example survived the attacks") for check in (RISING, MORE)]
+        return [subject.not_run(check, "no example survived the attacks") for check in ("rising", "more")]
     budget = subject.problem.budget
     again = replace(subject, problem=replace(subject.problem, seed=subject.problem.seed + 1))
     history = torch.full((len(rows), N_STEPS), torch.nan, device=subject.x.device)
@@ -43,23 +83,64 @@ def _converged(subject: Subject) -> list[Diagnostic]:
     total = survived[:, -1] - survived[:, 0]
     late = survived[:, -1] - survived[:, round((1 - LAST_PART) * N_STEPS) - 1]
     rising = (late > LAST_PART * total) & (total > 0)
+    share = float(rising.float().mean()) if len(survived) else 0.0
     n_more = broken.clone()
     for loss in LOSSES:
         left = (~n_more).nonzero().flatten()
         if len(left):
             n_more[left] = climb_again(again, rows[left.to(rows.device)], budget, loss=loss, n_steps=2 * N_STEPS)
     n, n_new = len(subject.y), int(n_more.sum())
-    still_rising = (
-        f"{int(rising.sum())} of {len(survived)} surviving examples gain more than {LAST_PART:.0%} of their rise in "
-        f"the last {LAST_PART:.0%} of {N_STEPS} steps"
-    )
-    broke_more = (
-        f"APGD from another start, {N_STEPS} and {2 * N_STEPS} steps, broke {n_new} more of {n} examples "
-        f"({len(rows)} had survived)"
-    )
     counts = {"n_new": n_new, "n_survivors": len(rows), "n_new_same_steps": int(broken.sum())}
-    share = float(rising.float().mean()) if len(survived) else 0.0
+    words = {"n_rising": int(rising.sum()), "n": len(survived), "part": LAST_PART, "steps": N_STEPS}
     return [
-        RISING.judged(subject.name, share, still_rising),
-        MORE.judged(subject.name, n_new / n, broke_more, **counts),
+        subject.judged("rising", share, words),
+        subject.judged("more", n_new / n, {"n": n, "steps": N_STEPS, "twice": 2 * N_STEPS}, counts),
     ]
+
+
+def _large_eps(subject: Subject) -> Diagnostic:
+    """APGD at larger and larger budgets, up to one where every image is unrecognisable; what is left shows it blind."""
+    rows = subject.correct.nonzero().flatten()
+    accuracies, n = {}, len(subject.y)
+    for budget in _large_budgets(subject.problem.budget, subject.x[0].numel()):
+        if len(rows):
+            rows = rows[~climb_again(subject, rows, budget, loss="ce", n_steps=STEPS_OF_LARGE).to(rows.device)]
+        accuracies[f"{budget.eps:.4g}"] = len(rows) / n
+    *smaller, (largest, value) = accuracies.items()
+    at_smaller = ", ".join(f"{percent(accuracy, digits=0)} % at {eps}" for eps, accuracy in smaller)
+    words = {"n_right": len(rows), "n": n, "largest": largest, "steps": STEPS_OF_LARGE, "smaller": at_smaller}
+    return subject.judged("large", value, words, {"robust_accuracy": accuracies})
+
+
+def _large_budgets(budget: Budget, n_pixels: int) -> list[Budget]:
+    most = LARGEST_CHANGE * (1 if budget.norm == "Linf" else n_pixels**0.5)
+    sizes = {min(times * budget.eps, most) for times in TIMES_EPS} | {max(most, budget.eps)}
+    return [Budget(budget.norm, eps) for eps in sorted(sizes)]
+
+
+def _noise(subject: Subject) -> list[Diagnostic]:
+    """Uniform noise in the ball, ``N_DRAWS`` draws an example."""
+    n_right, ever_wrong = 0, torch.zeros_like(subject.robust)
+    for draw in range(N_DRAWS):
+        images = _noisy(subject, draw)
+        right = subject.is_right(images)
+        n_right += int(right.sum())
+        new = ~right & ~ever_wrong & subject.robust
+        subject.keep(new.nonzero().flatten(), images[new])
+        ever_wrong |= ~right
+    clean, noisy = float(subject.correct.double().mean()), n_right / (len(subject.y) * N_DRAWS)
+    words = {"clean": percent(clean, digits=1), "noisy": percent(noisy, digits=1), "n_draws": N_DRAWS}
+    return [
+        subject.judged("noise", clean - noisy, words),
+        subject.judged("beaten", int((ever_wrong & subject.robust).sum()), {"n_robust": int(subject.robust.sum())}),
+    ]
+
+
+def _noisy(subject: Subject, draw: int) -> Tensor:
+    """The images with one draw of noise each, (n, channels, height, width)."""
+    budget, seed = subject.problem.budget, subject.problem.seed
+    images = [
+        uniform_start(image, example_generator(seed, "noise", draw, int(index)), budget)
+        for image, index in zip(subject.x.cpu(), subject.examples.indices, strict=True)
+    ]
+    return enforce_budget(torch.stack(images).to(subject.x.device), subject.x, budget)

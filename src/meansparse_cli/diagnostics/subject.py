@@ -1,9 +1,12 @@
-"""What the checks are given: one model, and the examples it was evaluated on."""
+"""What the checks are given: one model, and the examples it was evaluated on; and the form of what they find."""
 
-from dataclasses import dataclass, field, replace
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from typing import Any, Literal, cast
 
 import torch
+import yaml
 from torch import Tensor
 
 from ..attacks.judge import CountedModel, judge, logits
@@ -14,6 +17,33 @@ from ..engine.outcomes import ModelName
 from ..operator.active import backward_rule
 from ..operator.device import device_of, full_float32
 from ..operator.insertion import SparsifiedModel
+
+CHECKS: dict[str, dict[str, Any]] = yaml.safe_load((resources.files(__package__) / "checks.yaml").read_bytes())
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """What one check, of ``checks.yaml``, found on one model.
+
+    ``value`` is compared with ``limit``: above it (below it where ``at_least``) the status is ``warn``. ``unit``: a
+    ``share`` in [0, 1], a difference of accuracies (``points``, as a fraction), a ``count``, or a plain ``number``.
+    ``source``: who asks for this check, and whose the limit is. ``details``: further numbers, plain values.
+    """
+
+    name: str
+    model: ModelName
+    status: Literal["pass", "warn", "not run"]
+    value: float | None
+    limit: float
+    unit: Literal["share", "points", "count", "number"]
+    sentence: str
+    source: str
+    at_least: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_report(self) -> dict[str, Any]:
+        """Plain values; numbers to six figures, so that equal runs give equal reports."""
+        return asdict(self) | {"value": _rounded(self.value), "details": _rounded(self.details)}
 
 
 @dataclass(frozen=True)
@@ -35,7 +65,6 @@ class Subject:
 
     @property
     def model(self) -> SparsifiedModel:
-        """The model itself."""
         return cast(SparsifiedModel, self.problem.model)
 
     @property
@@ -48,10 +77,22 @@ class Subject:
         """Their classes, (n,) int64."""
         return self.examples.y
 
-    @property
-    def rule(self) -> str:
-        """The backward rule of the strongest attacks that were run."""
-        return "identity" if self.bpda else "true"
+    def judged(
+        self, check: str, value: float, words: Mapping[str, Any], details: dict[str, Any] | None = None
+    ) -> Diagnostic:
+        """``pass`` or ``warn``, by ``value``; one that is not a number is a warning.
+
+        ``words``, ``details`` and ``value`` fill the sentence of the check.
+        """
+        about, details = CHECKS[check], details or {}
+        holds = value >= about["limit"] if about.get("at_least") else value <= about["limit"]
+        sentence = about["sentence"].format(value=value, **details, **words)
+        found = {"model": self.name, "status": "pass" if holds else "warn", "value": value, "sentence": sentence}
+        return Diagnostic(**(about | found), details=details)
+
+    def not_run(self, check: str, why: str) -> Diagnostic:
+        found = {"model": self.name, "status": "not run", "value": None, "sentence": why}
+        return Diagnostic(**(CHECKS[check] | found))
 
     def keep(self, rows: Tensor, images: Tensor) -> None:
         """Remember ``images`` (m, ...), which break the examples at ``rows`` (m,) inside the budget."""
@@ -80,3 +121,11 @@ class Subject:
                     value = loss(counted(point), y, y).sum()
                 parts.append(torch.autograd.grad(value, point)[0].detach())
         return torch.cat(parts) if parts else self.x[:0]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value

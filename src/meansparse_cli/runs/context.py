@@ -1,14 +1,14 @@
 """One stage at work on one run: what it reads is read here, once, and what it found is written here, last."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -16,33 +16,39 @@ from torch.utils.data import Subset
 
 from ..data.examples import Examples, stack_examples
 from ..data.facts import KNOWN_DATASETS
+from ..data.identity import content_id
 from ..data.imagenet import Preprocessing
 from ..data.splits import DataSet, Split, SplitName, take_examples
+from ..engine.outcomes import attacks_id
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command
 from ..models.source import kind_of, load_model
 from ..models.weights import network_id
 from ..settings.shard import Shard
-from ..settings.stages import AttackConfig, ModelConfig, StageConfig
+from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import check_eps, eps_grid
 from ..sites.rules import among_published
 from .device import pick_device
-from .folder import locate_run
-from .report import STAGES, config_block, done_before, plain, read_report, verify_outputs, write_report
+from .folder import locate_run, places_in
+from .report import STAGES, RunPaths, config_block, done_before, plain, read_report, verify_outputs, write_report
 
 log = logging.getLogger(__name__)
 
 
-class RunContext:
+Config = TypeVar("Config", bound=StageConfig)
+
+
+class RunContext(Generic[Config]):
     """A stage and the run it works on.
 
     ``run``: the run folder and its model. ``whole``: the named evaluation or measurement in it that the settings
-    mean, or the run itself. ``place``: where the stage writes, that or the folder of a shard.
+    mean, or the run itself. ``place``: where the stage writes, that or the folder of a shard. ``inputs``: what the
+    report says it was made from.
     """
 
     def __init__(
-        self, stage: str, config: StageConfig, sources: dict[str, str] | None = None, *, fresh: bool = False
+        self, stage: str, config: Config, sources: dict[str, str] | None = None, *, fresh: bool = False
     ) -> None:
         """Open the run that the settings mean.
 
@@ -51,11 +57,14 @@ class RunContext:
         """
         self.stage, self.config, self.sources = stage, config, sources or {}
         self.fresh, self.started = fresh, time.monotonic()
+        self.inputs: dict[str, str] = {}
         self._reports: dict[Path, dict[str, Any]] = {}
         self._verified: set[str] = set()
         self.run = run = locate_run(config, self._read)
-        self.whole = run.place_of(config)
-        self.place = self.whole.shard_of(config)
+        whole, place = places_in(run.paths.folder, config)
+        name, shard = None if whole == run.paths.folder else whole.name, getattr(config, "shard", None)
+        self.whole = replace(run, paths=RunPaths(whole), name=name)
+        self.place = replace(self.whole, paths=RunPaths(place), shard=shard)
         held = self.report("fetch")["results"]["model"]
         if held != asdict(run.source):
             name, dataset = run.source.name, run.source.dataset
@@ -69,7 +78,6 @@ class RunContext:
     # ---- reports
 
     def has(self, stage: str) -> bool:
-        """Is there a report of ``stage``?"""
         return self.run.paths.report(stage).exists()
 
     def report(self, stage: str) -> dict[str, Any]:
@@ -85,7 +93,13 @@ class RunContext:
         before: str | None = None
         for name in STAGES[: STAGES.index(stage) + 1]:
             if name not in self._verified:
-                self._verify(name, before)
+                mend, report, folder = self.run.command(name), self.report(name), self.run.paths.folder
+                verify_outputs(report, folder, mend=mend)
+                if before is not None and not self.input(before).items() <= report["inputs"].items():
+                    raise ArtifactError(
+                        f"{name}.yaml was made from another {before}.yaml than the one in {folder}", hint=f"run: {mend}"
+                    )
+                self._verified.add(name)
             before = name
         return self.report(stage)
 
@@ -93,13 +107,27 @@ class RunContext:
         """For ``inputs``: the report of ``stage`` by its sha256."""
         return {f"{stage}.yaml": sha256_of(self.run.paths.report(stage))}
 
-    def done(self, config: ModelConfig, inputs: dict[str, str]) -> Path | None:
+    def settle(
+        self,
+        upstream: str,
+        images: Split | None = None,
+        attacks: Iterable[Sequence[str]] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Name the inputs: the report of ``upstream``, images, families of attacks; fill in what was left open."""
+        self.inputs = self.input(upstream) | ({} if images is None else {"images": content_id(images)})
+        if attacks is not None:
+            self.inputs["attacks"] = attacks_id(tuple(chain(*attacks)))
+            settings["norm"] = self.run.norm
+        self.config = self.config.model_copy(update=settings)
+
+    def done(self) -> Path | None:
         """The report of this very stage, if it was done already with these settings and inputs."""
         path = self.place.paths.report(self.stage)
         if self.fresh or not path.exists():
             return None
         report = self.report_here()
-        if differing := done_before(self.stage, report, config, inputs):
+        if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)
             return None
         verify_outputs(report, path.parent, mend=self.place.command(self.stage))
@@ -107,22 +135,15 @@ class RunContext:
         return path
 
     def write(
-        self,
-        config: ModelConfig,
-        inputs: dict[str, str],
-        outputs: list[Path],
-        results: dict[str, Any],
-        *,
-        device: str | None = None,
-        path: Path | None = None,
+        self, outputs: list[Path], results: dict[str, Any], *, device: str | None = None, path: Path | None = None
     ) -> Path:
         """Write the report of the stage, the last thing it does."""
         path = path or self.place.paths.report(self.stage)
         write_report(
             path,
             stage=self.stage,
-            config=config_block(config, self.sources),
-            inputs=inputs,
+            config=config_block(self.config, self.sources),
+            inputs=self.inputs,
             outputs={file.name: sha256_of(file) for file in outputs},
             results=plain(results),
             device=device or self.device,
@@ -135,20 +156,10 @@ class RunContext:
             self._reports[path] = read_report(path, stage, mend=mend)
         return self._reports[path]
 
-    def _verify(self, name: str, before: str | None) -> None:
-        mend, report, folder = self.run.command(name), self.report(name), self.run.paths.folder
-        verify_outputs(report, folder, mend=mend)
-        if before is not None and not self.input(before).items() <= report["inputs"].items():
-            raise ArtifactError(
-                f"{name}.yaml was made from another {before}.yaml than the one in {folder}", hint=f"run: {mend}"
-            )
-        self._verified.add(name)
-
     # ---- the model
 
     @cached_property
     def device(self) -> str:
-        """The one that the settings name."""
         return pick_device(self.config.device)
 
     @cached_property
@@ -229,20 +240,9 @@ class RunContext:
         return settings
 
     @property
-    def dataset(self) -> str:
-        """A name or a path: that of the settings, of calibrate, or of the model, in this order."""
-        return self.config.dataset or self.calibrated_with.get("dataset") or self.run.source.dataset
-
-    @property
     def named_dataset(self) -> str:
         """That of the settings, or of the model: how messages and state folders call it."""
         return self.config.dataset or self.run.source.dataset
-
-    @property
-    def data_dir(self) -> Path | None:
-        """Where it lies: that of the settings, or of calibrate."""
-        before = self.calibrated_with.get("data_dir")
-        return self.config.data_dir or (Path(before) if before else None)
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -260,10 +260,13 @@ class RunContext:
 
     @cached_property
     def _images(self) -> DataSet:
-        return DataSet(self.dataset, self.data_dir, self.preprocessing)
+        """That of the settings, of calibrate, or of the model, in this order."""
+        before = self.calibrated_with
+        dataset = self.config.dataset or before.get("dataset") or self.run.source.dataset
+        data_dir = self.config.data_dir or before.get("data_dir")
+        return DataSet(dataset, Path(data_dir) if data_dir else None, self.preprocessing)
 
     def split(self, name: SplitName) -> Split:
-        """The images of a split."""
         return self._images.split(name)
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:

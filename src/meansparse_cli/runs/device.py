@@ -1,7 +1,5 @@
 """The device that a stage computes on, and on a CPU the memory that stays with the process."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

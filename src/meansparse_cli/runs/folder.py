@@ -1,19 +1,22 @@
-"""A run folder: which one a command means, and the model it is about."""
+"""A run folder: which one a command means, the model it is about, and who may write into it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import ArtifactError, CheckpointError, ConfigError
+from ..lock import locked
 from ..models.names import model_options
 from ..models.published_checkpoint import read_published
 from ..models.source import ModelSource, resolve_model
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .report import RunPaths, read_report, stage_command
+
+log = logging.getLogger(__name__)
 
 ReadReport = Callable[..., dict[str, Any]]
 """``read_report``, or one that remembers what it has read."""
@@ -43,32 +46,16 @@ class Run:
             model = model_options(self.source)
         return stage_command(stage, folder, self.name, self.shard, model=model)
 
-    def place_of(self, config: ModelConfig) -> Run:
-        """Where these settings write: the run folder, or the named evaluation or measurement inside it."""
-        folder = place_in(self.paths.folder, config)
-        if folder == self.paths.folder:
-            return self
-        return replace(self, paths=RunPaths(folder), name=folder.name)
 
-    def shard_of(self, config: ModelConfig) -> Run:
-        """Where a shard of this evaluation writes its report; this place itself where the settings are no shard's."""
-        folder = shard_in(self.paths.folder, config)
-        if folder == self.paths.folder:
-            return self
-        return replace(self, paths=RunPaths(folder), shard=getattr(config, "shard", None))
+def places_in(folder: Path, config: ModelConfig) -> tuple[Path, Path]:
+    """Where these settings write in a run's ``folder``: that of the evaluation or measurement, and of a shard of it.
 
-
-def place_in(folder: Path, config: ModelConfig) -> Path:
-    """The folder of a named evaluation or measurement inside a run's; the run's own where it has no name."""
+    Without a name it is the run's own, and without a shard both are one.
+    """
     kind = {EvaluateConfig: "evaluations", MeasureConfig: "measurements"}.get(type(config))
-    name = getattr(config, "name", None)
-    return folder if kind is None or name is None else folder / kind / name
-
-
-def shard_in(folder: Path, config: ModelConfig) -> Path:
-    """The folder of a shard's report inside that of the evaluation; the latter where the settings are no shard's."""
-    shard = getattr(config, "shard", None)
-    return folder if shard is None else folder / "shards" / read_shard(shard).name
+    name, shard = getattr(config, "name", None), getattr(config, "shard", None)
+    whole = folder if kind is None or name is None else folder / kind / name
+    return whole, whole if shard is None else whole / "shards" / read_shard(shard).name
 
 
 def folder_of(config: ModelConfig) -> Path:
@@ -130,3 +117,38 @@ def _norm_of(threat: str) -> str:
 def file_name(text: str) -> str:
     """``text`` with nothing but letters, digits and ``-._``."""
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+
+@contextmanager
+def lock_for(config: ModelConfig) -> Iterator[None]:
+    """The folder that these settings write into, for as long as a command is at work.
+
+    The shards of an evaluation may be at work together, each once; anything else in their run has to wait.
+    """
+    whole, place = places_in(folder_of(config), config)
+    with run_folder_lock(whole, shared=place != whole), run_folder_lock(place) if place != whole else nullcontext():
+        yield
+
+
+@contextmanager
+def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """One writer a run folder: a second command on the same folder is refused while the first one runs.
+
+    ``shared``: several may hold it together, as long as nobody has it alone.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{folder} cannot be a run folder: a file is in its place", hint="name a folder: --run DIR"
+        ) from error
+    with ExitStack() as held:
+        try:
+            reason = held.enter_context(locked(folder / ".lock", shared=shared))
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"another command is at work in {folder}", hint="wait for it, or use another --run"
+            ) from error
+        if reason is not None:
+            log.warning(f"{folder} cannot be locked ({reason}): see to it that one command at a time is at work there")
+        yield

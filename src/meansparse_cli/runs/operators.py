@@ -1,13 +1,17 @@
-"""The operators that a stage puts into the model: the checkpoint and the alpha in use."""
-
-from __future__ import annotations
+"""The model of a stage: found to fit its images, with the calibrated operators and the alpha in use."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
-from ..errors import ConfigError
+from ..data.splits import Split, SplitName, check_images
+from ..engine.grid import VariantGrid
+from ..errors import ConfigError, DataError
+from ..files import sha256_of
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from ..operator.device import Precision, precision_on
@@ -15,9 +19,9 @@ from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value
 from ..sites.rules import among_published, select_sites
-from .checks import check_model
 from .context import RunContext
 
+Names = tuple[str, ...]
 DEFAULT_OPTIONS = ("all", "channel-mean", "channel-std")
 
 
@@ -62,6 +66,66 @@ def problem_of(
         config.seed,
         config.batch_size,
         precision_on(context.device, precision),
+    )
+
+
+def check_model(context: RunContext, model: nn.Module, images: Split, batch: Tensor) -> int:
+    """How many classes the model knows: as many as ``images`` have, whose size must be the model's.
+
+    ``batch`` (n, channels, height, width) goes through the model, once. Raises DataError where that fails or does not
+    fit.
+    """
+    shape = context.image_shape or tuple(batch.shape[1:])
+    name = context.named_dataset
+    check_images(images, images.dataset.n_classes, shape, name)  # type: ignore[attr-defined]
+    n_classes = count_classes(model, batch)
+    check_images(images, n_classes, shape, name)
+    return n_classes
+
+
+def count_classes(model: nn.Module, batch: Tensor) -> int:
+    """How many logits the model gives an image; DataError where its forward pass fails or gives anything else."""
+    with torch.no_grad():
+        try:
+            logits = model(batch)
+        except Exception as error:  # the user's code may raise anything
+            raise DataError(
+                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}",
+                hint="does the data set's image size fit this model?",
+            ) from error
+    if logits.ndim != 2 or len(logits) != len(batch):
+        raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
+    return int(logits.shape[1])
+
+
+def split_note(split: SplitName) -> str | None:
+    """What has to be said about accuracies on another split than the test split."""
+    if split == "test":
+        return None
+    why = {
+        "calibration": "training images, which the statistics were computed from",
+        "held-out": "training images that sweep-alpha may have chosen alpha on",
+    }[split]
+    return f"NOT TEST IMAGES: accuracies on the {split} split, {why}"
+
+
+def open_grid(
+    context: RunContext, problem: Problem, examples: Examples, families: tuple[Names, Names], folder: Path, **key: str
+) -> VariantGrid:
+    """Every cell that a sweep or a measurement, or one before it, has scored in ``folder``.
+
+    ``families``: plain and BPDA attacks; ``key``: what outcomes depend on besides statistics, weights and attacks.
+    """
+    plain, bpda = families
+    statistics = sha256_of(context.run.paths.statistics)
+    return VariantGrid(
+        problem,
+        examples,
+        plain=plain,
+        bpda=bpda,
+        folder=folder,
+        block_size=context.config.block_size,
+        key={"statistics": statistics, "weights": context.weights_id, **key},
     )
 
 

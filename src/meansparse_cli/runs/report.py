@@ -39,9 +39,9 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "from_file",
     "compile",
     "channels_last",
-    "pool",  # its content is among the inputs
+    "pool",
 }
-"""Settings that change how fast or where a result is computed, not which result it is."""
+"""Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -75,18 +75,18 @@ def write_report(
     *,
     stage: str,
     config: dict[str, Any],
-    inputs: dict[str, str],
-    outputs: dict[str, str],
     results: dict[str, Any],
-    device: str,
     seconds: float,
+    inputs: dict[str, str] | None = None,
+    outputs: dict[str, str] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write a report atomically and return it."""
     report: dict[str, Any] = {
         "schema": f"meansparse/{stage}/{SCHEMA_VERSION}",
         "config": config,
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": inputs or {},
+        "outputs": outputs or {},
         "results": results,
         "provenance": _provenance(device, seconds),
     }
@@ -156,13 +156,13 @@ def plain(value: Any) -> Any:
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
     """Refuse a stage whose files are gone or are not the ones its report describes."""
     for name, expected in report["outputs"].items():
-        path = folder / name
+        path, wrong = folder / name, ""
         if not path.exists():
-            raise ArtifactError(f"{path} is missing", hint=f"run: {_anew(report, mend)}")
-        if sha256_of(path) != expected:
-            raise ArtifactError(
-                f"{path} is not the file that was written (sha256 differs)", hint=f"run: {_anew(report, mend)}"
-            )
+            wrong = "is missing"
+        elif sha256_of(path) != expected:
+            wrong = "is not the file that was written (sha256 differs)"
+        if wrong:
+            raise ArtifactError(f"{path} {wrong}", hint=f"run: {_anew(report, mend)}")
 
 
 def _anew(report: Any, mend: str) -> str:
@@ -185,7 +185,7 @@ def _provenance(device: str, seconds: float) -> dict[str, Any]:
     return {
         "versions": versions(),
         "device": device,
-        **({"gpu": _gpu_name(device)} if device.startswith("cuda") else {}),
+        **_gpu(device),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
@@ -193,10 +193,12 @@ def _provenance(device: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _gpu_name(device: str) -> str:
+def _gpu(device: str) -> dict[str, str]:
+    if not device.startswith("cuda"):
+        return {}
     import torch
 
-    return torch.cuda.get_device_name(device)
+    return {"gpu": torch.cuda.get_device_name(device)}
 
 
 def machine_of(provenance: dict[str, Any]) -> str:

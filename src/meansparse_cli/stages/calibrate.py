@@ -1,16 +1,12 @@
 """``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.examples import stack_examples
-from ..data.identity import content_id
 from ..data.splits import Split, take_examples
 from ..errors import ConfigError, DataError
 from ..models.published_checkpoint import PublishedCheckpoint
@@ -18,39 +14,41 @@ from ..operator.calibration import PassState, calibrate_channels
 from ..operator.checkpoint import Checkpoint, save_checkpoint
 from ..reporting.console import console, live, note
 from ..reporting.model_tables import show_sites
-from ..runs.checks import check_model
 from ..runs.context import RunContext
+from ..runs.operators import check_model
 from ..settings.stages import CalibrateConfig
 from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
 from .sites import held_by_weights, sites_of_rule, with_site_rule
 
+OF_SITE = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
+
 
 def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """``statistics.safetensors`` and ``calibrate.yaml``, from images or as a published checkpoint stores them."""
     ensure_fetched(config, sources)
     context = RunContext("calibrate", config, sources, fresh=fresh)
-    config = with_site_rule(context, config)
-    return _take_stored(context, config) if config.statistics == "stored" else _measure(context, config)
-
-
-def _measure(context: RunContext, config: CalibrateConfig) -> Path:
-    images = _chosen_images(context, config)
-    inputs = context.input("fetch") | {"images": content_id(images)}
-    if done := context.done(config, inputs):
+    context.config = config = with_site_rule(context)
+    images = _chosen_images(context) if config.statistics == "measured" else None
+    context.settle("fetch", images)
+    if done := context.done():
         return done
+    return _take_stored(context) if images is None else _measure(context, images)
 
+
+def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
+    config = context.config
     model = context.base(config.sites)
     first = stack_examples(take_examples(images, min(len(images), 4)))[0].to(context.device)
     check_model(context, model, images, first)
-    found = sites_of_rule(context, config, model, first)
+    found = sites_of_rule(context, model, first)
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
     console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     state_file = context.run.paths.state / "calibrate.pt"
     if context.fresh:
         state_file.unlink(missing_ok=True)
-    fingerprint = inputs | {
+    fingerprint = context.inputs | {
         "batch_size": config.batch_size,
         "estimator": config.estimator,
         "sites": [s.name for s in sites],
@@ -69,19 +67,15 @@ def _measure(context: RunContext, config: CalibrateConfig) -> Path:
             on_batch=view.advance,
         )
     checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
-    results: dict[str, Any] = {
-        "n_images": len(images),
-        "estimator": config.estimator,
-        **_about_sites(config, found, checkpoint, include_gates=config.include_gates),
-    }
-    report = _write(context, config, inputs, checkpoint, results)
+    report = _write(context, found, checkpoint, {"n_images": len(images), "estimator": config.estimator})
     state_file.unlink(missing_ok=True)
     note(f"calibrate: {len(sites)} sites, {len(images):,} images, {time.monotonic() - context.started:.1f} s")
     return report
 
 
-def _chosen_images(context: RunContext, config: CalibrateConfig) -> Split:
+def _chosen_images(context: RunContext[CalibrateConfig]) -> Split:
     """As many images of the calibration split as the settings ask for; all of them where they do not say."""
+    config = context.config
     if config.fraction is not None and config.n_examples is not None:
         raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
     images = context.split("calibration")
@@ -91,30 +85,20 @@ def _chosen_images(context: RunContext, config: CalibrateConfig) -> Split:
     return take_examples(images, n, seed=config.seed)
 
 
-def _take_stored(context: RunContext, config: CalibrateConfig) -> Path:
+def _take_stored(context: RunContext[CalibrateConfig]) -> Path:
     """Without images: the operators that a published checkpoint holds are taken as they are, alpha included."""
-    inputs = context.input("fetch")
-    if done := context.done(config, inputs):
-        return done
-    held = _stored_operators(context)
+    config, held = context.config, _stored_operators(context)
     model, shape = context.base(config.sites, device="cpu"), context.image_shape
     assert shape is not None  # a published checkpoint is one of a known data set
-    found = sites_of_rule(context, config, model, torch.rand((2, *shape)))
+    found = sites_of_rule(context, model, torch.rand((2, *shape)))
     sites = select_sites(found, config.sites)
     console.print(show_sites(found, chosen_by(found, config.sites)))
     statistics = tuple(held.statistics[str(held.path_of(site.path))] for site in sites)
     checkpoint = Checkpoint(tuple(sites), statistics, "published", held.alpha, rule=config.sites)
     known = held.file
     about = None if known is None else {"name": known.name, "file": known.file_name, "alpha": known.alpha}
-    results: dict[str, Any] = {
-        "n_images": 0,
-        "estimator": "published",
-        "statistics": "stored",
-        "alpha": held.alpha,
-        "published_model": about,
-        **_about_sites(config, found, checkpoint, include_gates=True),
-    }
-    report = _write(context, config, inputs, checkpoint, results, device="cpu")
+    stored = {"n_images": 0, "estimator": "published", "statistics": "stored", "alpha": held.alpha}
+    report = _write(context, found, checkpoint, stored | {"published_model": about})
     alpha = "no alpha that all of them share" if held.alpha is None else f"alpha {held.alpha:g}"
     note(f"calibrate: {len(sites)} sites with the statistics of {known.file_name if known else 'the weights'}, {alpha}")
     if held.alpha is None:
@@ -139,31 +123,17 @@ def _stored_operators(context: RunContext) -> PublishedCheckpoint:
     return held
 
 
-def _about_sites(
-    config: CalibrateConfig, found: Sequence[Site], checkpoint: Checkpoint, *, include_gates: bool
-) -> dict[str, Any]:
+def _write(
+    context: RunContext[CalibrateConfig], found: list[Site], checkpoint: Checkpoint, about: dict[str, Any]
+) -> Path:
+    """The statistics, and the report about them; ``found``: every site, ``about``: where the statistics are from."""
+    config, file, is_measured = context.config, context.run.paths.statistics, about["n_images"] > 0
+    save_checkpoint(file, checkpoint)
     rows = zip(checkpoint.sites, checkpoint.statistics, strict=True)
-    return {
+    results = about | {
         "rule": config.sites,
         "n_sites_found": len(found),
-        "n_gates_left_out": 0 if include_gates else sum(site.gate for site in found),
-        "sites": [_site_row(site, statistics.count) for site, statistics in rows],
+        "n_gates_left_out": sum(site.gate for site in found) if is_measured and not config.include_gates else 0,
+        "sites": [{key: getattr(site, key) for key in OF_SITE} | {"count": part.count} for site, part in rows],
     }
-
-
-def _site_row(site: Site, count: int) -> dict[str, Any]:
-    names = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
-    return {name: getattr(site, name) for name in names} | {"count": count}
-
-
-def _write(
-    context: RunContext,
-    config: CalibrateConfig,
-    inputs: dict[str, str],
-    checkpoint: Checkpoint,
-    results: dict[str, Any],
-    device: str | None = None,
-) -> Path:
-    file = context.run.paths.statistics
-    save_checkpoint(file, checkpoint)
-    return context.write(config, inputs, [file], results, device=device)
+    return context.write([file], results, device=None if is_measured else "cpu")

@@ -6,48 +6,64 @@ In order: what was asked for and what is there already; every attack on every ex
 breaks count as well; the report.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..attacks import expand_attacks
-from ..attacks.problem import search_form
-from ..data.identity import content_id
-from ..diagnostics import Diagnosis
+from ..attacks.problem import Budget, Problem, search_form
+from ..data.examples import Examples
+from ..data.splits import Split
+from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
+from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
+from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
 from ..engine.image_files import read_pool
-from ..engine.outcomes import attacks_id
+from ..engine.state import StateFolder, eps_state_folder
+from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
-from ..reporting.console import console, is_wide, note
+from ..operator.checkpoint import Checkpoint
+from ..reporting.console import console, is_wide, live, note
 from ..reporting.curves import draw_eps_curve
-from ..reporting.evaluation_tables import eps_table, show_diagnostics, show_evaluation
-from ..runs.checks import split_note
+from ..reporting.evaluation_tables import eps_table, show_attacks, show_diagnostics, show_evaluation
 from ..runs.context import RunContext
-from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of
-from ..settings.shard import read_shard
+from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note
+from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
-from ..settings.values import eps_grid
-from .evaluate_work import Asked, Work
+from ..settings.values import eps_grid, eps_value
+
+Pool = dict[str, FoundImages]
+"""Images from elsewhere, by where they are from."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an evaluation is asked for, beside the settings of its context."""
+
+    shard: Shard | None
+    alpha: float
+    checkpoint: Checkpoint
+    images: Split
+    pool: Pool
 
 
 def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     context = RunContext("evaluate", config, sources, fresh=fresh)
-    asked = _asked(context, config)
-    if done := _done(context, asked):
+    asked = _asked(context)
+    if done := _done(context, asked.shard):
         return done
 
     work = _begin(context, asked)
     runs = work.attack()
     allowed = work.allowed(asked.pool)
     diagnosis = None
-    if asked.config.doubts:
+    if context.config.doubts:
         diagnosis = work.diagnose(runs[work.eps].evaluation())
         for run in runs.values():  # everything that is known to break an example counts
             run.try_pool(diagnosis.images)
@@ -55,91 +71,184 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     evaluations = {eps: run.evaluation() for eps, run in runs.items()}
     results = _shown(work, evaluations[work.eps], diagnosis, allowed)
     outputs = [context.place.paths.outcomes]
-    if asked.config.save_witnesses:
+    if context.config.save_witnesses:
         outputs += work.save_witnesses(runs)
     if len(work.grid) > 1:
         results["eps_curve"] = eps_rows(evaluations)
-        _show_eps_curve(work, results)
+        console.print(eps_table(results, with_clean=True).to_rich())
+        png, svg = (context.place.paths.folder / f"eps-curve.{ending}" for ending in ("png", "svg"))
+        draw_eps_curve(results, norm=context.run.norm, title=f"{work.title()}, worst case", png=png, svg=svg)
+        note(f"curve: {png}")
     if asked.shard is not None:
         results["n_state_files"] = len(asked.shard.files_in(work.state_folder))
     # late: until here the report before still has its own
     write_bytes(context.place.paths.outcomes, evaluations[work.eps].outcomes_npz())
-    return context.write(asked.config, asked.inputs, outputs, results)
+    return context.write(outputs, results)
 
 
-def _asked(context: RunContext, config: EvaluateConfig) -> Asked:
+def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
+    """Fill in every default of the settings, and find what they name."""
+    config = context.config
     shard = None if config.shard is None else read_shard(config.shard)
     if shard is not None:
-        config = config.model_copy(update={"doubts": False, "save_witnesses": False, "pool": ()})
+        config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False, "pool": ()})
     alpha, upstream = alpha_in_use(context, config.alpha)
-    eps, attacks = context.eps_of(config.eps), tuple(expand_attacks(config.attack))
+    eps, attacks = context.eps_of(config.eps), expand_attacks(config.attack)
     images = context.take(config.split, config.n_examples, shard=shard)
     indices = torch.tensor(list(images.indices))
     pool = read_pool(config.pool, context.split(config.split), indices) if config.pool else {}
-    inputs = context.input(upstream) | {"images": content_id(images), "attacks": attacks_id(attacks)}
-    inputs |= {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, start=1)}
-    update: dict[str, Any] = {"eps": eps, "norm": context.run.norm, "alpha": alpha}
-    if shard is None:
-        update["n_examples"] = len(images)
+    n_examples = len(images) if shard is None else config.n_examples
     checkpoint = checkpoint_to_evaluate(context, config, upstream)
-    return Asked(config.model_copy(update=update), shard, alpha, eps, attacks, checkpoint, images, pool, inputs)
+    context.settle(upstream, images, [attacks], eps=eps, alpha=alpha, n_examples=n_examples)
+    context.inputs |= {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, 1)}
+    return _Asked(shard, alpha, checkpoint, images, pool)
 
 
-def _done(context: RunContext, asked: Asked) -> Path | None:
+def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | None:
     """The report, if all of this was done already; that of a shard is of no use without the files it wrote."""
-    path = context.place.paths.report("evaluate")
-    if asked.shard is not None and not context.fresh and path.exists():
+    if shard is not None and not context.fresh and context.place.paths.report("evaluate").exists():
         folder = context.whole.paths.state / "evaluate"
-        n_there = len(asked.shard.files_in(folder))
-        n_gone = context.report_here()["results"].get("n_state_files", 0) - n_there
+        n_gone = context.report_here()["results"].get("n_state_files", 0) - len(shard.files_in(folder))
         if n_gone > 0:
-            shard = asked.config.shard
-            note(f"evaluate: {n_gone} of the files that shard {shard} wrote into {folder} are gone: done again")
+            name = context.config.shard
+            note(f"evaluate: {n_gone} of the files that shard {name} wrote into {folder} are gone: done again")
             return None
-    return context.done(asked.config, asked.inputs)
+    return context.done()
 
 
-def _begin(context: RunContext, asked: Asked) -> Work:
+def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     """The model and the examples on the device; with ``--fresh``, what was done before is thrown away."""
-    config, run = asked.config, context.run
+    config, run = context.config, context.run
     if line := split_note(config.split):
         note(line)
     examples = context.examples(asked.images).to(context.device)
-    grid = eps_grid(asked.eps)
+    grid = eps_grid(str(config.eps))
     eps = headline_eps(grid, run.source.dataset, run.norm)
-    state_folder = context.whole.paths.state / "evaluate"
-    begun = None if context.fresh and asked.shard is None else recorded(state_folder, "precision")
+    begins_anew = context.fresh and asked.shard is None
+    begun = None if begins_anew else recorded(context.whole.paths.state / "evaluate", "precision")
     precision = config.precision or begun
     problem = problem_of(context, asked.checkpoint, examples, eps, alpha=asked.alpha, precision=precision)
     is_faster = context.device == "cpu" or problem.precision != "fp32"
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
-    problem = replace(problem, search_model=form)
-    work = Work(context, asked, problem, examples, grid, eps, channels_last)
+    work = _Work(context, asked, replace(problem, search_model=form), examples, grid, eps, channels_last)
     for name, n_allowed in work.allowed(asked.pool).items():
         note(
             f"pool: {len(asked.pool[name]):,} images of {name} are of these {len(examples):,} examples, "
             f"{n_allowed:,} inside the budget"
         )
     if context.fresh:
-        _discard(work)
+        work.discard()
     return work
 
 
-def _discard(work: Work) -> None:
-    if work.asked.shard is not None:
-        for file in work.asked.shard.files_in(work.state_folder):  # what the others wrote stays
-            file.unlink()
-        return
-    discard(work.state_folder)
-    discard(work.context.whole.paths.folder / "shards")  # reports about what is gone now
+@dataclass(frozen=True)
+class _Work:
+    """``eps`` of ``grid`` is what the report opens with, and that of ``problem``; ``examples`` are on the device."""
+
+    context: RunContext[EvaluateConfig]
+    asked: _Asked
+    problem: Problem
+    examples: Examples
+    grid: tuple[str, ...]
+    eps: str
+    channels_last: bool
+
+    @property
+    def state_folder(self) -> Path:
+        return self.context.whole.paths.state / "evaluate"
+
+    @property
+    def statistics_id(self) -> str:
+        """What the operators depend on, alpha apart."""
+        return sha256_of(self.context.run.paths.statistics) + self.asked.checkpoint.options_id()
+
+    @property
+    def operator(self) -> str:
+        return self.asked.checkpoint.in_words(self.asked.alpha)
+
+    def title(self, part: str = "") -> str:
+        source, split = self.context.run.source.name, self.context.config.split
+        return f"{source}, {self.operator}, {len(self.examples):,} {split} images{part}"
+
+    def discard(self) -> None:
+        """Throw away what was done before; a shard what it wrote itself."""
+        if self.asked.shard is not None:
+            for file in self.asked.shard.files_in(self.state_folder):
+                file.unlink()
+            return
+        discard(self.state_folder)
+        discard(self.context.whole.paths.folder / "shards")  # reports about what is gone now
+
+    def allowed(self, pool: Pool) -> dict[str, int]:
+        """How many images of a pool an attacker may use, by where from."""
+        cells = Cells(self.problem, self.examples)
+        return {name: len(cells.admitted(found)) for name, found in pool.items()}
+
+    def attack(self) -> dict[str, EvaluationRun]:
+        """Every attack on every example at every eps; what is on disk is read back."""
+        config, context, shard = self.context.config, self.context, self.asked.shard
+        plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual)
+        fingerprint = {
+            "weights": str(context.weights_id),
+            "statistics": self.statistics_id,
+            "split": config.split,
+            "dataset": context.named_dataset,
+        }
+        with live("examples") as view:
+
+            def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
+                problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
+                folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, shard)
+                told = show_attacks(view)
+                return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
+
+            return evaluate_each_eps(begin, self.grid, self.asked.pool)
+
+    def diagnose(self, evaluation: Evaluation) -> Diagnosis:
+        """The sanity checks on the first examples, and the images that break one on the way."""
+        budget, n = self.problem.budget, min(self.context.config.n_doubt_examples, len(self.examples))
+        outcomes = hashlib.sha256(evaluation.outcomes_npz())
+        of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
+        key = f"{DOUBTS_VERSION} {of_what} {n} {budget.norm} {budget.eps} {self.problem.seed}"
+        first = self.examples.at(torch.arange(n))
+        with live("kinds") as view:
+            view.begin("doubts", None)
+            found = diagnose(
+                self.problem,
+                first,
+                evaluation,
+                kept=KeptAnswers(self.state_folder / "doubts", key, note),
+                on_kind=lambda what, done, total: view.begin(f"doubts: {what}", total, done),
+            )
+        if n_images := sum(len(images) for images in found.images.values()):
+            note(
+                f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
+                "they count, as transfer"
+            )
+        return found
+
+    def save_witnesses(self, runs: dict[str, EvaluationRun]) -> list[Path]:
+        """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
+        up_to_this = [run for eps, run in runs.items() if eps_value(eps) <= self.problem.budget.eps]
+        folder, found_on = self.context.place.paths.folder, collect_adversarial(up_to_this)
+        files = [folder / "witnesses.safetensors"]
+        save_adversarial(files[0], found_on, up_to_this[-1], self.operator)
+        test = self.context.split(self.context.config.split)
+        for name, found in found_on.items():
+            file = folder / f"witnesses-{name}.pt"
+            if save_external(file, test, found, len(self.examples)):
+                files.append(file)
+        counts = ", ".join(f"{len(found.images):,} on {name}" for name, found in found_on.items())
+        note(f"witnesses: {counts} ({files[0]})")
+        return files
 
 
-def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
+def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
     """The results for the report, once they are on the screen."""
-    asked, run = work.asked, work.context.run
+    asked, config, run = work.asked, work.context.config, work.context.run
     results = evaluation.to_report()
-    part = "" if asked.shard is None else f" (shard {asked.config.shard})"
+    part = "" if asked.shard is None else f" (shard {config.shard})"
     console.print(show_evaluation(results, f"{work.title(part)}, {run.norm} {work.eps}", with_interval=is_wide()))
     if asked.shard is not None:
         note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
@@ -154,27 +263,13 @@ def _shown(work: Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allo
         | published
         | {
             "eps": work.eps,
-            "operator": asked.operator,
+            "operator": work.operator,
             "pool": allowed,
             "site_alphas": asked.checkpoint.site_alphas(asked.alpha),
             "search": {
                 "precision": work.problem.precision,
-                "compile": asked.config.compile,
+                "compile": config.compile,
                 "channels_last": work.channels_last,
             },
         }
     )
-
-
-def _show_eps_curve(work: Work, results: dict[str, Any]) -> None:
-    """Table and curve of a grid of budgets."""
-    folder = work.context.place.paths.folder
-    console.print(eps_table(results, with_clean=True).to_rich())
-    draw_eps_curve(
-        results,
-        norm=work.context.run.norm,
-        title=f"{work.title()}, worst case",
-        png=folder / "eps-curve.png",
-        svg=folder / "eps-curve.svg",
-    )
-    note(f"curve: {folder / 'eps-curve.png'}")

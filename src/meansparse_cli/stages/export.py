@@ -1,7 +1,5 @@
 """``meansparse export``: the sparsified model of a run as one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``meansparse fetch``: weights of a model into the cache, ``fetch.yaml`` into the run folder."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,10 +34,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         file,
         stage="fetch",
         config=config_block(config, sources),
-        inputs={},
-        outputs={},
         results=results,
-        device="cpu",
         seconds=time.monotonic() - started,
     )
     origin = ", ".join(file.origin for file in fetched)
@@ -56,13 +51,10 @@ def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, st
 
 def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
     with live("bytes") as view:
-        is_begun = False
 
         def on_progress(done: int, total: int | None) -> None:
-            nonlocal is_begun
-            if not is_begun:
+            if not view.progress.tasks:
                 view.begin(f"fetching {run.source.name}", total)
-                is_begun = True
             view.advance(done - view.done)
 
         return fetch_weights(

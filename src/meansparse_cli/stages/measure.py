@@ -10,8 +10,6 @@ and ``worst`` (rows, n) bool, still classified correctly. ``--attack none``: the
 each.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,19 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..attacks.problem import Problem
 from ..data.examples import Examples
-from ..data.identity import content_id
-from ..data.splits import Split
 from ..engine.grid import Variant, VariantGrid
-from ..engine.outcomes import attacks_id
-from ..files import discard, sha256_of, write_bytes
+from ..files import discard, write_bytes
 from ..operator.checkpoint import load_checkpoint
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.sweep_tables import measurement_table
-from ..runs.checks import split_note
 from ..runs.context import RunContext
-from ..runs.operators import problem_of
+from ..runs.operators import open_grid, problem_of, split_note
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
 from ..selection.variants import BASE, site_rules_of, variants_of
@@ -43,18 +36,6 @@ NO_ATTACK = ("none",)
 
 Points = dict[tuple[str, float], SweepPoint]
 """(rule, alpha) -> what became of it."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a measurement is asked for; ``config`` with every default filled in."""
-
-    config: MeasureConfig
-    eps: str
-    plain: tuple[str, ...]
-    bpda: tuple[str, ...]
-    images: Split
-    inputs: dict[str, str]
 
 
 @dataclass
@@ -73,86 +54,68 @@ class _Found:
                 rows.append(getattr(point, name).numpy())
         self.passes = {key: self.passes[key] + value for key, value in passes.items()}
 
+    def outcomes_npz(self, examples: Examples) -> bytes:
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in self.outcomes.items()}
+        np.savez_compressed(buffer, index=examples.indices.numpy(), label=examples.y.cpu().numpy(), **arrays)
+        return buffer.getvalue()
+
 
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every variant on the first ``n_examples`` of a split."""
     context = RunContext("measure", config, sources, fresh=fresh)
-    asked = _asked(context, config)
-    if done := context.done(asked.config, asked.inputs):
+    plain, bpda = families = _settle(context)
+    if done := context.done():
         return done
 
+    config, place = context.config, context.place.paths
     if line := split_note(config.split):
         note(line)
-    examples = context.examples(asked.images).to(context.device)
+    examples = context.examples(context.take(config.split, config.n_examples)).to(context.device)
     statistics = load_checkpoint(context.run.paths.statistics)
     checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
-    each_eps = eps_grid(asked.eps) if asked.plain else (asked.eps,)
+    each_eps = eps_grid(str(config.eps)) if plain else (str(config.eps),)
     problem = problem_of(context, checkpoint, examples, each_eps[0], precision=config.precision)
     sites = checkpoint.active
-    variants = variants_of(site_rules_of(config.sites, sites), asked.config.alphas, sites)
+    variants = variants_of(site_rules_of(config.sites, sites), config.alphas, sites)
     if fresh:
-        discard(context.place.paths.state)
-    found = _Found(outcomes={name: [] for name in (MEASURES if asked.plain else ("clean",))})
+        discard(place.state)
+    key = {"options": checkpoint.options_id(), "images": f"{context.named_dataset} {config.split}"}
+    key["precision"] = str(problem.precision)
+    found = _Found(outcomes={name: [] for name in (MEASURES if plain else ("clean",))})
     for eps in each_eps:
         problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
-        grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
+        grid = open_grid(context, problem, examples, families, place.state, **key)
         points = _score(grid, variants, f"eps {eps}")
-        if not asked.plain:
-            points = {key: _clean_alone(point) for key, point in points.items()}
+        if not plain:
+            none = next(iter(points.values())).clean[:0]  # no curves of attacks that were not run
+            points = {at: replace(point, plain=none, bpda=none, worst=none) for at, point in points.items()}
         found.add(eps, points, grid.passes())
-        _show(context, asked, found, eps)
-    return _write(context, asked, examples, found, problem.precision)
-
-
-def _asked(context: RunContext, config: MeasureConfig) -> _Asked:
-    context.verified("calibrate")
-    plain, bpda = ((), ()) if config.attack == NO_ATTACK else families_of(config.attack, "")
-    eps = context.eps_of(config.eps) if plain else "0"
-    images = context.take(config.split, config.n_examples)
-    inputs = context.input("calibrate") | {"images": content_id(images), "attacks": attacks_id((*plain, *bpda))}
-    alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
-    update = {"eps": eps, "norm": context.run.norm, "alphas": alphas, "n_examples": len(images)}
-    return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
-
-
-def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> VariantGrid:
-    """Every cell that this measurement, or one before it, has scored at one eps."""
-    config = asked.config
-    return VariantGrid(
-        problem,
-        examples,
-        plain=asked.plain,
-        bpda=asked.bpda,
-        folder=context.place.paths.state,
-        block_size=config.block_size,
-        key={
-            "statistics": sha256_of(context.run.paths.statistics),
-            "weights": context.weights_id,
-            "options": options,
-            "precision": problem.precision,
-            "images": f"{context.named_dataset} {config.split}",
-        },
-    )
-
-
-def _write(context: RunContext, asked: _Asked, examples: Examples, found: _Found, precision: str | None) -> Path:
-    """``outcomes.npz`` and ``measure.yaml``."""
-    config, place = asked.config, context.place.paths
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in found.outcomes.items()}
-    np.savez_compressed(buffer, index=examples.indices.numpy(), label=examples.y.cpu().numpy(), **arrays)
-    write_bytes(place.outcomes, buffer.getvalue())
+        _show(context, found, eps, plain)
+    write_bytes(place.outcomes, found.outcomes_npz(examples))
     results = {
         "n_examples": len(examples),
         "split": config.split,
-        "attacks": list(asked.plain),
-        "bpda_attacks": list(asked.bpda),
+        "attacks": list(plain),
+        "bpda_attacks": list(bpda),
         "model": context.run.source.name,
-        "precision": precision,
+        "precision": problem.precision,
         "rows": found.rows,
         **found.passes,
     }
-    return context.write(config, asked.inputs, [place.outcomes], results)
+    return context.write([place.outcomes], results)
+
+
+def _settle(context: RunContext[MeasureConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fill in every default; plain and BPDA attacks."""
+    context.verified("calibrate")
+    config = context.config
+    families = ((), ()) if config.attack == NO_ATTACK else families_of(config.attack, "")
+    eps = context.eps_of(config.eps) if families[0] else "0"
+    images = context.take(config.split, config.n_examples)
+    alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
+    context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
+    return families
 
 
 def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: str) -> Points:
@@ -165,15 +128,9 @@ def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: 
     return {key: point_of(grid, variant, key[1]) for key, variant in variants.items()}
 
 
-def _clean_alone(point: SweepPoint) -> SweepPoint:
-    """Without the curves of attacks that were not run."""
-    return replace(point, plain=point.clean[:0], bpda=point.clean[:0], worst=point.clean[:0])
-
-
-def _show(context: RunContext, asked: _Asked, found: _Found, eps: str) -> None:
-    """What was measured at one eps."""
-    rows = [row for row in found.rows if row["eps"] == eps]
-    results = {"rows": rows, "split": asked.config.split, "attacks": list(asked.plain), "n_examples": len(asked.images)}
+def _show(context: RunContext[MeasureConfig], found: _Found, eps: str, plain: tuple[str, ...]) -> None:
+    rows, config = [row for row in found.rows if row["eps"] == eps], context.config
+    results = {"rows": rows, "split": config.split, "attacks": list(plain), "n_examples": config.n_examples}
     table = measurement_table(results, with_errors=is_wide())
-    title = f"{context.run.source.name}: {table.title}" + (f", {context.run.norm} {eps}" if asked.plain else "")
+    title = f"{context.run.source.name}: {table.title}" + (f", {context.run.norm} {eps}" if plain else "")
     console.print(replace(table, title=title).to_rich())

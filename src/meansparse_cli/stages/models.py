@@ -1,19 +1,13 @@
-"""``meansparse models``: the zoo with its published figures, as table, names or JSON; and the check of every entry."""
-
-from __future__ import annotations
+"""``meansparse models``: the zoo with its published figures, as table, names or JSON."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from ..errors import ConfigError, ModelNotFound
 from ..models.published import PublishedModel, published_date, published_models, to_json
 from ..reporting.console import console, note
-from ..reporting.model_tables import checks_table, models_tables, summary
-
-CHECK_FOLDER = Path("runs/zoo-check")
+from ..reporting.model_tables import models_tables
 
 
 def select_models(
@@ -59,27 +53,3 @@ def list_models(models: Sequence[PublishedModel], *, as_json: bool, to_terminal:
         "?: RobustBench calls its AutoAttack figure unreliable"
     )
     return "" if to_terminal else "\n".join(m.name for m in models)
-
-
-def check_models(
-    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
-) -> tuple[str, bool]:
-    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed."""
-    # torch is not loaded for a list
-    from ..models.names import ZooEntry
-    from ..models.zoo import zoo_entries
-    from ..runs.lock import run_folder_lock
-    from .zoo_check import check_zoo
-
-    wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
-    entries = [entry for entry in zoo_entries() if entry in wanted]
-    if not entries:
-        raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
-    folder = folder or CHECK_FOLDER
-    with run_folder_lock(folder):
-        path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
-    console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
-    failed = [row["name"] for row in rows if row["problems"]]
-    if failed:
-        note(f"failed: {', '.join(failed)}")
-    return json.dumps(rows) if as_json else str(path), not failed

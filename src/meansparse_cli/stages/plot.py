@@ -1,7 +1,5 @@
 """``meansparse plot``: a picture of a finished sweep; of the operator itself, statistics and an alpha are enough."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..operator.checkpoint import load_checkpoint, sparsify
@@ -32,9 +30,9 @@ def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     x = context.examples(images).to(context.device).x
     title = f"{run.source.name}, alpha = {alpha:g}, {len(x):,} held-out images"
     if config.what == "blocked":
-        png, svg = folder / "blocked.png", folder / "blocked.svg"
-        draw_blocked(blocked_shares(model, x, batch_size=config.batch_size), model.sites, title=title, png=png, svg=svg)
-        return png
+        shares = blocked_shares(model, x, batch_size=config.batch_size)
+        draw_blocked(shares, model.sites, title=title, png=folder / "blocked.png", svg=folder / "blocked.svg")
+        return folder / "blocked.png"
     site = model.sites[0] if config.site is None else site_called(model.sites, config.site)
     values = channel_values(model, site, config.channel, x, batch_size=config.batch_size)
     name = file_name(f"histogram-{site.name}-{config.channel}")

@@ -3,8 +3,6 @@
 A command that was done is done at once, and one that was killed goes on, so the same call goes on as well.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -94,7 +92,6 @@ class _Runner:
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
     def _end(self) -> None:
-        """Nothing goes on behind a command that was stopped."""
         for process in list(self.processes):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)

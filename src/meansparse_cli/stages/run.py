@@ -1,12 +1,10 @@
 """The stages by their commands, one at a time or ``meansparse run``: all four."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..runs.lock import lock_for
+from ..runs.folder import lock_for
 from ..settings.commands import SECTIONS, STAGES
 from ..settings.resolve import resolve
 

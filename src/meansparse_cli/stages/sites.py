@@ -1,7 +1,5 @@
 """``meansparse sites``: the activations of a model, and which of them calibrate would use."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -25,18 +23,19 @@ def list_sites(config: CalibrateConfig, sources: dict[str, str]) -> tuple[list[S
     """Every site, gates included and marked; and by index, for those that calibrate would use, what chose them."""
     ensure_fetched(config, sources)
     context = RunContext("sites", config, sources)
-    config = with_site_rule(context, config)
+    context.config = config = with_site_rule(context)
     model = context.base(config.sites, device="cpu")
     if (shape := context.image_shape) is not None:
         images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     else:
         images = context.examples(context.take("calibration", 2)).x
-    found = sites_of_rule(context, config, model, images)
+    found = sites_of_rule(context, model, images)
     return found, chosen_by(found, config.sites, include_gates=config.include_gates)
 
 
-def with_site_rule(context: RunContext, config: CalibrateConfig) -> CalibrateConfig:
+def with_site_rule(context: RunContext[CalibrateConfig]) -> CalibrateConfig:
     """A model that has operators of its own, and statistics that are stored, mean the authors' sites by default."""
+    config = context.config
     if among_published(config.sites) is not None:
         return config
     entry = kind_of(context.run.source).entry
@@ -52,9 +51,9 @@ def with_site_rule(context: RunContext, config: CalibrateConfig) -> CalibrateCon
     return config
 
 
-def sites_of_rule(context: RunContext, config: CalibrateConfig, model: nn.Module, images: Tensor) -> list[Site]:
+def sites_of_rule(context: RunContext[CalibrateConfig], model: nn.Module, images: Tensor) -> list[Site]:
     """The sites that the rule chooses among."""
-    if among_published(config.sites) is None:
+    if among_published(context.config.sites) is None:
         return find_sites(model, images)
     files = published_files_of(kind_of(context.run.source).entry)
     return published_sites(model, images, held_by_weights(context), files)

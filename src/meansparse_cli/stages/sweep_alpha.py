@@ -1,25 +1,19 @@
 """``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..attacks.problem import Problem
-from ..data.examples import Examples
-from ..data.identity import content_id
-from ..data.splits import Split
+from ..data.identity import image_ids
+from ..data.splits import DataSet, SplitName
 from ..engine.grid import VariantGrid
-from ..engine.outcomes import attacks_id
-from ..files import discard, sha256_of
+from ..errors import DataError
+from ..files import discard
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..reporting.console import console, live, note
 from ..reporting.curves import draw_alpha_curve
 from ..reporting.sweep_tables import say_sweep, show_sweep
-from ..runs.checks import check_disjoint
 from ..runs.context import RunContext
-from ..runs.operators import problem_of, with_options
+from ..runs.operators import open_grid, problem_of, with_options
 from ..selection.choice import ChoiceRule
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
@@ -27,90 +21,88 @@ from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_
 from ..settings.stages import SweepAlphaConfig
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a sweep is asked for; ``config`` with every default filled in."""
-
-    config: SweepAlphaConfig
-    eps: str
-    plain: tuple[str, ...]
-    bpda: tuple[str, ...]
-    images: Split
-    inputs: dict[str, str]
-
-
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
     context = RunContext("sweep-alpha", config, sources, fresh=fresh)
-    asked = _asked(context, config)
-    if done := context.done(asked.config, asked.inputs):
+    plain, bpda = families = _settle(context)
+    if done := context.done():
         return done
 
-    examples = context.examples(asked.images).to(context.device)
-    checkpoint = with_options(load_checkpoint(context.run.paths.statistics), config)
+    config, run, folder = context.config, context.run, context.run.paths.state / "sweep-alpha"
+    examples = context.examples(context.take("held-out", config.n_examples)).to(context.device)
+    checkpoint = with_options(load_checkpoint(run.paths.statistics), config)
     if fresh:
-        discard(context.run.paths.state / "sweep-alpha")
-    problem = problem_of(context, checkpoint, examples, asked.eps, precision=config.precision)
-    grid = _open_grid(context, asked, problem, examples, checkpoint.options_id())
-    sweep, chosen, by_rule = _sweep(asked, grid, checkpoint)
+        discard(folder)
+    problem = problem_of(context, checkpoint, examples, str(config.eps), precision=config.precision)
+    key = {"options": checkpoint.options_id(), "images": f"{context.named_dataset} held-out"}
+    if problem.precision != "fp32":  # so that what a sweep on a CPU began before this was a setting goes on
+        key["precision"] = str(problem.precision)
+    grid = open_grid(context, problem, examples, families, folder, **key)
+    sweep, chosen, by_rule = _sweep(config, plain, grid, checkpoint)
 
-    run = context.run
     save_checkpoint(run.paths.checkpoint, chosen)
     results = sweep.to_report() | {
         "alpha": chosen.alpha,
         "alpha_rule": config.alpha_rule,
         "n_examples": len(examples),
-        "attacks": list(asked.plain),
-        "bpda_attacks": list(asked.bpda),
+        "attacks": list(plain),
+        "bpda_attacks": list(bpda),
         "precision": problem.precision,
         "estimator": context.report("calibrate")["results"]["estimator"],
         **by_rule,
         **grid.passes(),
     }
-    title = f"{run.source.name}: {len(examples):,} held-out images, {run.norm} {asked.eps}"
+    title = f"{run.source.name}: {len(examples):,} held-out images, {run.norm} {config.eps}"
     draw_alpha_curve(results, title=title, png=run.paths.curve_png, svg=run.paths.curve_svg)
     note(f"curve: {run.paths.curve_png}")
-    return context.write(asked.config, asked.inputs, [run.paths.checkpoint], results)
+    return context.write([run.paths.checkpoint], results)
 
 
-def _asked(context: RunContext, config: SweepAlphaConfig) -> _Asked:
+def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fill in every default; plain and BPDA attacks."""
     context.verified("calibrate")
-    eps = context.eps_of(config.eps)
-    plain, bpda = families_of(config.attack, config.objective)
+    config, eps = context.config, context.eps_of(context.config.eps)
+    families = families_of(config.attack, config.objective)
     alphas, changes = grid_of(config.alphas)
     if changes and context.sources.get("alphas") != "default":
         note(f"alphas: {changes}: {', '.join(f'{alpha:g}' for alpha in alphas)}")
-    check_disjoint(context)
+    _check_disjoint(context)
     images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
-    inputs = context.input("calibrate") | {"images": content_id(images), "attacks": attacks_id((*plain, *bpda))}
-    update = {"eps": eps, "norm": context.run.norm, "alphas": alphas, "n_examples": len(images)}
-    return _Asked(config.model_copy(update=update), eps, plain, bpda, images, inputs)
+    context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
+    return families
 
 
-def _open_grid(context: RunContext, asked: _Asked, problem: Problem, examples: Examples, options: str) -> VariantGrid:
-    """Every cell that this sweep, or one before it, has scored."""
-    config, run = asked.config, context.run
-    return VariantGrid(
-        problem,
-        examples,
-        plain=asked.plain,
-        bpda=asked.bpda,
-        folder=run.paths.state / "sweep-alpha",
-        block_size=config.block_size,
-        key={
-            "statistics": sha256_of(run.paths.statistics),
-            "weights": context.weights_id,
-            "options": options,
-            "images": f"{context.named_dataset} held-out",
-            # not where it is fp32, so that what a sweep on a CPU began before this was a setting goes on
-            **({} if problem.precision == "fp32" else {"precision": problem.precision}),
-        },
-    )
+def _check_disjoint(context: RunContext[SweepAlphaConfig]) -> None:
+    """Refuse held-out images that are among those of the statistics or of the test split.
+
+    The splits of one data set are disjoint by construction; they need not be where the sweep was given another one.
+    """
+    config, before = context.config, context.calibrated_with
+    if config.dataset is None and config.data_dir is None:
+        return
+    dataset = before["dataset"] or context.run.source.dataset
+    data_dir = Path(before["data_dir"]) if before["data_dir"] else None
+    held_out = context.split("held-out")
+    if not len(held_out):
+        raise DataError("the held-out split is empty", hint="a data set of 10 training images or more has one")
+    if (context.named_dataset, config.data_dir or data_dir) == (dataset, data_dir):
+        return  # its splits are disjoint files; pictures that a data set holds twice are its authors' affair
+    mine, calibrated_with = image_ids(held_out), DataSet(dataset, data_dir)
+    others: tuple[SplitName, SplitName] = ("calibration", "test")
+    for split in others:
+        n = len(mine & image_ids(calibrated_with.split(split)))
+        if n:
+            raise DataError(
+                f"{n} of {len(held_out)} held-out images are in the {split} split that this run was calibrated with",
+                hint="sweep on the data set of the statistics (leave out --dataset and --data-dir), or run: "
+                f"{context.run.command('calibrate')} with the same --dataset and --data-dir",
+            )
 
 
-def _sweep(asked: _Asked, grid: VariantGrid, checkpoint: Checkpoint) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
+def _sweep(
+    config: SweepAlphaConfig, plain: tuple[str, ...], grid: VariantGrid, checkpoint: Checkpoint
+) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
     """The sweep, the checkpoint that its rule leads to, and what goes into the report about the rule."""
-    config, plain = asked.config, asked.plain
     settings = SweepSettings(
         alphas=config.alphas,
         site_weights=(1.0,) * len(grid.sites),

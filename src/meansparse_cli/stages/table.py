@@ -1,7 +1,5 @@
 """``meansparse table N RUN...``: a table of the paper with our cells beside its own, as Markdown and YAML."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Sequence

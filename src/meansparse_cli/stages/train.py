@@ -1,14 +1,14 @@
 """What ``meansparse train`` does around ``train_model``: images in, a table while it runs, weights and report out."""
 
+import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.identity import content_id
 from ..data.splits import Split, take_examples
@@ -32,11 +32,11 @@ from ..training.images import Pixels, TrainingData, read_pixels
 from ..training.operators import take_operators
 from ..training.plan import check_settings, check_sizes, shorter_than_the_papers, splits_of, with_eps, with_preset
 from ..training.state import EpochResult, best_epoch, result_settings
-from ..training.train import STATE_FILE, OnBatch, channels_last, train_model
+from ..training.train import STATE_FILE, channels_last, train_model
 
 WEIGHTS, REPORT = "model.safetensors", "train.yaml"
 TEST_STEPS = 20
-_LABELS = {
+_LABELS = {  # of what is measured: clean, PGD, PGD straight through
     "test_accuracy": "test clean",
     f"test_pgd{TEST_STEPS}_accuracy": f"PGD-{TEST_STEPS}",
     f"test_pgd{TEST_STEPS}_straight_through_accuracy": f"PGD-{TEST_STEPS} straight through the operator",
@@ -64,12 +64,10 @@ class _Asked:
 
     @property
     def selected_on(self) -> str:
-        """What chooses the best epoch."""
         return "test" if self.config.paper_selection else "held-out"
 
     @property
     def title(self) -> str:
-        """What is trained, in words."""
         config = self.config
         return f"{Path(config.dataset).stem}, ResNet-18 of width {config.width}, {config.activation}, {config.method}"
 
@@ -80,8 +78,6 @@ class _Trained:
 
     model: ResNet18
     log: list[EpochResult]
-    n_classes: int
-    image_shape: tuple[int, int, int]
     measured: dict[str, Accuracy]
     n_test: int
 
@@ -117,9 +113,8 @@ def _asked(config: TrainConfig, sources: dict[str, str], *, fresh: bool) -> _Ask
 
 
 def _announce(asked: _Asked) -> None:
-    epochs = asked.config.epochs
     note(
-        f"train: {asked.title}, {len(asked.images):,} images, {epochs} epochs on {asked.device}; "
+        f"train: {asked.title}, {len(asked.images):,} images, {asked.config.epochs} epochs on {asked.device}; "
         f"saved in {asked.folder} after each, and taken up there by the same command"
     )
     if asked.config.paper_selection:
@@ -144,8 +139,8 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
             asked.folder,
             device=asked.device,
             deadline=None if limit is None else started + 60 * limit,
-            on_batch=_bar(view, config, len(asked.images)),
-            on_epoch=_table(view, asked),
+            on_batch=partial(_on_batch, view, asked),
+            on_epoch=partial(_on_epoch, view, asked),
         )
         if len(log) < config.epochs:
             note(
@@ -156,28 +151,17 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
         test = take_examples(asked.test, min(config.test_examples, len(asked.test)))
         view.begin("testing", len(test))
         measured = _measure(model, read_pixels(test, config.workers), asked)
-    height, width, channels = pixels[0].shape[1:]
-    return _Trained(model, log, n_classes, (channels, height, width), measured, len(test))
+    return _Trained(model, log, measured, len(test))
 
 
 def _measure(model: ResNet18, test: Pixels, asked: _Asked) -> dict[str, Accuracy]:
     """Clean and PGD accuracy; with operators in place, also where the gradient passes straight through them."""
-
-    def accuracies() -> tuple[Accuracy, Accuracy]:
-        clean, robust = pgd_outcomes(
-            model,
-            *test,
-            eps=eps_value(str(asked.config.eps)),
-            n_steps=TEST_STEPS,
-            device=asked.device,
-            channels_last=channels_last(asked.config),
-        )
-        return accuracy_of(clean), accuracy_of(robust)
-
-    measured = dict(zip(("test_accuracy", f"test_pgd{TEST_STEPS}_accuracy"), accuracies(), strict=True))
+    options: dict[str, Any] = {"eps": eps_value(str(asked.config.eps)), "channels_last": channels_last(asked.config)}
+    outcomes = partial(pgd_outcomes, model, *test, n_steps=TEST_STEPS, device=asked.device, **options)
+    measured = dict(zip(list(_LABELS)[:2], map(accuracy_of, outcomes()), strict=True))
     if asked.config.mean_sparse_alpha is not None:
         with straight_through(model):
-            measured[f"test_pgd{TEST_STEPS}_straight_through_accuracy"] = accuracies()[1]
+            measured[list(_LABELS)[2]] = accuracy_of(outcomes()[1])
     return measured
 
 
@@ -187,10 +171,10 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
     best = best_epoch(log, config).epoch
     results = {
         "network": {
-            "n_classes": trained.n_classes,
+            "n_classes": model.fc.out_features,
             "width": config.width,
             "activation": config.activation,
-            "in_channels": trained.image_shape[0],
+            "in_channels": model.conv1.in_channels,
         },
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_train_examples": len(asked.images),
@@ -201,7 +185,7 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
     }
     outputs = [folder / WEIGHTS]
     if config.mean_sparse_alpha is not None:
-        model, operators = take_operators(model, trained.image_shape)
+        model, operators = take_operators(model, tuple(asked.images[0][0].shape))
         outputs.append(folder / "meansparse.safetensors")
         save_checkpoint(outputs[-1], operators)
     _write_weights(outputs[0], model, config, results)
@@ -223,7 +207,6 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
 
 
 def _tell(asked: _Asked, trained: _Trained, best: int) -> None:
-    """What came out, for people."""
     accuracies = ", ".join(
         f"{_LABELS[key]} {percent(a.fraction, a.standard_error)} %" for key, a in trained.measured.items()
     )
@@ -253,35 +236,26 @@ def _done_before(asked: _Asked) -> Path | None:
     return path
 
 
-def _bar(view: LiveView, config: TrainConfig, n_images: int) -> OnBatch:
-    def on_batch(epoch: int, batch: int, n: int) -> None:
-        if batch == 0:
-            view.begin(f"epoch {epoch + 1} of {config.epochs}", n_images - n_images % n)
-        view.advance(n)
-
-    return on_batch
+def _on_batch(view: LiveView, asked: _Asked, epoch: int, batch: int, n: int) -> None:
+    if batch == 0:
+        view.begin(f"epoch {epoch + 1} of {asked.config.epochs}", len(asked.images) - len(asked.images) % n)
+    view.advance(n)
 
 
-def _table(view: LiveView, asked: _Asked) -> Callable[[list[EpochResult]], None]:
-    def on_epoch(log: list[EpochResult]) -> None:
-        view.show(show_epochs(log, best_epoch(log, asked.config).epoch, asked.selected_on))
-        if not console.is_terminal:
-            row = log[-1]
-            clean, robust = percent(row.selection_accuracy), percent(row.selection_robust_accuracy)
-            note(
-                f"epoch {row.epoch + 1} of {asked.config.epochs}: loss {row.train_loss:.3f}, "
-                f"{asked.selected_on} clean {clean} %, PGD-10 {robust} %, {row.seconds:.1f} s"
-            )
-
-    return on_epoch
+def _on_epoch(view: LiveView, asked: _Asked, log: list[EpochResult]) -> None:
+    view.show(show_epochs(log, best_epoch(log, asked.config).epoch, asked.selected_on))
+    if not console.is_terminal:
+        row = log[-1]
+        clean, robust = percent(row.selection_accuracy), percent(row.selection_robust_accuracy)
+        note(
+            f"epoch {row.epoch + 1} of {asked.config.epochs}: loss {row.train_loss:.3f}, "
+            f"{asked.selected_on} clean {clean} %, PGD-10 {robust} %, {row.seconds:.1f} s"
+        )
 
 
 def _write_weights(path: Path, model: torch.nn.Module, config: TrainConfig, results: dict[str, Any]) -> None:
-    dtype = getattr(torch, config.save_dtype)
-    state: dict[str, Tensor] = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    model = copy.deepcopy(model).to(getattr(torch, config.save_dtype))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     measured = {key: results[key] for key in results if key.startswith("test_") or key == "selected_on"}
     header = {
         "network": json.dumps(results["network"]),

@@ -1,7 +1,5 @@
 """``meansparse verify``: adversarial images from whoever it is, judged afresh."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import nn
@@ -16,10 +14,9 @@ from ..files import sha256_of
 from ..operator.checkpoint import sparsify
 from ..reporting.console import console, note
 from ..reporting.evaluation_tables import judgements_table
-from ..runs.checks import check_model
 from ..runs.context import RunContext
 from ..runs.folder import file_name
-from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, has_alpha
+from ..runs.operators import alpha_in_use, check_model, checkpoint_to_evaluate, has_alpha
 from ..settings.stages import VerifyConfig
 from ..settings.values import eps_text, eps_value
 from .fetch import ensure_fetched
@@ -30,11 +27,13 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     ensure_fetched(config, sources)
     context = RunContext("verify", config, sources)
     run, about = context.run, said_by(file)
-    config = _as_found(context, config, file, about)
+    context.config = config = _as_found(context, config, file, about)
     eps = context.eps_of(config.eps)
     image_sets = read_images(file)
     test = context.split(config.split)
     model, alpha, operator = _model(context, config, file, about)
+    context.inputs = {file.name: sha256_of(file), "images": content_id(test)}
+    context.config = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
     judgements: list[Judgement] = []
     n_classes = 0
@@ -55,14 +54,8 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
     sets = [judged.to_report() for judged in judgements]
     console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
     is_admissible = all(judged.is_admissible for judged in judgements)
-    report = context.write(
-        config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha}),
-        {file.name: sha256_of(file), "images": content_id(test)},
-        [],
-        {"admissible": is_admissible, "sets": sets},
-        path=run.paths.folder / f"verify-{file_name(file.name)}.yaml",
-    )
-    return report, is_admissible
+    path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
+    return context.write([], {"admissible": is_admissible, "sets": sets}, path=path), is_admissible
 
 
 def _model(

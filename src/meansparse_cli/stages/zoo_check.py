@@ -4,25 +4,44 @@ The report is written after every entry, so a check that was killed goes on wher
 checked again.
 """
 
-from __future__ import annotations
-
+import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..errors import ModelNotFound
 from ..files import write_bytes
-from ..reporting.console import live, note
-from ..reporting.model_tables import checks_markdown, checks_table, verdict_of
+from ..models.check import N_IMAGES, SEED, Row, check_entries
+from ..models.names import ZooEntry
+from ..models.published import PublishedModel
+from ..models.zoo import zoo_entries
+from ..reporting.console import console, live, note
+from ..reporting.model_tables import checks_markdown, checks_table, summary, verdict_of
+from ..runs.folder import run_folder_lock
 from ..runs.report import read_report, versions, write_report
 
-if TYPE_CHECKING:
-    from ..models.check import Row
-    from ..models.names import ZooEntry
-
 STAGE = "zoo-check"
+FOLDER = Path("runs/zoo-check")
 KEYS = ("name", "dataset", "threat")
 ROWS_ON_SCREEN = 12
+
+
+def check_models(
+    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
+) -> tuple[str, bool]:
+    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed."""
+    wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
+    entries = [entry for entry in zoo_entries() if entry in wanted]
+    if not entries:
+        raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
+    folder = folder or FOLDER
+    with run_folder_lock(folder):
+        path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
+    console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
+    failed = [row["name"] for row in rows if row["problems"]]
+    if failed:
+        note(f"failed: {', '.join(failed)}")
+    return json.dumps(rows) if as_json else str(path), not failed
 
 
 def check_zoo(
@@ -32,8 +51,6 @@ def check_zoo(
 
     Returns the YAML's path and the rows of ``entries``; a row's ``problems`` are empty where the entry passed.
     """
-    from ..models.check import check_entries
-
     path = folder / f"{STAGE}.yaml"
     rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
     started = time.monotonic()
@@ -74,24 +91,18 @@ def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float
 
 
 def _write(path: Path, rows: Iterable[Row], seconds: float, peak: float) -> None:
-    from ..models.check import N_IMAGES, SEED
-    from ..models.zoo import zoo_entries
-
     order = [_key(entry) for entry in zoo_entries()]
     rows = sorted(rows, key=lambda row: order.index(_key(row)))
     report = write_report(
         path,
         stage=STAGE,
         config={"seed": SEED, "n_images": N_IMAGES},
-        inputs={},
-        outputs={},
         results={
             "n_models": len(rows),
             "n_passed": sum(not row["problems"] for row in rows),
             "peak_rss_gib": round(peak, 2),
             "models": rows,
         },
-        device="cpu",
         seconds=seconds,
     )
     write_bytes(path.with_suffix(".md"), checks_markdown(rows, report["provenance"], peak).encode())

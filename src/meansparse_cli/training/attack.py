@@ -5,12 +5,13 @@ meanwhile, so that the attack neither moves nor depends on the batch's own batch
 frozen, so that only the gradient of the images is computed. Nothing here waits for the device.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..attacks.judge import under_attack
 
 Forward = Callable[[Tensor], Tensor]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
@@ -91,21 +92,6 @@ def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return x + noise
 
 
-@contextmanager
-def attacked(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient for the parameters; both as before afterwards."""
-    was_training, learning = model.training, [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        model.train(was_training)
-
-
 def pgd_outcomes(
     model: nn.Module,
     pixels: Tensor,
@@ -125,7 +111,7 @@ def pgd_outcomes(
     forward = in_precision(model, device, precision)
     ascent = LinfAscent(forward, cross_entropy, eps=eps, step_size=eps / 4, n_steps=n_steps)
     clean, robust = [], []
-    with attacked(model):
+    with under_attack(model):
         for start in range(0, len(labels), BATCH_SIZE):
             x = pixels[start : start + BATCH_SIZE].to(device).permute(0, 3, 1, 2).float() / 255
             x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

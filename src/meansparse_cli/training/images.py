@@ -1,4 +1,7 @@
-"""The images of a split as bytes in memory, decoded once, by several processes where asked for."""
+"""Training images as bytes: decoded once, by several processes where asked for, and kept on the device.
+
+They are augmented there: no loop over images, no wait, no workers.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.read import ArrayImages
 from ..data.splits import Split
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 Pixels = tuple[Tensor, Tensor]
 """uint8 images (n, height, width, channels) and labels (n,)."""
@@ -40,19 +44,65 @@ def read_pixels(images: Split, n_workers: int = 0, on_images: Callable[[int], No
         labels.append(y)
         if on_images is not None:
             on_images(len(y))
-    if len({x.shape[1:] for x in pixels}) > 1:
-        raise _mixed({tuple(x.shape[1:]) for x in pixels})
+    _check_one_size({tuple(x.shape[1:]) for x in pixels})
     return torch.cat(pixels), torch.cat(labels)
 
 
 def _as_bytes(examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    if len(shapes := {tuple(x.shape) for x, _ in examples}) > 1:
-        raise _mixed(shapes)
+    _check_one_size({tuple(x.shape) for x, _ in examples})
     x = torch.stack([x for x, _ in examples])
     return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.tensor([y for _, y in examples])
 
 
-def _mixed(shapes: set[tuple[int, ...]]) -> DataError:
-    return DataError(
-        f"the images have several sizes: {', '.join(map(str, sorted(shapes)[:4]))}, ...; training needs one"
-    )
+def _check_one_size(shapes: set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        some = ", ".join(map(str, sorted(shapes)[:4]))
+        raise DataError(f"the images have several sizes: {some}, ...; training needs one")
+
+
+class DeviceImages:
+    """A training set in the device's memory: ``pixels`` uint8 (n, height, width, channels), ``labels`` (n,).
+
+    ``batch`` draws a crop at a random offset after zero padding by ``padding`` pixels, and a flip, for each image.
+    """
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, *, device: str, padding: int, flip: bool, channels_last: bool
+    ) -> None:
+        self.n, self.height, self.width, self.channels = pixels.shape
+        _check_memory(self.n * (self.height + 2 * padding) * (self.width + 2 * padding) * self.channels, device)
+        self.padding, self.flip, self.channels_last = padding, flip, channels_last
+        self._padded = F.pad(pixels.to(device), (0, 0, padding, padding, padding, padding))
+        self._labels = labels.to(device)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (batch, channels, height, width) in [0, 1] and labels, of the positions ``chosen``.
+
+        ``chosen`` and ``generator`` are on the device.
+        """
+        n, device = len(chosen), chosen.device
+        rows = torch.arange(self.height, device=device).expand(n, -1)
+        columns = torch.arange(self.width, device=device).expand(n, -1)
+        if self.flip:
+            flipped = torch.rand(n, 1, device=device, generator=generator) < 0.5
+            columns = torch.where(flipped, self.width - 1 - columns, columns)
+        if self.padding:
+            offsets = torch.randint(0, 2 * self.padding + 1, (2, n, 1), device=device, generator=generator)
+            rows, columns = rows + offsets[0], columns + offsets[1]
+        x = self._padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return x.float().div_(255).contiguous(memory_format=layout), self._labels[chosen]
+
+
+def _check_memory(n_bytes: int, device: str) -> None:
+    if torch.device(device).type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if n_bytes > 0.8 * free:
+        raise ConfigError(
+            f"the training images take {n_bytes / 2**30:.0f} GiB, the device has {free / 2**30:.0f} GiB free",
+            hint="train on fewer: --n-examples N",
+        )

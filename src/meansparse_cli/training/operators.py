@@ -6,13 +6,16 @@ stated: here alpha rises in equal steps, one an epoch, and a batch counts for a 
 training sees the operator as it is, with its zero gradients.
 """
 
+import copy
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.checkpoint import Checkpoint
-from ..operator.insertion import CHILD_NAME, insert
+from ..operator.insertion import CHILD_NAME, SparsifiedModel, insert, remove
 from ..operator.module import MeanSparse
 from ..operator.statistics import ChannelStatistics
 from ..settings.training import TrainConfig
@@ -73,14 +76,7 @@ def insert_moving_operators(model: ResNet18, image_shape: tuple[int, ...]) -> No
 
 def take_operators(model: ResNet18, image_shape: tuple[int, ...]) -> tuple[ResNet18, Checkpoint]:
     """The network without its operators (a new one), and these, for ``save_checkpoint``; their counts are batches."""
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items() if f".{CHILD_NAME}." not in k}
-    base = ResNet18(
-        n_classes=model.fc.out_features,
-        width=model.conv1.out_channels,
-        activation=model.activation,
-        in_channels=model.conv1.in_channels,
-    )
-    base.load_state_dict(state)
+    base = cast(ResNet18, remove(SparsifiedModel(copy.deepcopy(model).cpu(), ())))
     sites: list[Site] = find_sites(base.eval(), torch.rand(2, *image_shape))
     operators: list[nn.Module] = [model.get_submodule(site.path).get_submodule(CHILD_NAME) for site in sites]
     statistics, alpha = [], 0.0

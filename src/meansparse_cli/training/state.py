@@ -12,12 +12,10 @@ from ..ledger import StateFile
 from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
-from .schedule import WeightAverage
 
-WHERE = {"preset", "run", "data_dir", "device", "workers", "time_limit"}
-HOW_FAST = {"compile", "cuda_graphs", "channels_last"}
-NOT_IN_RESULT = WHERE | HOW_FAST | {"test_examples", "save_dtype"}
-"""Settings that say where, how fast or how a network is trained or written, not which."""
+NOT_IN_RESULT = {"preset", "run", "data_dir", "device", "workers", "time_limit"}  # where
+NOT_IN_RESULT |= {"compile", "cuda_graphs", "channels_last", "test_examples", "save_dtype"}  # how
+"""Settings that say where or how a network is trained or written, not which."""
 MEND = "use another --run, or --fresh"
 
 
@@ -46,6 +44,27 @@ def best_epoch(log: list[EpochResult], config: TrainConfig) -> EpochResult:
     if config.method == "standard":
         return max(full, key=lambda row: (row.selection_accuracy, row.epoch))
     return max(full, key=lambda row: (row.selection_robust_accuracy, row.epoch))
+
+
+class WeightAverage:
+    """Exponential average of parameters and batch-norm averages, a step at a time: w <- d w + (1 - d) new.
+
+    d rises to ``decay`` as (1 + step) / (10 + step), so that a short run is not dominated by its random start. Integer
+    buffers are copied. ``state`` has the keys of the model's ``state_dict``.
+    """
+
+    def __init__(self, state: dict[str, Tensor], decay: float) -> None:
+        self.state = {key: value.detach().clone() for key, value in state.items()}
+        self.decay, self.step = decay, 0
+
+    def update(self, state: dict[str, Tensor]) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        self.step += 1
+        with torch.no_grad():
+            floating = [key for key, value in state.items() if value.is_floating_point()]
+            torch._foreach_lerp_([self.state[k] for k in floating], [state[k].detach() for k in floating], 1 - decay)
+            for key in state.keys() - set(floating):
+                self.state[key].copy_(state[key])
 
 
 class TrainState:

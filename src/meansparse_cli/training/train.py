@@ -6,6 +6,8 @@ last finished epoch and, on a CPU, ends in the same weights bit for bit. The dev
 """
 
 import copy
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,17 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attacks.judge import under_attack
 from ..errors import ConfigError
 from ..models.networks import ResNet18
 from ..operator.active import set_alpha
 from ..settings.training import TrainConfig
 from ..settings.values import eps_value
-from .attack import Forward, LinfAscent, attacked, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
-from .augment import DeviceImages
-from .images import TrainingData
+from .attack import Forward, LinfAscent, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
+from .images import DeviceImages, TrainingData
 from .operators import alpha_of_epoch, insert_moving_operators
-from .schedule import WeightAverage, epoch_order, learning_rate, seed_of
-from .state import EpochResult, TrainState
+from .state import EpochResult, TrainState, WeightAverage
 
 OnBatch = Callable[[int, int, int], None]
 STATE_FILE = "train-state.pt"
@@ -39,11 +40,9 @@ def _sound_weight_gradients(width: int, device: str) -> Iterator[None]:
 
     Seen on one thread, for channels-last 1x1 convolutions of stride 2 and fewer than 8 input channels.
     """
-    if torch.device(device).type != "cpu" or width >= 8:
-        yield
-        return
     onednn: Any = torch.backends.mkldnn
-    was, onednn.enabled = onednn.enabled, False
+    was, is_unsound = onednn.enabled, torch.device(device).type == "cpu" and width < 8
+    onednn.enabled = was and not is_unsound
     try:
         yield
     finally:
@@ -128,7 +127,8 @@ class _Training:
         self.model.train()
         self._set_alpha(self.model, epoch)
         for batch in range(n_batches):
-            self._set_learning_rate((epoch + batch / n_batches) / config.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config.schedule, config.lr, (epoch + batch / n_batches) / config.epochs)
             self.generator.manual_seed(seed_of(config.seed, epoch, batch))
             total_loss += self._step(order[batch * batch_size : (batch + 1) * batch_size])
             self.on_batch(epoch, batch, batch_size)
@@ -171,11 +171,6 @@ class _Training:
         if self.config.mean_sparse_alpha is not None:
             set_alpha(model, alpha_of_epoch(self.config, epoch))
 
-    def _set_learning_rate(self, progress: float) -> None:
-        lr = learning_rate(self.config.schedule, self.config.lr, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
 
 class _BatchLoss:
     """The loss of one batch, its adversarial images included."""
@@ -197,10 +192,10 @@ class _BatchLoss:
         if self.config.method == "standard":
             return F.cross_entropy(self.forward(x).float(), y)
         if self.config.method == "pgd":
-            with attacked(self.model):
+            with under_attack(self.model):
                 adv = self.attack(x, y, uniform_start(x, self.eps, generator))
             return F.cross_entropy(self.forward(adv).float(), y)
-        with attacked(self.model):
+        with under_attack(self.model):
             with torch.no_grad():
                 target = F.softmax(self.forward(x).float(), 1)
             # TRADES starts beside the image: at the image itself the divergence has no gradient
@@ -214,6 +209,30 @@ class _BatchLoss:
             reduction="batchmean",
         )
         return F.cross_entropy(logits, y) + self.config.beta * shift
+
+
+def learning_rate(schedule: str, highest: float, progress: float) -> float:
+    """Learning rate at ``progress`` in [0, 1) of the whole run.
+
+    ``steps``: divided by 10 at a half and at three quarters (the paper's epochs 100 and 150 of 200). ``one-cycle``:
+    from 4 % up to ``highest`` over the first 30 %, then down to zero along a cosine (Smith and Topin 2019).
+    """
+    if schedule == "steps":
+        return highest * (0.1 if progress >= 0.5 else 1.0) * (0.1 if progress >= 0.75 else 1.0)
+    if progress < 0.3:
+        return highest * (0.04 + 0.96 * progress / 0.3)
+    return highest * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
+
+
+def seed_of(*position: int) -> int:
+    """A seed for (seed, epoch, batch): what is drawn depends on the position alone, so nothing need be remembered."""
+    text = "/".join(str(number) for number in position)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of ``n`` images in an epoch, on the CPU, the same for every device."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
 
 
 def channels_last(config: TrainConfig) -> bool:
