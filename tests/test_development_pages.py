@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from meansparse_cli.attacks.result import Budget
 from torch import nn
 
 from meansparse_cli.attacks import ATTACKS, run_attack, runner
 from meansparse_cli.attacks.catalogue import AttackSpec
-from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models import source
 
@@ -58,7 +57,9 @@ def test_the_example_of_an_attack_breaks_what_it_can(monkeypatch: pytest.MonkeyP
     (line,) = re.findall(r"`(AttackSpec\(.*?\))`", PAGES["adding-an-attack"])
     spec = eval(line, {"AttackSpec": AttackSpec})
     monkeypatch.setitem(ATTACKS, spec.name, spec)
-    monkeypatch.setitem(runner.SEARCHES, spec.search, example("adding-an-attack", "meansparse_cli.attacks.bim")["bim"])
+    monkeypatch.setitem(
+        runner.SEARCHES, spec.search, example("adding-an-attack", "meansparse_cli.attacks.bim")["BIMRule"]
+    )
     model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2, bias=False))
     with torch.no_grad():  # the sum of the pixels above 4 or below it
         model[1].weight.copy_(torch.stack([torch.ones(8), -torch.ones(8)]))

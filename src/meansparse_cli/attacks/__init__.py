@@ -11,8 +11,9 @@ fab; square                   the boundary; a black box
 losses, budget, starts        losses to climb, budgets and distances, random starts
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once. A new attack is a rule of
-the queue (``queue.Rule``), a line in ``runner.SEARCHES``, one in ``catalogue._CATALOGUE`` where its cost belongs, a row
-in the README's table of attacks, and a name in ``ONE_OF_EACH`` of ``tests/test_attacks.py``.
+the queue (``queue.Rule``), a line in ``runner.SEARCHES``, one in ``catalogue._CATALOGUE`` in order of cost, a row in
+the README's table of attacks and names in the lists of ``tests/test_attacks.py``; an example is in
+``docs/development/adding-an-attack.md``.
 """
 
 from typing import TYPE_CHECKING, Any
