@@ -27,9 +27,7 @@ MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BP
 
 def render(template: str, **context: Any) -> str:
     """A page by one of the templates."""
-    made = environment(__package__)
-    made.globals["RULE"] = RULE
-    return made.get_template(template).render(context)
+    return environment(__package__).get_template(template).render(context, rule=RULE)
 
 
 def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> str:
