@@ -65,7 +65,8 @@ class Cells:
 
     def correct(self, rows: Tensor, variants: Tensor) -> Tensor:
         """(m,) bool: classified correctly at the clean image; one forward pass each."""
-        return ~self.breaks(FoundImages(rows, self.examples.at(rows).x), variants)
+        examples = self.examples.at(rows)
+        return ~judge(self.problem, examples.x, examples.y, variants).cpu()
 
     def breaks(self, found: FoundImages, variants: Tensor) -> Tensor:
         """(m,) bool: misclassified by the model itself, in float32 and evaluation mode; one forward pass each."""
