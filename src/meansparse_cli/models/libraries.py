@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class LibraryModel(ModelKind):
     """``LIBRARY:NAME`` with the standard weights, for images in [0, 1]."""
 
     dataset = "imagenet"
+    all_names: ClassVar[str]
+    """Where the library lists its names."""
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(source)
@@ -56,7 +58,7 @@ class LibraryModel(ModelKind):
         if bare not in (names := cls._names(bare)):
             close = difflib.get_close_matches(bare, names, n=5, cutoff=0.5)
             meant = f"did you mean {', '.join(f'{cls.kind}:{c}' for c in close)}"
-            hint = meant if close else f"every name, in Python: {cls.kind}.models.list_models()"
+            hint = meant if close else f"see {cls.all_names}"
             raise ModelNotFound(f"{cls.kind} has no model {bare!r}", hint=hint)
         return super().resolve(name, dataset, threat)
 
@@ -98,6 +100,7 @@ class TimmModel(LibraryModel):
     """``timm:NAME``."""
 
     kind = "timm"
+    all_names = "timm.list_models()"
     names = "timm:.*"
 
     @classmethod
@@ -141,6 +144,7 @@ class TorchvisionModel(LibraryModel):
     """``torchvision:NAME``."""
 
     kind = "torchvision"
+    all_names = "torchvision.models"
     names = "torchvision:.*"
 
     @classmethod
