@@ -276,6 +276,17 @@ def test_outcomes_that_square_and_transfer_and_float32_make_doubtful() -> None:
         assert [doubt.value for doubt in found] == pytest.approx(values)
 
 
+def assert_kept(kept: KeptAnswers, first: dict[Any, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers under the key ``one`` are not asked for again; under another key they are."""
+    asked: list[str] = []
+    monkeypatch.setattr(diagnostics, "check_search", lambda subject: asked.append("search") or [])
+    again = doubts_of(Colours(), folder / "evaluation", alpha=0.5, kept=kept)
+    assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
+    assert asked == []
+    doubts_of(Colours(), folder / "evaluation", alpha=0.5, kept=KeptAnswers(folder / "kept", "two"))
+    assert asked == ["search", "search"]
+
+
 @pytest.mark.usefixtures("few_steps")
 def test_a_kind_that_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = KeptAnswers(tmp_path / "kept", "one")
@@ -283,13 +294,7 @@ def test_a_kind_that_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch
     file = kept.ledger.folder / "sparsified-outputs.pt"
     file.write_bytes(file.read_bytes()[:100])  # not of ours: writes are atomic
 
-    asked: list[str] = []
-    monkeypatch.setattr(diagnostics, "check_search", lambda subject: asked.append("search") or [])
-    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
-    assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
-    assert asked == []
-    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=KeptAnswers(tmp_path / "kept", "two"))
-    assert asked == ["search", "search"]
+    assert_kept(kept, first, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -305,13 +310,7 @@ def test_answers_of_a_version_without_a_ledger_are_taken_over(tmp_path: Path, mo
             save_torch(kept.folder / file.name, {"key": "one", "broken_by": state["broken_by"]})
     discard(kept.ledger.folder)
 
-    asked: list[str] = []
-    monkeypatch.setattr(diagnostics, "check_search", lambda subject: asked.append("search") or [])
-    again = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
-    assert [d.to_report() for d in again.values()] == [d.to_report() for d in first.values()]
-    assert asked == []
-    doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=KeptAnswers(tmp_path / "kept", "two"))
-    assert asked == ["search", "search"]
+    assert_kept(kept, first, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("few_steps")
