@@ -158,5 +158,12 @@ def test_wrong_size_and_class_count(npz: Path) -> None:
     check_images(split, 3, (3, 8, 8), "colours")
     with pytest.raises(DataError, match="images are 3 x 8 x 8, the model expects 3 x 32 x 32"):
         check_images(split, 3, (3, 32, 32), "colours")
-    with pytest.raises(DataError, match="3 classes were found, the model has 10"):
-        check_images(split, 10, (3, 8, 8), "colours")
+    with pytest.raises(DataError, match="3 classes were found, the model has 2"):
+        check_images(split, 2, (3, 8, 8), "colours")
+
+
+def test_a_model_with_more_logits_than_classes_is_let_pass_with_a_note(
+    npz: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_images(load_split(str(npz), None, "test"), 4, (3, 8, 8), "colours")
+    assert "3 classes were found, the model has 4 logits" in caplog.text

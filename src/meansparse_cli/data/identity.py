@@ -22,6 +22,14 @@ def content_id(images: Split) -> str:
     return digest.hexdigest()
 
 
+def identity(images: Split) -> dict[str, str]:
+    """What a report's ``inputs`` say of the images: their ``content_id``, and where it knows less than all of them."""
+    known = {"images": content_id(images)}
+    if getattr(images.dataset, "sizes_alone", False):
+        known["images_known_by"] = "names and file sizes alone: more than 1 GiB of pictures"
+    return known
+
+
 def image_ids(images: Split) -> set[bytes]:
     """What tells each image from the others: its pixels in memory, its file's content on disk."""
     source, indices = images.dataset, list(images.indices)

@@ -4,11 +4,9 @@ An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (c
 of a folder or a zip are decoded as they are asked for.
 """
 
-import glob
-import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from .folders import ClassOrder, in_order, list_pictures
 from .imagenet import Preprocessing, class_numbers
+from .pictures import decode
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
 
 
@@ -27,7 +26,20 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
     """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, *, source: str) -> None:
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]  # a column, as MATLAB files and MedMNIST have it
+        if y.ndim == 2:
+            raise DataError(
+                f"{source}: y has shape {y.shape}: one-hot, by the look of it",
+                hint="expected integers of shape (n,): y.argmax(1)",
+            )
+        if (
+            x.dtype != np.uint8
+            or x.ndim not in (3, 4)
+            or y.ndim != 1
+            or len(x) != len(y)
+            or not np.issubdtype(y.dtype, np.integer)
+        ):
             raise DataError(
                 f"{source}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}",
                 hint="expected x uint8 of shape (n, height, width, channels) and y integers of shape (n,)",
@@ -48,30 +60,23 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
 class FileImages(Dataset[tuple[Tensor, int]]):
     """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
 
-    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None, order: ClassOrder = "text") -> None:
         self.source, self.preprocessing = source, preprocessing
+        self.channels = 3
+        self.sizes_alone = False
         self._archive: zipfile.ZipFile | None = None
-        if source.is_dir():
-            names = glob.glob("**", root_dir=source, recursive=True, include_hidden=True)
-            names.sort(key=lambda name: name.split("/"))
-        else:
-            try:
-                with zipfile.ZipFile(source) as archive:
-                    names = sorted(archive.namelist())
-            except (zipfile.BadZipFile, OSError) as error:
-                raise DataError(f"{source} is not a readable zip: {error}") from error
-        self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
-        self.classes = sorted({n.split("/")[-2] for n in self.names})
-        if not self.classes:
-            raise DataError(
-                f"no images in {source}",
-                hint=f"expected CLASS/NAME with one of {', '.join(IMAGE_SUFFIXES)}, one folder a class",
-            )
+        listing = list_pictures(source)
+        self.names, self._folders = listing.names, listing.labels
+        self.classes = in_order(set(listing.labels), order, str(source))
         numbers = {name: number for number, name in enumerate(self.classes)}
         if preprocessing is not None and numbers.keys() <= class_numbers().keys():
             numbers = class_numbers()  # right also where a part of the classes is not there
+        self.number_classes(numbers)
+
+    def number_classes(self, numbers: Mapping[str, int]) -> None:
+        """Give each class folder the logit that ``numbers`` has for it."""
         self.n_classes = len(numbers)
-        self.labels = [numbers[n.split("/")[-2]] for n in self.names]
+        self.labels = [numbers[folder] for folder in self._folders]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +85,10 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
         if self.source.is_dir():
             sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
-            return sizes if sum(sizes) > READ_AT_MOST else [zlib.crc32(self.read(i)) for i in indices]
+            if sum(sizes) > READ_AT_MOST:
+                self.sizes_alone = True
+                return sizes
+            return [zlib.crc32(self.read(i)) for i in indices]
         with zipfile.ZipFile(self.source) as archive:
             return [archive.getinfo(self.names[i]).CRC for i in indices]
 
@@ -96,27 +104,38 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-
-        name = self.names[index]
+        name = f"{self.source}/{self.names[index]}"
         try:
-            image = Image.open(io.BytesIO(self.read(index))).convert("RGB")
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
+            content = self.read(index)
+        except (OSError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+            raise DataError(f"{name}: cannot read image: {error}") from error
+        image = decode(content, name, channels=self.channels)
         if self.preprocessing is not None:
             image = self.preprocessing.apply(image)
         pixels = torch.from_numpy(np.array(image))
-        return pixels.permute(2, 0, 1).float() / 255, self.labels[index]
+        return pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255, self.labels[index]
 
 
 ImageSet = ArrayImages | FileImages
 
 
-def open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
+def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
     if path.suffix != ".npz":
-        return FileImages(path, preprocessing=preprocessing)
+        return FileImages(path, preprocessing=preprocessing, order=order)
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("one array without a name")
             return ArrayImages(arrays["x"], arrays["y"], source=str(path))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error

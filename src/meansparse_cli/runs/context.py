@@ -16,14 +16,14 @@ from torch.utils.data import Subset
 
 from ..data.examples import Examples, stack_examples
 from ..data.facts import KNOWN_DATASETS
-from ..data.identity import content_id
+from ..data.identity import identity
 from ..data.imagenet import Preprocessing
 from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..engine.outcomes import attacks_id
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command
-from ..models.source import kind_of, load_model
+from ..models.source import channels_taken, kind_of, load_model
 from ..models.weights import network_id
 from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
@@ -115,7 +115,7 @@ class RunContext(Generic[Config]):
         **settings: Any,
     ) -> None:
         """Name the inputs: the report of ``upstream``, images, families of attacks; fill in what was left open."""
-        self.inputs = self.input(upstream) | ({} if images is None else {"images": content_id(images)})
+        self.inputs = self.input(upstream) | ({} if images is None else identity(images))
         if attacks is not None:
             self.inputs["attacks"] = attacks_id(tuple(chain(*attacks)))
             settings["norm"] = self.run.norm
@@ -264,7 +264,12 @@ class RunContext(Generic[Config]):
         before = self.calibrated_with
         dataset = self.config.dataset or before.get("dataset") or self.run.source.dataset
         data_dir = self.config.data_dir or before.get("data_dir")
-        return DataSet(dataset, Path(data_dir) if data_dir else None, self.preprocessing)
+        folder, order = Path(data_dir) if data_dir else None, self.config.class_order or before.get("class_order")
+        return DataSet(dataset, folder, self.preprocessing, channels=self._channels, order=order or "text")
+
+    def _channels(self) -> int | None:
+        shape = self.image_shape
+        return channels_taken(self.base(device="cpu")) if shape is None else shape[0]
 
     def split(self, name: SplitName) -> Split:
         return self._images.split(name)

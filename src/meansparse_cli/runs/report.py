@@ -42,6 +42,7 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "pool",
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
+_ONLY_IF_GIVEN = {"class_order"}
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -139,6 +140,7 @@ def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: d
 def config_block(config: BaseModel, sources: dict[str, str]) -> dict[str, Any]:
     """The settings of a stage for its report, and where those that are no defaults came from."""
     settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
+    settings = {k: v for k, v in settings.items() if v is not None or k not in _ONLY_IF_GIVEN}
     return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
 
 

@@ -50,6 +50,8 @@ class StageConfig(ModelConfig):
 
     data_dir: Path | None = None
     preprocessing: Literal["none", "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"] | None = None
+    class_order: Literal["text", "number"] | None = None
+    """``text`` when not given, or what calibrate had."""
     device: str = "auto"
     seed: int = 0
     batch_size: Count = 256
