@@ -8,6 +8,7 @@ module:factory, file.py:factory    the user's own network
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,7 @@ def kind_of(source: ModelSource) -> ModelKind:
     raise ConfigError(f"no kind of model {source.kind!r}", hint=f"known: {', '.join(kind.kind for kind in KINDS)}")
 
 
-def load_model(source: ModelSource, weights: Weights = None, **options: bool) -> nn.Module:
+def load_model(source: ModelSource, weights: Weights = None, **options: Any) -> nn.Module:
     """The network of a model, filled: ``ModelKind.load`` and its options."""
     return kind_of(source).load(weights, **options)
 

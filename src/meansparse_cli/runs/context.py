@@ -192,6 +192,7 @@ class RunContext(Generic[Config]):
             self.weights or None,
             allow_pickle=self.config.allow_pickle,
             published_sites=among_published(rule) is not None,
+            weights_key=self.report("fetch")["config"]["settings"].get("weights_key"),
         )
         if not self.weights and self.weights_id not in (None, network_id(model)):
             raise ArtifactError(

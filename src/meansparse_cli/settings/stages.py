@@ -33,6 +33,7 @@ class ModelConfig(Settings):
 
     model: str | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     dataset: str | None = None
     threat: Literal["Linf", "L2", "corruptions"] = "Linf"
     run: Path | None = None
