@@ -80,7 +80,7 @@ def fit_weights(
         of_sets = {id(t) for tensors_of in (mine, *sets.values()) for t in tensors_of.values()}
         left = tuple(k for k, t in found.items() if id(t) not in of_sets and k.rpartition(".")[2] not in COUNTERS)
         fitted = Fitted(chosen[0].rstrip("."), others, left)
-        _say(fitted, what)
+        _say(fitted, what, is_asked=key is not None)
         return fitted
     raise CheckpointError(f"{what}: the weights are of another model: {_nearest(module, tensors)}", hint=mend)
 
@@ -216,8 +216,8 @@ def _rank(prefix: str) -> tuple[bool, bool, int, int]:
     return is_other, is_average, CONTAINERS.index(words[0]) if words[0] in CONTAINERS else len(CONTAINERS), len(words)
 
 
-def _say(fitted: Fitted, what: str) -> None:
-    if fitted.others:
+def _say(fitted: Fitted, what: str, *, is_asked: bool) -> None:
+    if fitted.others and not is_asked:
         log.warning(
             f"{what}: the weights under {fitted.taken or 'no key'!r} were taken; others that fit are under "
             f"{', '.join(map(repr, fitted.others))}: --weights-key {fitted.others[0]} takes these"
