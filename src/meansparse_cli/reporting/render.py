@@ -229,5 +229,7 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
         searched = results_of(reports, "evaluate").get("search", {}).get("precision", "fp32")
         rows.append(("seed", f"{reports['evaluate']['config']['settings']['seed']}"))
         rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
+    if unseen := results_of(reports, "calibrate").get("code_not_seen"):
+        rows.append(("code whose insides cannot be seen, without operators", ", ".join(unseen)))
     weights = results_of(reports, "fetch").get("sha256")
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows

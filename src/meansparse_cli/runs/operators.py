@@ -10,7 +10,7 @@ from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..data.splits import Split, SplitName, check_images
 from ..engine.grid import VariantGrid
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MeanSparseError
 from ..files import sha256_of
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
@@ -88,9 +88,12 @@ def count_classes(model: nn.Module, batch: Tensor) -> int:
     with torch.no_grad():
         try:
             logits = model(batch)
-        except Exception as error:  # the user's code may raise anything
+        except MeanSparseError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise DataError(
-                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}",
+                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: "
+                f"{type(error).__name__}: {error}",
                 hint="does the data set's image size fit this model?",
             ) from error
     if logits.ndim != 2 or len(logits) != len(batch):

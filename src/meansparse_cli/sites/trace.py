@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import DataError, MeanSparseError, SiteError
-from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, may_be_activation, operand
+from .activations import ACTIVATION_FUNCTIONS, ACTIVATION_NAMES, is_elementwise_nonlinear, may_be_activation, operand
 from .channels import axes_after_moving, axis_after, axis_or_default, positions
 from .residual import Provenance, ResidualPaths
 
@@ -36,6 +37,7 @@ class ModuleCall:
     shape: tuple[int, ...]
     clone: Tensor | None = None
     activations_before: int = 0
+    unseen_before: int = 0
 
 
 @dataclass
@@ -55,19 +57,25 @@ class ActivationCall:
 
 
 class Tracer(TorchFunctionMode):
-    """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions."""
+    """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions.
 
-    def __init__(self, is_activation: dict[str, bool]) -> None:
+    ``unseen``: (module path, operation) of what was computed from features by code that no function call shows, as
+    scripted, traced and exported code is.
+    """
+
+    def __init__(self, model: nn.Module, is_activation: dict[str, bool]) -> None:
         super().__init__()
         self.found: list[ActivationCall] = []
+        self.unseen: list[tuple[str, str]] = []
         self.calls: dict[str, int] = {}
         self.paths = ResidualPaths()
         self.stack: list[ModuleCall] = []
         self._ordinal = 0
         self._activated: Tensor | None = None
         self._is_activation = is_activation
-        self._paused = False
+        self._paused = self._in_call = False
         self._provenance = WeakTensorKeyDictionary()
+        self._registered = {id(part) for part in (*model.modules(), *model.parameters())}
 
     def begin(self, images: Tensor) -> None:
         """Everything computed from ``images`` is a feature."""
@@ -76,15 +84,24 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if self._paused:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs or {})
+        self._in_call = True
+        try:
+            return self._follow(func, args, kwargs or {})
+        finally:
+            self._in_call = False
+
+    def _follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = None
         if func in ACTIVATION_FUNCTIONS and self.stack:
             name, ordinal = getattr(func, "__name__", "activation"), self._ordinal
             site = self._record(self.stack[-1].path, "function", name, operand(args, kwargs), call=0, ordinal=ordinal)
             self._ordinal += 1
         tensors = _tensors_in((*args, *kwargs.values()))
+        for x in tensors:
+            if isinstance(x, nn.Parameter) and id(x) not in self._registered:
+                raise self._not_registered(f"a parameter of shape {tuple(x.shape)}")
         sources = [(x, self._of(x)) for x in tensors]
         known = [(tuple(x.shape), p.axis) for x, p in sources if p.axis is not None]
         operands = [(p, _distinct(x)) for x, p in sources]
@@ -106,6 +123,31 @@ class Tracer(TorchFunctionMode):
                 self._provenance[out] = Provenance(axis, ancestors, is_sum)
         return result
 
+    def see(self, func: Any, args: tuple[Any, ...]) -> None:
+        """PyTorch computes something: does the function call that led there show it?"""
+        name = func.__name__.split(".")[0]
+        if not self._paused and not self._in_call and name not in ("detach", "alias", "lift_fresh"):
+            if any(self._of(x).ancestors for x in _tensors_in(args)):
+                self.unseen.append((self.stack[-1].path if self.stack else "", name))
+
+    def look_at(self, module: nn.Module) -> None:
+        """Any module is called, one of the model or not: SiteError for one that its weights and its mode do not reach.
+
+        A plain ``nn.ReLU`` in a list does no harm: its call is seen as a function.
+        """
+        if not self._paused and id(module) not in self._registered:
+            has_state = any(True for _ in (*module.parameters(), *module.buffers()))
+            if has_state or (module.training and isinstance(module, nn.modules.dropout._DropoutNd)):
+                raise self._not_registered(f"a {type(module).__name__}")
+
+    def _not_registered(self, what: str) -> SiteError:
+        where = (self.stack[-1].path if self.stack else "") or "the model"
+        return SiteError(
+            f"{where} uses {what} that is registered nowhere: it is not among the model's weights, nor put in eval mode",
+            hint="keep modules in nn.ModuleList or nn.ModuleDict, parameters in nn.ParameterList, not in a plain list "
+            "or dict",
+        )
+
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is called."""
         if self._paused:
@@ -117,7 +159,10 @@ class Tracer(TorchFunctionMode):
             came = _UNKNOWN if x is None else self._of(x)
             shape = () if x is None else tuple(x.shape)
             frame = ModuleCall(path, module, call, came, shape, activations_before=len(self.found))
-            if x is not None and path and may_be_activation(module, x):
+            frame.unseen_before = len(self.unseen)
+            # a scripted activation is one too, but no operator can be put there
+            is_open = not isinstance(module, torch.jit.ScriptModule)
+            if x is not None and path and is_open and may_be_activation(module, x):
                 frame.clone = x.detach().clone()
             self.stack.append(frame)
 
@@ -135,6 +180,7 @@ class Tracer(TorchFunctionMode):
             if x is not None and output.shape == x.shape and not is_wrapper and self._acts(frame, x):
                 # The calls inside belong to this module: one site, not two.
                 del self.found[frame.activations_before :]
+                del self.unseen[frame.unseen_before :]
                 self._provenance[x] = came
                 site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
                 self._provenance[output] = Provenance(came.axis, came.ancestors | site.bit)
@@ -173,26 +219,43 @@ class Tracer(TorchFunctionMode):
         return found
 
 
+class _Underneath(TorchDispatchMode):
+    """Shows the tracer every operation, also those of scripted code, which makes no call that Python sees."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.tracer.see(func, args)
+        return func(*args, **kwargs or {})
+
+
 def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | None = None) -> Tracer:
     """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
 
     ``is_activation`` keeps what was found out about modules from one run to the next.
     Raises DataError if its forward pass fails.
     """
-    tracer, handles = Tracer({} if is_activation is None else is_activation), []
+    tracer, handles = Tracer(model, {} if is_activation is None else is_activation), []
     images = images.clone()
+    handles.append(nn.modules.module.register_module_forward_pre_hook(lambda module, args: tracer.look_at(module)))
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.RecursiveScriptModule):
+            continue  # takes no hooks
         handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
         handles.append(module.register_forward_hook(lambda m, args, out, path=path: tracer.leave(path, m, out)))
     try:
-        with torch.no_grad(), _eagerly(), tracer:
+        with torch.no_grad(), _eagerly(), tracer, _Underneath(tracer):
             tracer.begin(images)
             model(images)
     except MeanSparseError:
         raise
     except torch.OutOfMemoryError as error:
         raise SiteError("out of memory while the sites were looked for", hint="use --device cpu") from error
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         where = f" in {tracer.stack[-1].path or 'the model'}" if tracer.stack else ""
         raise DataError(
             f"the model's forward pass failed{where} on images of shape {tuple(images.shape)}: "

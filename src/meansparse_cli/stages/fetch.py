@@ -6,12 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ArtifactError
 from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import kind_of, load_model
 from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
+from ..runs.operators import count_classes
 from ..runs.report import RunPaths, config_block, plain, read_report, write_report
 from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
@@ -73,6 +77,9 @@ def _sha256(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> st
     if fetched and config.weights is None:
         return sha256
     model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
+    facts = KNOWN_DATASETS.get(run.source.dataset)
+    if kind_of(run.source).names_code and facts is not None and run.source.dataset != "imagenet":
+        count_classes(model, torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0)))
     return sha256 or network_id(model)
 
 
