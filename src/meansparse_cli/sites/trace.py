@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import DataError, MeanSparseError, SiteError
-from .activations import ACTIVATION_FUNCTIONS, ACTIVATION_NAMES, is_elementwise_nonlinear, may_be_activation, operand
+from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, may_be_activation, operand
 from .channels import axes_after_moving, axis_after, axis_or_default, positions
 from .residual import Provenance, ResidualPaths
 
@@ -126,9 +126,10 @@ class Tracer(TorchFunctionMode):
     def see(self, func: Any, args: tuple[Any, ...]) -> None:
         """PyTorch computes something: does the function call that led there show it?"""
         name = func.__name__.split(".")[0]
-        if not self._paused and not self._in_call and name not in ("detach", "alias", "lift_fresh"):
-            if any(self._of(x).ancestors for x in _tensors_in(args)):
-                self.unseen.append((self.stack[-1].path if self.stack else "", name))
+        if self._paused or self._in_call or name in ("detach", "alias", "lift_fresh"):
+            return
+        if any(self._of(x).ancestors for x in _tensors_in(args)):
+            self.unseen.append((self.stack[-1].path if self.stack else "", name))
 
     def look_at(self, module: nn.Module) -> None:
         """Any module is called, one of the model or not: SiteError for one that its weights and its mode do not reach.
@@ -143,9 +144,9 @@ class Tracer(TorchFunctionMode):
     def _not_registered(self, what: str) -> SiteError:
         where = (self.stack[-1].path if self.stack else "") or "the model"
         return SiteError(
-            f"{where} uses {what} that is registered nowhere: it is not among the model's weights, nor put in eval mode",
-            hint="keep modules in nn.ModuleList or nn.ModuleDict, parameters in nn.ParameterList, not in a plain list "
-            "or dict",
+            f"{where} uses {what} that is not registered: it is not among the model's weights, nor put in eval mode",
+            hint="keep modules in nn.ModuleList or nn.ModuleDict and parameters in nn.ParameterList, "
+            "not in a plain list or dict",
         )
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
