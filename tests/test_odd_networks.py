@@ -61,7 +61,7 @@ REFUSED = {
     "NoneRegistered": (4, "without a registered parameter or buffer"),
     "scripted": (8, f"no activation was found in this model, but {UNSEEN}"),
     "exported": (4, "cannot be put in eval mode"),
-    "quantised": (4, "is quantised"),
+    "quantised": (4, "is quantised or no tensor"),
     "lazy": (4, "is not there yet (a lazy layer)"),
     "meta": (4, "is on the meta device"),
     "Exits": (7, "SystemExit"),

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
-_LINE = b"interrupted: nothing finished was lost; the same command goes on from here\n"
 
 
 def quit_at_once(number: int, frame: FrameType | None) -> None:
     """A handler for before there is work to leave in order."""
-    os.write(2, _LINE)
+    os.write(2, b"interrupted: nothing finished was lost; the same command goes on from here\n")
     os._exit(INTERRUPTED)
 
 

@@ -4,7 +4,7 @@ Here alone a network's output becomes logits, for all that ask it: sites, statis
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +27,11 @@ def as_classifier(network: nn.Module, name: str) -> nn.Module:
     """
     for key, value in network.state_dict(keep_vars=True).items():
         if reason := _not_plain(value):
-            raise ModelNotFound(f"{name}() gave a network whose {key} is {reason[0]}", hint=reason[1])
-    if not any(True for _ in _weights(network)):
+            raise ModelNotFound(
+                f"{name}() gave a network whose {key} is {reason}",
+                hint="let the factory give it in floating point, dense, filled, and called once if it has lazy layers",
+            )
+    if not [*network.parameters(), *network.buffers()]:
         raise ModelNotFound(
             f"{name}() gave a network without a registered parameter or buffer",
             hint="modules in a plain list or dict are not registered: keep them in nn.ModuleList or nn.ModuleDict",
@@ -47,22 +50,15 @@ def as_classifier(network: nn.Module, name: str) -> nn.Module:
     return network
 
 
-def _weights(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()
-
-
-def _not_plain(value: Any) -> tuple[str, str] | None:
-    """What is wrong with one entry of a state dict, and what mends it."""
+def _not_plain(value: Any) -> str:
+    """What is wrong with one entry of a state dict."""
     if is_lazy(value):
-        return "not there yet (a lazy layer)", "let the factory call the network once, on images of the right size"
-    if isinstance(value, Tensor) and value.is_meta:
-        return "on the meta device: it has no values", "let the factory load its weights"
+        return "not there yet (a lazy layer)"
     if not isinstance(value, Tensor) or value.is_quantized:
-        return "quantised: it has no gradient", "give the network in floating point, as it was before"
-    if value.layout != torch.strided:
-        return f"of layout {value.layout}", "give the network with dense weights: .to_dense()"
-    return None
+        return "quantised or no tensor"
+    if value.is_meta or value.layout != torch.strided:
+        return "on the meta device: it has no values" if value.is_meta else f"of layout {value.layout}"
+    return ""
 
 
 def _on_a_copy(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -88,22 +84,17 @@ class _Logits:
         return logits
 
     def _within(self, output: Any) -> Tensor:
-        kind = type(output).__name__
-        values = output.values() if isinstance(output, Mapping) else output
-        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        first = next((x for x in values if isinstance(x, Tensor)), None) if _is_iterable(values) else None
-        found = named if isinstance(named, Tensor) else first
-        if found is None:
+        kind, is_dict = type(output).__name__, isinstance(output, Mapping)
+        named = output.get("logits") if is_dict else getattr(output, "logits", None)
+        values = output.values() if is_dict else output if isinstance(output, Iterable) else ()
+        found = [x for x in (named, *values) if isinstance(x, Tensor)]
+        if not found:
             raise DataError(
                 f"the model gives {kind} without a tensor in it; expected logits (batch, classes)",
                 hint=f"let {self.name} return its logits alone",
             )
-        taken = f"{self.name} gives {kind}: its {'logits are' if found is named else 'first tensor is'} taken as logits"
-        if taken not in _said:
+        what = "logits are" if found[0] is named else "first tensor is"
+        if (taken := f"{self.name} gives {kind}: its {what} taken as logits") not in _said:
             _said.add(taken)
             log.info(taken)
-        return found
-
-
-def _is_iterable(values: Any) -> bool:
-    return hasattr(values, "__iter__") and not isinstance(values, str)
+        return found[0]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import DataError, MeanSparseError, SiteError
+from ..errors import MeanSparseError, SiteError
 from ..sites.activations import ACTIVATION_FUNCTIONS, operand, writes_in_place
 from ..sites.find import Site, unwrap
+from ..sites.trace import forward_failed
 
 CHILD_NAME = "mean_sparse"
 
@@ -101,10 +102,7 @@ class SparsifiedModel(nn.Module):
         except (MeanSparseError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:  # the user's code may raise anything
-            raise DataError(
-                f"the model's forward pass failed on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}",
-                hint="the network must take batches of any size, in float32, and be asked for its gradient",
-            ) from error
+            raise forward_failed(error, f"on images of shape {tuple(x.shape)}") from error
 
     @torch.compiler.disable  # the tracer numbers function calls in its own way; module sites alone compile whole
     def _forward_with_functions(self, x: Tensor) -> Tensor:

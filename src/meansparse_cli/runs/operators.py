@@ -19,6 +19,7 @@ from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value
 from ..sites.rules import among_published, select_sites
+from ..sites.trace import forward_failed
 from .context import RunContext
 
 Names = tuple[str, ...]
@@ -91,11 +92,7 @@ def count_classes(model: nn.Module, batch: Tensor) -> int:
         except MeanSparseError:
             raise
         except (Exception, SystemExit) as error:  # the user's code may raise anything
-            raise DataError(
-                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: "
-                f"{type(error).__name__}: {error}",
-                hint="does the data set's image size fit this model?",
-            ) from error
+            raise forward_failed(error, f"on images of shape {tuple(batch.shape)}") from error
     if logits.ndim != 2 or len(logits) != len(batch):
         raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
     return int(logits.shape[1])

@@ -128,7 +128,7 @@ def _unseen(tracer: Tracer) -> tuple[str, ...]:
     """``stem (relu)``: where code ran unseen, with the activations in it that go by a name."""
     found: dict[str, list[str]] = {}
     for path, operation in tracer.unseen:
-        found.setdefault(path or "(model)", []).extend([operation] if operation in ACTIVATION_NAMES else [])
+        found.setdefault(path, []).extend([operation] if operation in ACTIVATION_NAMES else [])
     return tuple(f"{path} ({', '.join(dict.fromkeys(names))})" if names else path for path, names in found.items())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -129,7 +130,11 @@ class Tracer(TorchFunctionMode):
         if self._paused or self._in_call or name in ("detach", "alias", "lift_fresh"):
             return
         if any(self._of(x).ancestors for x in _tensors_in(args)):
-            self.unseen.append((self.stack[-1].path if self.stack else "", name))
+            self.unseen.append((self.here() or "(model)", name))
+
+    def here(self) -> str:
+        """The path of the module that is running."""
+        return self.stack[-1].path if self.stack else ""
 
     def look_at(self, module: nn.Module) -> None:
         """Any module is called, one of the model or not: SiteError for one that its weights and its mode do not reach.
@@ -137,14 +142,14 @@ class Tracer(TorchFunctionMode):
         A plain ``nn.ReLU`` in a list does no harm: its call is seen as a function.
         """
         if not self._paused and id(module) not in self._registered:
-            has_state = any(True for _ in (*module.parameters(), *module.buffers()))
-            if has_state or (module.training and isinstance(module, nn.modules.dropout._DropoutNd)):
+            is_random = module.training and isinstance(module, nn.modules.dropout._DropoutNd)
+            if is_random or [*module.parameters(), *module.buffers()]:
                 raise self._not_registered(f"a {type(module).__name__}")
 
     def _not_registered(self, what: str) -> SiteError:
-        where = (self.stack[-1].path if self.stack else "") or "the model"
         return SiteError(
-            f"{where} uses {what} that is not registered: it is not among the model's weights, nor put in eval mode",
+            f"{self.here() or 'the model'} uses {what} that is not registered: it is not among the model's weights, "
+            "nor put in eval mode",
             hint="keep modules in nn.ModuleList or nn.ModuleDict and parameters in nn.ParameterList, "
             "not in a plain list or dict",
         )
@@ -249,7 +254,8 @@ def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | Non
         handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
         handles.append(module.register_forward_hook(lambda m, args, out, path=path: tracer.leave(path, m, out)))
     try:
-        with torch.no_grad(), _eagerly(), tracer, _Underneath(tracer):
+        with torch.no_grad(), _eagerly(), tracer, _Underneath(tracer), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*global hooks on modules")  # they see a compiled part twice: no harm
             tracer.begin(images)
             model(images)
     except MeanSparseError:
@@ -257,16 +263,20 @@ def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | Non
     except torch.OutOfMemoryError as error:
         raise SiteError("out of memory while the sites were looked for", hint="use --device cpu") from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        where = f" in {tracer.stack[-1].path or 'the model'}" if tracer.stack else ""
-        raise DataError(
-            f"the model's forward pass failed{where} on images of shape {tuple(images.shape)}: "
-            f"{type(error).__name__}: {error}",
-            hint="does the data set's image size fit this model?",
-        ) from error
+        where = f"in {tracer.here() or 'the model'} on images of shape {tuple(images.shape)}"
+        raise forward_failed(error, where) from error
     finally:
         for handle in handles:
             handle.remove()
     return tracer
+
+
+def forward_failed(error: BaseException, where: str) -> DataError:
+    """What is said of a network whose own code raises."""
+    return DataError(
+        f"the model's forward pass failed {where}: {type(error).__name__}: {error}",
+        hint="does the data set's image size fit this model, and does it take batches of any size in float32?",
+    )
 
 
 @contextlib.contextmanager
