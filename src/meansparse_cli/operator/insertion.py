@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import MeanSparseError, SiteError
 from ..sites.activations import ACTIVATION_FUNCTIONS, operand, writes_in_place
 from ..sites.find import Site, unwrap
-from ..sites.trace import forward_failed
+from ..sites.foreign import forward_failed
 
 CHILD_NAME = "mean_sparse"
 

@@ -18,8 +18,8 @@ from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value
+from ..sites.foreign import forward_failed
 from ..sites.rules import among_published, select_sites
-from ..sites.trace import forward_failed
 from .context import RunContext
 
 Names = tuple[str, ...]

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import DataError, MeanSparseError, SiteError
+from ..errors import MeanSparseError, SiteError
 from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, may_be_activation, operand
 from .channels import axes_after_moving, axis_after, axis_or_default, positions
+from .foreign import Registered, Underneath, forward_failed
 from .residual import Provenance, ResidualPaths
 
 _UNKNOWN = Provenance()
@@ -76,7 +76,7 @@ class Tracer(TorchFunctionMode):
         self._is_activation = is_activation
         self._paused = self._in_call = False
         self._provenance = WeakTensorKeyDictionary()
-        self._registered = {id(part) for part in (*model.modules(), *model.parameters())}
+        self._registered = Registered(model)
 
     def begin(self, images: Tensor) -> None:
         """Everything computed from ``images`` is a feature."""
@@ -101,8 +101,7 @@ class Tracer(TorchFunctionMode):
             self._ordinal += 1
         tensors = _tensors_in((*args, *kwargs.values()))
         for x in tensors:
-            if isinstance(x, nn.Parameter) and id(x) not in self._registered:
-                raise self._not_registered(f"a parameter of shape {tuple(x.shape)}")
+            self._registered.check(x, self.here())
         sources = [(x, self._of(x)) for x in tensors]
         known = [(tuple(x.shape), p.axis) for x, p in sources if p.axis is not None]
         operands = [(p, _distinct(x)) for x, p in sources]
@@ -130,29 +129,16 @@ class Tracer(TorchFunctionMode):
         if self._paused or self._in_call or name in ("detach", "alias", "lift_fresh"):
             return
         if any(self._of(x).ancestors for x in _tensors_in(args)):
-            self.unseen.append((self.here() or "(model)", name))
+            self.unseen.append((self.here(), name))
 
     def here(self) -> str:
         """The path of the module that is running."""
-        return self.stack[-1].path if self.stack else ""
+        return (self.stack[-1].path if self.stack else "") or "(model)"
 
     def look_at(self, module: nn.Module) -> None:
-        """Any module is called, one of the model or not: SiteError for one that its weights and its mode do not reach.
-
-        A plain ``nn.ReLU`` in a list does no harm: its call is seen as a function.
-        """
-        if not self._paused and id(module) not in self._registered:
-            is_random = module.training and isinstance(module, nn.modules.dropout._DropoutNd)
-            if is_random or [*module.parameters(), *module.buffers()]:
-                raise self._not_registered(f"a {type(module).__name__}")
-
-    def _not_registered(self, what: str) -> SiteError:
-        return SiteError(
-            f"{self.here() or 'the model'} uses {what} that is not registered: it is not among the model's weights, "
-            "nor put in eval mode",
-            hint="keep modules in nn.ModuleList or nn.ModuleDict and parameters in nn.ParameterList, "
-            "not in a plain list or dict",
-        )
+        """Any module is called, one of the model or not."""
+        if not self._paused:
+            self._registered.check(module, self.here())
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is called."""
@@ -225,20 +211,6 @@ class Tracer(TorchFunctionMode):
         return found
 
 
-class _Underneath(TorchDispatchMode):
-    """Shows the tracer every operation, also those of scripted code, which makes no call that Python sees."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.tracer.see(func, args)
-        return func(*args, **kwargs or {})
-
-
 def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | None = None) -> Tracer:
     """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
 
@@ -254,7 +226,7 @@ def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | Non
         handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
         handles.append(module.register_forward_hook(lambda m, args, out, path=path: tracer.leave(path, m, out)))
     try:
-        with torch.no_grad(), _eagerly(), tracer, _Underneath(tracer), warnings.catch_warnings():
+        with torch.no_grad(), _eagerly(), tracer, Underneath(tracer.see), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*global hooks on modules")  # they see a compiled part twice: no harm
             tracer.begin(images)
             model(images)
@@ -263,20 +235,12 @@ def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | Non
     except torch.OutOfMemoryError as error:
         raise SiteError("out of memory while the sites were looked for", hint="use --device cpu") from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        where = f"in {tracer.here() or 'the model'} on images of shape {tuple(images.shape)}"
+        where = f"in {tracer.here()} on images of shape {tuple(images.shape)}"
         raise forward_failed(error, where) from error
     finally:
         for handle in handles:
             handle.remove()
     return tracer
-
-
-def forward_failed(error: BaseException, where: str) -> DataError:
-    """What is said of a network whose own code raises."""
-    return DataError(
-        f"the model's forward pass failed {where}: {type(error).__name__}: {error}",
-        hint="does the data set's image size fit this model, and does it take batches of any size in float32?",
-    )
 
 
 @contextlib.contextmanager
