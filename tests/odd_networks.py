@@ -216,6 +216,13 @@ class LooseActivation(Net):
         return self.acts[0](self.conv(x)).mean((2, 3))
 
 
+class MadeOnTheWay(Net):
+    """A module of its own in each pass, as ODE solvers wrap their function; all it holds is registered."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return nn.Sequential(self.conv, self.act)(x).mean((2, 3))
+
+
 class NoneRegistered(nn.Module):
     def __init__(self) -> None:
         super().__init__()

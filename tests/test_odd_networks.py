@@ -36,6 +36,7 @@ WORK = {
     "Detached": "",
     "Checkpointed": "",
     "LooseActivation": "",
+    "MadeOnTheWay": "",
     "CallsScripted": f"{UNSEEN} (scripted, traced, exported) in (model) (gelu)",
     "HoldsScripted": f"{UNSEEN} (scripted, traced, exported) in (model) (tanh)",
     "ScriptedActivation": f"{UNSEEN} (scripted, traced, exported) in other (silu)",

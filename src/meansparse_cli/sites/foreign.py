@@ -18,20 +18,22 @@ def forward_failed(error: BaseException, where: str) -> DataError:
 
 
 class Registered:
-    """The modules and parameters of a model: what its weights and its mode reach."""
+    """The modules, parameters and buffers of a model: what its weights and its mode reach."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._known = {id(part) for part in (*model.modules(), *model.parameters())}
+        self._known = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
 
     def check(self, part: object, where: str) -> None:
         """SiteError for a parameter, or a module with a state or a mode, that is used at ``where`` and is not of them.
 
-        A plain ``nn.ReLU`` in a list does no harm: its call is seen as a function.
+        A plain ``nn.ReLU`` in a list does no harm: its call is seen as a function. Nor does a module made on the way
+        that holds registered ones.
         """
         if id(part) in self._known or not isinstance(part, nn.Module | nn.Parameter):
             return
         is_random = isinstance(part, nn.modules.dropout._DropoutNd) and part.training
-        if isinstance(part, nn.Parameter) or is_random or [*part.parameters(), *part.buffers()]:
+        state = [part] if isinstance(part, nn.Parameter) else [*part.parameters(), *part.buffers()]
+        if is_random or any(id(tensor) not in self._known for tensor in state):
             what = f"parameter of shape {tuple(part.shape)}" if isinstance(part, nn.Parameter) else type(part).__name__
             raise SiteError(
                 f"{where} uses a {what} that is not registered: not among the model's weights, nor put in eval mode",
