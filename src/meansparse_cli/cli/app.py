@@ -12,13 +12,13 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import AttackError, MeanSparseError, StorageError
+from ..errors import AttackError, DataError, MeanSparseError, StorageError
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
+from .interrupt import INTERRUPTED, ctrl_c_quits, quit_at_once, raise_unless_loading
 from .options import typer_function
 
-INTERRUPTED = 130
 TERMINATED = 143
 
 
@@ -27,18 +27,22 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, terminate)
+    if before[signal.SIGINT] in (quit_at_once, signal.default_int_handler):
+        signal.signal(signal.SIGINT, raise_unless_loading)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Group(TyperGroup):
@@ -46,7 +50,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _sigterm_raises():
+            with _signals_raise():
                 return super().invoke(ctx)
         except MeanSparseError as error:
             failure = error
@@ -72,13 +76,23 @@ class _Group(TyperGroup):
                 hint="nothing finished was lost: free some space or choose another --run, then type the same command "
                 "again",
             )
+        except Exception:
+            raise
+        except BaseException as stop:  # no code of ours ends in this way, but a network's may call sys.exit
+            failure = DataError(f"the model's own code ended the program ({type(stop).__name__}: {stop})")
         if ctx.params.get("debug"):
             raise failure
         show_error(failure)
         raise typer.Exit(failure.exit_code)
 
 
-app = typer.Typer(
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ctrl_c_quits():
+            return super().__call__(*args, **kwargs)
+
+
+app = _App(
     cls=_Group,
     no_args_is_help=True,
     add_completion=False,

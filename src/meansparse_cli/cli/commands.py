@@ -1,5 +1,6 @@
 """What each command does: its settings, one call of a stage, and what a shell wants to have on stdout."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -24,14 +25,20 @@ from .options import Flags, Function
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
 
+def _aside() -> contextlib.AbstractContextManager[object]:
+    """What a network's own code prints goes to stderr meanwhile: stdout is for the result."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage; of ``run`` that of the last."""
     from ..stages.run import run_all, run_stage
 
-    if name == "run":
-        path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
-    else:
-        path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    with _aside():
+        if name == "run":
+            path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
+        else:
+            path = run_stage(name, flags, file=given.config, fresh=given.fresh)
     _print_report(path, name, given.as_json)
 
 
@@ -44,7 +51,8 @@ def sites(flags: Flags, given: arguments.StageArguments) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.sites import list_sites
 
-    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
+    with _aside():
+        found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
     if given.as_json:
         typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
@@ -56,7 +64,9 @@ def plot(flags: Flags, _: arguments.StageArguments) -> None:
     settings, sources = resolve("plot", PlotConfig, None, flags)
     from ..stages.plot import plot as draw
 
-    typer.echo(str(draw(settings, sources)))
+    with _aside():
+        path = draw(settings, sources)
+    typer.echo(str(path))
 
 
 def table(_: Flags, given: arguments.Table) -> None:
@@ -78,7 +88,9 @@ def export(_: Flags, given: arguments.Export) -> None:
     from ..stages.export import export as write_export
 
     format = "card" if given.card else given.format
-    path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=bool(given.allow_pickle))
+    allow_pickle = bool(given.allow_pickle)
+    with _aside():
+        path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=allow_pickle)
     typer.echo(str(path))
 
 
@@ -88,7 +100,7 @@ def verify(flags: Flags, given: arguments.Verify) -> None:
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, given.config, flags)
-    with run_folder_lock(folder_of(settings)):
+    with run_folder_lock(folder_of(settings)), _aside():
         path, admissible = verify_images(settings, sources, given.file)
     _print_report(path, "verify", given.as_json)
     if not admissible:

@@ -31,6 +31,7 @@ from .table import Table
 from .template import environment
 
 Reports = dict[str, dict[str, Any]]
+CODE_NOT_SEEN = "no operator in code whose insides cannot be seen"
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
 CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps"}
 
@@ -64,6 +65,8 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
         console.print(Text(headline(reports), style="bold"))
         for sentence in warnings:
             console.print(Text(f"OUTDATED: {sentence}", style="bold red"))
+        if code := code_not_seen(reports):
+            console.print(Text(f"{CODE_NOT_SEEN}: {code}"))
         if verdict(reports):
             console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, with_interval=width >= WIDE):
@@ -179,6 +182,11 @@ def results_of(reports: Reports, stage: str) -> dict[str, Any]:
     return reports[stage]["results"] if stage in reports else {}  # type: ignore[no-any-return]
 
 
+def code_not_seen(reports: Reports) -> str:
+    """The modules of such code, as calibrate found them."""
+    return ", ".join(results_of(reports, "calibrate").get("code_not_seen", ()))
+
+
 def headline(reports: Reports) -> str:
     """What the numbers are about, in one line."""
     model = results_of(reports, "fetch").get("model", {"name": "a model", "dataset": "unknown data"})
@@ -229,5 +237,7 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
         searched = results_of(reports, "evaluate").get("search", {}).get("precision", "fp32")
         rows.append(("seed", f"{reports['evaluate']['config']['settings']['seed']}"))
         rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
+    if code := code_not_seen(reports):
+        rows.append((CODE_NOT_SEEN, code))
     weights = results_of(reports, "fetch").get("sha256")
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows

@@ -136,4 +136,6 @@ def _write(
         "n_gates_left_out": sum(site.gate for site in found) if is_measured and not config.include_gates else 0,
         "sites": [{key: getattr(site, key) for key in OF_SITE} | {"count": part.count} for site, part in rows],
     }
+    if unseen := getattr(found, "unseen", ()):
+        results["code_not_seen"] = list(unseen)
     return context.write([file], results, device=None if is_measured else "cpu")

@@ -6,12 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ArtifactError
 from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import kind_of
 from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
+from ..runs.operators import count_classes
 from ..runs.report import RunPaths, config_block, plain, read_report, write_report
 from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
@@ -81,6 +85,9 @@ def _loaded(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> tu
         return sha256, {}
     model, files = kind_of(run.source), [file.path for file in fetched]
     network = model.load(files or None, allow_pickle=config.allow_pickle, weights_key=config.weights_key)
+    facts = KNOWN_DATASETS.get(run.source.dataset)
+    if model.names_code and facts is not None and run.source.dataset != "imagenet":
+        count_classes(network, torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0)))
     if config.weights_key is not None:
         sha256 = network_id(network)
     fitted = model.fitted
