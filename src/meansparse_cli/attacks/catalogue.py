@@ -30,7 +30,6 @@ class AttackSpec:
 
     @property
     def start(self) -> str:
-        """The name that its random starts are drawn for."""
         return self.start_of or self.name
 
     @property

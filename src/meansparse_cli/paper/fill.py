@@ -39,7 +39,6 @@ class Numbers:
         return cls(accuracy_of(result.clean), robust, worst, robust_gain, worst_gain)
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions; only what there is."""
         ours: dict[str, Any] = {}
         for name, number in vars(self).items():
             if isinstance(number, Accuracy):
@@ -59,7 +58,6 @@ class FilledCell:
     ours: Numbers
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions; only what there is."""
         ours = self.ours.to_report()
         if self.ours.robust is not None:
             ours["robust_minus_paper"] = self.ours.robust.fraction - self.cell.robust
@@ -77,7 +75,6 @@ class FilledColumn:
 
     @property
     def stands_in(self) -> bool:
-        """Is the run of another model than the paper's?"""
         return self.run is not None and not is_of(self.column, self.run)
 
     def with_base(self, table: PaperTable) -> list[FilledCell]:

@@ -209,7 +209,6 @@ def _rule(sites: str, calibrated: str) -> str:
 
 
 def _of_evaluation(settings: dict[str, Any], results: dict[str, Any], arrays: Mapping[str, Any]) -> Iterator[_Row]:
-    """Base and sparsified model."""
     names = [str(name) for name in arrays["name"]]  # clean images come first
     attacks = [name for name in names if name not in (CLEAN, TRANSFER)]
     for model, alpha in zip(MODELS, (0.0, float(results["alpha"])), strict=True):

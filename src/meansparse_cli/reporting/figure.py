@@ -50,7 +50,6 @@ def save_figure(
 def draw_band(
     axes: "Axes", x: Sequence[float], values: Sequence[float], errors: Sequence[float], *, opacity: float, **line: Any
 ) -> None:
-    """A line through ``values`` and a band of ``errors`` around it."""
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
     axes.fill_between(x, low, high, color=line["color"], alpha=opacity, linewidth=0)
@@ -58,7 +57,6 @@ def draw_band(
 
 
 def draw_grid(axes: "Axes") -> None:
-    """Faint horizontal lines behind everything."""
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
