@@ -125,7 +125,11 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
                     hint="give one of them",
                 )
             of_column[column.name] = run
-    filled = {column.name: _fill_column(column, of_column.get(column.name)) for column in table.columns}
+    filled = dict[str, FilledColumn]()
+    for column in table.columns:
+        its_run = of_column.get(column.name)
+        results = () if its_run is None else _in_order_of_use(column, its_run.results)
+        filled[column.name] = FilledColumn(column, its_run, tuple(fill_cell(cell, results) for cell in column.cells))
     judgements, of_claims = list[Judged](), list[Result]()
     for claim in table.claims:
         paper = sum(weight * _paper_value(table.cell(*place), claim) for place, weight in claim.terms.items())
@@ -169,11 +173,6 @@ def is_of(column: Column, run: RunResults) -> bool:
     source = run.source
     norm = column.cells[0].where.get("norm", source.threat)
     return (column.model, column.dataset, norm) == (source.name, source.dataset, source.threat)
-
-
-def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
-    results = () if run is None else _in_order_of_use(column, run.results)
-    return FilledColumn(column, run, tuple(fill_cell(cell, results) for cell in column.cells))
 
 
 def fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:

@@ -174,11 +174,11 @@ def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> 
     return found
 
 
+@dataclass(frozen=True)
 class _Run:
-    def __init__(
-        self, grid: VariantGrid, settings: SweepSettings, on_points: Callable[[list[SweepPoint]], None]
-    ) -> None:
-        self.grid, self.settings, self.on_points = grid, settings, on_points
+    grid: VariantGrid
+    settings: SweepSettings
+    on_points: Callable[[list[SweepPoint]], None]
 
     def score(self, alphas: Sequence[float]) -> Sweep:
         """All blocks at all alphas, less what racing drops; then the choices, and these in full."""
