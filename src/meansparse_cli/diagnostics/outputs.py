@@ -12,12 +12,10 @@ from .subject import Diagnostic, Subject
 N_PASSES = 5
 
 
-def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
-
-
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "centred, in standard deviations": _standardised,
+    "centred, in standard deviations": lambda x: (
+        (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+    ),
     "in [-1, 1]": lambda x: 2 * x - 1,
     "in [0, 255]": lambda x: 255 * x,
 }

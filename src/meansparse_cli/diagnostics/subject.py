@@ -74,7 +74,6 @@ class Subject:
 
     @property
     def y(self) -> Tensor:
-        """Their classes, (n,) int64."""
         return self.examples.y
 
     def judged(
@@ -99,7 +98,6 @@ class Subject:
         self.broken_by.append((rows.cpu(), images.detach().float().cpu()))
 
     def counted(self) -> CountedModel:
-        """The model with its outputs checked."""
         device = device_of(self.model, self.x.device)
         return CountedModel(self.model, n_classes=self.problem.n_classes, device=device)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..attacks import run_attack
 from ..attacks.problem import Problem
+from ..attacks.runner import run_attack
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages

@@ -26,7 +26,6 @@ MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BP
 
 
 def render(template: str, **context: Any) -> str:
-    """A page by one of the templates."""
     return environment(__package__).get_template(template).render(context, rule=RULE)
 
 
@@ -90,7 +89,6 @@ class SummaryRow:
 
     @property
     def measures(self) -> list[tuple[str, Judgement]]:
-        """What of ``MEASURES`` it was judged by."""
         own = (MEASURES[self.own.claim.measure == "clean"], self.own)
         return [own] if self.worst is None else [own, (MEASURES[2], self.worst)]
 

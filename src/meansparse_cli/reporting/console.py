@@ -24,12 +24,10 @@ WIDE = 100
 
 
 def is_wide() -> bool:
-    """Whether this terminal has room for more than 80 columns."""
     return console.width >= WIDE
 
 
 def note(message: str) -> None:
-    """One line for people."""
     console.print(message, markup=False)
 
 
@@ -46,7 +44,6 @@ _library.setLevel(logging.INFO)
 
 
 def show_error(error: MeanSparseError) -> None:
-    """What was found and expected, and the command that puts it right."""
     body = Text(error.message)
     if error.hint:
         body.append(f"\n\n{error.hint}", style="bold")
@@ -92,7 +89,6 @@ class LiveView:
         self._started = time.monotonic()
 
     def advance(self, n: int) -> None:
-        """``n`` more are done."""
         self.done += n
         seconds = time.monotonic() - self._started
         speed = f"{_two_digits((self.done - self._resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
@@ -104,7 +100,6 @@ class LiveView:
                 note(f"{Text.from_markup(task.description)}: {self.done:,}{of} {self.unit} {speed}")
 
     def show(self, table: RenderableType) -> None:
-        """Put a table above the bar."""
         self.table = table
 
     def _render(self) -> RenderableType:

@@ -97,7 +97,6 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
 
 
 def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
-    """What every page says."""
     results = results_of(reports, "evaluate")
     return {
         "headline": headline(reports),
@@ -145,7 +144,6 @@ def read_run(folder: Path) -> Reports:
 
 
 def _command(stage: str, place: Path, root: Path) -> str:
-    """The command that writes the report of ``stage`` in ``place``."""
     shard = None
     if place.parent.name == "shards":
         shard, place = place.name.removeprefix("shard-").replace("-of-", "/"), place.parent.parent
@@ -172,7 +170,6 @@ def outdated(reports: Reports, folder: Path) -> list[str]:
 
 
 def beside(folder: Path) -> list[Path]:
-    """The named evaluations and the measurements of a run."""
     reports = [*folder.glob("evaluations/*/evaluate.yaml"), *folder.glob("measurements/*/measure.yaml")]
     return sorted(report.parent for report in reports)
 
@@ -188,7 +185,6 @@ def code_not_seen(reports: Reports) -> str:
 
 
 def headline(reports: Reports) -> str:
-    """What the numbers are about, in one line."""
     model = results_of(reports, "fetch").get("model", {"name": "a model", "dataset": "unknown data"})
     if "evaluate" not in reports:
         return f"{model['name']}, {model['dataset']}: {'measured' if 'measure' in reports else 'not evaluated yet'}"
@@ -224,7 +220,6 @@ def verdict(reports: Reports) -> str:
 
 
 def provenance(reports: Reports) -> list[tuple[str, str]]:
-    """What made each number: commands, versions, device, hashes."""
     rows = []
     for stage, report in reports.items():
         made = report["provenance"]

@@ -26,11 +26,9 @@ class Table:
 
     @classmethod
     def of(cls, title: str, columns: Mapping[str, Iterable[str]], **more: Any) -> "Table":
-        """From columns by heading."""
         return cls(title, tuple(columns), list(zip(*columns.values(), strict=True)), **more)
 
     def kind(self, column: int) -> str:
-        """The letter of one column."""
         return self.kinds[column] if self.kinds else "n" if column else "f"
 
     def to_rich(self, *, strong: str = "bold") -> Group:

@@ -92,11 +92,6 @@ def find_sites(model: nn.Module, images: Tensor) -> Sites:
     return sites
 
 
-def without_gates(sites: Sequence[Site]) -> list[Site]:
-    """The sites used by default: squeeze-and-excitation and other gates left out."""
-    return [site for site in sites if not site.gate]
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside ``DataParallel`` or ``torch.compile``: sites are named by its own module paths."""
     while True:
