@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ArtifactError
-from .files import load_torch, read_json, save_torch, write_json
+from .files import load_torch, read_json, save_torch, set_aside, write_json
 
 SETTINGS = "settings.json"
 
@@ -123,7 +123,7 @@ class Ledger:
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
             return load_torch(file)
-        file.replace(file.with_name(file.name + ".damaged"))
+        set_aside(file)
         self._note(f"{file} is damaged: set aside, and done again")
         return None
 
@@ -182,8 +182,14 @@ class StateFile:
         """The state; None where there is none to go on with. Raises ``ArtifactError`` for a damaged one."""
         if not self.file.exists():
             return None
-        content = load_torch(self.file)
-        before = content.pop(self.key_name)
+        try:
+            content = load_torch(self.file)
+            before = content.pop(self.key_name)
+        except (ArtifactError, AttributeError, KeyError, TypeError):
+            if self.on_change == "refuse":
+                raise
+            self._note(f"{self.file} is damaged: set aside as {set_aside(self.file).name}, and begun anew")
+            return None
         differing = changes({key: before.get(key) for key in self.key}, self.key)
         if not differing:
             return content

@@ -21,7 +21,7 @@ from ..data.imagenet import Preprocessing
 from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..engine.outcomes import attacks_id
 from ..errors import ArtifactError, ConfigError, DataError
-from ..files import sha256_of
+from ..files import set_aside, sha256_of
 from ..models.names import fetch_command
 from ..models.source import kind_of, load_model
 from ..models.weights import network_id
@@ -31,7 +31,18 @@ from ..settings.values import check_eps, eps_grid
 from ..sites.rules import among_published
 from .device import pick_device
 from .folder import locate_run, places_in
-from .report import STAGES, RunPaths, config_block, done_before, plain, read_report, verify_outputs, write_report
+from .report import (
+    STAGES,
+    RunPaths,
+    config_block,
+    damaged_outputs,
+    done_before,
+    mend_report,
+    plain,
+    read_report,
+    verify_outputs,
+    write_report,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +76,8 @@ class RunContext(Generic[Config]):
         name, shard = None if whole == run.paths.folder else whole.name, getattr(config, "shard", None)
         self.whole = replace(run, paths=RunPaths(whole), name=name)
         self.place = replace(self.whole, paths=RunPaths(place), shard=shard)
+        if stage in STAGES:
+            mend_report(self.place.paths.report(stage), stage)
         held = self.report("fetch")["results"]["model"]
         if held != asdict(run.source):
             name, dataset = run.source.name, run.source.dataset
@@ -130,7 +143,12 @@ class RunContext(Generic[Config]):
         if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)
             return None
-        verify_outputs(report, path.parent, mend=self.place.command(self.stage))
+        for file, wrong in damaged_outputs(report, path.parent).items():
+            log.warning(f"{file} {wrong}: written again")
+            if file.is_dir():
+                set_aside(file)
+        if damaged_outputs(report, path.parent):
+            return None
         log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
         return path
 
@@ -148,6 +166,7 @@ class RunContext(Generic[Config]):
             results=plain(results),
             device=device or self.device,
             seconds=time.monotonic() - self.started,
+            keep=not self.fresh,
         )
         return path
 

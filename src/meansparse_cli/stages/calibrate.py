@@ -103,8 +103,7 @@ def _take_stored(context: RunContext[CalibrateConfig]) -> Path:
     note(f"calibrate: {len(sites)} sites with the statistics of {known.file_name if known else 'the weights'}, {alpha}")
     if held.alpha is None:
         theirs = f"the authors evaluate at {known.alpha:g}: " if known else ""
-        folder = context.run.paths.folder
-        note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {folder}")
+        note(f"{theirs}choose one with sweep-alpha, or give it: {context.run.command('evaluate')} --alpha A")
     return report
 
 
