@@ -27,7 +27,7 @@ from ..models.source import kind_of, load_model
 from ..models.weights import network_id
 from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
-from ..settings.values import check_eps, eps_grid
+from ..settings.values import eps_for
 from ..sites.rules import among_published
 from .device import pick_device
 from .folder import locate_run, places_in
@@ -221,14 +221,8 @@ class RunContext(Generic[Config]):
         return model.to(device or self.device).eval()
 
     def eps_of(self, given: str | None) -> str:
-        """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
-        facts, norm = KNOWN_DATASETS.get(self.run.source.dataset), self.run.norm
-        eps = given or (facts.eps[norm] if facts is not None else None)
-        if eps is None:
-            raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
-        for one in eps_grid(eps):
-            check_eps(one, norm)
-        return eps
+        """``eps_for`` the run."""
+        return eps_for(given, self.run.source.dataset, self.run.norm)
 
     def _check_weights(self, weights: Path) -> None:
         source = self.run.source

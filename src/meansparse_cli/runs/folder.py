@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,13 +126,16 @@ def file_name(text: str) -> str:
 
 
 @contextmanager
-def lock_for(config: ModelConfig) -> Iterator[None]:
-    """The folder that these settings write into, for as long as a command is at work.
+def lock_for(config: ModelConfig, *, held: Path | None = None) -> Iterator[None]:
+    """The folder that these settings write into, for as long as a command is at work; ``held`` is locked already.
 
     The shards of an evaluation may be at work together, each once; anything else in their run has to wait.
     """
     whole, place = places_in(folder_of(config), config)
-    with run_folder_lock(whole, shared=place != whole), run_folder_lock(place) if place != whole else nullcontext():
+    with ExitStack() as locks:
+        for folder in dict.fromkeys((whole, place)):
+            if folder != held:
+                locks.enter_context(run_folder_lock(folder, shared=folder != place))
         yield
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field
 
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ConfigError
 from ..sites.rules import parse_rule
 from .shard import parse_shard
@@ -75,6 +76,17 @@ def check_eps(text: str, norm: str) -> None:
     if eps_value(text) >= limit:
         hint = f"images are in [0, 1]: did you mean --eps {text}/255?" if norm == "Linf" else "images are in [0, 1]"
         raise ConfigError(f"eps is {text} in {norm}; expected less than {limit:g}", hint=hint)
+
+
+def eps_for(given: str | None, dataset: str, norm: str) -> str:
+    """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
+    facts = KNOWN_DATASETS.get(dataset)
+    eps = given or (facts.eps[norm] if facts is not None else None)
+    if eps is None:
+        raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
+    for one in eps_grid(eps):
+        check_eps(one, norm)
+    return eps
 
 
 def parse_alphas(value: object) -> tuple[float, ...]:
