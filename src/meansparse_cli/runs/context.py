@@ -76,8 +76,6 @@ class RunContext(Generic[Config]):
         name, shard = None if whole == run.paths.folder else whole.name, getattr(config, "shard", None)
         self.whole = replace(run, paths=RunPaths(whole), name=name)
         self.place = replace(self.whole, paths=RunPaths(place), shard=shard)
-        if stage in STAGES:
-            mend_report(self.place.paths.report(stage), stage)
         held = self.report("fetch")["results"]["model"]
         if held != asdict(run.source):
             name, dataset = run.source.name, run.source.dataset
@@ -98,8 +96,13 @@ class RunContext(Generic[Config]):
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
     def report_here(self) -> dict[str, Any]:
-        """The report of this very stage, written by an earlier session."""
-        return self._read(self.place.paths.report(self.stage), self.stage, mend=self.place.command(self.stage))
+        """The report of this very stage, written by an earlier session; put back from its copy where it is damaged."""
+        path, mend = self.place.paths.report(self.stage), self.place.command(self.stage)
+        try:
+            return self._read(path, self.stage, mend=mend)
+        except ArtifactError:
+            mend_report(path, self.stage)
+            return self._read(path, self.stage, mend=mend)
 
     def verified(self, stage: str) -> dict[str, Any]:
         """The report of ``stage`` with its whole chain checked back to fetch."""
@@ -137,9 +140,12 @@ class RunContext(Generic[Config]):
     def done(self) -> Path | None:
         """The report of this very stage, if it was done already with these settings and inputs."""
         path = self.place.paths.report(self.stage)
-        if self.fresh or not path.exists():
+        if self.fresh:
             return None
-        report = self.report_here()
+        try:
+            report = self.report_here()
+        except ArtifactError:
+            return None
         if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)
             return None
@@ -157,16 +163,21 @@ class RunContext(Generic[Config]):
     ) -> Path:
         """Write the report of the stage, the last thing it does."""
         path = path or self.place.paths.report(self.stage)
+        parts: dict[str, Any] = {
+            "config": config_block(self.config, self.sources),
+            "inputs": self.inputs,
+            "outputs": {file.name: sha256_of(file) for file in outputs},
+            "results": plain(results),
+        }
+        before = self._reports.get(path)
+        if before is not None and not self.fresh and parts == {key: before[key] for key in parts}:
+            return path  # as it was, so that what was made from it still is
         write_report(
             path,
             stage=self.stage,
-            config=config_block(self.config, self.sources),
-            inputs=self.inputs,
-            outputs={file.name: sha256_of(file) for file in outputs},
-            results=plain(results),
+            **parts,
             device=device or self.device,
             seconds=time.monotonic() - self.started,
-            keep=not self.fresh,
         )
         return path
 

@@ -85,9 +85,8 @@ def write_report(
     inputs: dict[str, str] | None = None,
     outputs: dict[str, str] | None = None,
     device: str = "cpu",
-    keep: bool = False,
 ) -> dict[str, Any]:
-    """Write a report atomically and return it. ``keep``: one that differs in its provenance alone stays as it is."""
+    """Write a report atomically, and its copy, and return it."""
     report: dict[str, Any] = {
         "schema": f"meansparse/{stage}/{SCHEMA_VERSION}",
         "config": config,
@@ -99,13 +98,10 @@ def write_report(
     report["content_sha256"] = _content_hash(report)
     header = f"# meansparse {stage}: written by the tool; the hash at the end covers every value above it\n"
     text = header + yaml.safe_dump(report, sort_keys=False, allow_unicode=True, width=120)
-    if keep and (before := _whole(path, stage)) is not None and _found_by(before) == _found_by(report):
-        return before  # so that what was made from it still is
-    if stage in STAGES:
-        if copy_of(path).is_dir():
-            set_aside(copy_of(path))
-        write_bytes(copy_of(path), text.encode())
-    write_bytes(path, text.encode())
+    for file in (copy_of(path), path) if stage in STAGES else (path,):
+        if file.is_dir():
+            set_aside(file)
+        write_bytes(file, text.encode())
     return report
 
 
@@ -130,11 +126,12 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
 
 def mend_report(path: Path, stage: str) -> None:
     """Put a report that is damaged or gone back from its copy; one without a copy is set aside."""
-    if _whole(path, stage) is not None or stage not in STAGES:
+    is_there = os.path.lexists(path)
+    if stage not in STAGES or (is_there and _whole(path, stage) is not None):
         return
-    if os.path.lexists(path):
+    if is_there:
         log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
-    if _whole(copy_of(path), stage) is not None:
+    if os.path.lexists(copy_of(path)) and _whole(copy_of(path), stage) is not None:
         write_bytes(path, copy_of(path).read_bytes())
         log.warning(f"{path} is put back from its copy")
 
@@ -165,7 +162,7 @@ def _mending(path: Path, stage: str, mend: str) -> str:
     report = _whole(copy_of(path), stage) or _whole(path, stage)
     words = shlex.split(mend)
     if report is not None:
-        words = with_options(mend, stage, report["config"]["settings"], report["config"]["from"])
+        words = with_options(mend, stage, report["config"]["settings"], report["config"].get("from", ()))
     elif words[1:2] == ["fetch"] and "--model" not in words:
         words += ["--model", "NAME"]
     return shlex.join(words)
@@ -190,10 +187,6 @@ def with_options(command: str, stage: str, settings: dict[str, Any], given: Iter
         else:
             words += [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
     return words
-
-
-def _found_by(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("provenance", "content_sha256")}
 
 
 def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: dict[str, str]) -> str:

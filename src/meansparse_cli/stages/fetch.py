@@ -38,7 +38,6 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         config=config_block(config, sources),
         results=results,
         seconds=time.monotonic() - started,
-        keep=not fresh,
     )
     origin = ", ".join(file.origin for file in fetched)
     came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
