@@ -4,6 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
@@ -21,7 +22,7 @@ from ..data.imagenet import Preprocessing
 from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..engine.outcomes import attacks_id
 from ..errors import ArtifactError, ConfigError, DataError
-from ..files import set_aside, sha256_of
+from ..files import sha256_of
 from ..models.names import fetch_command
 from ..models.source import kind_of, load_model
 from ..models.weights import network_id
@@ -35,8 +36,8 @@ from .report import (
     STAGES,
     RunPaths,
     config_block,
-    damaged_outputs,
     done_before,
+    mend_outputs,
     mend_report,
     plain,
     read_report,
@@ -45,8 +46,6 @@ from .report import (
 )
 
 log = logging.getLogger(__name__)
-
-
 Config = TypeVar("Config", bound=StageConfig)
 
 
@@ -95,14 +94,13 @@ class RunContext(Generic[Config]):
         """The report of ``stage``, without its chain."""
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
-    def report_here(self) -> dict[str, Any]:
-        """The report of this very stage, written by an earlier session; put back from its copy where it is damaged."""
-        path, mend = self.place.paths.report(self.stage), self.place.command(self.stage)
-        try:
-            return self._read(path, self.stage, mend=mend)
-        except ArtifactError:
-            mend_report(path, self.stage)
-            return self._read(path, self.stage, mend=mend)
+    def report_here(self) -> dict[str, Any] | None:
+        """The report of this very stage by an earlier session; a damaged one is put back from its copy, or is None."""
+        path = self.place.paths.report(self.stage)
+        with suppress(ArtifactError):
+            return self._read(path, self.stage, mend="")
+        mend_report(path, self.stage)
+        return self._read(path, self.stage, mend="") if path.exists() else None
 
     def verified(self, stage: str) -> dict[str, Any]:
         """The report of ``stage`` with its whole chain checked back to fetch."""
@@ -140,23 +138,14 @@ class RunContext(Generic[Config]):
     def done(self) -> Path | None:
         """The report of this very stage, if it was done already with these settings and inputs."""
         path = self.place.paths.report(self.stage)
-        if self.fresh:
-            return None
-        try:
-            report = self.report_here()
-        except ArtifactError:
+        if self.fresh or (report := self.report_here()) is None:
             return None
         if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)
-            return None
-        for file, wrong in damaged_outputs(report, path.parent).items():
-            log.warning(f"{file} {wrong}: written again")
-            if file.is_dir():
-                set_aside(file)
-        if damaged_outputs(report, path.parent):
-            return None
-        log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
-        return path
+        elif not mend_outputs(report, path.parent):
+            log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
+            return path
+        return None
 
     def write(
         self, outputs: list[Path], results: dict[str, Any], *, device: str | None = None, path: Path | None = None
@@ -232,7 +221,7 @@ class RunContext(Generic[Config]):
         return model.to(device or self.device).eval()
 
     def eps_of(self, given: str | None) -> str:
-        """``eps_for`` the run."""
+        """The budget or grid of budgets: ``eps_for``."""
         return eps_for(given, self.run.source.dataset, self.run.norm)
 
     def _check_weights(self, weights: Path) -> None:

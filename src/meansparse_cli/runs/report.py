@@ -20,7 +20,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -225,22 +225,29 @@ def plain(value: Any) -> Any:
 
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
     """Refuse a stage whose files are gone or are not the ones its report describes."""
-    if wrong := damaged_outputs(report, folder):
+    for path, what in _damaged(report, folder):
         stage = report["schema"].split("/")[1]
-        path, what = next(iter(wrong.items()))
         raise ArtifactError(f"{path} {what}", hint=f"run: {_mending(folder / f'{stage}.yaml', stage, mend)}")
 
 
-def damaged_outputs(report: dict[str, Any], folder: Path) -> dict[Path, str]:
-    """What is wrong with each file that is not the one its report describes."""
-    wrong = {}
+def mend_outputs(report: dict[str, Any], folder: Path) -> bool:
+    """Whether files of a stage have to be written again; what is in the place of one is set aside."""
+    damaged = list(_damaged(report, folder))
+    for path, what in damaged:
+        log.warning(f"{path} {what}: written again")
+        if path.is_dir():
+            set_aside(path)
+    return bool(damaged)
+
+
+def _damaged(report: dict[str, Any], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that is not the one its report describes, and what is wrong with it."""
     for name, expected in report["outputs"].items():
         path = folder / name
         if not path.is_file():
-            wrong[path] = "is a folder" if path.is_dir() else "is missing"
+            yield path, "is a folder" if path.is_dir() else "is missing"
         elif sha256_of(path) != expected:
-            wrong[path] = "is not the file that was written (sha256 differs)"
-    return wrong
+            yield path, "is not the file that was written (sha256 differs)"
 
 
 def _content_hash(report: dict[str, Any]) -> str:

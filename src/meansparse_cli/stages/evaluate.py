@@ -107,9 +107,9 @@ def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
 
 def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | None:
     """The report, if all of this was done already; that of a shard is of no use without the files it wrote."""
-    if shard is not None and not context.fresh and context.place.paths.report("evaluate").exists():
+    if shard is not None and not context.fresh and (report := context.report_here()) is not None:
         folder = context.whole.paths.state / "evaluate"
-        n_gone = context.report_here()["results"].get("n_state_files", 0) - len(shard.files_in(folder))
+        n_gone = report["results"].get("n_state_files", 0) - len(shard.files_in(folder))
         if n_gone > 0:
             name = context.config.shard
             note(f"evaluate: {n_gone} of the files that shard {name} wrote into {folder} are gone: done again")

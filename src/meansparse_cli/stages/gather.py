@@ -33,19 +33,19 @@ def shards_in(state_folder: Path) -> list[Shard]:
 def missing_shards(context: RunContext[EvaluateConfig], state_folder: Path, missing: Tensor) -> ArtifactError:
     """What is ``missing`` (n,) of the outcomes of the whole, by the shard that has it, and two ways on."""
     count = shards_in(state_folder)[-1].count
-    lines, first = [], None
-    for number in range(1, count + 1):
-        shard, positions = Shard(number, count), list(Shard(number, count).positions(len(missing)))
+    lines = []
+    for shard in [Shard(number, count) for number in range(1, count + 1)]:
+        positions = list(shard.positions(len(missing)))
         if n_left := int(missing[positions].sum()):
-            first = first or f"{number}/{count}"
             begun = _begun(context.whole.paths.folder / "shards" / shard.name / BEGUN)
-            lines.append(f"  shard {number}/{count}: {n_left} of {len(positions)} examples are not done; {begun}")
+            lines.append(f"shard {shard.number}/{count}: {n_left} of {len(positions)} examples are not done; {begun}")
+    first = lines[0].split(":")[0].removeprefix("shard ")
     given = [key for key, source in context.sources.items() if source != "default"]
     words = with_options(context.whole.command("evaluate"), "evaluate", context.config.model_dump(mode="json"), given)
     command = shlex.join(words)
     return ArtifactError(
         f"{int(missing.sum())} of {len(missing)} examples are not done by the shards in {state_folder}:\n"
-        + "\n".join(lines),
+        + "\n".join(f"  {line}" for line in lines),
         hint=f"finish each shard, or bring its files here: {command} --shard {first}\n"
         f"or attack the rest in this job: {command} --finish",
     )
