@@ -72,12 +72,8 @@ def discard(folder: Path) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, or a folder in its place; returns the new path."""
-    aside, n = path.with_name(f"{path.name}.damaged"), 1
-    while os.path.lexists(aside):
-        n += 1
-        aside = path.with_name(f"{path.name}.damaged-{n}")
-    path.replace(aside)
-    return aside
+    aside = path.with_name(f"{path.name}.damaged")
+    return path.replace(aside.with_name(f"{aside.name}-{secrets.token_hex(2)}") if os.path.lexists(aside) else aside)
 
 
 def sha256_of(path: Path) -> str:

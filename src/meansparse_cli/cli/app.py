@@ -59,6 +59,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            os.getcwd()  # libraries that torch loads end the process where there is none
             with _sigterm_raises():
                 return super().invoke(ctx)
         except MeanSparseError as error:

@@ -34,7 +34,7 @@ from .subject import Diagnostic, Subject
 
 __all__ = ["DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
 
-DOUBTS_VERSION = 3
+DOUBTS_VERSION = 2
 """Raised when a check finds other numbers than before."""
 
 
