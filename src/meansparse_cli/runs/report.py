@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,9 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
 
 
 def _whole(path: Path, stage: str) -> dict[str, Any] | None:
-    try:
-        return _read(path, stage)
-    except ArtifactError:
-        return None
+    with suppress(ArtifactError):
+        return _read(path, stage) if path.is_file() else None
+    return None
 
 
 def _mending(path: Path, stage: str, mend: str) -> str:
