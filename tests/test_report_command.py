@@ -83,7 +83,7 @@ def test_every_doubt_has_a_status_a_number_and_a_source(run: Path) -> None:
         assert doubt["sentence"] and doubt["source"]
         if doubt["value"] is not None:
             holds = doubt["value"] >= doubt["limit"] if doubt["at_least"] else doubt["value"] <= doubt["limit"]
-            assert (doubt["status"] == "pass") == holds
+            assert (doubt["status"] in ("pass", "too few")) == holds
 
 
 # ---- witnesses
