@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ DIGEST = "sha256"
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
     # not the process alone: two machines on one network folder, or two containers, may have the same number
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -67,6 +68,12 @@ def discard(folder: Path) -> None:
     with suppress(FileNotFoundError):
         folder.rename(gone)
         shutil.rmtree(gone)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, or a folder in its place; returns the new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    return path.replace(aside.with_name(f"{aside.name}-{secrets.token_hex(2)}") if os.path.lexists(aside) else aside)
 
 
 def sha256_of(path: Path) -> str:
@@ -135,4 +142,4 @@ def _checked(path: Path, load: Callable[[], Any]) -> Any:
 
 
 def _again(path: Path) -> str:
-    return f"delete it and run the same command again: {path}"
+    return f"delete it, then run the same command again: {shlex.join(['rm', '-r', str(path)])}"

@@ -1,6 +1,7 @@
 """``meansparse`` itself: its commands in their order, errors in words with their exit code, what a signal ends."""
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -45,11 +46,24 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _of_files(error: OSError) -> StorageError:
+    """What the system refused, in words."""
+    try:
+        os.getcwd()
+    except OSError:
+        return StorageError("the folder that this was started in is gone", hint="type the same command in another one")
+    ways = {errno.ENAMETOOLONG: "choose a shorter name", errno.ELOOP: "its links lead in a circle: choose another path"}
+    hint = ways.get(error.errno or 0, "nothing finished was lost: free some space or choose another --run")
+    what = error.filename or "a file could not be written"
+    return StorageError(f"{error.strerror or error}: {what}", hint=f"{hint}, then type the same command again")
+
+
 class _Group(TyperGroup):
     """Turns our errors into a message on stderr and their exit code; a traceback only with --debug."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            os.getcwd()  # libraries that torch loads end the process where there is none
             with _signals_raise():
                 return super().invoke(ctx)
         except MeanSparseError as error:
@@ -69,13 +83,9 @@ class _Group(TyperGroup):
                 hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
             )
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if isinstance(error, BrokenPipeError):
                 raise
-            failure = StorageError(
-                f"{error.strerror}: {error.filename or 'a file could not be written'}",
-                hint="nothing finished was lost: free some space or choose another --run, then type the same command "
-                "again",
-            )
+            failure = _of_files(error)
         except Exception:
             raise
         except BaseException as stop:  # no code of ours ends in this way, but a network's may call sys.exit

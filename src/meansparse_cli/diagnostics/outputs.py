@@ -85,6 +85,8 @@ def _inputs(subject: Subject) -> Diagnostic:
         return subject.not_run("inputs", "the model refuses inputs of every other scale")
     best = max(gains, key=lambda scale: gains[scale])
     value = gains[best]
+    # one example more or less is seen by no standard error where all say the same
+    at_most = max(gains[scale] + N_STANDARD_ERRORS * max(errors[scale], 1 / len(clean)) for scale in gains)
     if value <= N_STANDARD_ERRORS * errors[best]:
         value = min(value, 0.0)
     words = {
@@ -94,4 +96,4 @@ def _inputs(subject: Subject) -> Diagnostic:
         "gain": in_points(gains[best], digits=1),
         "best": best,
     }
-    return subject.judged("inputs", value, words, gains)
+    return subject.judged("inputs", value, words, gains, at_most=at_most)

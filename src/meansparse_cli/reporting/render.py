@@ -105,7 +105,7 @@ def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
         "tables": list(tables(reports)),
         "diagnostics": diagnostics_table(results) if diagnostics_of(results) else None,
         "warned": diagnostic_sentences(results, "warn"),
-        "passed": diagnostic_sentences(results, "pass", "not run"),
+        "passed": diagnostic_sentences(results, "pass", "too few", "not run"),
         "provenance": provenance(reports),
     }
 

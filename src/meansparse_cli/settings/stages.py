@@ -114,6 +114,7 @@ class EvaluateConfig(AttackConfig):
     save_witnesses: bool = False
     split: Split = "test"
     shard: ShardText | None = None
+    finish: bool = False
     name: FolderName | None = None
 
 

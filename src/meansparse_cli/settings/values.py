@@ -12,6 +12,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field
 
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ConfigError
 from ..sites.rules import parse_rule
 from .shard import parse_shard
@@ -77,6 +78,17 @@ def check_eps(text: str, norm: str) -> None:
         raise ConfigError(f"eps is {text} in {norm}; expected less than {limit:g}", hint=hint)
 
 
+def eps_for(given: str | None, dataset: str, norm: str) -> str:
+    """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
+    facts = KNOWN_DATASETS.get(dataset)
+    eps = given or (facts.eps[norm] if facts is not None else None)
+    if eps is None:
+        raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
+    for one in eps_grid(eps):
+        check_eps(one, norm)
+    return eps
+
+
 def parse_alphas(value: object) -> tuple[float, ...]:
     """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
     parts: Sequence[object] = value if isinstance(value, list | tuple) else str(value).split(",")
@@ -124,5 +136,5 @@ AlphaGrid = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
 SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
-FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 ShardText = Annotated[str, BeforeValidator(parse_shard)]

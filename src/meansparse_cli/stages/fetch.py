@@ -16,13 +16,15 @@ from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
 from ..runs.operators import count_classes
-from ..runs.report import RunPaths, config_block, plain, read_report, write_report
+from ..runs.report import RunPaths, config_block, mend_report, plain, read_report, write_report
 from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
 
 def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
-    run, started = locate_run(config), time.monotonic()
+    started = time.monotonic()
+    mend_report(RunPaths(folder_of(config)).report("fetch"), "fetch")
+    run = locate_run(config)
     file = run.paths.report("fetch")
     fetched = _fetch(run, config)
     sha256, about = _loaded(run, config, fetched)
@@ -52,7 +54,12 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
 def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, str]) -> None:
     """Calibrate, sites and verify take a model by name: it is fetched first where that was not done."""
     if config.weights is not None or not RunPaths(folder_of(config)).report("fetch").exists():
-        fetch(FetchConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields}), sources)
+        fetch(
+            FetchConfig(
+                **{key: getattr(config, key) for key in ModelConfig.model_fields.keys() & config.model_fields_set}
+            ),
+            sources,
+        )
 
 
 def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
