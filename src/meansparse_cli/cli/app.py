@@ -1,6 +1,5 @@
 """``meansparse`` itself: its commands in their order, errors in words with their exit code, what a signal ends."""
 
-import errno
 import signal
 import sys
 import threading
@@ -13,12 +12,16 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import AttackError, MeanSparseError, StorageError
+from ..foreign import first_line, visible
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
 from .options import typer_function
 
 INTERRUPTED = 130
+_Usage: Any = typer.BadParameter.__base__  # Typer's own or click's, by its version
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+"""Signs of torch, which is not imported to print a help text."""
 TERMINATED = 143
 
 
@@ -41,6 +44,22 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _in_words(error: Exception) -> MeanSparseError:
+    """An error that no part of the library foresaw."""
+    if isinstance(error, OSError):
+        return StorageError.of(error)
+    is_memory = isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in _NO_MEMORY)
+    if is_memory:
+        return AttackError(
+            f"out of memory: {first_line(error)}",
+            hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
+        )
+    return MeanSparseError(
+        f"{type(error).__name__}: {first_line(error)}",
+        hint="nothing finished was lost; where it happened, to see or to report it: meansparse --debug COMMAND",
+    )
+
+
 class _Group(TyperGroup):
     """Turns our errors into a message on stderr and their exit code; a traceback only with --debug."""
 
@@ -57,21 +76,16 @@ class _Group(TyperGroup):
             again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
             note(f"{word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(code) from None
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to print a help text
+        except _Usage as error:
+            error.args = (visible(str(error)),)
+            vars(error)["message"] = visible(error.message)
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
                 raise
-            failure = AttackError(
-                f"out of memory: {str(error).splitlines()[0]}",
-                hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            failure = StorageError(
-                f"{error.strerror}: {error.filename or 'a file could not be written'}",
-                hint="nothing finished was lost: free some space or choose another --run, then type the same command "
-                "again",
-            )
+            failure = _in_words(error)
         if ctx.params.get("debug"):
             raise failure
         show_error(failure)

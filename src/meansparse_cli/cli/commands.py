@@ -11,7 +11,7 @@ import typer
 
 from ..errors import DataError
 from ..files import write_bytes
-from ..reporting.console import console, note
+from ..reporting.console import answer, console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
 from ..settings import arguments
@@ -37,7 +37,7 @@ def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
     """A report as JSON, or else its path, or that of what it is about."""
-    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
+    answer(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
 def sites(flags: Flags, given: arguments.StageArguments) -> None:
@@ -46,7 +46,7 @@ def sites(flags: Flags, given: arguments.StageArguments) -> None:
 
     found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
     if given.as_json:
-        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
+        answer(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
     console.print(show_sites(found, chosen))
 
@@ -56,14 +56,14 @@ def plot(flags: Flags, _: arguments.StageArguments) -> None:
     settings, sources = resolve("plot", PlotConfig, None, flags)
     from ..stages.plot import plot as draw
 
-    typer.echo(str(draw(settings, sources)))
+    answer(str(draw(settings, sources)))
 
 
 def table(_: Flags, given: arguments.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
 
-    typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
+    answer(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
 
 
 def reproduce(_: Flags, given: arguments.Reproduce) -> None:
@@ -79,7 +79,7 @@ def export(_: Flags, given: arguments.Export) -> None:
 
     format = "card" if given.card else given.format
     path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=bool(given.allow_pickle))
-    typer.echo(str(path))
+    answer(str(path))
 
 
 def verify(flags: Flags, given: arguments.Verify) -> None:
@@ -104,7 +104,10 @@ def report(_: Flags, given: arguments.Report) -> None:
     text = render(given.run, given.format, width=width, to_file=given.output is not None)
     if given.output is not None:
         write_bytes(given.output, text.encode())
-    typer.echo(given.output or text, nl=given.output is not None)
+    if given.output is None:
+        typer.echo(text, nl=False)
+    else:
+        answer(str(given.output))
 
 
 def models(_: Flags, given: arguments.Models) -> None:
@@ -116,10 +119,10 @@ def models(_: Flags, given: arguments.Models) -> None:
         from ..stages.zoo_check import check_models  # torch is not loaded for a list
 
         text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
-        typer.echo(text)
+        answer(text)
         raise typer.Exit(0 if passed else 1)
     if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
-        typer.echo(text)
+        answer(text)
 
 
 def train(flags: Flags, given: arguments.StageArguments) -> None:

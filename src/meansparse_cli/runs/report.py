@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from ..errors import ArtifactError
 from ..files import sha256_of, write_bytes
+from ..foreign import read_yaml
 
 SCHEMA_VERSION = 1
 _NOT_IN_REPORT = {"run", "allow_pickle"}
@@ -101,10 +102,7 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
     """Read a report and refuse it if it is missing, edited, or of another schema. ``mend`` is the command to run."""
     if not path.exists():
         raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {mend}")
-    try:
-        report = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ArtifactError(f"{path} is not YAML any more: {error}", hint=f"write it again: {mend} --fresh") from error
+    report = read_yaml(path, ArtifactError, hint=f"write it again: {mend} --fresh")
     if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise ArtifactError(

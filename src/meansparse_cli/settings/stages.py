@@ -7,14 +7,17 @@ from pydantic import Field
 
 from .arguments import Settings
 from .values import (
+    Alpha,
     AlphaGrid,
     Count,
     EpsGridText,
     EpsText,
+    Few,
     FolderName,
     Names,
     NotNegative,
     Paths,
+    Seed,
     ShardText,
     SiteRule,
     Whole,
@@ -51,10 +54,10 @@ class StageConfig(ModelConfig):
     data_dir: Path | None = None
     preprocessing: Literal["none", "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"] | None = None
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 256
     n_examples: Count | None = None
-    workers: Whole = 0
+    workers: Few = 0
 
 
 class CalibrateConfig(StageConfig):
@@ -95,7 +98,7 @@ class EvaluateConfig(AttackConfig):
     """``meansparse evaluate``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
     attack: Names = ("standard", "bpda")
-    alpha: float | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
@@ -137,7 +140,7 @@ class MeasureConfig(AttackConfig):
 class VerifyConfig(AttackConfig):
     """``meansparse verify``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
-    alpha: NotNegative | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
