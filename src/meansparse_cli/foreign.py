@@ -35,7 +35,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type."""
-    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def reading(refusal: type[MeanSparseError], what: str, hint: str) -> Iterator[No
         raise
     except Exception as error:
         says = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        if isinstance(error, LookupError | TypeError | AttributeError):
+            says = f"{type(error).__name__}: {says}"
         raise refusal(f"{what}: {says}", hint=hint) from error
 
 
@@ -73,8 +75,8 @@ def read_yaml(path: Path, refusal: type[MeanSparseError], *, hint: str) -> Any:
             _check(text)
             return yaml.load(text, _Loader)
         except yaml.MarkedYAMLError as error:
-            where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-            raise ValueError(f"{error.problem}{where}") from error
+            line = getattr(error.problem_mark, "line", 0) + 1
+            raise ValueError(f"{error.problem} in line {line}") from error
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
@@ -149,5 +151,5 @@ def _add(parent: _Open, event: Any, size: int) -> None:
         raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
     if parent.is_mapping and parent.n_nodes % 2 and isinstance(event, yaml.ScalarEvent) and event.value != "<<":
         if event.value in parent.keys:
-            raise ValueError(f"key {event.value!r} stands twice, again in line {event.start_mark.line + 1}")
+            raise ValueError(f"key {event.value!r} stands twice")
         parent.keys.add(event.value)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import typer
 
-from ..errors import DataError
+from ..errors import ArtifactError, DataError
 from ..files import write_bytes
+from ..foreign import reading
 from ..reporting.console import answer, console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
@@ -101,7 +102,8 @@ def report(_: Flags, given: arguments.Report) -> None:
     from ..reporting.render import render
 
     width = shutil.get_terminal_size((120, 24)).columns
-    text = render(given.run, given.format, width=width, to_file=given.output is not None)
+    with reading(ArtifactError, f"the reports of {given.run} cannot be shown", "do again the stage that lacks it"):
+        text = render(given.run, given.format, width=width, to_file=given.output is not None)
     if given.output is not None:
         write_bytes(given.output, text.encode())
     if given.output is None:

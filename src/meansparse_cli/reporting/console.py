@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -65,11 +66,16 @@ _library.addHandler(_LibraryNotes())
 _library.setLevel(logging.INFO)
 
 
+def _shortened(text: str) -> str:
+    """Without the middle of a word of hundreds of letters."""
+    return re.sub(r"(\S{100})\S{300,}(\S{40})", r"\1...\2", text)
+
+
 def show_error(error: MeanSparseError) -> None:
     """What was found and expected, and the command that puts it right."""
-    body = Text(error.message)
+    body = Text(_shortened(error.message))
     if error.hint:
-        body.append(f"\n\n{error.hint}", style="bold")
+        body.append(f"\n\n{_shortened(error.hint)}", style="bold")
     console.print(Panel(body, title="error", title_align="left", border_style="red"))
 
 

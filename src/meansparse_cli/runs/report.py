@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from ..errors import ArtifactError
 from ..files import sha256_of, write_bytes
-from ..foreign import read_yaml
+from ..foreign import read_yaml, reading
 
 SCHEMA_VERSION = 1
 _NOT_IN_REPORT = {"run", "allow_pickle"}
@@ -43,6 +43,7 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "pool",
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
+PARTS = ("config", "inputs", "outputs", "results", "provenance")
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -109,7 +110,9 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
             f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'",
             hint=f"run: {_anew(report, mend)}",
         )
-    if report.get("content_sha256") != _content_hash(report):
+    with reading(ArtifactError, f"{path} is no report", f"write it again: {mend} --fresh"):
+        is_as_written = report.get("content_sha256") == _content_hash(report)
+    if not is_as_written or not all(isinstance(report.get(part), dict) for part in PARTS):
         raise ArtifactError(
             f"{path} was changed after it was written: its content_sha256 no longer fits",
             hint=f"put the original back, or write it again: {_anew(report, mend)}",
