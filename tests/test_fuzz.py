@@ -36,7 +36,9 @@ from tests.conftest import said
 pytestmark = [
     pytest.mark.slow,
     # numpy leaves a broken file open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore::UserWarning"
+    ),
 ]
 
 SEED = int(os.environ.get("MEANSPARSE_FUZZ_SEED", "23"))

@@ -39,7 +39,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def reading(refusal: type[MeanSparseError], what: str, hint: str) -> Iterator[None]:
+def reading(refusal: type[MeanSparseError], what: str, hint: str | None = None) -> Iterator[None]:
     """Whatever goes wrong inside, down to a RecursionError of a file that refers to itself, becomes a ``refusal``."""
     try:
         yield

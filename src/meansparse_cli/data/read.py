@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..foreign import reading
 from .imagenet import Preprocessing, class_numbers
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,11 +56,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
             names = glob.glob("**", root_dir=source, recursive=True, include_hidden=True)
             names.sort(key=lambda name: name.split("/"))
         else:
-            try:
-                with zipfile.ZipFile(source) as archive:
-                    names = sorted(archive.namelist())
-            except (zipfile.BadZipFile, OSError) as error:
-                raise DataError(f"{source} is not a readable zip: {error}") from error
+            with reading(DataError, f"{source} is not a readable zip"), zipfile.ZipFile(source) as archive:
+                names = sorted(archive.namelist())
         self.names = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and "/" in n]
         self.classes = sorted({n.split("/")[-2] for n in self.names})
         if not self.classes:
@@ -96,13 +94,10 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
-        name = self.names[index]
-        try:
+        with reading(DataError, f"{self.source}: cannot read image {self.names[index]}"):
             image = Image.open(io.BytesIO(self.read(index))).convert("RGB")
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.source}: cannot read image {name}: {error}") from error
         if self.preprocessing is not None:
             image = self.preprocessing.apply(image)
         pixels = torch.from_numpy(np.array(image))
@@ -115,8 +110,6 @@ ImageSet = ArrayImages | FileImages
 def open_images(path: Path, preprocessing: Preprocessing | None = None) -> ImageSet:
     if path.suffix != ".npz":
         return FileImages(path, preprocessing=preprocessing)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
+    hint = "expected an .npz with arrays x and y"
+    with reading(DataError, f"{path} cannot be read", hint), np.load(path, allow_pickle=False) as arrays:
+        return ArrayImages(arrays["x"], arrays["y"], source=str(path))
