@@ -51,14 +51,13 @@ def _problem(item: Any, sources: dict[str, str]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     source = sources.get(str(item["loc"][0]), "") if item["loc"] else ""
     where = f"--{key.replace('_', '-')}" if source == "flag" else f"{key} in {source}"
-    found = repr(item["input"])
-    return f"{where}: {message} (found {found if len(found) <= 100 else f'{found[:80]}...'})"
+    return f"{where}: {message} (found {item['input']!r})"
 
 
 def _read_config_file(file: Path, command: str) -> dict[str, Any]:
     if not file.exists():
         raise ConfigError(f"no config file {file}", hint="the shipped ones are in configs/")
-    content = read_yaml(file, ConfigError, hint="the shipped ones, which are, are in configs/") or {}
+    content = read_yaml(file, ConfigError, hint="the shipped ones are in configs/") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
     known = {key for cls in SECTIONS.values() for key in cls.model_fields}

@@ -25,7 +25,7 @@ def parse_eps(value: object) -> str:
     try:
         number = _exact(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"eps is {_short(text)}; expected a number or a fraction such as 8/255") from error
+        raise ValueError(f"eps is {text!r}; expected a number or a fraction such as 8/255") from error
     if number <= 0:
         raise ValueError(f"eps is {text}; it must be above 0")
     return text
@@ -34,13 +34,8 @@ def parse_eps(value: object) -> str:
 def _exact(text: str) -> Fraction:
     """The number as written; ValueError also where its digits would take forever, as those of 1e99999999."""
     if len(text) > 40 or re.search(r"e[+-]?\d{3}", text, re.IGNORECASE):
-        raise ValueError(_short(text))
+        raise ValueError(text)
     return Fraction(text)
-
-
-def _short(text: str) -> str:
-    """As it is shown in a message."""
-    return repr(text if len(text) <= 60 else f"{text[:40]}... ({len(text):,} letters)")
 
 
 def eps_value(text: str) -> float:
@@ -97,7 +92,7 @@ def parse_alphas(value: object) -> tuple[float, ...]:
     try:
         numbers = tuple(float(str(part)) for part in parts if str(part).strip())
     except ValueError as error:
-        raise ValueError(f"alphas are {_short(str(value))}; each must be a number") from error
+        raise ValueError(f"alphas are {value!r}; each must be a number") from error
     if not numbers:
         raise ValueError("the list of alphas is empty")
     for number in numbers:
@@ -114,7 +109,7 @@ def _range(text: str, these_are: str, example: str, number: Callable[[str], Frac
     try:
         first, last, step = (number(part) for part in text.split(":"))
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{these_are} {_short(text)}; expected FROM:TO:STEP such as {example}") from error
+        raise ValueError(f"{these_are} {text!r}; expected FROM:TO:STEP such as {example}") from error
     if step <= 0 or last < first:
         raise ValueError(f"{name} {text!r} {verb} an empty range: FROM must not exceed TO, and STEP must be above 0")
     if (n := int((last - first) / step) + 1) > MOST_IN_A_GRID:
