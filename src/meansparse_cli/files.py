@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, StorageError
+from .foreign import parse_json, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +34,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {target}: {error.strerror or error}",
-            hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
-        ) from error
+        raise StorageError.of(error, f"cannot write {target}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -93,7 +91,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What ``write_json`` wrote, without the digest, if it has one. Raises ArtifactError where it is damaged."""
-    content = _checked(path, lambda: dict(json.loads(path.read_bytes())))
+    content = _checked(path, lambda: parse_json(path.read_bytes()))
     digest = content.pop(DIGEST, None)
     if digest not in (None, _digest(content)):
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
@@ -135,10 +133,8 @@ def is_whole(path: Path) -> bool:
 
 
 def _checked(path: Path, load: Callable[[], Any]) -> Any:
-    try:
+    with reading(ArtifactError, f"{path} cannot be read", _again(path)):
         return load()
-    except Exception as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", hint=_again(path)) from error
 
 
 def _again(path: Path) -> str:

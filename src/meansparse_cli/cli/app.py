@@ -1,6 +1,5 @@
 """``meansparse`` itself: its commands in their order, errors in words with their exit code, what a signal ends."""
 
-import errno
 import os
 import signal
 import sys
@@ -14,12 +13,16 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import AttackError, DataError, MeanSparseError, StorageError
+from ..foreign import first_line, visible
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
 from .interrupt import INTERRUPTED, ctrl_c_quits, quit_at_once, raise_unless_loading
 from .options import typer_function
 
+_Usage: Any = typer.BadParameter.__base__  # Typer's own or click's, by its version
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+"""Signs of torch, which is not imported to print a help text."""
 TERMINATED = 143
 
 
@@ -46,16 +49,20 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _of_files(error: OSError) -> StorageError:
-    """What the system refused, in words."""
-    try:
-        os.getcwd()
-    except OSError:
-        return StorageError("the folder that this was started in is gone", hint="type the same command in another one")
-    ways = {errno.ENAMETOOLONG: "choose a shorter name", errno.ELOOP: "its links lead in a circle: choose another path"}
-    hint = ways.get(error.errno or 0, "nothing finished was lost: free some space or choose another --run")
-    what = error.filename or "a file could not be written"
-    return StorageError(f"{error.strerror or error}: {what}", hint=f"{hint}, then type the same command again")
+def _in_words(error: Exception) -> MeanSparseError:
+    """An error that no part of the library foresaw."""
+    if isinstance(error, OSError):
+        return StorageError.of(error)
+    is_memory = isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in _NO_MEMORY)
+    if is_memory:
+        return AttackError(
+            f"out of memory: {first_line(error)}",
+            hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
+        )
+    return MeanSparseError(
+        f"{type(error).__name__}: {first_line(error)}",
+        hint="nothing finished was lost; where it happened, to see or to report it: meansparse --debug COMMAND",
+    )
 
 
 class _Group(TyperGroup):
@@ -75,19 +82,16 @@ class _Group(TyperGroup):
             again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
             note(f"{word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(code) from None
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to print a help text
-                raise
-            failure = AttackError(
-                f"out of memory: {str(error).splitlines()[0]}",
-                hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
-            )
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            failure = _of_files(error)
-        except Exception:
+        except _Usage as error:
+            error.args = (visible(str(error)),)
+            vars(error)["message"] = visible(error.message)
             raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            failure = _in_words(error)
         except BaseException as stop:  # no code of ours ends in this way, but a network's may call sys.exit
             failure = DataError(f"the model's own code ended the program ({type(stop).__name__}: {stop})")
         if ctx.params.get("debug"):

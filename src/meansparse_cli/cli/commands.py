@@ -10,9 +10,10 @@ from pathlib import Path
 
 import typer
 
-from ..errors import DataError
+from ..errors import ArtifactError, DataError
 from ..files import write_bytes
-from ..reporting.console import console, note
+from ..foreign import reading
+from ..reporting.console import answer, console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
 from ..settings import arguments
@@ -44,7 +45,7 @@ def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
     """A report as JSON, or else its path, or that of what it is about."""
-    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
+    answer(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
 def sites(flags: Flags, given: arguments.StageArguments) -> None:
@@ -54,7 +55,7 @@ def sites(flags: Flags, given: arguments.StageArguments) -> None:
     with _aside():
         found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
     if given.as_json:
-        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
+        answer(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
     console.print(show_sites(found, chosen))
 
@@ -66,14 +67,14 @@ def plot(flags: Flags, _: arguments.StageArguments) -> None:
 
     with _aside():
         path = draw(settings, sources)
-    typer.echo(str(path))
+    answer(str(path))
 
 
 def table(_: Flags, given: arguments.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
 
-    typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
+    answer(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
 
 
 def reproduce(_: Flags, given: arguments.Reproduce) -> None:
@@ -91,7 +92,7 @@ def export(_: Flags, given: arguments.Export) -> None:
     allow_pickle = bool(given.allow_pickle)
     with _aside():
         path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=allow_pickle)
-    typer.echo(str(path))
+    answer(str(path))
 
 
 def verify(flags: Flags, given: arguments.Verify) -> None:
@@ -113,10 +114,14 @@ def report(_: Flags, given: arguments.Report) -> None:
     from ..reporting.render import render
 
     width = shutil.get_terminal_size((120, 24)).columns
-    text = render(given.run, given.format, width=width, to_file=given.output is not None)
+    with reading(ArtifactError, f"the reports of {given.run} cannot be shown", "do again the stage that lacks it"):
+        text = render(given.run, given.format, width=width, to_file=given.output is not None)
     if given.output is not None:
         write_bytes(given.output, text.encode())
-    typer.echo(given.output or text, nl=given.output is not None)
+    if given.output is None:
+        typer.echo(text, nl=False)
+    else:
+        answer(str(given.output))
 
 
 def models(_: Flags, given: arguments.Models) -> None:
@@ -128,10 +133,10 @@ def models(_: Flags, given: arguments.Models) -> None:
         from ..stages.zoo_check import check_models  # torch is not loaded for a list
 
         text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
-        typer.echo(text)
+        answer(text)
         raise typer.Exit(0 if passed else 1)
     if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
-        typer.echo(text)
+        answer(text)
 
 
 def train(flags: Flags, given: arguments.StageArguments) -> None:

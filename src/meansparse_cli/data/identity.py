@@ -18,7 +18,7 @@ def content_id(images: Split) -> str:
         digest.update(source.x.numpy()[indices].tobytes())
     elif isinstance(source, FileImages):
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
-            digest.update(f"{source.names[index]} {checksum}\n".encode())
+            digest.update(f"{source.names[index]} {checksum}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

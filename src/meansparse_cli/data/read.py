@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..foreign import reading
 from .folders import ClassOrder, in_order, list_pictures
 from .imagenet import Preprocessing, class_numbers
 from .pictures import decode
@@ -105,10 +106,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name = f"{self.source}/{self.names[index]}"
-        try:
+        with reading(DataError, f"{name}: cannot read image"):
             content = self.read(index)
-        except (OSError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
-            raise DataError(f"{name}: cannot read image: {error}") from error
         image = decode(content, name, channels=self.channels)
         if self.preprocessing is not None:
             image = self.preprocessing.apply(image)
@@ -122,20 +121,6 @@ ImageSet = ArrayImages | FileImages
 def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
     if path.suffix != ".npz":
         return FileImages(path, preprocessing=preprocessing, order=order)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("one array without a name")
-            return ArrayImages(arrays["x"], arrays["y"], source=str(path))
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        MemoryError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
+    hint = "expected an .npz with arrays x and y"
+    with reading(DataError, f"{path} cannot be read", hint), np.load(path, allow_pickle=False) as arrays:
+        return ArrayImages(arrays["x"], arrays["y"], source=str(path))

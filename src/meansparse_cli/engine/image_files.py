@@ -62,7 +62,7 @@ def read_images(path: Path) -> list[ImageSet]:
     if not sets:
         key = next((key for key in ("images", "x", "x_adv", "adversarial", "") if key in arrays), None)
         if key is None:
-            raise DataError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but no images", hint=HINT)
+            raise DataError(f"{path} holds {', '.join(sorted(arrays)[:8]) or 'nothing'}, but no images", hint=HINT)
         sets.append(ImageSet("images", arrays[key], arrays.get("indices")))
     for images in sets:
         _check_tensors(path, images)

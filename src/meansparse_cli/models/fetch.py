@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import CheckpointError, ConfigError, DownloadError, StorageError
+from ..errors import ArtifactError, CheckpointError, ConfigError, DownloadError, StorageError
 from ..files import atomic_write, is_whole, save_torch, sha256_of, write_bytes
+from ..foreign import read_yaml
 from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
@@ -85,10 +86,8 @@ def fetch_weights(
             is_address = cached.wanted[0].origin.startswith("http")
             return cached.download(on_progress) if is_address else cached.save()
     except OSError as error:
-        raise StorageError(
-            f"cannot write {cached.folder}: {error.strerror or error}",
-            hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
-        ) from error
+        hint = f"choose another folder: {CACHE_VARIABLE}=DIR"
+        raise StorageError.of(error, f"cannot write {cached.folder}", hint=hint) from error
 
 
 class _Cached:
@@ -221,8 +220,8 @@ def _record(target: Path, origin: str) -> FetchedFile:
 def _recorded(target: Path) -> FetchedFile | None:
     """The file as its side file describes it, or None if either is missing or they disagree."""
     try:
-        found = FetchedFile(target, **yaml.safe_load(_side_file(target).read_text()))
-    except (OSError, yaml.YAMLError, TypeError, ValueError):
+        found = FetchedFile(target, **read_yaml(_side_file(target), ArtifactError, hint=""))
+    except (OSError, ArtifactError, TypeError, ValueError):
         return None
     is_same = target.is_file() and target.stat().st_size == found.size and sha256_of(target) == found.sha256
     return found if is_same else None

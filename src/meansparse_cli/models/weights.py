@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
             f"{path} holds Python objects whose code is not installed: {error}",
             hint="save the weights alone: torch.save(model.state_dict(), FILE)",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {_first_line(error)}", hint=again) from error
 
 

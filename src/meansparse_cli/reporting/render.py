@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from ..engine.outcomes import MODELS
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..runs.report import STAGES, RunPaths, machine_of, read_report, stage_command
-from .console import WIDE, note
+from .console import WIDE, SafeConsole, note
 from .evaluation_tables import (
     attacks_table,
     comparisons_table,
@@ -43,7 +42,7 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
         "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
-        "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
+        "json": lambda reports, _: json.dumps(reports, indent=1) + "\n",
         "html": lambda reports, warnings: html_page(reports, folder, warnings),
     }
     if format not in forms:
@@ -60,7 +59,7 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
 def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *, plain: bool = False) -> str:
     """Text no wider than ``width`` columns, 80 at least; ``plain``: without colours, wherever it is printed."""
     width = max(width, 80)
-    console = Console(width=width, highlight=False, force_terminal=False if plain else None)
+    console = SafeConsole(width=width, highlight=False, force_terminal=False if plain else None)
     with console.capture() as capture:
         console.print(Text(headline(reports), style="bold"))
         for sentence in warnings:

@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from ..errors import ArtifactError
 from ..files import set_aside, sha256_of, write_bytes
+from ..foreign import read_yaml, reading
 from ..settings.commands import SECTIONS
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
 _ONLY_IF_GIVEN = {"class_order", "weights_key"}
+PARTS = ("config", "inputs", "outputs", "results", "provenance")
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -140,14 +142,13 @@ def mend_report(path: Path, stage: str) -> None:
 
 def _read(path: Path, stage: str) -> dict[str, Any]:
     """A whole report, or what is wrong with it."""
-    try:
-        report = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{path} is not YAML any more: {error}") from error
+    report = read_yaml(path, ArtifactError)
     if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise ArtifactError(f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'")
-    if report.get("content_sha256") != _content_hash(report):
+    with reading(ArtifactError, f"{path} is no report"):
+        is_as_written = report.get("content_sha256") == _content_hash(report)
+    if not is_as_written or not all(isinstance(report.get(part), dict) for part in PARTS):
         raise ArtifactError(f"{path} was changed after it was written: its content_sha256 no longer fits")
     return report
 

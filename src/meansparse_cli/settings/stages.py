@@ -7,14 +7,17 @@ from pydantic import Field
 
 from .arguments import Settings
 from .values import (
+    Alpha,
     AlphaGrid,
     Count,
     EpsGridText,
     EpsText,
+    Few,
     FolderName,
     Names,
     NotNegative,
     Paths,
+    Seed,
     ShardText,
     SiteRule,
     Whole,
@@ -54,10 +57,10 @@ class StageConfig(ModelConfig):
     class_order: Literal["text", "number"] | None = None
     """``text`` when not given, or what calibrate had."""
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 256
     n_examples: Count | None = None
-    workers: Whole = 0
+    workers: Few = 0
 
 
 class CalibrateConfig(StageConfig):
@@ -98,7 +101,7 @@ class EvaluateConfig(AttackConfig):
     """``meansparse evaluate``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
     attack: Names = ("standard", "bpda")
-    alpha: float | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
@@ -141,7 +144,7 @@ class MeasureConfig(AttackConfig):
 class VerifyConfig(AttackConfig):
     """``meansparse verify``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
-    alpha: NotNegative | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
