@@ -29,6 +29,10 @@ class Shard:
         """All that this shard wrote into the state of the evaluation, at every eps."""
         return sorted(state_folder.rglob(f"{self.name}-*"))
 
+    def count_in(self, state_folder: Path) -> int:
+        """How many files that is, copies apart."""
+        return sum(path.suffix != ".copy" for path in self.files_in(state_folder))
+
 
 def read_shard(text: str) -> Shard:
     """``3/8`` -> the third of eight; ``ValueError`` for anything else.

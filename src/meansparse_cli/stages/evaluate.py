@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         draw_eps_curve(results, norm=context.run.norm, title=f"{work.title()}, worst case", png=png, svg=svg)
         note(f"curve: {png}")
     if asked.shard is not None:
-        results["n_state_files"] = len(asked.shard.files_in(work.state_folder))
+        results["n_state_files"] = asked.shard.count_in(work.state_folder)
     # late: until here the report before still has its own
     write_bytes(context.place.paths.outcomes, evaluations[work.eps].outcomes_npz())
     return context.write(outputs, results)
@@ -109,7 +109,7 @@ def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | No
     """The report, if all of this was done already; that of a shard is of no use without the files it wrote."""
     if shard is not None and not context.fresh and (report := context.report_here()) is not None:
         folder = context.whole.paths.state / "evaluate"
-        n_gone = report["results"].get("n_state_files", 0) - len(shard.files_in(folder))
+        n_gone = report["results"].get("n_state_files", 0) - shard.count_in(folder)
         if n_gone > 0:
             name = context.config.shard
             note(f"evaluate: {n_gone} of the files that shard {name} wrote into {folder} are gone: done again")
