@@ -158,5 +158,7 @@ def test_wrong_size_and_class_count(npz: Path) -> None:
     check_images(split, 3, (3, 8, 8), "colours")
     with pytest.raises(DataError, match="images are 3 x 8 x 8, the model expects 3 x 32 x 32"):
         check_images(split, 3, (3, 32, 32), "colours")
-    with pytest.raises(DataError, match="3 classes were found, the model has 10"):
-        check_images(split, 10, (3, 8, 8), "colours")
+    with pytest.raises(DataError, match="3 classes were found, the model has 2"):
+        check_images(split, 2, (3, 8, 8), "colours")
+    check_images(split, 10, (3, 8, 8), "colours")
+    assert split.dataset.notes == ["colours: the model has 10 logits, the images are of 3 classes, numbered 0 to 2"]  # type: ignore[attr-defined]

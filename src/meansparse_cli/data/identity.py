@@ -17,6 +17,8 @@ def content_id(images: Split) -> str:
         digest.update(source.y[indices].tobytes())
         digest.update(source.x.numpy()[indices].tobytes())
     elif isinstance(source, FileImages):
+        if source.class_order == "number":
+            digest.update(b"classes in the order of their numbers\n")
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
             digest.update(f"{source.names[index]} {checksum}\n".encode())
     return digest.hexdigest()

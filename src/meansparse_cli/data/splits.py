@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..errors import DataError
+from .class_folders import ClassOrder
 from .examples import in_words
 from .imagenet import Preprocessing
 from .open import open_dataset, open_imagenet, open_imagenet_test
@@ -35,8 +36,15 @@ class DataSet:
     ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
     """
 
-    def __init__(self, dataset: str, data_dir: Path | None, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        data_dir: Path | None,
+        preprocessing: Preprocessing | None = None,
+        class_order: ClassOrder | None = None,
+    ) -> None:
         self.dataset, self.data_dir, self.preprocessing = dataset, data_dir, preprocessing or Preprocessing()
+        self.class_order = class_order
         self._splits: dict[SplitName, Split] = {}
 
     def split(self, name: SplitName) -> Split:
@@ -45,9 +53,14 @@ class DataSet:
             self._splits[name] = self._cut_imagenet(name) if self.dataset == "imagenet" else self._cut(name)
         return self._splits[name]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results must know of the images that were opened."""
+        return list(dict.fromkeys(note for split in self._splits.values() for note in split.dataset.notes))  # type: ignore[attr-defined]
+
     @cached_property
     def _parts(self) -> tuple[ImageSet, ImageSet | None]:
-        return open_dataset(self.dataset, self.data_dir)
+        return open_dataset(self.dataset, self.data_dir, self.class_order)
 
     @cached_property
     def _imagenet_train(self) -> ImageSet:
@@ -92,15 +105,22 @@ def take_examples(images: Split, n_examples: int | None, *, seed: int = 0) -> Sp
 
 
 def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
-    """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
+    """Refuse images that the model cannot mean: of a wrong shape, or of more classes than it has logits.
+
+    Fewer are noted: a network may have a logit for none of them, as for what is to be rejected.
+    """
     if not len(images):
         raise DataError(f"{where} is empty")
     shape = tuple(images[0][0].shape)
     if shape != tuple(image_shape):
         raise DataError(f"{where}: images are {in_words(shape)}, the model expects {in_words(image_shape)}")
     found: int = images.dataset.n_classes  # type: ignore[attr-defined]
-    if found != n_classes:
+    if found > n_classes:
         raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
+    if found < n_classes:
+        images.dataset.note(  # type: ignore[attr-defined]
+            f"{where}: the model has {n_classes} logits, the images are of {found} classes, numbered 0 to {found - 1}"
+        )
 
 
 def _permutation(n: int) -> list[int]:

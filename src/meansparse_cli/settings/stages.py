@@ -8,6 +8,7 @@ from pydantic import Field
 from .arguments import Settings
 from .values import (
     AlphaGrid,
+    ClassOrder,
     Count,
     EpsGridText,
     EpsText,
@@ -49,6 +50,7 @@ class StageConfig(ModelConfig):
     """What the stages that run the model have in common."""
 
     data_dir: Path | None = None
+    class_order: ClassOrder = None
     preprocessing: Literal["none", "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"] | None = None
     device: str = "auto"
     seed: int = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .arguments import Settings
-from .values import Count, EpsText, NotNegative, Positive, Whole
+from .values import ClassOrder, Count, EpsText, NotNegative, Positive, Whole
 
 
 class TrainConfig(Settings):
@@ -15,6 +15,7 @@ class TrainConfig(Settings):
     preset: Literal["paper", "short"] = "paper"
     dataset: str = "digits"
     data_dir: Path | None = None
+    class_order: ClassOrder = None
     run: Path | None = None
     n_examples: Count | None = None
     held_out_examples: Count | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field
@@ -126,3 +126,5 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 ShardText = Annotated[str, BeforeValidator(parse_shard)]
+ClassOrder = Annotated[Literal["text", "number"] | None, Field(exclude_if=lambda order: order is None)]
+"""In no report where it was not given, as before there was a choice."""
