@@ -5,7 +5,7 @@ deeper. A zip may have folders around that one. What is left out is named.
 """
 
 import os
-import stat
+import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -140,10 +140,8 @@ def _in_folder(root: Path) -> tuple[list[str], set[str]]:
                     (links if entry.is_symlink() else ahead).append((name, target))
                 continue
             if not entry.is_file() and name.lower().endswith(SUFFIXES):
-                raise DataError(
-                    f"{root / name} is no regular file, but {_kind(Path(entry.path))}",
-                    hint="expected picture files: take it away",
-                )
+                what = "a device, a FIFO or a socket" if os.path.exists(entry.path) else "a link that leads nowhere"
+                raise DataError(f"{root / name} is no picture, but {what}", hint=f"rm {shlex.quote(str(root / name))}")
             (linked if entry.is_symlink() else files).append((name, target))
     once = {target: name for name, target in files} if linked else {}
     for name, target in sorted(linked):
@@ -160,14 +158,6 @@ def _entries(path: Path, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]
                 yield f"{folder}/{entry.name}" if folder else entry.name, entry
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
-
-
-def _kind(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        return f"a link that leads nowhere ({error.strerror})"
-    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _in_zip(source: Path) -> list[str]:

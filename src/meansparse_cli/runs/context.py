@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
 from ..data.examples import Examples, stack_examples
 from ..data.facts import KNOWN_DATASETS
 from ..data.identity import content_id
-from ..data.imagenet import Preprocessing, class_numbers
+from ..data.imagenet import Preprocessing
 from ..data.read import FileImages
 from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..engine.outcomes import attacks_id
@@ -32,6 +32,7 @@ from ..settings.values import check_eps, eps_grid
 from ..sites.rules import among_published
 from .device import pick_device
 from .folder import locate_run, places_in
+from .pictures import read_as_taken
 from .report import STAGES, RunPaths, config_block, done_before, plain, read_report, verify_outputs, write_report
 
 log = logging.getLogger(__name__)
@@ -276,36 +277,8 @@ class RunContext(Generic[Config]):
         images = self._images.split(name)
         source = images.dataset
         if isinstance(source, FileImages) and source.preprocessing is None and source.is_grey is None and len(images):
-            self._read_as_taken(source, images[0][0])
+            read_as_taken(source, images[0][0], self.image_shape, self.base)
         return images
-
-    def _read_as_taken(self, images: FileImages, picture: Tensor) -> None:
-        """Grey pictures with one channel where the model takes one; ImageNet's classes where it has all of them.
-
-        ``picture`` (3, height, width) is one of them.
-        """
-        images.is_grey, looks_grey = False, bool((picture == picture[:1]).all())
-        if looks_grey and self.image_shape is not None:
-            images.is_grey = self.image_shape[0] == 1
-            return
-        if not looks_grey and not images.has_imagenet_names:
-            return
-        model = self.base()
-        n_logits = self._n_logits(model, picture)
-        if looks_grey and n_logits is None:
-            n_logits = self._n_logits(model, picture[:1])
-            images.is_grey = n_logits is not None
-        if n_logits == len(class_numbers()) and images.has_imagenet_names:
-            images.number_classes(class_numbers())
-
-    def _n_logits(self, model: nn.Module, picture: Tensor) -> int | None:
-        """How many logits the model gives an image; None where it does not take it."""
-        try:
-            with torch.no_grad():
-                logits = model(picture.expand(2, -1, -1, -1).to(self.device))
-        except Exception:  # the user's code may raise anything; ``check_model`` says what
-            return None
-        return int(logits.shape[-1]) if isinstance(logits, Tensor) else None
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:
         """The first n images of a split's seeded order, or a shard of these; ``clamp``: fewer where it has less."""
