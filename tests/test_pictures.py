@@ -223,6 +223,14 @@ def test_members_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             FileImages(target)[0]
 
 
+def test_a_file_beyond_any_picture_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pictures(tmp_path / "set", "ant/1.png", "bee/2.png")
+    monkeypatch.setattr("meansparse_cli.data.read.LARGEST_FILE", 10)
+    for source in (root, zip_of(root, tmp_path / "set.zip")):
+        with pytest.raises(DataError, match="bytes, more than any picture"):
+            FileImages(source)[0]
+
+
 def test_a_folder_too_high_is_refused(tmp_path: Path) -> None:
     pictures(tmp_path / "parts", "val/ant/1.png", "val/bee/2.png")
     with pytest.raises(DataError, match="holds val, which are parts") as refused:

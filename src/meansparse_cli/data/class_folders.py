@@ -5,7 +5,6 @@ deeper. A zip may have folders around that one. What is left out is named.
 """
 
 import os
-import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,21 +16,9 @@ from .pictures import SUFFIXES
 
 ClassOrder = Literal["text", "number"]
 PARTS = {"train", "test", "val", "validation"}
-OTHER_PICTURES: tuple[str, ...] = (
-    ".gif",
-    ".jp2",
-    ".j2k",
-    ".jfif",
-    ".jpe",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".tga",
-    ".pnm",
-    ".pbm",
-    ".pcx",
+OTHER_KINDS = (
+    ".gif .apng .jp2 .j2k .jfif .jpe .heic .heif .avif .jxl .tga .pnm .pbm .pcx .ico .svg .psd .exr .hdr .dcm .npy"
 )
-OTHER_PICTURES += (".npy", ".pt", ".dcm", ".raw", ".dng", ".svg", ".psd", ".exr", ".hdr", ".ico", ".apng", ".jxl")
 LARGEST_FILE = 2**30
 
 
@@ -48,7 +35,7 @@ class ClassFolders:
 def find_classes(source: Path, order: ClassOrder | None) -> ClassFolders:
     """Raises DataError where there is none, where a picture is no regular file, and for a broken or encrypted zip."""
     files, folders = _in_folder(source) if source.is_dir() else (_in_zip(source), set())
-    kept = [name for name in files if not _is_junk(name)]
+    kept = [name for name in files if not _junk_in(name)]
     depth = 0 if source.is_dir() else _folders_around(kept)
     known = [name for name in kept if name.lower().endswith(SUFFIXES)]
     names = sorted((n for n in known if n.count("/") > depth), key=lambda name: name.split("/"))
@@ -60,12 +47,12 @@ def find_classes(source: Path, order: ClassOrder | None) -> ClassFolders:
         )
     _check_level(source, classes, names, depth)
     folders |= {name.split("/")[depth] for name in kept if name.count("/") > depth}
-    junk = {_junk_part(n) for n in folders.union(n for n in files if n.lower().endswith(SUFFIXES)) if _is_junk(n)}
+    junk = {_junk_in(n) for n in [*folders, *files] if n in folders or n.lower().endswith(SUFFIXES)} - {""}
     left_out = {
         "hidden or made by a tool": junk,
-        "class folders without pictures": {n for n in folders if "/" not in n and not _is_junk(n)} - set(classes),
+        "class folders without pictures": {n for n in folders if "/" not in n} - {*classes, *junk},
         "pictures in no class folder": set(known) - set(names),
-        "files of other kinds": {name for name in kept if name.lower().endswith(OTHER_PICTURES)},
+        "files of other kinds": {name for name in kept if name.lower().endswith(tuple(OTHER_KINDS.split()))},
     }
     notes = [f"{source}: left out, {what}: {_some(found)}" for what, found in left_out.items() if found]
     if all(name.isascii() and name.isdigit() for name in classes):
@@ -99,14 +86,14 @@ def _check_level(source: Path, classes: list[str], names: list[str], depth: int)
         )
 
 
-def _is_junk(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def _is_junk(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
 
 
-def _junk_part(name: str) -> str:
-    """``cat/.cache/a.png`` -> ``cat/.cache``."""
+def _junk_in(name: str) -> str:
+    """``cat/.cache/a.png`` -> ``cat/.cache``; nothing where no part of the name is hidden or made by a tool."""
     parts = name.split("/")
-    return "/".join(parts[: next(i for i, part in enumerate(parts) if _is_junk(part)) + 1])
+    return next(("/".join(parts[: i + 1]) for i, part in enumerate(parts) if _is_junk(part)), "")
 
 
 def _some(names: set[str]) -> str:
@@ -136,12 +123,12 @@ def _in_folder(root: Path) -> tuple[list[str], set[str]]:
             target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
             if entry.is_dir():
                 folders.add(name)
-                if not _is_junk(name):
+                if not _junk_in(name):
                     (links if entry.is_symlink() else ahead).append((name, target))
                 continue
             if not entry.is_file() and name.lower().endswith(SUFFIXES):
                 what = "a device, a FIFO or a socket" if os.path.exists(entry.path) else "a link that leads nowhere"
-                raise DataError(f"{root / name} is no picture, but {what}", hint=f"rm {shlex.quote(str(root / name))}")
+                raise DataError(f"{root / name} is no picture, but {what}", hint="take it out of the folder")
             (linked if entry.is_symlink() else files).append((name, target))
     once = {target: name for name, target in files} if linked else {}
     for name, target in sorted(linked):
@@ -162,13 +149,13 @@ def _entries(path: Path, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]
 
 def _in_zip(source: Path) -> list[str]:
     """Every member that is no folder, once."""
+    hint = "expected an image folder, a zip of one, or an .npz"
     if not source.is_file():
-        raise DataError(f"{source} is no regular file", hint="expected an image folder, a zip of one, or an .npz")
+        raise DataError(f"{source} is no regular file", hint=hint)
     try:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except Exception as error:  # zipfile raises what it likes on a broken file
-        hint = "expected an image folder, a zip of one, or an .npz"
         raise DataError(f"{source} is not a readable zip: {error}", hint=hint) from error
     for member in members:
         if member.filename.lower().endswith(SUFFIXES) and member.flag_bits & 1:
