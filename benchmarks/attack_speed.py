@@ -28,10 +28,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import PRESETS, run_attack
+from meansparse_cli.attacks import PRESETS
 from meansparse_cli.attacks.budget import enforce_budget
 from meansparse_cli.attacks.judge import judge
 from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.models.source import load_model, resolve_model

@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import run_attack, runner
+from meansparse_cli.attacks import runner
 from meansparse_cli.attacks.adaptive import AdaptiveRule
 from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.pgd import PGDRule
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, search
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.operator.active import alpha_set
 from meansparse_cli.operator.insertion import SparsifiedModel, insert

@@ -93,7 +93,7 @@ def test_an_edited_report_is_refused(tmp_path: Path, old: str, new: str) -> None
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ArtifactError, match="was changed after it was written") as caught:
         read_report(path, "calibrate", mend="meansparse calibrate --run x")
-    assert "meansparse calibrate --run x --fresh" in str(caught.value)
+    assert str(caught.value).endswith("meansparse calibrate --run x")  # nothing that is kept is thrown away
 
 
 def test_missing_foreign_and_garbled_reports_name_the_command(tmp_path: Path) -> None:

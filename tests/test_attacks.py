@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import ATTACKS, PRESETS, expand_attacks, find_attack, run_attack
+from meansparse_cli.attacks import ATTACKS, PRESETS, expand_attacks, find_attack
 from meansparse_cli.attacks import fab as fab_module
 from meansparse_cli.attacks import runner as runner_module
 from meansparse_cli.attacks import square as square_module
@@ -16,6 +16,7 @@ from meansparse_cli.attacks.budget import enforce_budget, unit_l2
 from meansparse_cli.attacks.pgd import PGDRule
 from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, Rule, SearchOutcome
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 

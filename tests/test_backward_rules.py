@@ -1,6 +1,7 @@
 """What a gradient meets at the operator: values never change, derivatives are the ones that were asked for."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, operators_off, straight_through
+from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
 from meansparse_cli.operator.function import mean_sparsify, parse_backward_rule
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
+from meansparse_cli.operator.statistics import ChannelStatistics
 from meansparse_cli.sites.find import find_sites
 
 MEAN, THRESHOLD = torch.tensor(0.1), torch.tensor(0.5)
@@ -119,3 +122,31 @@ def test_rules_nest_and_unknown_ones_are_refused() -> None:
     for rule in ("soft", "soft:0", "soft:-1", "soft:x", "hard", "soft:inf"):
         with pytest.raises(ConfigError, match="backward rule"):
             parse_backward_rule(rule)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.5, 1.0])
+def test_the_soft_edge_is_in_stds_of_the_channel_whatever_the_weight_of_the_site(weight: float) -> None:
+    # std 2, alpha 0.4: the threshold is 0.8 * weight; a soft edge of 0.05 stds is 0.1 wide
+    operator = MeanSparse(torch.zeros(1), torch.full((1,), 2.0), 0.4, weight=weight)
+    operator.rule = parse_backward_rule("soft:0.05")
+    x = torch.full((1, 1, 1, 1), 0.5, requires_grad=True)
+    operator(x).sum().backward()
+    gate = 1 / (1 + math.exp(-(0.5 - 0.8 * weight) / 0.1))
+    assert x.grad is not None
+    assert float(x.grad) == pytest.approx(gate + 0.5 * gate * (1 - gate) / 0.1, rel=1e-5)
+    assert float(operator(x.detach())) == (0.5 if weight < 0.6 else 0.0)
+
+
+def test_a_checkpoint_with_a_weight_has_the_edge_of_an_operator_with_its_alpha() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval()
+    x = torch.rand(4, 1, 8, 8)
+    sites = tuple(find_sites(net, x))
+    statistics = (ChannelStatistics(9, torch.tensor([0.1, -0.1]).double(), torch.tensor([0.5, 0.3]).double()),)
+    grads = []
+    for weights, alpha in (((0.5,), 0.4), (None, 0.2)):
+        model = sparsify(copy.deepcopy(net), Checkpoint(sites, statistics, "pooled", alpha, site_weights=weights))
+        image = x.clone().requires_grad_()
+        with backward_rule(model, parse_backward_rule("soft:0.05")):
+            model(image).square().sum().backward()
+        grads.append(image.grad)
+    torch.testing.assert_close(grads[0], grads[1])

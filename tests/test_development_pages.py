@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from meansparse_cli.attacks import ATTACKS, run_attack, runner
+from meansparse_cli.attacks import ATTACKS, runner
 from meansparse_cli.attacks.catalogue import AttackSpec
 from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models import source
 

@@ -415,6 +415,10 @@ def test_an_attack_that_has_changed_is_refused(
 def test_outcomes_without_their_settings_are_refused(tmp_path: Path, attacks: FakeAttacks) -> None:
     run(tmp_path)
     (tmp_path / "settings.json").unlink()
+    run(tmp_path)
+    assert (tmp_path / "settings.json").exists()  # put back from its copy
+    for name in ("settings.json", "settings.json.copy"):
+        (tmp_path / name).unlink()
     with pytest.raises(ArtifactError, match=r"outcomes and no settings\.json"):
         run(tmp_path, replace(SETTINGS, eps=0.06))
 
@@ -460,6 +464,9 @@ def test_a_damaged_file_is_named_and_done_again_alone(
     assert "delete it" in str(refusal.value.hint)
     (tmp_path / "s" / "base" / "square" / "000009.pt").unlink()
     (tmp_path / "s" / "settings.json").write_text("{")
+    run(tmp_path / "s")  # put back from its copy
+    for name in ("settings.json", "settings.json.copy"):
+        (tmp_path / "s" / name).write_text("{")
     with pytest.raises(ArtifactError, match=r"settings\.json cannot be read"):
         run(tmp_path / "s")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import run_attack, runner
+from meansparse_cli.attacks import runner
 from meansparse_cli.attacks.folding import find_folds, folded
 from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.models.source import load_model, resolve_model
 

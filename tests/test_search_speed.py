@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import run_attack
 from meansparse_cli.attacks.problem import Budget, Problem, search_form
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan

@@ -88,7 +88,12 @@ def test_shards_and_then_the_whole_give_the_report_of_one_job(run: Path, alone: 
         assert Path(done.stdout.strip()) == run / "shards" / f"shard-{i}-of-3" / "evaluate.yaml"
         assert "without --shard" in said(done)
     n_before = len(list((run / "state").rglob("*.pt")))
-    done = evaluate(run)
+    missing = evaluate(run)
+    words = said(missing)
+    assert missing.exit_code == 10 and "shard 2/3: 8 of 8 examples are not done; never begun in this folder" in words
+    assert "--shard 2/3" in words and "--finish" in words and "shard 1/3" not in words
+    assert len(list((run / "state").rglob("*.pt"))) <= n_before + 1  # no attack, the digests of all examples at most
+    done = evaluate(run, "--finish")
     assert done.exit_code == 0, done.stderr
     assert results(run) == results(alone)
     assert results(run)["n_examples"] == N
@@ -240,7 +245,8 @@ def test_shards_of_other_settings_put_together_are_refused_by_the_command_that_g
 
 def test_outcomes_without_the_settings_of_their_shard_are_refused(run: Path) -> None:
     assert evaluate(run, "--shard", "1/2").exit_code == 0
-    (run / "state" / "evaluate" / "shard-1-of-2-settings.json").unlink()
+    for name in ("shard-1-of-2-settings.json", "shard-1-of-2-settings.json.copy"):
+        (run / "state" / "evaluate" / name).unlink()
     refused = evaluate(run)
     assert refused.exit_code == 10 and "no shard-1-of-2-settings.json" in said(refused)
 
@@ -300,5 +306,7 @@ def test_a_named_evaluation_has_shards_of_its_own(run: Path) -> None:
     assert (run / "evaluations" / "other" / "shards" / "shard-1-of-2" / "evaluate.yaml").exists()
     edited = run / "evaluations" / "other" / "shards" / "shard-1-of-2" / "evaluate.yaml"
     edited.write_text(edited.read_text().replace("n_examples: 23", "n_examples: 24"))
-    refused = evaluate(run, "--name", "other", "--shard", "1/2")
+    refused = CliRunner().invoke(app, ["report", str(edited.parent)])
     assert refused.exit_code == 10 and "--name other --shard 1/2" in said(refused)
+    mended = evaluate(run, "--name", "other", "--shard", "1/2")
+    assert mended.exit_code == 0 and "put back from its copy" in said(mended)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from meansparse_cli.models.networks import ResNet18
 from meansparse_cli.sites.activations import is_elementwise_nonlinear
-from meansparse_cli.sites.find import find_sites, without_gates
+from meansparse_cli.sites.find import find_sites
 
 
 def test_resnet18_has_the_papers_17_sites() -> None:
@@ -48,7 +48,7 @@ def test_squeeze_and_excitation_is_a_gate() -> None:
     )
     sites = find_sites(net, torch.rand(2, 3, 8, 8))
     assert [(s.name, s.gate) for s in sites] == [("1", False), ("2.act", True), ("2.gate", True), ("6", False)]
-    assert [(s.index, s.name) for s in without_gates(sites)] == [(0, "1"), (3, "6")]
+    assert [(s.index, s.name) for s in sites if not s.gate] == [(0, "1"), (3, "6")]
 
 
 class _Swish(torch.autograd.Function):

@@ -166,7 +166,8 @@ def test_an_ensemble_takes_its_files_in_order_or_one_whole_file(tmp_path: Path) 
     [
         (lambda s: {k: v for k, v in s.items() if k != "conv1.weight"}, r"1 of \d+ tensors missing \(conv1.weight\)"),
         (lambda s: s | {"linear.weight": torch.zeros(100, 512)}, r"linear.weight \(100, 512\), expected \(10, 512\)"),
-        (lambda s: s | {"aux.weight": torch.zeros(2)}, r"1 unexpected \(aux.weight\)"),
+        (lambda s: s | {"conv1.bias": torch.zeros(64)}, r"1 unexpected \(conv1.bias\)"),
+        (lambda s: s | {"layer1.7.conv1.weight": torch.zeros(2)}, r"1 unexpected \(layer1.7.conv1.weight\)"),
         (lambda s: {"epoch": 3, "lr": 0.1}, "no weights found, but a dictionary of epoch, lr"),
         (lambda s: [1, 2], "no weights found, but list"),
     ],

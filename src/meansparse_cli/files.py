@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, StorageError
+from .foreign import parse_json, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,7 @@ DIGEST = "sha256"
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
     # not the process alone: two machines on one network folder, or two containers, may have the same number
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -32,10 +34,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {target}: {error.strerror or error}",
-            hint="nothing finished was lost: free some space or choose another --run, then type the same command again",
-        ) from error
+        raise StorageError.of(error, f"cannot write {target}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -69,6 +68,12 @@ def discard(folder: Path) -> None:
         shutil.rmtree(gone)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, or a folder in its place; returns the new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    return path.replace(aside.with_name(f"{aside.name}-{secrets.token_hex(2)}") if os.path.lexists(aside) else aside)
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -86,7 +91,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What ``write_json`` wrote, without the digest, if it has one. Raises ArtifactError where it is damaged."""
-    content = _checked(path, lambda: dict(json.loads(path.read_bytes())))
+    content = _checked(path, lambda: parse_json(path.read_bytes()))
     digest = content.pop(DIGEST, None)
     if digest not in (None, _digest(content)):
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
@@ -128,11 +133,9 @@ def is_whole(path: Path) -> bool:
 
 
 def _checked(path: Path, load: Callable[[], Any]) -> Any:
-    try:
+    with reading(ArtifactError, f"{path} cannot be read", _again(path)):
         return load()
-    except Exception as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", hint=_again(path)) from error
 
 
 def _again(path: Path) -> str:
-    return f"delete it and run the same command again: {path}"
+    return f"delete it, then run the same command again: {shlex.join(['rm', '-r', str(path)])}"

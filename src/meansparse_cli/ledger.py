@@ -13,14 +13,17 @@ A damaged piece is named, set aside and done again; nothing else is.
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ArtifactError
-from .files import load_torch, read_json, save_torch, write_json
+from .files import load_torch, read_json, save_torch, set_aside, write_json
 
 SETTINGS = "settings.json"
+COPY = ".copy"
+"""What the name of the same file ends with, for the night when the other is damaged."""
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
@@ -123,13 +126,15 @@ class Ledger:
     def _whole(self, file: Path) -> dict[str, Any] | None:
         with contextlib.suppress(ArtifactError):
             return load_torch(file)
-        file.replace(file.with_name(file.name + ".damaged"))
+        set_aside(file)
         self._note(f"{file} is damaged: set aside, and done again")
         return None
 
     def _agree(self, now: dict[str, Any], parts: dict[str, str]) -> None:
         """Find every writer's settings to be those of ``now``, and put our own beside them."""
         own = self.folder / f"{self.prefix}{SETTINGS}"
+        for copy in self.folder.glob(f"*{SETTINGS}{COPY}"):
+            self._put_back(copy.with_suffix(""), copy)
         known: dict[str, str] = {}
         for file in sorted(self.folder.glob(f"*{SETTINGS}")):
             theirs = self._parts_of(file, now, parts)
@@ -141,8 +146,22 @@ class Ledger:
                 raise ArtifactError(
                     f"{self.folder} has outcomes and no {file.name}", hint=self._mend(writer_of(piece.stem))
                 )
-        if not parts.items() <= known.items() or not own.exists():
-            write_json(own, now | {"attacks": known | parts})
+        copy = own.with_name(own.name + COPY)
+        if not parts.items() <= known.items() or not own.exists() or not copy.is_file():
+            for file in (own, copy):
+                write_json(file, now | {"attacks": known | parts})
+
+    def _put_back(self, file: Path, copy: Path) -> None:
+        """Mend damaged or missing settings, without which no outcome can be used."""
+        with contextlib.suppress(ArtifactError):
+            read_json(file)
+            return
+        with contextlib.suppress(ArtifactError):
+            content = read_json(copy)
+            if os.path.lexists(file):
+                set_aside(file)
+            write_json(file, content)
+            self._note(f"{file} was damaged or gone: put back from its copy")
 
     def _parts_of(self, file: Path, now: dict[str, Any], parts: dict[str, str]) -> dict[str, str]:
         """The parts in a file of settings, once both are found to agree with ours."""
@@ -182,8 +201,14 @@ class StateFile:
         """The state; None where there is none to go on with. Raises ``ArtifactError`` for a damaged one."""
         if not self.file.exists():
             return None
-        content = load_torch(self.file)
-        before = content.pop(self.key_name)
+        try:
+            content = load_torch(self.file)
+            before = content.pop(self.key_name)
+        except (ArtifactError, AttributeError, KeyError, TypeError):
+            if self.on_change == "refuse":
+                raise
+            self._note(f"{self.file} is damaged: set aside as {set_aside(self.file).name}, and begun anew")
+            return None
         differing = changes({key: before.get(key) for key in self.key}, self.key)
         if not differing:
             return content

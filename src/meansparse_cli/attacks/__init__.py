@@ -1,4 +1,4 @@
-"""Attacks: the catalogue, and ``run_attack``, which runs any of them on a ``Problem``.
+"""Attacks: the catalogue, and ``runner.run_attack``, which runs any of them on a ``Problem``.
 
 catalogue                     every attack by name: what it searches with, what it costs
 problem                       the model and the budget that every attack is given, the outcome that it returns
@@ -16,24 +16,6 @@ the README's table of attacks and names in the lists of ``tests/test_attacks.py`
 ``docs/development/adding-an-attack.md``.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from .catalogue import ATTACKS, PRESETS, AttackSpec, expand_attacks, find_attack
 
-if TYPE_CHECKING:
-    from .problem import Problem
-    from .runner import run_attack
-
-__all__ = ["ATTACKS", "PRESETS", "AttackSpec", "Problem", "expand_attacks", "find_attack", "run_attack"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Problem":
-        from .problem import Problem
-
-        return Problem
-    if name == "run_attack":
-        from .runner import run_attack
-
-        return run_attack
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["ATTACKS", "PRESETS", "AttackSpec", "expand_attacks", "find_attack"]

@@ -53,7 +53,6 @@ class APGDRule(Ascent):
             batch["upper"] = (x + self.budget.eps).clamp(max=1.0)
 
     def move(self, batch: Batch) -> None:
-        """One step of algorithm 1 for every row, whatever step each is at."""
         loss, grad = batch.pop("loss"), batch.pop("grad")
         batch["best_grad"] = torch.where(per_image(batch["improved"]), grad, batch["best_grad"])
         restart = self._check_step_size(batch, loss)

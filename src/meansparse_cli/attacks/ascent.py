@@ -40,7 +40,10 @@ class Ascent:
         with torch.enable_grad():
             logits = model(point, batch.get("alphas"))
             loss = self.loss(logits, batch["y"], batch["target"])
-        self._note_best(batch, point.detach(), loss.detach())
+        improved = loss.detach() > batch["best_loss"]
+        batch["improved"] = improved
+        batch["best_loss"] = torch.where(improved, loss.detach(), batch["best_loss"])
+        batch["best_point"] = torch.where(per_image(improved), point.detach(), batch["best_point"])
         batch["broken"] = misclassified(logits.detach(), batch["y"])
         leaving = batch["broken"] | (batch["step"] == self.n_steps)
         left = leaving.tolist()  # waits for the device, once a step
@@ -56,9 +59,3 @@ class Ascent:
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The misclassified point, or the best one of an attempt survived."""
         return torch.where(per_image(batch["broken"][rows]), batch["point"][rows], batch["best_point"][rows])
-
-    def _note_best(self, batch: Batch, point: Tensor, loss: Tensor) -> None:
-        improved = loss > batch["best_loss"]
-        batch["improved"] = improved
-        batch["best_loss"] = torch.where(improved, loss, batch["best_loss"])
-        batch["best_point"] = torch.where(per_image(improved), point, batch["best_point"])

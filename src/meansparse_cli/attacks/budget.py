@@ -63,7 +63,6 @@ class Compliance:
 
     @property
     def allowed(self) -> Tensor:
-        """All of them."""
         return self.finite & self.in_range & self.near
 
 

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from ..errors import ConfigError
 
@@ -30,7 +31,6 @@ class AttackSpec:
 
     @property
     def start(self) -> str:
-        """The name that its random starts are drawn for."""
         return self.start_of or self.name
 
     @property
@@ -57,24 +57,24 @@ TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
 
-def _with_rule(search: str, prefix: str, backward: str, words: str, *, passes: float = 1.0) -> AttackSpec:
+def _apgd(search: str, prefix: str = "", backward: str = "true", words: str = "") -> AttackSpec:
     description, cost = _APGD[search]
-    return AttackSpec(f"{prefix}-{search}", f"{description}, {words}", search, round(cost * passes), backward)
+    passes = 4 / 3 if backward == "base" else 1  # two forward passes a step
+    return AttackSpec(f"{prefix}{search}", f"{description}{words}", search, round(cost * passes), backward)
 
 
-def _identity(search: str) -> AttackSpec:
-    return _with_rule(search, "bpda", "identity", "with gradients straight through MeanSparse (BPDA)")
-
-
-def _base_gradient(search: str) -> AttackSpec:
-    words = "with the base model's gradients (BPDA)"
-    return _with_rule(search, "base-gradient", "base", words, passes=4 / 3)  # two forward passes a step
+_identity = partial(
+    _apgd, prefix="bpda-", backward="identity", words=", with gradients straight through MeanSparse (BPDA)"
+)
+_base_gradient = partial(
+    _apgd, prefix="base-gradient-", backward="base", words=", with the base model's gradients (BPDA)"
+)
 
 
 def _soft(search: str, temperature: str) -> AttackSpec:
     is_bpda = float(temperature) >= SHARPEST_BAND
-    words = f"with the gradients of a band whose edge is {temperature} std soft" + (" (BPDA)" if is_bpda else "")
-    return _with_rule(search, f"soft-{temperature}", f"soft:{temperature}", words)
+    words = f", with the gradients of a band whose edge is {temperature} std soft" + (" (BPDA)" if is_bpda else "")
+    return _apgd(search, f"soft-{temperature}-", f"soft:{temperature}", words)
 
 
 def _pgd(n_steps: int) -> AttackSpec:
@@ -95,21 +95,16 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     return AttackSpec(name, description, "adaptive", 204, options=options, start_of="adaptive", has_hooks=True)
 
 
-def _plain(search: str) -> AttackSpec:
-    description, cost = _APGD[search]
-    return AttackSpec(search, description, search, cost)
-
-
 _CATALOGUE = (
     _pgd(50),
     _adaptive(1, 1, None),
     _adaptive(2, 2, None),
-    *(_plain(search) for search in ("apgd-ce", "apgd-dlr")),
+    *(_apgd(search) for search in ("apgd-ce", "apgd-dlr")),
     *(_identity(search) for search in ("apgd-ce", "apgd-dlr")),
     *(_soft("apgd-ce", temperature) for temperature in TEMPERATURES),
     *(_soft("apgd-dlr", temperature) for temperature in TEMPERATURES),
     *(_base_gradient(search) for search in ("apgd-ce", "apgd-dlr")),
-    _plain("apgd-t"),
+    _apgd("apgd-t"),
     _identity("apgd-t"),
     AttackSpec("fab-t", "FAB, 100 steps for each of 9 target classes", "fab-t", 2800),
     AttackSpec("square", "Square Attack, black box, 5000 queries", "square", 5001),

@@ -40,12 +40,10 @@ class FABRule:
         self.budget, self.n_steps = problem.budget, N_STEPS if n_steps is None else n_steps
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
-        """Every attempt starts at the clean image."""
         batch["point"] = batch["x"].clone()
         batch["was_adversarial"] = torch.zeros_like(batch["broken"])
 
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
-        """An iteration of every row, to where it asks next."""
         x, norm, gap, normal = batch["x"], self.budget.norm, *self._linearised(model, batch)
         with torch.no_grad():
             moved = self._stepped(batch["point"], x, gap, normal)

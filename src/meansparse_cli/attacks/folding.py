@@ -59,7 +59,7 @@ def folded(folds: list[Fold]) -> Iterator[None]:
     before = [(fold.conv.weight, fold.conv.bias) for fold in folds]
     for fold in folds:
         fold.conv.weight, fold.conv.bias = fold.weight, fold.bias
-        fold.norm.forward = _unchanged  # type: ignore[method-assign, assignment]
+        fold.norm.forward = lambda x: x  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -107,7 +107,3 @@ def _folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter
         torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     )
     return nn.Parameter(weight.detach().contiguous(memory_format=layout), False), nn.Parameter(bias.detach(), False)
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x

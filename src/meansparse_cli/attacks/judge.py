@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -92,6 +93,7 @@ class _ValueAndGradient(torch.autograd.Function):
         return None, grads[0]
 
 
+@dataclass(eq=False)
 class CountedModel:
     """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
 
@@ -102,13 +104,12 @@ class CountedModel:
     operator off), from a second forward pass: a loss is climbed at its true value, along the base model's Jacobian.
     """
 
-    def __init__(self, model: nn.Module, *, n_classes: int, device: torch.device, base_gradient: bool = False) -> None:
-        self.model = model
-        self.n_classes = n_classes
-        self.device = device
-        self.base_gradient = base_gradient
-        self.forward_passes = 0
-        self.backward_passes = 0
+    model: nn.Module
+    n_classes: int
+    device: torch.device
+    base_gradient: bool = False
+    forward_passes: int = 0
+    backward_passes: int = 0
 
     def __call__(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
         """``alphas`` (n, n_sites): a variant of its own for each image; None: the model as it stands."""

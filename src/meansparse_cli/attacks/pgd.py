@@ -29,7 +29,6 @@ class PGDRule(Ascent):
         self.step_size = default if step_size is None else step_size
 
     def move(self, batch: Batch) -> None:
-        """One step of every row."""
         del batch["loss"]
         x, grad, eps = batch["x"], batch.pop("grad"), self.budget.eps
         if self.budget.norm == "Linf":

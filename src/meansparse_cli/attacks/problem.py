@@ -80,12 +80,10 @@ class AttackResult:
 
     @property
     def forward_passes(self) -> int:
-        """Summed over the n examples."""
         return int(self.passes[:, 0].sum())
 
     @property
     def backward_passes(self) -> int:
-        """Summed over the n examples."""
         return int(self.passes[:, 1].sum())
 
 

@@ -118,7 +118,7 @@ class _Queue:
         self.waiting = deque((example, 0) for example in range(n))
         self.slots: list[Slot] = []
         self.batch: Batch = {}
-        self.report = _smooth_progress(task.advance, self.n_attempts)
+        self.n_attempts_done = self.n_told = 0
 
     def admit(self) -> bool:
         """Fill the batch up; false where nobody is in it, nor waits."""
@@ -146,7 +146,11 @@ class _Queue:
             over = is_broken or attempt + 1 == self.n_attempts
             if not over:
                 self.waiting.append((example, attempt + 1))
-            self.report(self.n_attempts - attempt if over else 1)
+            self.n_attempts_done += self.n_attempts - attempt if over else 1
+        # many attempts end long before the first example does: so many examples' worth of them
+        if (done := self.n_attempts_done // self.n_attempts) > self.n_told:
+            self.task.advance(done - self.n_told)
+            self.n_told = done
         self.slots = [slot for slot, leaves in zip(self.slots, left, strict=True) if not leaves]
         if self.slots:
             kept = self._index(left, False)
@@ -186,18 +190,3 @@ class _Queue:
 def alphas_of(batch: Batch, rows: Tensor) -> Tensor | None:
     """The alphas (m, n_sites) of some rows (m,); None where the model is taken as it stands."""
     return batch["alphas"][rows] if "alphas" in batch else None
-
-
-def _smooth_progress(advance: Callable[[int], None], n_attempts: int) -> Callable[[int], None]:
-    """Attempts done -> examples done: many attempts end long before the first example does."""
-    attempts_done = examples_told = 0
-
-    def report(attempts: int) -> None:
-        nonlocal attempts_done, examples_told
-        attempts_done += attempts
-        examples = attempts_done // n_attempts
-        if examples > examples_told:
-            advance(examples - examples_told)
-            examples_told = examples
-
-    return report

@@ -93,8 +93,6 @@ def _parts(problem: Problem, alphas: Tensor | None, x: Tensor) -> list[tuple[Ten
 
 
 class _Run:
-    """The result as far as it is known."""
-
     def __init__(self, spec: AttackSpec, problem: Problem, examples: Examples, advance: Callable[[int], None]) -> None:
         self.spec, self.problem, self.examples, self.advance = spec, problem, examples, advance
         n, device = len(examples), examples.x.device

@@ -57,7 +57,8 @@ class SquareRule:
         if not len(self.sides):
             sides = [side_of(query, self.budget, height, width) for query in range(self.n_queries + 1)]
             self.sides = torch.tensor(sides, device=x.device)
-        shape = (channels, 1, width) if self.is_linf else (n_tiles(height, width), channels + 1)
+        n_tiles = (height // max(height // 5, 1)) * (width // max(height // 5, 1))
+        shape = (channels, 1, width) if self.is_linf else (n_tiles, channels + 1)
         starts, draws = [], []
         for own in generators:
             starts.append(torch.rand(shape, generator=own))
@@ -109,7 +110,7 @@ class SquareRule:
 
 def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
     """``best`` with one square, of one colour, moved to the budget's edge."""
-    inside = _over_channels(_window(x, draw[:, 0], draw[:, 1], side))
+    inside = _window(x, draw[:, 0], draw[:, 1], side)
     edge = torch.minimum(torch.maximum(best + 2 * eps * signs(draw[:, 2:, None, None]), x - eps), x + eps).clamp(0, 1)
     return torch.where(inside, edge, best)
 
@@ -118,14 +119,14 @@ def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) ->
     """The mass of one window, and what the budget has left, moved into another in the shape of ``pattern_of``."""
     delta, channels = best - x, x.shape[1]
     window, giving = _window(x, draw[:, 0], draw[:, 1], side), _window(x, draw[:, 2], draw[:, 3], side)
-    window_, both = _over_channels(window), _over_channels(window | giving)
+    both = window | giving
     shape = _placed(x, draw, side) * signs(draw[:, 5:, None, None])
-    old = delta * window_
+    old = delta * window
     shape = shape + old / (_channel_norm(old) + 1e-12)
     left = (eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
     mass = (left + _channel_norm(delta * both) ** 2).sqrt()
     shape = shape / (_channel_norm(shape) + 1e-12) * mass
-    delta = torch.where(window_, shape, torch.where(both, 0.0, delta))
+    delta = torch.where(window, shape, torch.where(both, 0.0, delta))
     return (x + delta / per_image(l2_norm(delta) + 1e-12) * eps).clamp(0, 1)
 
 
@@ -161,11 +162,6 @@ def _bump(height: int, width: int) -> Tensor:
     return bump / bump.norm()
 
 
-def n_tiles(height: int, width: int) -> int:
-    """How many patterns the L2 start of an image has."""
-    return (height // (height // 5)) * (width // (height // 5))
-
-
 def tiled(x: Tensor, start: Tensor, eps: float) -> Tensor:
     """The L2 start: patterns in tiles of a fifth of the height, random signs and turns, scaled to the budget."""
     height, width = x.shape[2:]
@@ -182,13 +178,13 @@ def tiled(x: Tensor, start: Tensor, eps: float) -> Tensor:
 
 
 def _window(x: Tensor, draw_top: Tensor, draw_left: Tensor, side: Tensor) -> Tensor:
-    """(n, height, width) bool: the window of each row, ``side`` (n,) pixels wide."""
+    """(n, 1, height, width) bool: the window of each row, ``side`` (n,) pixels wide."""
     height, width = x.shape[2:]
     top, left = _corner(draw_top, height - side)[:, None], _corner(draw_left, width - side)[:, None]
     row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
     inside_rows = (row >= top) & (row < top + side[:, None])
     inside_columns = (column >= left) & (column < left + side[:, None])
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
+    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
 
 
 def _corner(draw: Tensor, room: Tensor) -> Tensor:
@@ -199,11 +195,6 @@ def _corner(draw: Tensor, room: Tensor) -> Tensor:
 def _channel_norm(images: Tensor) -> Tensor:
     """(n, channels, height, width) -> (n, channels, 1, 1)."""
     return images.square().sum(dim=(2, 3), keepdim=True).sqrt()
-
-
-def _over_channels(mask: Tensor) -> Tensor:
-    """(n, height, width) -> (n, 1, height, width)."""
-    return mask.unsqueeze(1)
 
 
 def signs(draw: Tensor) -> Tensor:

@@ -15,15 +15,11 @@ from .problem import Budget
 Start = Callable[[Tensor, torch.Generator, Budget], Tensor]
 
 
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from ``parts`` (their ``str``), the same on every machine and Python version."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def example_generator(seed: int, attack: str, attempt: int, index: int) -> torch.Generator:
     """The CPU generator of one example's ``attempt`` (its restart or target) under ``attack``."""
-    return torch.Generator().manual_seed(derived_seed(seed, attack, attempt, index))
+    text = "\x1f".join(map(str, (seed, attack, attempt, index)))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def boundary_start(image: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:

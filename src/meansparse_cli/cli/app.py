@@ -1,6 +1,6 @@
 """``meansparse`` itself: its commands in their order, errors in words with their exit code, what a signal ends."""
 
-import errno
+import os
 import signal
 import sys
 import threading
@@ -12,13 +12,17 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import AttackError, MeanSparseError, StorageError
+from ..errors import AttackError, DataError, MeanSparseError, StorageError
+from ..foreign import first_line, visible
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
+from .interrupt import INTERRUPTED, ctrl_c_quits, quit_at_once, raise_unless_loading
 from .options import typer_function
 
-INTERRUPTED = 130
+_Usage: Any = typer.BadParameter.__base__  # Typer's own or click's, by its version
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+"""Signs of torch, which is not imported to print a help text."""
 TERMINATED = 143
 
 
@@ -27,18 +31,38 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, terminate)
+    if before[signal.SIGINT] in (quit_at_once, signal.default_int_handler):
+        signal.signal(signal.SIGINT, raise_unless_loading)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_words(error: Exception) -> MeanSparseError:
+    """An error that no part of the library foresaw."""
+    if isinstance(error, OSError):
+        return StorageError.of(error)
+    is_memory = isinstance(error, MemoryError) or any(sign in f"{type(error).__name__} {error}" for sign in _NO_MEMORY)
+    if is_memory:
+        return AttackError(
+            f"out of memory: {first_line(error)}",
+            hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
+        )
+    return MeanSparseError(
+        f"{type(error).__name__}: {first_line(error)}",
+        hint="nothing finished was lost; where it happened, to see or to report it: meansparse --debug COMMAND",
+    )
 
 
 class _Group(TyperGroup):
@@ -46,7 +70,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _sigterm_raises():
+            os.getcwd()  # libraries that torch loads end the process where there is none
+            with _signals_raise():
                 return super().invoke(ctx)
         except MeanSparseError as error:
             failure = error
@@ -57,28 +82,31 @@ class _Group(TyperGroup):
             again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
             note(f"{word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(code) from None
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to print a help text
+        except _Usage as error:
+            error.args = (visible(str(error)),)
+            vars(error)["message"] = visible(error.message)
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
                 raise
-            failure = AttackError(
-                f"out of memory: {str(error).splitlines()[0]}",
-                hint="lower --batch-size: the same command with it goes on, nothing finished was lost",
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            failure = StorageError(
-                f"{error.strerror}: {error.filename or 'a file could not be written'}",
-                hint="nothing finished was lost: free some space or choose another --run, then type the same command "
-                "again",
-            )
+            failure = _in_words(error)
+        except BaseException as stop:  # no code of ours ends in this way, but a network's may call sys.exit
+            failure = DataError(f"the model's own code ended the program ({type(stop).__name__}: {stop})")
         if ctx.params.get("debug"):
             raise failure
         show_error(failure)
         raise typer.Exit(failure.exit_code)
 
 
-app = typer.Typer(
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ctrl_c_quits():
+            return super().__call__(*args, **kwargs)
+
+
+app = _App(
     cls=_Group,
     no_args_is_help=True,
     add_completion=False,

@@ -1,5 +1,6 @@
 """What each command does: its settings, one call of a stage, and what a shell wants to have on stdout."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import typer
 
-from ..errors import DataError
+from ..errors import ArtifactError, DataError
 from ..files import write_bytes
-from ..reporting.console import console, note
+from ..foreign import reading
+from ..reporting.console import answer, console, note
 from ..reporting.model_tables import show_sites
 from ..runs.report import read_report
 from ..settings import arguments
@@ -24,29 +26,36 @@ from .options import Flags, Function
 UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
 
+def _aside() -> contextlib.AbstractContextManager[object]:
+    """What a network's own code prints goes to stderr meanwhile: stdout is for the result."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage; of ``run`` that of the last."""
     from ..stages.run import run_all, run_stage
 
-    if name == "run":
-        path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
-    else:
-        path = run_stage(name, flags, file=given.config, fresh=given.fresh)
+    with _aside():
+        if name == "run":
+            path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
+        else:
+            path = run_stage(name, flags, file=given.config, fresh=given.fresh)
     _print_report(path, name, given.as_json)
 
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
     """A report as JSON, or else its path, or that of what it is about."""
-    typer.echo(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
+    answer(json.dumps(read_report(path, stage, mend="")) if as_json else str(otherwise or path))
 
 
 def sites(flags: Flags, given: arguments.StageArguments) -> None:
     """A table for people, or all of it as JSON."""
     from ..stages.sites import list_sites
 
-    found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
+    with _aside():
+        found, chosen = list_sites(*resolve("calibrate", CalibrateConfig, given.config, flags))
     if given.as_json:
-        typer.echo(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
+        answer(json.dumps([asdict(site) | {"chosen_by": chosen.get(site.index)} for site in found]))
         return
     console.print(show_sites(found, chosen))
 
@@ -56,14 +65,16 @@ def plot(flags: Flags, _: arguments.StageArguments) -> None:
     settings, sources = resolve("plot", PlotConfig, None, flags)
     from ..stages.plot import plot as draw
 
-    typer.echo(str(draw(settings, sources)))
+    with _aside():
+        path = draw(settings, sources)
+    answer(str(path))
 
 
 def table(_: Flags, given: arguments.Table) -> None:
     """The path of the page."""
     from ..stages.table import write_table
 
-    typer.echo(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
+    answer(str(write_table(given.number, given.runs or [], given.output, data_note=given.data_note)))
 
 
 def reproduce(_: Flags, given: arguments.Reproduce) -> None:
@@ -78,8 +89,10 @@ def export(_: Flags, given: arguments.Export) -> None:
     from ..stages.export import export as write_export
 
     format = "card" if given.card else given.format
-    path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=bool(given.allow_pickle))
-    typer.echo(str(path))
+    allow_pickle = bool(given.allow_pickle)
+    with _aside():
+        path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=allow_pickle)
+    answer(str(path))
 
 
 def verify(flags: Flags, given: arguments.Verify) -> None:
@@ -88,7 +101,7 @@ def verify(flags: Flags, given: arguments.Verify) -> None:
     from ..stages.verify import verify as verify_images
 
     settings, sources = resolve("verify", VerifyConfig, given.config, flags)
-    with run_folder_lock(folder_of(settings)):
+    with run_folder_lock(folder_of(settings)), _aside():
         path, admissible = verify_images(settings, sources, given.file)
     _print_report(path, "verify", given.as_json)
     if not admissible:
@@ -101,10 +114,14 @@ def report(_: Flags, given: arguments.Report) -> None:
     from ..reporting.render import render
 
     width = shutil.get_terminal_size((120, 24)).columns
-    text = render(given.run, given.format, width=width, to_file=given.output is not None)
+    with reading(ArtifactError, f"the reports of {given.run} cannot be shown", "do again the stage that lacks it"):
+        text = render(given.run, given.format, width=width, to_file=given.output is not None)
     if given.output is not None:
         write_bytes(given.output, text.encode())
-    typer.echo(given.output or text, nl=given.output is not None)
+    if given.output is None:
+        typer.echo(text, nl=False)
+    else:
+        answer(str(given.output))
 
 
 def models(_: Flags, given: arguments.Models) -> None:
@@ -116,10 +133,10 @@ def models(_: Flags, given: arguments.Models) -> None:
         from ..stages.zoo_check import check_models  # torch is not loaded for a list
 
         text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
-        typer.echo(text)
+        answer(text)
         raise typer.Exit(0 if passed else 1)
     if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
-        typer.echo(text)
+        answer(text)
 
 
 def train(flags: Flags, given: arguments.StageArguments) -> None:

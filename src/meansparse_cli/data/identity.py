@@ -17,11 +17,17 @@ def content_id(images: Split) -> str:
         digest.update(source.y[indices].tobytes())
         digest.update(source.x.numpy()[indices].tobytes())
     elif isinstance(source, FileImages):
-        if source.class_order == "number":
-            digest.update(b"classes in the order of their numbers\n")
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
-            digest.update(f"{source.names[index]} {checksum}\n".encode())
+            digest.update(f"{source.names[index]} {checksum}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def identity(images: Split) -> dict[str, str]:
+    """What a report's ``inputs`` say of the images: their ``content_id``, and where it knows less than all of them."""
+    known = {"images": content_id(images)}
+    if getattr(images.dataset, "sizes_alone", False):
+        known["images_known_by"] = "names and file sizes alone: more than 1 GiB of pictures"
+    return known
 
 
 def image_ids(images: Split) -> set[bytes]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .class_folders import ClassOrder
 from .facts import KNOWN_DATASETS
+from .folders import ClassOrder
 from .imagenet import Preprocessing, evaluation_images
 from .read import ArrayImages, FileImages, ImageSet, open_images
 
@@ -22,20 +22,18 @@ LAYOUTS |= {name: f"torchvision's {name} files, or {LAYOUTS['other']}" for name 
 """What ``--data-dir`` takes."""
 
 
-def open_dataset(
-    dataset: str, data_dir: Path | None, class_order: ClassOrder | None = None
-) -> tuple[ImageSet, ImageSet | None]:
+def open_dataset(dataset: str, data_dir: Path | None, order: ClassOrder = "text") -> tuple[ImageSet, ImageSet | None]:
     """Training and test images; None for the latter where one unnamed set is all there is. Not for ImageNet."""
     if dataset == "digits":
         return _open_digits()
     if dataset in KNOWN_DATASETS:
         data_dir = _check_folder(dataset, data_dir)
-        return _open_torchvision_cifar(dataset, data_dir) or _open_path(data_dir, class_order)
+        return _open_torchvision_cifar(dataset, data_dir) or _open_path(data_dir, order)
     path = Path(dataset)
     if not path.exists():
         known = ", ".join(KNOWN_DATASETS)
         raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
-    return _open_path(path, class_order)
+    return _open_path(path, order)
 
 
 def open_imagenet(part: str, data_dir: Path | None, preprocessing: Preprocessing) -> ImageSet:
@@ -100,26 +98,31 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
     return images[0], images[1]
 
 
-def _open_path(path: Path, class_order: ClassOrder | None) -> tuple[ImageSet, ImageSet | None]:
+def _open_path(path: Path, order: ClassOrder) -> tuple[ImageSet, ImageSet | None]:
     if not path.is_dir() or (train := _find_part(path, "train")) is None:
-        return open_images(path, class_order=class_order), None
+        return open_images(path, order=order), None
     if (test := _find_part(path, *TEST_NAMES)) is None:
         raise DataError(f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}")
-    images, test_images = (open_images(part, class_order=class_order) for part in (train, test))
-    if isinstance(images, FileImages) and isinstance(test_images, FileImages) and images.classes != test_images.classes:
-        if strange := sorted(set(test_images.classes) - set(images.classes)):
-            raise DataError(
-                f"{train.name} has {images.n_classes} class folders and {test.name} {test_images.n_classes}: "
-                f"{', '.join(strange[:5])} {'are' if len(strange) > 1 else 'is'} in {test.name} only, "
-                "and classes are numbered by their order",
-                hint="give both parts the same class folders",
-            )
-        test_images.number_classes({name: number for number, name in enumerate(images.classes)})
-        test_images.note(
-            f"{path}: {test.name} has {len(test_images.classes)} of the {images.n_classes} classes of {train.name}, "
-            "whose numbers are used"
-        )
+    images, test_images = open_images(train, order=order), open_images(test, order=order)
+    if isinstance(images, FileImages) and isinstance(test_images, FileImages):
+        _number_as(images, test_images)
     return images, test_images
+
+
+def _number_as(train: FileImages, test: FileImages) -> None:
+    """Give the test part the classes of the training part, which may be more."""
+    names = (train.source.name, test.source.name)
+    if unknown := sorted(set(test.classes) - set(train.classes)):
+        raise DataError(
+            f"{names[0]} has {train.n_classes} class folders and {names[1]} {test.n_classes}: "
+            f"{', '.join(unknown[:5])} {'are' if len(unknown) > 1 else 'is'} in {names[1]} only, "
+            "and classes are numbered by their order",
+            hint="give both parts the same class folders",
+        )
+    if absent := [name for name in train.classes if name not in set(test.classes)]:
+        some = f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+        log.warning(f"{test.source}: no pictures of {len(absent)} of {train.n_classes} classes: {some}")
+        test.number_classes({name: number for number, name in enumerate(train.classes)})
 
 
 def _find_part(path: Path, *names: str) -> Path | None:

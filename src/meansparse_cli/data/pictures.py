@@ -1,67 +1,76 @@
-"""The one place where a picture file becomes pixels.
+"""From the bytes of a picture to pixels: the one place where picture files are decoded, with one rule for each kind.
 
-The rule is Pillow's ``convert("RGB")``, which torchvision's ``ImageFolder`` follows: of an animation the first frame,
-alpha dropped, a palette's colours, CMYK without a profile, 1 bit as black and white, and the pixels as they lie in the
-file (EXIF orientation is not applied). But 16-bit grey is scaled so that 65535 is 1.0, which Pillow would clip (of
-16-bit colour Pillow keeps the high byte of each value); 32-bit whole numbers are taken as 16-bit where they fit, and
-floating point as it is where it lies in [0, 1].
+Colours are red, green, blue, 8 bits each. Grey is repeated three times, unless the network has one channel. Of 16 bits
+65535 is white, an alpha channel is dropped, palettes and CMYK are converted as Pillow does, one bit is black or white.
+Orientation tags are not followed, as torchvision's ImageFolder does not. Of an animation the first frame counts.
+Floating-point and 32-bit pixels have no known white: they are refused.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .imagenet import Preprocessing
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+GREY_MODES = ("1", "L", "LA", "La")
 
 
-def decode_picture(content: bytes, preprocessing: Preprocessing | None = None, *, is_grey: bool = False) -> np.ndarray:
-    """A file's pixels, float32 (3, height, width) in [0, 1]; ``is_grey``: (1, height, width).
-
-    Raises ValueError with what is wrong, whatever the file holds.
-    """
-    from PIL import Image
+def decode(content: bytes, name: str, *, channels: int = 3) -> Image:
+    """The picture as 8-bit RGB, or grey where ``channels`` is 1; ``name`` begins what a DataError says."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content))
-            image.load()
-        deep = _grey_levels(image)
-    except Exception as error:  # Pillow's decoders raise what they like on a broken file
-        words = "its format is none that is known here" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(str(words) or type(error).__name__) from error
-    if deep is None or preprocessing is not None:
-        if deep is not None:
-            image = Image.fromarray((deep * 255).round().astype(np.uint8))
-        image = image.convert("RGB")
-        pixels = np.asarray(image if preprocessing is None else preprocessing.apply(image))
-        pixels = pixels.astype(np.float32).transpose(2, 0, 1) / np.float32(255)
-    else:
-        pixels = np.repeat(deep[None].astype(np.float32), 3, axis=0)
-    if not is_grey:
-        return pixels
-    if (pixels != pixels[:1]).any():
-        raise ValueError("it is in colour, and the model takes grey pictures of one channel")
-    return pixels[:1]
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            opened = Image.open(io.BytesIO(content))
+            opened.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: too many pixels: {error}", hint="expected pictures of ordinary size") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: cannot read image: not a picture, whatever its name says") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+        raise DataError(f"{name}: cannot read image: {error}") from error
+    except (struct.error, zlib.error, NotImplementedError, MemoryError, RuntimeError) as error:
+        raise DataError(f"{name}: cannot read image: {error or type(error).__name__}") from error
+    image = _eight_bits(opened, name)
+    if channels != 1:
+        return image.convert("RGB")
+    if image.mode not in GREY_MODES:
+        raise DataError(f"{name}: a colour picture (mode {image.mode}), and the model takes one channel")
+    return image.convert("L")
 
 
-def _grey_levels(image: Image) -> np.ndarray | None:
-    """(height, width) in [0, 1] of a grey picture deeper than 8 bits; None for any other."""
-    if not image.mode.startswith(("I", "F")):
-        return None
-    levels = np.asarray(image).astype(np.float64)
-    limit = 1 if image.mode == "F" else 65535
-    low, high = levels.min(), levels.max()
-    if not 0 <= low <= high <= limit:
-        raise ValueError(f"its values (mode {image.mode}) go from {low:g} to {high:g}, expected 0 to {limit}")
-    return levels / limit
+def is_grey(content: bytes, name: str) -> bool:
+    """Whether a picture has one colour channel."""
+    try:
+        decode(content, name, channels=1)
+    except DataError:
+        return False
+    return True
+
+
+def _eight_bits(image: Image, name: str) -> Image:
+    """16 bits scaled to 8; where Pillow reads colours of 16 bits, it has taken their upper 8."""
+    from PIL import Image
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    has_16_bits = image.mode.startswith("I;16") or (
+        image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM")
+    )
+    if not has_16_bits:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise DataError(f"{name}: {kind} pixels, of which nobody knows what is white", hint="save it with 8 or 16 bits")
+    return Image.fromarray(np.round(pixels.astype(np.float64) / 257).astype(np.uint8))

@@ -1,13 +1,12 @@
 """Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
 
 An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; those
-of a folder or a zip are decoded as they are asked for (``pictures``, ``class_folders``).
+of a folder or a zip are decoded as they are asked for.
 """
 
-import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +15,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
-from .class_folders import LARGEST_FILE, ClassOrder, find_classes
+from ..foreign import reading
+from .folders import ClassOrder, in_order, list_pictures
 from .imagenet import Preprocessing, class_numbers
-from .pictures import decode_picture
+from .pictures import decode
 
-log = logging.getLogger(__name__)
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
-    """``notes``: what a reader of the results must know of the images; each is logged once."""
-
-    n_classes: int
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, sentence: str) -> None:
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-            log.warning(sentence)
-
-
-class ArrayImages(_Images):
-    """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,) or (n, 1)."""
+class ArrayImages(Dataset[tuple[Tensor, int]]):
+    """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, *, source: str) -> None:
-        super().__init__()
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        are_images = x.dtype == np.uint8 and x.ndim in (3, 4) and 0 not in x.shape[1:]
-        if not are_images or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]  # a column, as MATLAB files and MedMNIST have it
+        if y.ndim == 2:
+            raise DataError(
+                f"{source}: y has shape {y.shape}: one-hot, by the look of it",
+                hint="expected integers of shape (n,): y.argmax(1)",
+            )
+        if (
+            x.dtype != np.uint8
+            or x.ndim not in (3, 4)
+            or y.ndim != 1
+            or len(x) != len(y)
+            or not np.issubdtype(y.dtype, np.integer)
+        ):
             raise DataError(
                 f"{source}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}",
                 hint="expected x uint8 of shape (n, height, width, channels) and y integers of shape (n,)",
@@ -63,37 +58,26 @@ class ArrayImages(_Images):
         return self.x[index].permute(2, 0, 1).float() / 255, int(self.y[index])
 
 
-class FileImages(_Images):
-    """Images decoded on demand from class folders on disk or inside a zip.
+class FileImages(Dataset[tuple[Tensor, int]]):
+    """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
 
-    ``is_grey``: they are given with one channel, for a model that takes such; None: nobody asked yet.
-    """
-
-    def __init__(
-        self, source: Path, *, preprocessing: Preprocessing | None = None, class_order: ClassOrder | None = None
-    ) -> None:
-        super().__init__()
-        self.source, self.preprocessing, self.class_order = source, preprocessing, class_order
-        self.is_grey: bool | None = None
+    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None, order: ClassOrder = "text") -> None:
+        self.source, self.preprocessing = source, preprocessing
+        self.channels = 3
+        self.sizes_alone = False
         self._archive: zipfile.ZipFile | None = None
-        found = find_classes(source, class_order)
-        self.names, self.classes, self._places = found.names, found.classes, found.labels
-        for sentence in found.notes:
-            self.note(sentence)
-        is_imagenet = preprocessing is not None and self.has_imagenet_names
-        # ImageNet's numbers are right also where a part of the classes is not there
-        self.number_classes(class_numbers() if is_imagenet else {name: i for i, name in enumerate(self.classes)})
+        listing = list_pictures(source)
+        self.names, self._folders = listing.names, listing.labels
+        self.classes = in_order(set(listing.labels), order, str(source))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        if preprocessing is not None and numbers.keys() <= class_numbers().keys():
+            numbers = class_numbers()  # right also where a part of the classes is not there
+        self.number_classes(numbers)
 
-    @property
-    def has_imagenet_names(self) -> bool:
-        return all(name[0] == "n" and name[1:].isdigit() for name in self.classes) and (
-            set(self.classes) <= class_numbers().keys()
-        )
-
-    def number_classes(self, numbers: dict[str, int]) -> None:
-        """The pictures of folder ``name`` are of class ``numbers[name]``; there are as many classes as numbers."""
+    def number_classes(self, numbers: Mapping[str, int]) -> None:
+        """Give each class folder the logit that ``numbers`` has for it."""
         self.n_classes = len(numbers)
-        self.labels = [numbers[self.classes[place]] for place in self._places]
+        self.labels = [numbers[folder] for folder in self._folders]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,57 +86,41 @@ class FileImages(_Images):
         """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
         if self.source.is_dir():
             sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
-            if sum(sizes) <= READ_AT_MOST:
-                return [zlib.crc32(self.read(i)) for i in indices]
-            self.note(f"{self.source}: {sum(sizes) / 2**30:.1f} GiB, told from other images by names and sizes alone")
-            return sizes
+            if sum(sizes) > READ_AT_MOST:
+                self.sizes_alone = True
+                return sizes
+            return [zlib.crc32(self.read(i)) for i in indices]
         with zipfile.ZipFile(self.source) as archive:
             return [archive.getinfo(self.names[i]).CRC for i in indices]
 
     def read(self, index: int) -> bytes:
         """The file of one image."""
-        try:
-            return self._read(self.names[index])
-        except Exception as error:  # zipfile raises what it likes on a broken member
-            raise self._unreadable(index, error) from error
-
-    def _read(self, name: str) -> bytes:
-        path = self.source / name
-        if self.source.is_dir() and not path.is_file():
-            raise ValueError("it is gone, or no regular file any more")
-        if self._archive is None and not self.source.is_dir():
+        if self.source.is_dir():
+            return (self.source / self.names[index]).read_bytes()
+        if self._archive is None:
             self._archive = zipfile.ZipFile(self.source)
-        size = path.stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
-        if size > LARGEST_FILE:
-            raise ValueError(f"it has {size:,} bytes, more than any picture")
-        return path.read_bytes() if self._archive is None else self._archive.read(name)
-
-    def _unreadable(self, index: int, error: Exception) -> DataError:
-        return DataError(f"{self.source}: cannot read image {self.names[index]}: {error}")
+        return self._archive.read(self.names[index])
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        content = self.read(index)
-        try:
-            pixels = decode_picture(content, self.preprocessing, is_grey=bool(self.is_grey))
-        except ValueError as error:
-            raise self._unreadable(index, error) from error
-        return torch.from_numpy(np.ascontiguousarray(pixels)), self.labels[index]
+        name = f"{self.source}/{self.names[index]}"
+        with reading(DataError, f"{name}: cannot read image"):
+            content = self.read(index)
+        image = decode(content, name, channels=self.channels)
+        if self.preprocessing is not None:
+            image = self.preprocessing.apply(image)
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255, self.labels[index]
 
 
 ImageSet = ArrayImages | FileImages
 
 
-def open_images(
-    path: Path, preprocessing: Preprocessing | None = None, class_order: ClassOrder | None = None
-) -> ImageSet:
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        return FileImages(path, preprocessing=preprocessing, class_order=class_order)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except Exception as error:  # numpy and zipfile raise what they like on a broken file
-        raise DataError(f"{path} cannot be read: {error}", hint="expected an .npz with arrays x and y") from error
-    return ArrayImages(x, y, source=str(path))
+def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
+    if path.suffix != ".npz":
+        return FileImages(path, preprocessing=preprocessing, order=order)
+    hint = "expected an .npz with arrays x and y"
+    with reading(DataError, f"{path} cannot be read", hint), np.load(path, allow_pickle=False) as arrays:
+        return ArrayImages(arrays["x"], arrays["y"], source=str(path))

@@ -7,6 +7,8 @@ A data set is a name (``digits``, ``cifar10``, ``cifar100``, ``imagenet``) or a 
 class), a zip of one, an ``.npz``, or a folder that holds a ``train`` and a ``test`` of any of these.
 """
 
+import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,11 +18,14 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..errors import DataError
-from .class_folders import ClassOrder
 from .examples import in_words
-from .imagenet import Preprocessing
+from .folders import ClassOrder
+from .imagenet import Preprocessing, class_numbers
 from .open import open_dataset, open_imagenet, open_imagenet_test
-from .read import ImageSet
+from .pictures import is_grey
+from .read import FileImages, ImageSet
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["calibration", "held-out", "test"]
 Split = Subset[tuple[Tensor, int]]
@@ -34,6 +39,7 @@ class DataSet:
     """A data set by its name or path, opened once, and its splits, each in a fixed order.
 
     ``preprocessing`` is the model's, for ImageNet by its name; bicubic to 256, centre of 224 when not given.
+    ``channels`` says how many the model takes, ``order`` how class folders are numbered.
     """
 
     def __init__(
@@ -41,26 +47,26 @@ class DataSet:
         dataset: str,
         data_dir: Path | None,
         preprocessing: Preprocessing | None = None,
-        class_order: ClassOrder | None = None,
+        *,
+        channels: Callable[[], int | None] = lambda: None,
+        order: ClassOrder = "text",
     ) -> None:
         self.dataset, self.data_dir, self.preprocessing = dataset, data_dir, preprocessing or Preprocessing()
-        self.class_order = class_order
+        self.channels, self.order = channels, order
         self._splits: dict[SplitName, Split] = {}
 
     def split(self, name: SplitName) -> Split:
         """The images of one split; what it does not need is not opened."""
         if name not in self._splits:
             self._splits[name] = self._cut_imagenet(name) if self.dataset == "imagenet" else self._cut(name)
+            source = self._splits[name].dataset
+            if isinstance(source, FileImages) and is_grey(source.read(0), source.names[0]) and self.channels() == 1:
+                source.channels = 1
         return self._splits[name]
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of the results must know of the images that were opened."""
-        return list(dict.fromkeys(note for split in self._splits.values() for note in split.dataset.notes))  # type: ignore[attr-defined]
 
     @cached_property
     def _parts(self) -> tuple[ImageSet, ImageSet | None]:
-        return open_dataset(self.dataset, self.data_dir, self.class_order)
+        return open_dataset(self.dataset, self.data_dir, self.order)
 
     @cached_property
     def _imagenet_train(self) -> ImageSet:
@@ -105,10 +111,7 @@ def take_examples(images: Split, n_examples: int | None, *, seed: int = 0) -> Sp
 
 
 def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], where: str) -> None:
-    """Refuse images that the model cannot mean: of a wrong shape, or of more classes than it has logits.
-
-    Fewer are noted: a network may have a logit for none of them, as for what is to be rejected.
-    """
+    """Refuse images that the model cannot mean: wrong shape, or more classes than it has logits."""
     if not len(images):
         raise DataError(f"{where} is empty")
     shape = tuple(images[0][0].shape)
@@ -116,11 +119,23 @@ def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], wh
         raise DataError(f"{where}: images are {in_words(shape)}, the model expects {in_words(image_shape)}")
     found: int = images.dataset.n_classes  # type: ignore[attr-defined]
     if found > n_classes:
-        raise DataError(f"{where}: {found} classes were found, the model has {n_classes}")
-    if found < n_classes:
-        images.dataset.note(  # type: ignore[attr-defined]
-            f"{where}: the model has {n_classes} logits, the images are of {found} classes, numbered 0 to {found - 1}"
+        raise DataError(
+            f"{where}: {found} classes were found, the model has {n_classes}",
+            hint="each class needs a logit of its own: another --dataset, or another model",
         )
+    if found < n_classes:
+        log.warning(
+            f"{where}: {found} classes were found, the model has {n_classes} logits: class k is logit k, "
+            f"an attack may end at any of the others too{_wordnet_hint(images)}"
+        )
+
+
+def _wordnet_hint(images: Split) -> str:
+    """Folders of ImageNet's classes, numbered by their own order, are not what a model of ImageNet means."""
+    named = set(getattr(images.dataset, "classes", ()))
+    if not named or not named <= class_numbers().keys() or images.dataset.n_classes == 1000:  # type: ignore[attr-defined]
+        return ""
+    return "; these are WordNet ids: --dataset imagenet --data-dir DIR numbers them as ImageNet does"
 
 
 def _permutation(n: int) -> list[int]:

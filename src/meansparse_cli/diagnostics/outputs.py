@@ -12,12 +12,10 @@ from .subject import Diagnostic, Subject
 N_PASSES = 5
 
 
-def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
-
-
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "centred, in standard deviations": _standardised,
+    "centred, in standard deviations": lambda x: (
+        (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+    ),
     "in [-1, 1]": lambda x: 2 * x - 1,
     "in [0, 255]": lambda x: 255 * x,
 }
@@ -87,6 +85,8 @@ def _inputs(subject: Subject) -> Diagnostic:
         return subject.not_run("inputs", "the model refuses inputs of every other scale")
     best = max(gains, key=lambda scale: gains[scale])
     value = gains[best]
+    # one example more or less is seen by no standard error where all say the same
+    at_most = max(gains[scale] + N_STANDARD_ERRORS * max(errors[scale], 1 / len(clean)) for scale in gains)
     if value <= N_STANDARD_ERRORS * errors[best]:
         value = min(value, 0.0)
     words = {
@@ -96,4 +96,4 @@ def _inputs(subject: Subject) -> Diagnostic:
         "gain": in_points(gains[best], digits=1),
         "best": best,
     }
-    return subject.judged("inputs", value, words, gains)
+    return subject.judged("inputs", value, words, gains, at_most=at_most)

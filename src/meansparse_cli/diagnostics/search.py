@@ -102,7 +102,10 @@ def _large_eps(subject: Subject) -> Diagnostic:
     """APGD at larger and larger budgets, up to one where every image is unrecognisable; what is left shows it blind."""
     rows = subject.correct.nonzero().flatten()
     accuracies, n = {}, len(subject.y)
-    for budget in _large_budgets(subject.problem.budget, subject.x[0].numel()):
+    own, n_pixels = subject.problem.budget, subject.x[0].numel()
+    most = LARGEST_CHANGE * (1 if own.norm == "Linf" else n_pixels**0.5)
+    for eps in sorted({min(times * own.eps, most) for times in TIMES_EPS} | {max(most, own.eps)}):
+        budget = replace(own, eps=eps)
         if len(rows):
             rows = rows[~climb_again(subject, rows, budget, loss="ce", n_steps=STEPS_OF_LARGE).to(rows.device)]
         accuracies[f"{budget.eps:.4g}"] = len(rows) / n
@@ -112,17 +115,16 @@ def _large_eps(subject: Subject) -> Diagnostic:
     return subject.judged("large", value, words, {"robust_accuracy": accuracies})
 
 
-def _large_budgets(budget: Budget, n_pixels: int) -> list[Budget]:
-    most = LARGEST_CHANGE * (1 if budget.norm == "Linf" else n_pixels**0.5)
-    sizes = {min(times * budget.eps, most) for times in TIMES_EPS} | {max(most, budget.eps)}
-    return [Budget(budget.norm, eps) for eps in sorted(sizes)]
-
-
 def _noise(subject: Subject) -> list[Diagnostic]:
     """Uniform noise in the ball, ``N_DRAWS`` draws an example."""
     n_right, ever_wrong = 0, torch.zeros_like(subject.robust)
+    budget, seed, x = subject.problem.budget, subject.problem.seed, subject.x.cpu()
     for draw in range(N_DRAWS):
-        images = _noisy(subject, draw)
+        drawn = [
+            uniform_start(image, example_generator(seed, "noise", draw, int(index)), budget)
+            for image, index in zip(x, subject.examples.indices, strict=True)
+        ]
+        images = enforce_budget(torch.stack(drawn).to(subject.x.device), subject.x, budget)
         right = subject.is_right(images)
         n_right += int(right.sum())
         new = ~right & ~ever_wrong & subject.robust
@@ -134,13 +136,3 @@ def _noise(subject: Subject) -> list[Diagnostic]:
         subject.judged("noise", clean - noisy, words),
         subject.judged("beaten", int((ever_wrong & subject.robust).sum()), {"n_robust": int(subject.robust.sum())}),
     ]
-
-
-def _noisy(subject: Subject, draw: int) -> Tensor:
-    """The images with one draw of noise each, (n, channels, height, width)."""
-    budget, seed = subject.problem.budget, subject.problem.seed
-    images = [
-        uniform_start(image, example_generator(seed, "noise", draw, int(index)), budget)
-        for image, index in zip(subject.x.cpu(), subject.examples.indices, strict=True)
-    ]
-    return enforce_budget(torch.stack(images).to(subject.x.device), subject.x, budget)

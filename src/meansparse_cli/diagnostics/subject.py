@@ -32,7 +32,7 @@ class Diagnostic:
 
     name: str
     model: ModelName
-    status: Literal["pass", "warn", "not run"]
+    status: Literal["pass", "warn", "too few", "not run"]
     value: float | None
     limit: float
     unit: Literal["share", "points", "count", "number"]
@@ -74,20 +74,27 @@ class Subject:
 
     @property
     def y(self) -> Tensor:
-        """Their classes, (n,) int64."""
         return self.examples.y
 
     def judged(
-        self, check: str, value: float, words: Mapping[str, Any], details: dict[str, Any] | None = None
+        self,
+        check: str,
+        value: float,
+        words: Mapping[str, Any],
+        details: dict[str, Any] | None = None,
+        *,
+        at_most: float | None = None,
     ) -> Diagnostic:
         """``pass`` or ``warn``, by ``value``; one that is not a number is a warning.
 
-        ``words``, ``details`` and ``value`` fill the sentence of the check.
+        ``words``, ``details`` and ``value`` fill the sentence of the check. ``at_most``: what the value may be on more
+        examples; above the limit, a pass is ``too few``: these cannot tell.
         """
         about, details = CHECKS[check], details or {}
         holds = value >= about["limit"] if about.get("at_least") else value <= about["limit"]
         sentence = about["sentence"].format(value=value, **details, **words)
-        found = {"model": self.name, "status": "pass" if holds else "warn", "value": value, "sentence": sentence}
+        passed = "pass" if at_most is None or at_most <= about["limit"] else "too few"
+        found = {"model": self.name, "status": passed if holds else "warn", "value": value, "sentence": sentence}
         return Diagnostic(**(about | found), details=details)
 
     def not_run(self, check: str, why: str) -> Diagnostic:
@@ -99,7 +106,6 @@ class Subject:
         self.broken_by.append((rows.cpu(), images.detach().float().cpu()))
 
     def counted(self) -> CountedModel:
-        """The model with its outputs checked."""
         device = device_of(self.model, self.x.device)
         return CountedModel(self.model, n_classes=self.problem.n_classes, device=device)
 

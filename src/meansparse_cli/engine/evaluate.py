@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..attacks import run_attack
 from ..attacks.problem import Problem
+from ..attacks.runner import run_attack
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages
@@ -28,12 +28,13 @@ class Plan:
     """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
 
     ``individual``: each attack is tried on every example that is correct at its clean image, which gives each a number
-    of its own and costs several times as much.
+    of its own and costs several times as much. ``finish``: what is not on disk is done, not noted as ``missing``.
     """
 
     attacks: tuple[str, ...]
     alpha: float
     individual: bool = False
+    finish: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class EvaluationRun:
         names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
         blank, everywhere = self.cells.blank, self.cells.everywhere
         self.models = {name: _Known(everywhere(alphas[name]), blank(), blank()) for name in names}
-        self.both_fell = blank()
+        self.both_fell, self.missing = blank(), blank()
         if smaller is not None:
             same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
             if not same or smaller.plan.alpha != plan.alpha:
@@ -256,6 +257,9 @@ class EvaluationRun:
 
     def _parts(self, mask: Tensor) -> list[Tensor]:
         """Rows where ``mask`` (n,) is true, in order, ``batch_size`` at a time."""
+        if not self.plan.finish:
+            self.missing |= mask
+            return []
         rows = mask.nonzero().flatten()
         return list(rows.split(self.cells.problem.batch_size)) if len(rows) else []
 

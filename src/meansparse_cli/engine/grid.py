@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..attacks import run_attack
 from ..attacks.problem import Problem
+from ..attacks.runner import run_attack
 from ..data.examples import Examples
 from ..ledger import Decisions, Ledger
 from .blocks import Block, VariantOutcomes, cut_blocks, load_block, save_block

@@ -11,6 +11,7 @@ that an attack was not tried on yet, so that one that is done again holds the sa
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +138,7 @@ class EvaluationState:
                 chunk = Chunk(**content)
             except TypeError as error:
                 file = self.folder / model / attack / f"{name}.pt"
-                hint = f"delete it and run again: {file}"
+                hint = f"delete it, then run again: {shlex.join(['rm', str(file)])}"
                 raise ArtifactError(f"{file} is not a chunk of an evaluation", hint=hint) from error
             known = chunk.positions < len(row_of)
             rows = torch.where(known, row_of[chunk.positions.clamp(max=len(row_of) - 1)], -1)

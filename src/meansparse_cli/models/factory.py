@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelNotFound
+from .classifier import as_classifier
 from .kind import ModelKind
 from .names import WeightFile
 
@@ -41,13 +42,14 @@ class FactoryModel(ModelKind):
             factory = _attribute(_import_module(module_name), module_name, attribute)
             try:
                 model = factory if isinstance(factory, nn.Module) else factory()
-            except Exception as error:  # the user's code may raise anything
+            except (Exception, SystemExit) as error:  # the user's code may raise anything
                 raise ModelNotFound(
                     f"{name}() failed: {type(error).__name__}: {error}", hint="it is called without arguments"
                 ) from error
         if not isinstance(model, nn.Module):
-            raise ModelNotFound(f"{name}() gave {type(model).__name__}, expected a torch.nn.Module")
-        return model
+            gave = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            raise ModelNotFound(f"{name}() gave {gave}, expected a torch.nn.Module", hint="return the network itself")
+        return as_classifier(model, name)
 
 
 def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
@@ -69,7 +71,7 @@ def _import_module(name: str) -> ModuleType:
         sys.modules[spec.name] = module  # where dataclasses and pickle look for it
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         is_absent = isinstance(error, FileNotFoundError) or getattr(error, "name", None) == name
         reason = "no such module" if is_absent else f"importing it failed: {type(error).__name__}: {error}"
         raise ModelNotFound(

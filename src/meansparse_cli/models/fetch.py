@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import CheckpointError, ConfigError, DownloadError, StorageError
+from ..errors import ArtifactError, CheckpointError, ConfigError, DownloadError, StorageError
 from ..files import atomic_write, is_whole, save_torch, sha256_of, write_bytes
+from ..foreign import read_yaml
 from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
@@ -50,6 +51,7 @@ def fetch_weights(
     from_file: Weights = None,
     weights: Weights = None,
     allow_pickle: bool = False,
+    weights_key: str | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[FetchedFile, ...]:
     """Make sure a model's weights are here, and say which they are, in the order ``load`` takes them.
@@ -61,14 +63,15 @@ def fetch_weights(
     """
     model = kind_of(source)
     if weights is not None:
-        return tuple(_identify(path, str(path)) for path in model.paths(weights))
+        check_whole(paths := [path for path in model.paths(weights) if path.is_file() or _identify(path, "")])
+        return tuple(_identify(path, str(path)) for path in paths)
     if model.cache_subfolder is None:
         if from_file is not None:
             raise ConfigError(
                 f"{source.name} takes nothing from the cache", hint="use the file where it is: --weights FILE"
             )
         return tuple(_identify(f.path, f.origin) for f in model.weights() if f.path is not None)
-    cached = _Cached(model, (cache or cache_folder()) / model.cache_subfolder, allow_pickle)
+    cached = _Cached(model, (cache or cache_folder()) / model.cache_subfolder, allow_pickle, weights_key)
     if from_file is None and (kept := cached.whole()):
         return kept
     try:
@@ -83,17 +86,15 @@ def fetch_weights(
             is_address = cached.wanted[0].origin.startswith("http")
             return cached.download(on_progress) if is_address else cached.save()
     except OSError as error:
-        raise StorageError(
-            f"cannot write {cached.folder}: {error.strerror or error}",
-            hint=f"choose another folder: {CACHE_VARIABLE}=DIR",
-        ) from error
+        hint = f"choose another folder: {CACHE_VARIABLE}=DIR"
+        raise StorageError.of(error, f"cannot write {cached.folder}", hint=hint) from error
 
 
 class _Cached:
     """The place of one model in the cache."""
 
-    def __init__(self, model: ModelKind, folder: Path, allow_pickle: bool) -> None:
-        self.model, self.folder, self.allow_pickle = model, folder, allow_pickle
+    def __init__(self, model: ModelKind, folder: Path, allow_pickle: bool, weights_key: str | None) -> None:
+        self.model, self.folder, self.allow_pickle, self.weights_key = model, folder, allow_pickle, weights_key
         self.name, self.stem = model.source.name, plain_name(model.source.name)
         self.wanted = model.weights()
         self.targets = [folder / file.file_name for file in self.wanted]
@@ -166,10 +167,8 @@ class _Cached:
 
     def check_loads(self, paths: Sequence[Path]) -> None:
         """Load the files into the model they are for, once, to see that it works."""
-        for path in paths:
-            if zipfile.is_zipfile(path) and not is_whole(path):
-                raise CheckpointError(f"{path} is damaged", hint="get it again: its bytes have changed")
-        self.model.load(paths, allow_pickle=self.allow_pickle)
+        check_whole(paths)
+        self.model.load(paths, allow_pickle=self.allow_pickle, weights_key=self.weights_key)
 
     def by_hand(self) -> str:
         urls = [file.origin for file in self.wanted]
@@ -179,6 +178,13 @@ class _Cached:
             f"fetch {what} by hand, with a browser or on another machine:\n{listed}\n"
             f"then: {fetch_command(self.model.source)} --from-file {option}"
         )
+
+
+def check_whole(paths: Sequence[Path]) -> None:
+    """Refuse zip files, as PyTorch writes them, whose content is not what their own checksums say."""
+    for path in paths:
+        if zipfile.is_zipfile(path) and not is_whole(path):
+            raise CheckpointError(f"{path} is damaged", hint="get it again: its bytes have changed")
 
 
 def _keep(path: Path, target: Path, origin: str, move: Callable[[Path, Path], object]) -> FetchedFile:
@@ -214,8 +220,8 @@ def _record(target: Path, origin: str) -> FetchedFile:
 def _recorded(target: Path) -> FetchedFile | None:
     """The file as its side file describes it, or None if either is missing or they disagree."""
     try:
-        found = FetchedFile(target, **yaml.safe_load(_side_file(target).read_text()))
-    except (OSError, yaml.YAMLError, TypeError, ValueError):
+        found = FetchedFile(target, **read_yaml(_side_file(target), ArtifactError, hint=""))
+    except (OSError, ArtifactError, TypeError, ValueError):
         return None
     is_same = target.is_file() and target.stat().st_size == found.size and sha256_of(target) == found.sha256
     return found if is_same else None

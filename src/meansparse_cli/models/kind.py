@@ -11,8 +11,9 @@ from torch import nn
 
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ConfigError
+from .fitting import Fitted, fit_weights
 from .names import Kind, ModelSource, WeightFile, Weights, ZooEntry
-from .weights import fit_weights, read_checkpoint
+from .weights import read_checkpoint
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
 
@@ -32,6 +33,11 @@ class ModelKind(ABC):
     """RobustBench's key, if the model is of its zoo."""
     cache_subfolder: Path | None = None
     """Where in the cache its weights are kept; None where they stay where they are."""
+
+    weights_key: str | None = None
+    """Where in a file its weights are, for one that holds several sets that fit."""
+    fitted: Fitted | None = None
+    """What ``load`` found in the file."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
@@ -103,12 +109,20 @@ class ModelKind(ABC):
             )
         return found
 
-    def load(self, weights: Weights = None, *, allow_pickle: bool = False, published_sites: bool = False) -> nn.Module:
+    def load(
+        self,
+        weights: Weights = None,
+        *,
+        allow_pickle: bool = False,
+        published_sites: bool = False,
+        weights_key: str | None = None,
+    ) -> nn.Module:
         """The network, filled: float32, on the CPU, in eval mode; ``published_sites`` as for ``build``.
 
         Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
         ModelNotFound for a factory that is not there.
         """
+        self.weights_key = weights_key
         paths = self.paths(weights) or [file.path for file in self.weights() if file.path is not None]
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
         return network.cpu().float().eval()
@@ -116,7 +130,7 @@ class ModelKind(ABC):
     def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         network = self.build(published_sites=published_sites)
         checkpoint = read_checkpoint(paths[0], allow_pickle=allow_pickle)
-        fit_weights(network, checkpoint, what=f"{paths[0]} as {self.source.name}")
+        self.fitted = fit_weights(network, checkpoint, what=f"{paths[0]} as {self.source.name}", key=self.weights_key)
         return network
 
     def _load_own(self) -> nn.Module:

@@ -8,6 +8,7 @@ module:factory, file.py:factory    the user's own network
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -44,6 +45,12 @@ def kind_of(source: ModelSource) -> ModelKind:
     raise ConfigError(f"no kind of model {source.kind!r}", hint=f"known: {', '.join(kind.kind for kind in KINDS)}")
 
 
-def load_model(source: ModelSource, weights: Weights = None, **options: bool) -> nn.Module:
+def load_model(source: ModelSource, weights: Weights = None, **options: Any) -> nn.Module:
     """The network of a model, filled: ``ModelKind.load`` and its options."""
     return kind_of(source).load(weights, **options)
+
+
+def channels_taken(model: nn.Module) -> int | None:
+    """How many channels the images have that a network takes, by its first convolution; None where it has none."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if first is None else first.in_channels

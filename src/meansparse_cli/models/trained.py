@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
+from .fitting import fit_weights
 from .kind import ModelKind
 from .names import ModelSource, WeightFile
 from .networks import ResNet18
-from .weights import fit_weights, read_checkpoint
+from .weights import read_checkpoint
 
 EMBEDDED = {"digits": "digits", "resnet18-w16": "cifar10"}
 """Model name to the data set it was trained on."""

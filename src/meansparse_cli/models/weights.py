@@ -1,12 +1,10 @@
-"""Checkpoints of other people: read without running their code, fitted to a network whatever wrapper named the keys."""
+"""Checkpoints of other people: files read without running their code, and what tells networks apart."""
 
 import argparse
-import contextlib
 import hashlib
 import pickle
-import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,6 @@ ALLOW_PICKLE_HINT = "if you trust where the file comes from, let it run its code
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "last")
 """Where a checkpoint keeps its weights, in the order they are looked for."""
 
-CONSTANTS = ("mu", "sigma", "mean", "std", "normalize.mean", "normalize.std")
-"""Normalisation buffers the architecture sets by itself; older checkpoints lack them."""
-
 
 def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
     """What a ``.pt`` or ``.safetensors`` file holds, on the CPU; no code in it is run unless ``allow_pickle``.
@@ -41,7 +36,9 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
         raise CheckpointError(f"{path} is empty", hint=again)
     if looks_like_html(head):
         raise CheckpointError(f"{path} is a web page, not a checkpoint", hint=again)
-    if path.suffix == ".safetensors":
+    if (kind := _other_kind(path, head)) is not None:
+        raise CheckpointError(f"{path} is {kind[0]}, whatever its name says", hint=kind[1])
+    if path.suffix == ".safetensors" or _is_safetensors(path, head):
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -63,36 +60,53 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
             f"{path} holds Python objects whose code is not installed: {error}",
             hint="save the weights alone: torch.save(model.state_dict(), FILE)",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {_first_line(error)}", hint=again) from error
+
+
+OTHER_KINDS: dict[bytes, tuple[str, str]] = {
+    b"\x1f\x8b": ("compressed with gzip", "unpack it first: gunzip"),
+    b"BZh": ("compressed with bzip2", "unpack it first: bunzip2"),
+    b"\xfd7zXZ": ("compressed with xz", "unpack it first: unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first: unzstd"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it first"),
+    b"Rar!": ("a RAR archive", "unpack it first"),
+    b"\x93NUMPY": ("one NumPy array (.npy)", "expected tensors by name: torch.save(model.state_dict(), FILE)"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes", "expected a PyTorch checkpoint or safetensors"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file", "get the file itself: git lfs pull"),
+    b"%PDF": ("a PDF", "expected a PyTorch checkpoint or safetensors"),
+    b"\x89PNG": ("a picture", "expected a PyTorch checkpoint or safetensors"),
+}
+"""What people take for checkpoints, by its first bytes: what it is, and what to do."""
+
+
+def _other_kind(path: Path, head: bytes) -> tuple[str, str] | None:
+    for magic, kind in OTHER_KINDS.items():
+        if head.startswith(magic):
+            return kind
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.split("/")[1:2] == ["code"] for name in names):
+        save = "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+        return "TorchScript: a program beside its weights", f"save its weights alone, if you trust it: {save}"
+    if any(name.endswith(".npy") for name in names):
+        return "NumPy arrays (.npz)", "expected tensors by name: torch.save(model.state_dict(), FILE)"
+    if not any(name.endswith("data.pkl") for name in names):
+        return "a zip archive, and no checkpoint", f"unpack it first; it holds {', '.join(names[:3]) or 'nothing'}"
+    return None
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether a file begins as safetensors do, with the length of a header and the header itself."""
+    return head[8:9] == b"{" and 2 < int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def looks_like_html(head: bytes) -> bool:
     """Whether a file's first bytes are those of a web page."""
     text = head[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return text.startswith((b"<!", b"<html", b"<head", b"<body", b"<?xml", b"<title", b"<script"))
-
-
-def fit_weights(
-    module: nn.Module, checkpoint: Any, *, what: str, lenient: bool = False, mend: str | None = None
-) -> None:
-    """Copy a checkpoint into ``module``: every tensor the module has must be there, in its shape.
-
-    Wrapper prefixes (``module.``, ``model.``) are taken off or put on until the keys fit. With ``lenient``, more keys
-    than the module has are let pass, unless they belong to further layers of the same network. Raises CheckpointError
-    and leaves the module as it was if nothing fits.
-    """
-    state = state_dict_of(checkpoint, what)
-    wanted = module.state_dict()
-    misfits = []
-    for candidate in _spellings(state, module):
-        n_problems, problems = _compare(candidate, wanted, lenient=lenient)
-        if not n_problems:
-            module.load_state_dict({key: candidate[key] for key in wanted if key in candidate}, strict=False)
-            return
-        misfits.append((n_problems, problems))
-    _, problems = min(misfits, key=lambda misfit: misfit[0])
-    raise CheckpointError(f"{what}: the weights are of another model: {problems}", hint=mend)
 
 
 def state_dict_of(checkpoint: Any, what: str) -> Mapping[str, Tensor]:
@@ -113,40 +127,6 @@ def state_dict_of(checkpoint: Any, what: str) -> Mapping[str, Tensor]:
     )
 
 
-def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, lenient: bool) -> tuple[int, str]:
-    """How many tensors stand in the way, and a sentence that names the first few."""
-    missing = [k for k in wanted if k not in state and k not in CONSTANTS and not k.endswith(".num_batches_tracked")]
-    unexpected = [k for k in state if k not in wanted]
-    if lenient:
-        parents = {k[:i] for k in wanted for i, letter in enumerate(k) if letter == "."}
-        unexpected = [k for k in unexpected if _is_further_layer(k, parents)]
-    reshaped = [
-        f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in state and state[k].shape != wanted[k].shape
-    ]
-    problems = {
-        f"of {len(wanted)} tensors missing": missing,
-        "unexpected": unexpected,
-        "of another shape": reshaped,
-    }
-    sentences = [
-        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for what, found in problems.items()
-        if found
-    ]
-    return len(missing) + len(unexpected) + len(reshaped), "; ".join(sentences)
-
-
-def _is_further_layer(key: str, parents: set[str]) -> bool:
-    """Whether ``key`` continues a numbered list of the model, as ``layer.9.conv`` does after ``layer.8``."""
-    parts = key.split(".")
-    return any(
-        part.isdigit() and ".".join([*parts[:i], "0"]) in parents and ".".join(parts[: i + 1]) not in parents
-        for i, part in enumerate(parts[:-1])
-    )
-
-
 def _needs_code(refusal: str, *, is_pickle: bool) -> bool:
     """Whether torch refused a file for what it would run, and not because it is no pickle at all."""
     names_a_type = any(word in refusal for word in ("GLOBAL", "unsupported class", "Unsupported class", "is blocked"))
@@ -155,20 +135,6 @@ def _needs_code(refusal: str, *, is_pickle: bool) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _spellings(state: Mapping[str, Tensor], module: nn.Module) -> Iterator[Mapping[str, Tensor]]:
-    """The same tensors under the names wrappers give them: as they are, unwrapped, and behind a normalisation."""
-    bare = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
-    inner = {k.removeprefix("model."): v for k, v in bare.items()}
-    yield from (state, bare, inner, {f"model.{k}": v for k, v in inner.items()})
-    target = getattr(module, "model", module)
-    # timm renamed layers over the years, and each architecture's file knows how its old checkpoints read
-    convert = getattr(sys.modules.get(type(target).__module__), "checkpoint_filter_fn", None)
-    if convert is not None:
-        with contextlib.suppress(KeyError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            converted = convert(dict(inner), target)
-            yield converted if target is module else {f"model.{k}": v for k, v in converted.items()}
 
 
 def _harmless_types() -> list[Any]:

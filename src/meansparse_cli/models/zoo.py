@@ -15,6 +15,7 @@ from torch import nn
 from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ModelNotFound
+from .fitting import fit_weights
 from .kind import ModelKind
 from .libraries import timm_preprocessing
 from .names import ModelSource, WeightFile, ZooEntry, fetch_command, package_data
@@ -22,7 +23,7 @@ from .published_checkpoint import has_operators, published_architecture, without
 from .published_sites import take_out
 from .robustbench import quietly, robustbench_tables
 from .trained import EMBEDDED
-from .weights import fit_weights, read_checkpoint, state_dict_of
+from .weights import read_checkpoint, state_dict_of
 
 GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="
 """An id of the zoo is put behind it. The same address works in a browser."""
@@ -72,7 +73,7 @@ class ZooModel(ModelKind):
 
     def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         network = self.build(published_sites=published_sites)
-        return load_zoo_weights(network, self.entry, paths, allow_pickle=allow_pickle)
+        return load_zoo_weights(network, self.entry, paths, allow_pickle=allow_pickle, key=self.weights_key)
 
     def _load_own(self) -> nn.Module:
         command = fetch_command(self.source)
@@ -145,14 +146,13 @@ def build_zoo_model(entry: ZooEntry) -> nn.Module:
 
 
 def load_zoo_weights(
-    model: nn.Module, entry: ZooEntry, paths: Sequence[Path], *, allow_pickle: bool = False
+    model: nn.Module, entry: ZooEntry, paths: Sequence[Path], *, allow_pickle: bool = False, key: str | None = None
 ) -> nn.Module:
     """Fill ``build_zoo_model(entry)`` from the files of ``zoo_source(entry)``, in that order, as RobustBench does.
 
     One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included.
     Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
     """
-    lenient = entry.dataset == "imagenet" or entry.name.startswith(tuple(package_data("zoo.yaml")["lenient"]))
     mend = f"download the right file with: {fetch_command(entry)}"
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
@@ -166,7 +166,7 @@ def load_zoo_weights(
         else:
             parts = _ensemble_parts(model, entry, i, checkpoint)
         for module, weights in parts:
-            fit_weights(module, weights, what=f"{path.name} as {entry.name}", lenient=lenient, mend=mend)
+            fit_weights(module, weights, what=f"{path.name} as {entry.name}", mend=mend, key=key)
     return model.eval()
 
 

@@ -155,10 +155,9 @@ def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None 
 
     value = alpha if alpha is not None else checkpoint.alpha or 0.0
     weights, device = checkpoint.weights, device_of(model)
+    options = (checkpoint.centre, checkpoint.spread)
     modules: Sequence[Any] = [
-        MeanSparse(*centred(statistic, checkpoint.centre, checkpoint.spread, weight), value, site.channel_axis).to(
-            device
-        )
+        MeanSparse(*centred(statistic, *options), value, site.channel_axis, weight=weight).to(device)
         for site, statistic, weight in zip(checkpoint.sites, checkpoint.statistics, weights, strict=True)
         if weight > 0
     ]
@@ -169,7 +168,6 @@ def centred(
     statistics: "ChannelStatistics",
     centre: Centre = "channel-mean",
     spread: Spread = "channel-std",
-    weight: float = 1.0,
 ) -> "tuple[Tensor, Tensor]":
     """Mean and std (channels,) of the operator of one site, from the statistics that calibrate wrote.
 
@@ -185,4 +183,4 @@ def centred(
         mean = torch.zeros_like(mean)
     elif centre == "global-mean":
         mean = mean.mean().expand_as(mean)
-    return mean, std * weight
+    return mean, std

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import SiteError
+from ..errors import MeanSparseError, SiteError
 from ..sites.activations import ACTIVATION_FUNCTIONS, operand, writes_in_place
 from ..sites.find import Site, unwrap
+from ..sites.foreign import forward_failed
 
 CHILD_NAME = "mean_sparse"
 
@@ -96,9 +97,12 @@ class SparsifiedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for module in self._call_sequences():
             module.calls = 0
-        if not self.function_operators:
-            return self.base(x)
-        return self._forward_with_functions(x)
+        try:
+            return self._forward_with_functions(x) if self.function_operators else self.base(x)
+        except (MeanSparseError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            raise forward_failed(error, f"on images of shape {tuple(x.shape)}") from error
 
     @torch.compiler.disable  # the tracer numbers function calls in its own way; module sites alone compile whole
     def _forward_with_functions(self, x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from .function import IDENTITY, TRUE_GRADIENT, mean_sparsify
 class MeanSparse(nn.Module):
     """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
 
+    ``weight``, above 0, multiplies alpha at this site and nothing else: the threshold is alpha * weight * std, the
+    edge of a soft surrogate gradient stays in stds of the channel. The buffer ``std`` holds weight * std.
     ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
     so that values *and* gradients are those of the base model, also in channels of zero variance.
     """
@@ -20,14 +22,16 @@ class MeanSparse(nn.Module):
     std: Tensor
     alpha: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1) -> None:
+    def __init__(
+        self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1, *, weight: float = 1.0
+    ) -> None:
         super().__init__()
         if mean.ndim != 1 or mean.shape != std.shape:
             raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
         self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
-        self.register_buffer("std", std.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("std", (std.detach() * weight).to(torch.get_default_dtype()).clone())
         self.register_buffer("alpha", torch.zeros(()))
-        self.channel_axis = channel_axis
+        self.channel_axis, self.weight = channel_axis, weight
         self.rule = TRUE_GRADIENT
         self.is_off = False
         self.example_alphas: Tensor | None = None
@@ -54,7 +58,7 @@ class MeanSparse(nn.Module):
         mean, threshold, std = self._at(x)
         if self.rule.temperature is None:
             return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
-        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature * std)
+        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature / self.weight * std)
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, threshold and std in the shape that broadcasts against ``x``."""

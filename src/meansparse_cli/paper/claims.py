@@ -91,7 +91,6 @@ def judge(claim: Claim, paper: float, find: Callable[[Place], Found]) -> Judgeme
 
 
 def claims_data(judgements: Sequence[Judged], *, with_measure: bool = False) -> list[dict[str, Any]]:
-    """Plain values, a dict a claim."""
     return [
         {"text": own.claim.text}
         | ({"measure": own.claim.measure} if with_measure else {})

@@ -39,7 +39,6 @@ class Numbers:
         return cls(accuracy_of(result.clean), robust, worst, robust_gain, worst_gain)
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions; only what there is."""
         ours: dict[str, Any] = {}
         for name, number in vars(self).items():
             if isinstance(number, Accuracy):
@@ -59,7 +58,6 @@ class FilledCell:
     ours: Numbers
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions; only what there is."""
         ours = self.ours.to_report()
         if self.ours.robust is not None:
             ours["robust_minus_paper"] = self.ours.robust.fraction - self.cell.robust
@@ -77,7 +75,6 @@ class FilledColumn:
 
     @property
     def stands_in(self) -> bool:
-        """Is the run of another model than the paper's?"""
         return self.run is not None and not is_of(self.column, self.run)
 
     def with_base(self, table: PaperTable) -> list[FilledCell]:
@@ -128,7 +125,11 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
                     hint="give one of them",
                 )
             of_column[column.name] = run
-    filled = {column.name: _fill_column(column, of_column.get(column.name)) for column in table.columns}
+    filled = dict[str, FilledColumn]()
+    for column in table.columns:
+        its_run = of_column.get(column.name)
+        results = () if its_run is None else _in_order_of_use(column, its_run.results)
+        filled[column.name] = FilledColumn(column, its_run, tuple(fill_cell(cell, results) for cell in column.cells))
     judgements, of_claims = list[Judged](), list[Result]()
     for claim in table.claims:
         paper = sum(weight * _paper_value(table.cell(*place), claim) for place, weight in claim.terms.items())
@@ -172,11 +173,6 @@ def is_of(column: Column, run: RunResults) -> bool:
     source = run.source
     norm = column.cells[0].where.get("norm", source.threat)
     return (column.model, column.dataset, norm) == (source.name, source.dataset, source.threat)
-
-
-def _fill_column(column: Column, run: RunResults | None) -> FilledColumn:
-    results = () if run is None else _in_order_of_use(column, run.results)
-    return FilledColumn(column, run, tuple(fill_cell(cell, results) for cell in column.cells))
 
 
 def fill_cell(cell: Cell, results: Sequence[Result]) -> FilledCell:

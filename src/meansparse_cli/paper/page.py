@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from ..errors import ArtifactError, ConfigError
+from ..foreign import read_yaml
 from ..reporting.template import environment
 from .claims import RULE, Answer, Judgement, claims_data
 from .fill import FilledTable
@@ -26,7 +25,6 @@ MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BP
 
 
 def render(template: str, **context: Any) -> str:
-    """A page by one of the templates."""
     return environment(__package__).get_template(template).render(context, rule=RULE)
 
 
@@ -90,7 +88,6 @@ class SummaryRow:
 
     @property
     def measures(self) -> list[tuple[str, Judgement]]:
-        """What of ``MEASURES`` it was judged by."""
         own = (MEASURES[self.own.claim.measure == "clean"], self.own)
         return [own] if self.worst is None else [own, (MEASURES[2], self.worst)]
 
@@ -130,10 +127,10 @@ def summary_page(folder: Path, *, command: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{file} is not a table", hint="write it again: meansparse table N RUN...") from error
+    content = read_yaml(file, ArtifactError, hint=(again := "write it again: meansparse table N RUN..."))
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{file} is not a table", hint=again)
+    return content
 
 
 def _rows(number: str, content: dict[str, Any], file: Path) -> list[SummaryRow]:

@@ -30,7 +30,6 @@ class Step:
 
     @property
     def line(self) -> str:
-        """As it is typed in a shell."""
         typed = shlex.join(["meansparse", *self.words])
         if self.copy_to is None:
             return typed
@@ -83,7 +82,6 @@ class _Planner:
             self.values[name] = getattr(config, name.replace("-", "_")) or usual
 
     def table(self, table: PaperTable) -> None:
-        """The commands of one table."""
         named, after = list[str](), list[Step]()
         for run in self._runs(table):
             calibrated = self._calibrated(run)
@@ -97,7 +95,6 @@ class _Planner:
         self._step("table", table.number, *named, *page, after=after)
 
     def figure(self) -> None:
-        """A channel before and after the operator."""
         words = options(content()[FIGURE] | self._data() | self.device)
         copy_to = self.config.output / f"{FIGURE}.png"
         self._step("plot", f"{self.own.folder}", *words, after=[self._calibrated(self.own)], copy_to=copy_to)
@@ -117,7 +114,6 @@ class _Planner:
                 yield replace(own, column=name, alpha=table.column(name).cells[-1].where["alpha"])
 
     def _trained(self, own: _Run, column: str, kind: str) -> _Run:
-        """The run of a model of ``meansparse train``, which is trained where it is not there."""
         config, name = self.config, f"{kind}-w{self.config.width}"
         file, (method, activation) = config.models_dir / name / "model.safetensors", kind.split("-")
         if kind == PGD_GELU and config.model is not None:
@@ -161,7 +157,6 @@ class _Planner:
         return self._step("calibrate", *options({"run": run.folder} | run.source | run.end), after=run.after)
 
     def _measured(self, run: _Run, calibrated: Step, name: str) -> Step:
-        """A measurement or an evaluation of ``tables.yaml`` on a run."""
         given = {"name": name} | content()["steps"][name]
         command, values = given.pop("command", "measure"), self.values | {"alpha": run.alpha}
         front = {"run": run.folder} | {key: value for key, value in run.source.items() if key == "config"}

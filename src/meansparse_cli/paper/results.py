@@ -183,20 +183,18 @@ def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[R
         else:
             attacks = tuple(f"{name}" for name in arrays["name"] if name not in (CLEAN, TRANSFER))
             rows = list(_of_evaluation(settings, results, arrays))
+    # one alpha for all sites, in each channel's own standard deviations: what every table of the paper has
+    rule_and_spread = settings.get("alpha_rule", "shared"), settings.get("spread", "channel-std")
+    is_the_papers = rule_and_spread == ("shared", "channel-std")
     for own, clean, worst, broken in rows:
         is_base = not own["alpha"]
-        if is_base or _is_the_papers(settings):
+        if is_base or is_the_papers:
             own |= {"alpha": f"{own['alpha']:g}", "sites": _rule(own["sites"], calibrated_rule)}
             before = None if is_base else base
             result = Result(file, of_all | own, example, clean, worst, broken, attacks, *_when(report), before)
             base = result if is_base else base
             found.append(result)
     return found
-
-
-def _is_the_papers(settings: dict[str, Any]) -> bool:
-    """One alpha for all sites, in each channel's own standard deviations: what every table of the paper has."""
-    return settings.get("alpha_rule", "shared") == "shared" and settings.get("spread", "channel-std") == "channel-std"
 
 
 def _rule(sites: str, calibrated: str) -> str:
@@ -209,7 +207,6 @@ def _rule(sites: str, calibrated: str) -> str:
 
 
 def _of_evaluation(settings: dict[str, Any], results: dict[str, Any], arrays: Mapping[str, Any]) -> Iterator[_Row]:
-    """Base and sparsified model."""
     names = [str(name) for name in arrays["name"]]  # clean images come first
     attacks = [name for name in names if name not in (CLEAN, TRANSFER)]
     for model, alpha in zip(MODELS, (0.0, float(results["alpha"])), strict=True):

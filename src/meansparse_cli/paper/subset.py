@@ -31,7 +31,6 @@ class SubsetRow:
     ours: Numbers
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions; only what there is."""
         ours = self.ours.to_report()
         if "robust" not in ours:
             ours.pop("n_examples", None)

@@ -40,7 +40,6 @@ class Cell:
 
     @property
     def is_base(self) -> bool:
-        """Is it of the base model, at alpha 0?"""
         return float(self.where.get("alpha", "1")) == 0
 
 
@@ -81,12 +80,10 @@ class Claim:
 
     @property
     def is_level(self) -> bool:
-        """Is it about one accuracy, not about a difference?"""
         return list(self.terms.values()) == [1.0]
 
     @property
     def sentence(self) -> str:
-        """The text, as a sentence begins."""
         return self.text[0].upper() + self.text[1:]
 
     def number(self, value: float) -> str:
@@ -150,7 +147,6 @@ class PaperTable:
 
 @cache
 def content() -> dict[str, Any]:
-    """All of ``tables.yaml``."""
     text = (resources.files(__package__) / "tables.yaml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)
     return found

@@ -1,20 +1,36 @@
 """Everything people see, on stderr: progress, tables, errors. stdout is for machines and holds paths or JSON."""
 
 import logging
+import os
+import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from rich.console import Console, Group, RenderableType
+import typer
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from ..errors import MeanSparseError
+from ..foreign import visible
 
-console = Console(stderr=True, highlight=False)
+
+class SafeConsole(Console):
+    """A console that obeys its own control codes alone: in a name, a title or an exception they become visible."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Where all text passes on its way to the terminal."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+console = SafeConsole(stderr=True, highlight=False)
 if not console.is_terminal:
     console.width = max(console.width, 120)  # a log file has no edge
 
@@ -24,13 +40,16 @@ WIDE = 100
 
 
 def is_wide() -> bool:
-    """Whether this terminal has room for more than 80 columns."""
     return console.width >= WIDE
 
 
 def note(message: str) -> None:
-    """One line for people."""
     console.print(message, markup=False)
+
+
+def answer(text: str) -> None:
+    """What a command is asked for, on stdout: for people visible, for a machine as it is, in whatever encoding."""
+    typer.echo(visible(text) if sys.stdout.isatty() else os.fsencode(text))
 
 
 class _LibraryNotes(logging.Handler):
@@ -45,11 +64,15 @@ _library.addHandler(_LibraryNotes())
 _library.setLevel(logging.INFO)
 
 
+def _shortened(text: str) -> str:
+    """Without the middle of a word of hundreds of letters."""
+    return re.sub(r"(\S{100})\S{300,}(\S{40})", r"\1...\2", text)
+
+
 def show_error(error: MeanSparseError) -> None:
-    """What was found and expected, and the command that puts it right."""
-    body = Text(error.message)
+    body = Text(_shortened(error.message))
     if error.hint:
-        body.append(f"\n\n{error.hint}", style="bold")
+        body.append(f"\n\n{_shortened(error.hint)}", style="bold")
     console.print(Panel(body, title="error", title_align="left", border_style="red"))
 
 
@@ -92,7 +115,6 @@ class LiveView:
         self._started = time.monotonic()
 
     def advance(self, n: int) -> None:
-        """``n`` more are done."""
         self.done += n
         seconds = time.monotonic() - self._started
         speed = f"{_two_digits((self.done - self._resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
@@ -104,7 +126,6 @@ class LiveView:
                 note(f"{Text.from_markup(task.description)}: {self.done:,}{of} {self.unit} {speed}")
 
     def show(self, table: RenderableType) -> None:
-        """Put a table above the bar."""
         self.table = table
 
     def _render(self) -> RenderableType:

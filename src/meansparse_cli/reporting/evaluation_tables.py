@@ -166,7 +166,7 @@ def _accuracies_and_gain(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]
 def _status(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    word = {"pass": "pass", "warn": "WARN", "not run": "not run"}[row["status"]]
+    word = "WARN" if row["status"] == "warn" else row["status"]
     return word if row["value"] is None else f"{word} {_value(row['value'], row['unit'])}"
 
 

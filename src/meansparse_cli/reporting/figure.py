@@ -39,8 +39,12 @@ def save_figure(
         FigureCanvasAgg(figure)
         draw(figure)
         figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-        if rounded:
-            _settle(figure)
+        if rounded:  # laid out once: the solver's last digits differ from run to run, and would show in the files
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            for axes in figure.axes:
+                left, bottom, width, height = (round(at, 5) for at in axes.get_position(original=True).bounds)
+                axes.set_position((left, bottom, width, height))
         with atomic_write(png) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         with atomic_write(svg) as temporary:
@@ -50,7 +54,6 @@ def save_figure(
 def draw_band(
     axes: "Axes", x: Sequence[float], values: Sequence[float], errors: Sequence[float], *, opacity: float, **line: Any
 ) -> None:
-    """A line through ``values`` and a band of ``errors`` around it."""
     low = [value - error for value, error in zip(values, errors, strict=True)]
     high = [value + error for value, error in zip(values, errors, strict=True)]
     axes.fill_between(x, low, high, color=line["color"], alpha=opacity, linewidth=0)
@@ -58,7 +61,6 @@ def draw_band(
 
 
 def draw_grid(axes: "Axes") -> None:
-    """Faint horizontal lines behind everything."""
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
@@ -66,12 +68,3 @@ def draw_grid(axes: "Axes") -> None:
 def draw_legend(axes: "Axes", *, fontsize: int) -> None:
     """Where there is room, on a ground that lets little through."""
     axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=fontsize)
-
-
-def _settle(figure: "Figure") -> None:
-    """Lay out once and round: the solver's last digits differ from run to run, and would show in the files."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = (round(value, 5) for value in axes.get_position(original=True).bounds)
-        axes.set_position((left, bottom, width, height))

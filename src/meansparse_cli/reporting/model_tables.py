@@ -114,14 +114,12 @@ def checks_markdown(rows: "Sequence[Row]", provenance: dict[str, Any], peak_rss_
 
 
 def summary(rows: "Sequence[Row]") -> str:
-    """How many passed, how long it took."""
     n_passed = sum(not row["problems"] for row in rows)
     minutes = sum(row["seconds"] for row in rows) / 60
     return f"{n_passed} of {len(rows)} passed, {minutes:.1f} minutes one after the other"
 
 
 def verdict_of(row: "Row") -> str:
-    """What was wrong with an entry, or that it passed."""
     passed = f"passed ({', '.join(row['rewrites'])} put back before each pass)" if row.get("rewrites") else "passed"
     return "; ".join(row["problems"]) or passed
 

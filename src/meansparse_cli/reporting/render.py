@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from ..engine.outcomes import MODELS
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..runs.report import STAGES, RunPaths, machine_of, read_report, stage_command
-from .console import WIDE, note
+from .console import WIDE, SafeConsole, note
 from .evaluation_tables import (
     attacks_table,
     comparisons_table,
@@ -31,6 +30,7 @@ from .table import Table
 from .template import environment
 
 Reports = dict[str, dict[str, Any]]
+CODE_NOT_SEEN = "no operator in code whose insides cannot be seen"
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
 CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps"}
 
@@ -42,7 +42,7 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
         "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
-        "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
+        "json": lambda reports, _: json.dumps(reports, indent=1) + "\n",
         "html": lambda reports, warnings: html_page(reports, folder, warnings),
     }
     if format not in forms:
@@ -59,11 +59,13 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
 def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *, plain: bool = False) -> str:
     """Text no wider than ``width`` columns, 80 at least; ``plain``: without colours, wherever it is printed."""
     width = max(width, 80)
-    console = Console(width=width, highlight=False, force_terminal=False if plain else None)
+    console = SafeConsole(width=width, highlight=False, force_terminal=False if plain else None)
     with console.capture() as capture:
         console.print(Text(headline(reports), style="bold"))
         for sentence in warnings:
             console.print(Text(f"OUTDATED: {sentence}", style="bold red"))
+        if code := code_not_seen(reports):
+            console.print(Text(f"{CODE_NOT_SEEN}: {code}"))
         if verdict(reports):
             console.print(Text(f"verdict: {verdict(reports)}\n"))
         for table in tables(reports, with_interval=width >= WIDE):
@@ -94,7 +96,6 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
 
 
 def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
-    """What every page says."""
     results = results_of(reports, "evaluate")
     return {
         "headline": headline(reports),
@@ -103,7 +104,7 @@ def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
         "tables": list(tables(reports)),
         "diagnostics": diagnostics_table(results) if diagnostics_of(results) else None,
         "warned": diagnostic_sentences(results, "warn"),
-        "passed": diagnostic_sentences(results, "pass", "not run"),
+        "passed": diagnostic_sentences(results, "pass", "too few", "not run"),
         "provenance": provenance(reports),
     }
 
@@ -142,7 +143,6 @@ def read_run(folder: Path) -> Reports:
 
 
 def _command(stage: str, place: Path, root: Path) -> str:
-    """The command that writes the report of ``stage`` in ``place``."""
     shard = None
     if place.parent.name == "shards":
         shard, place = place.name.removeprefix("shard-").replace("-of-", "/"), place.parent.parent
@@ -169,7 +169,6 @@ def outdated(reports: Reports, folder: Path) -> list[str]:
 
 
 def beside(folder: Path) -> list[Path]:
-    """The named evaluations and the measurements of a run."""
     reports = [*folder.glob("evaluations/*/evaluate.yaml"), *folder.glob("measurements/*/measure.yaml")]
     return sorted(report.parent for report in reports)
 
@@ -179,8 +178,12 @@ def results_of(reports: Reports, stage: str) -> dict[str, Any]:
     return reports[stage]["results"] if stage in reports else {}  # type: ignore[no-any-return]
 
 
+def code_not_seen(reports: Reports) -> str:
+    """The modules of such code, as calibrate found them."""
+    return ", ".join(results_of(reports, "calibrate").get("code_not_seen", ()))
+
+
 def headline(reports: Reports) -> str:
-    """What the numbers are about, in one line."""
     model = results_of(reports, "fetch").get("model", {"name": "a model", "dataset": "unknown data"})
     if "evaluate" not in reports:
         return f"{model['name']}, {model['dataset']}: {'measured' if 'measure' in reports else 'not evaluated yet'}"
@@ -216,7 +219,6 @@ def verdict(reports: Reports) -> str:
 
 
 def provenance(reports: Reports) -> list[tuple[str, str]]:
-    """What made each number: commands, versions, device, hashes."""
     rows = []
     for stage, report in reports.items():
         made = report["provenance"]
@@ -229,5 +231,7 @@ def provenance(reports: Reports) -> list[tuple[str, str]]:
         searched = results_of(reports, "evaluate").get("search", {}).get("precision", "fp32")
         rows.append(("seed", f"{reports['evaluate']['config']['settings']['seed']}"))
         rows.append(("precision of the search", f"{searched}; breaks judged in float32"))
+    if code := code_not_seen(reports):
+        rows.append((CODE_NOT_SEEN, code))
     weights = results_of(reports, "fetch").get("sha256")
     return [*rows, ("weights", f"sha256 {weights}")] if weights else rows

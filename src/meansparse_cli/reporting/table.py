@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..foreign import visible
+
 
 @dataclass(frozen=True)
 class Table:
@@ -26,11 +28,9 @@ class Table:
 
     @classmethod
     def of(cls, title: str, columns: Mapping[str, Iterable[str]], **more: Any) -> "Table":
-        """From columns by heading."""
         return cls(title, tuple(columns), list(zip(*columns.values(), strict=True)), **more)
 
     def kind(self, column: int) -> str:
-        """The letter of one column."""
         return self.kinds[column] if self.kinds else "n" if column else "f"
 
     def to_rich(self, *, strong: str = "bold") -> Group:
@@ -43,7 +43,9 @@ class Table:
         shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for i, name in enumerate(self.header):
             kind = self.kind(i)
-            shown.add_column(name, justify="right" if kind == "n" else "left", no_wrap=kind != "f", overflow="fold")
+            shown.add_column(
+                Text(name), justify="right" if kind == "n" else "left", no_wrap=kind != "f", overflow="fold"
+            )
         for i, row in enumerate(self.rows):
             shown.add_row(*(Text(cell) for cell in row), style=strong if i in self.strong else None)
         return shown
@@ -59,4 +61,8 @@ class Table:
 
 def pipes(cells: Iterable[object]) -> str:
     """A row of a table in Markdown; None is empty."""
-    return "| " + " | ".join(("" if cell is None else str(cell)).replace("|", "\\|") for cell in cells) + " |"
+    return (
+        "| "
+        + " | ".join(("" if cell is None else visible(str(cell), keep="")).replace("|", "\\|") for cell in cells)
+        + " |"
+    )

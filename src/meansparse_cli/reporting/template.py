@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from ..foreign import visible
 from ..stats.format import in_points, percent
 from .table import pipes
 
@@ -17,7 +18,7 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
     made = Environment(
         loader=PackageLoader(package),
         autoescape=is_html,
-        finalize=_escaped if is_html else lambda value: "" if value is None else value,
+        finalize=_escaped if is_html else _in_markdown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -33,4 +34,8 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
 
 
 def _escaped(value: Any) -> Markup:
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+    return value if isinstance(value, Markup) else Markup(html.escape(visible(str(value))))
+
+
+def _in_markdown(value: Any) -> Any:
+    return "" if value is None else visible(value) if isinstance(value, str) else value

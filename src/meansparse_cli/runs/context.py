@@ -4,6 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
@@ -16,28 +17,35 @@ from torch.utils.data import Subset
 
 from ..data.examples import Examples, stack_examples
 from ..data.facts import KNOWN_DATASETS
-from ..data.identity import content_id
+from ..data.identity import identity
 from ..data.imagenet import Preprocessing
-from ..data.read import FileImages
 from ..data.splits import DataSet, Split, SplitName, take_examples
 from ..engine.outcomes import attacks_id
 from ..errors import ArtifactError, ConfigError, DataError
 from ..files import sha256_of
 from ..models.names import fetch_command
-from ..models.source import kind_of, load_model
+from ..models.source import channels_taken, kind_of, load_model
 from ..models.weights import network_id
 from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
-from ..settings.values import check_eps, eps_grid
+from ..settings.values import eps_for
 from ..sites.rules import among_published
 from .device import pick_device
 from .folder import locate_run, places_in
-from .pictures import read_as_taken
-from .report import STAGES, RunPaths, config_block, done_before, plain, read_report, verify_outputs, write_report
+from .report import (
+    STAGES,
+    RunPaths,
+    config_block,
+    done_before,
+    mend_outputs,
+    mend_report,
+    plain,
+    read_report,
+    verify_outputs,
+    write_report,
+)
 
 log = logging.getLogger(__name__)
-
-
 Config = TypeVar("Config", bound=StageConfig)
 
 
@@ -86,9 +94,13 @@ class RunContext(Generic[Config]):
         """The report of ``stage``, without its chain."""
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
-    def report_here(self) -> dict[str, Any]:
-        """The report of this very stage, written by an earlier session."""
-        return self._read(self.place.paths.report(self.stage), self.stage, mend=self.place.command(self.stage))
+    def report_here(self) -> dict[str, Any] | None:
+        """The report of this very stage by an earlier session; a damaged one is put back from its copy, or is None."""
+        path = self.place.paths.report(self.stage)
+        with suppress(ArtifactError):
+            return self._read(path, self.stage, mend="")
+        mend_report(path, self.stage)
+        return self._read(path, self.stage, mend="") if path.exists() else None
 
     def verified(self, stage: str) -> dict[str, Any]:
         """The report of ``stage`` with its whole chain checked back to fetch."""
@@ -117,7 +129,7 @@ class RunContext(Generic[Config]):
         **settings: Any,
     ) -> None:
         """Name the inputs: the report of ``upstream``, images, families of attacks; fill in what was left open."""
-        self.inputs = self.input(upstream) | ({} if images is None else {"images": content_id(images)})
+        self.inputs = self.input(upstream) | ({} if images is None else identity(images))
         if attacks is not None:
             self.inputs["attacks"] = attacks_id(tuple(chain(*attacks)))
             settings["norm"] = self.run.norm
@@ -126,28 +138,33 @@ class RunContext(Generic[Config]):
     def done(self) -> Path | None:
         """The report of this very stage, if it was done already with these settings and inputs."""
         path = self.place.paths.report(self.stage)
-        if self.fresh or not path.exists():
+        if self.fresh or (report := self.report_here()) is None:
             return None
-        report = self.report_here()
         if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)
-            return None
-        verify_outputs(report, path.parent, mend=self.place.command(self.stage))
-        log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
-        return path
+        elif not mend_outputs(report, path.parent):
+            log.info(f"{self.stage}: already done, nothing to do ({path}); --fresh does it again")
+            return path
+        return None
 
     def write(
         self, outputs: list[Path], results: dict[str, Any], *, device: str | None = None, path: Path | None = None
     ) -> Path:
         """Write the report of the stage, the last thing it does."""
         path = path or self.place.paths.report(self.stage)
+        parts: dict[str, Any] = {
+            "config": config_block(self.config, self.sources),
+            "inputs": self.inputs,
+            "outputs": {file.name: sha256_of(file) for file in outputs},
+            "results": plain(results),
+        }
+        before = self._reports.get(path)
+        if before is not None and not self.fresh and parts == {key: before[key] for key in parts}:
+            return path  # as it was, so that what was made from it still is
         write_report(
             path,
             stage=self.stage,
-            config=config_block(self.config, self.sources),
-            inputs=self.inputs,
-            outputs={file.name: sha256_of(file) for file in outputs},
-            results=plain(results | self._data_notes()),
+            **parts,
             device=device or self.device,
             seconds=time.monotonic() - self.started,
         )
@@ -194,6 +211,7 @@ class RunContext(Generic[Config]):
             self.weights or None,
             allow_pickle=self.config.allow_pickle,
             published_sites=among_published(rule) is not None,
+            weights_key=self.report("fetch")["config"]["settings"].get("weights_key"),
         )
         if not self.weights and self.weights_id not in (None, network_id(model)):
             raise ArtifactError(
@@ -204,14 +222,8 @@ class RunContext(Generic[Config]):
         return model.to(device or self.device).eval()
 
     def eps_of(self, given: str | None) -> str:
-        """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
-        facts, norm = KNOWN_DATASETS.get(self.run.source.dataset), self.run.norm
-        eps = given or (facts.eps[norm] if facts is not None else None)
-        if eps is None:
-            raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
-        for one in eps_grid(eps):
-            check_eps(one, norm)
-        return eps
+        """The budget or grid of budgets: ``eps_for``."""
+        return eps_for(given, self.run.source.dataset, self.run.norm)
 
     def _check_weights(self, weights: Path) -> None:
         source = self.run.source
@@ -266,19 +278,15 @@ class RunContext(Generic[Config]):
         before = self.calibrated_with
         dataset = self.config.dataset or before.get("dataset") or self.run.source.dataset
         data_dir = self.config.data_dir or before.get("data_dir")
-        class_order = self.config.class_order or before.get("class_order")
-        return DataSet(dataset, Path(data_dir) if data_dir else None, self.preprocessing, class_order)
+        folder, order = Path(data_dir) if data_dir else None, self.config.class_order or before.get("class_order")
+        return DataSet(dataset, folder, self.preprocessing, channels=self._channels, order=order or "text")
 
-    def _data_notes(self) -> dict[str, list[str]]:
-        notes = self._images.notes if "_images" in self.__dict__ else []
-        return {"data_notes": notes} if notes else {}
+    def _channels(self) -> int | None:
+        shape = self.image_shape
+        return channels_taken(self.base(device="cpu")) if shape is None else shape[0]
 
     def split(self, name: SplitName) -> Split:
-        images = self._images.split(name)
-        source = images.dataset
-        if isinstance(source, FileImages) and source.preprocessing is None and source.is_grey is None and len(images):
-            read_as_taken(source, images[0][0], self.image_shape, self.base)
-        return images
+        return self._images.split(name)
 
     def take(self, name: SplitName, n: int | None, *, clamp: bool = False, shard: Shard | None = None) -> Split:
         """The first n images of a split's seeded order, or a shard of these; ``clamp``: fewer where it has less."""

@@ -1,13 +1,15 @@
 """A run folder: which one a command means, the model it is about, and who may write into it."""
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, CheckpointError, ConfigError
+from ..errors import ArtifactError, CheckpointError, ConfigError, StorageError
+from ..ledger import key_digest
 from ..lock import locked
 from ..models.names import model_options
 from ..models.published_checkpoint import read_published
@@ -17,6 +19,9 @@ from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelC
 from .report import RunPaths, read_report, stage_command
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name that leave room for what is put beside it; file systems take 255."""
 
 ReadReport = Callable[..., dict[str, Any]]
 """``read_report``, or one that remembers what it has read."""
@@ -84,9 +89,9 @@ def locate_run(config: ModelConfig, read: ReadReport = read_report) -> Run:
 def _run_in(folder: Path, config: ModelConfig, read: ReadReport) -> Run:
     """The run whose model is the one that was fetched there."""
     paths = RunPaths(folder)
-    report = read(paths.report("fetch"), "fetch", mend=f"meansparse fetch --model NAME --run {folder}")
+    report = read(paths.report("fetch"), "fetch", mend=stage_command("fetch", folder))
     source = ModelSource(**report["results"]["model"])
-    if config.threat not in ("Linf", source.threat):
+    if "threat" in config.model_fields_set and config.threat != source.threat:
         raise ConfigError(
             f"--threat {config.threat}: {folder} is a run of {source.name} for {source.threat}",
             hint="leave it out, or name the model for that threat: --model NAME",
@@ -115,18 +120,22 @@ def _norm_of(threat: str) -> str:
 
 
 def file_name(text: str) -> str:
-    """``text`` with nothing but letters, digits and ``-._``."""
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+    """``text`` with nothing but letters, digits and ``-._``; where no file can have so long a name, a short one."""
+    name = "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+    return name if len(name.encode()) <= LONGEST_NAME else f"{name[:40]}-{key_digest(text)}"
 
 
 @contextmanager
-def lock_for(config: ModelConfig) -> Iterator[None]:
-    """The folder that these settings write into, for as long as a command is at work.
+def lock_for(config: ModelConfig, *, held: Path | None = None) -> Iterator[None]:
+    """The folder that these settings write into, for as long as a command is at work; ``held`` is locked already.
 
     The shards of an evaluation may be at work together, each once; anything else in their run has to wait.
     """
     whole, place = places_in(folder_of(config), config)
-    with run_folder_lock(whole, shared=place != whole), run_folder_lock(place) if place != whole else nullcontext():
+    with ExitStack() as locks:
+        for folder in dict.fromkeys((whole, place)):
+            if folder != held:
+                locks.enter_context(run_folder_lock(folder, shared=folder != place))
         yield
 
 
@@ -148,6 +157,11 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         except BlockingIOError as error:
             raise ArtifactError(
                 f"another command is at work in {folder}", hint="wait for it, or use another --run"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{folder / '.lock'} cannot be opened: {error.strerror}",
+                hint=f"remove it, then type the same command again: {shlex.join(['rm', '-r', str(folder / '.lock')])}",
             ) from error
         if reason is not None:
             log.warning(f"{folder} cannot be locked ({reason}): see to it that one command at a time is at work there")

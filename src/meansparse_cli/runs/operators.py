@@ -10,7 +10,7 @@ from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..data.splits import Split, SplitName, check_images
 from ..engine.grid import VariantGrid
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MeanSparseError
 from ..files import sha256_of
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
@@ -18,6 +18,7 @@ from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
 from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value
+from ..sites.foreign import forward_failed
 from ..sites.rules import among_published, select_sites
 from .context import RunContext
 
@@ -88,11 +89,10 @@ def count_classes(model: nn.Module, batch: Tensor) -> int:
     with torch.no_grad():
         try:
             logits = model(batch)
-        except Exception as error:  # the user's code may raise anything
-            raise DataError(
-                f"the model's forward pass fails on images of shape {tuple(batch.shape[1:])}: {error}",
-                hint="does the data set's image size fit this model?",
-            ) from error
+        except MeanSparseError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            raise forward_failed(error, f"on images of shape {tuple(batch.shape)}") from error
     if logits.ndim != 2 or len(logits) != len(batch):
         raise DataError(f"the model gives {tuple(logits.shape)} for {len(batch)} images; expected (batch, classes)")
     return int(logits.shape[1])

@@ -14,11 +14,14 @@ when a byte of it changed since. Accuracies are fractions in [0, 1]. Layout of e
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,14 @@ import yaml
 from pydantic import BaseModel
 
 from ..errors import ArtifactError
-from ..files import sha256_of, write_bytes
+from ..files import set_aside, sha256_of, write_bytes
+from ..foreign import read_yaml, reading
+from ..settings.commands import SECTIONS
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-_NOT_IN_REPORT = {"run", "allow_pickle"}
+_NOT_IN_REPORT = {"run", "allow_pickle", "finish"}
 _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "device",
     "workers",
@@ -42,6 +49,8 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "pool",
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
+_ONLY_IF_GIVEN = {"class_order", "weights_key"}
+PARTS = ("config", "inputs", "outputs", "results", "provenance")
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 
 
@@ -66,8 +75,8 @@ def stage_command(
     stage: str, folder: Path, name: str | None = None, shard: str | None = None, *, model: str = ""
 ) -> str:
     """What a user types for a stage of the run in ``folder``, or for an evaluation, a measurement or a shard in it."""
-    options = [f" --{key} {value}" for key, value in (("name", name), ("shard", shard)) if value is not None]
-    return f"meansparse {stage}{model} --run {folder}{''.join(options)}"
+    options = [word for key, value in (("name", name), ("shard", shard)) if value for word in (f"--{key}", value)]
+    return f"meansparse {stage}{model} {shlex.join(['--run', str(folder), *options])}"
 
 
 def write_report(
@@ -81,7 +90,7 @@ def write_report(
     outputs: dict[str, str] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write a report atomically and return it."""
+    """Write a report atomically, and its copy, and return it."""
     report: dict[str, Any] = {
         "schema": f"meansparse/{stage}/{SCHEMA_VERSION}",
         "config": config,
@@ -93,30 +102,93 @@ def write_report(
     report["content_sha256"] = _content_hash(report)
     header = f"# meansparse {stage}: written by the tool; the hash at the end covers every value above it\n"
     text = header + yaml.safe_dump(report, sort_keys=False, allow_unicode=True, width=120)
-    write_bytes(path, text.encode())
+    for file in (copy_of(path), path) if stage in STAGES else (path,):
+        if file.is_dir():
+            set_aside(file)
+        write_bytes(file, text.encode())
     return report
+
+
+def copy_of(path: Path) -> Path:
+    """Where the same bytes lie once more, for the night when ``path`` is damaged."""
+    return path.parent / "state" / "reports" / path.name
 
 
 def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
-    """Read a report and refuse it if it is missing, edited, or of another schema. ``mend`` is the command to run."""
-    if not path.exists():
-        raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {mend}")
+    """Read a report and refuse it if it is missing, damaged, edited, or of another schema.
+
+    ``mend`` is the command that writes it; the message adds the options that it was given.
+    """
+    if not os.path.lexists(path):
+        raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {_mending(path, stage, mend)}")
     try:
-        report = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ArtifactError(f"{path} is not YAML any more: {error}", hint=f"write it again: {mend} --fresh") from error
+        return _read(path, stage)
+    except ArtifactError as damage:
+        hint = f"write it again, from what is kept: {_mending(path, stage, mend)}"
+        raise ArtifactError(damage.message, hint=hint) from damage
+
+
+def mend_report(path: Path, stage: str) -> None:
+    """Put a report that is damaged or gone back from its copy; one without a copy is set aside."""
+    is_there = os.path.lexists(path)
+    if stage not in STAGES or (is_there and _whole(path, stage) is not None):
+        return
+    if is_there:
+        log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
+    if os.path.lexists(copy_of(path)) and _whole(copy_of(path), stage) is not None:
+        write_bytes(path, copy_of(path).read_bytes())
+        log.warning(f"{path} is put back from its copy")
+
+
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    """A whole report, or what is wrong with it."""
+    report = read_yaml(path, ArtifactError)
     if not isinstance(report, dict) or report.get("schema") != f"meansparse/{stage}/{SCHEMA_VERSION}":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
-        raise ArtifactError(
-            f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'",
-            hint=f"run: {_anew(report, mend)}",
-        )
-    if report.get("content_sha256") != _content_hash(report):
-        raise ArtifactError(
-            f"{path} was changed after it was written: its content_sha256 no longer fits",
-            hint=f"put the original back, or write it again: {_anew(report, mend)}",
-        )
+        raise ArtifactError(f"{path}: schema is {found!r}, expected 'meansparse/{stage}/{SCHEMA_VERSION}'")
+    with reading(ArtifactError, f"{path} is no report"):
+        is_as_written = report.get("content_sha256") == _content_hash(report)
+    if not is_as_written or not all(isinstance(report.get(part), dict) for part in PARTS):
+        raise ArtifactError(f"{path} was changed after it was written: its content_sha256 no longer fits")
     return report
+
+
+def _whole(path: Path, stage: str) -> dict[str, Any] | None:
+    with suppress(ArtifactError):
+        return _read(path, stage) if path.is_file() else None
+    return None
+
+
+def _mending(path: Path, stage: str, mend: str) -> str:
+    """``mend`` with the options that the report was made with, as its copy has them."""
+    report = _whole(copy_of(path), stage) or _whole(path, stage)
+    words = shlex.split(mend)
+    if report is not None:
+        words = with_options(mend, stage, report["config"]["settings"], report["config"].get("from", ()))
+    elif words[1:2] == ["fetch"] and "--model" not in words:
+        words += ["--model", "NAME"]
+    return shlex.join(words)
+
+
+def with_options(command: str, stage: str, settings: dict[str, Any], given: Iterable[str]) -> list[str]:
+    """The words of ``command`` with an option for each of ``given`` that it lacks."""
+    words, fields = shlex.split(command), SECTIONS[stage].model_fields
+    for key in (key for key in fields if key in given and key in settings):
+        option, value = f"--{key.replace('_', '-')}", settings[key]
+        if (
+            option in words
+            or value is None
+            or key in _NOT_IN_REPORT
+            or (value is False and fields[key].default is False)
+        ):
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif key == "alphas":
+            words += [option, ",".join(map(str, value))]
+        else:
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (option, str(one))]
+    return words
 
 
 def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: dict[str, str]) -> str:
@@ -139,6 +211,7 @@ def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: d
 def config_block(config: BaseModel, sources: dict[str, str]) -> dict[str, Any]:
     """The settings of a stage for its report, and where those that are no defaults came from."""
     settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
+    settings = {k: v for k, v in settings.items() if v is not None or k not in _ONLY_IF_GIVEN}
     return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
 
 
@@ -155,25 +228,29 @@ def plain(value: Any) -> Any:
 
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
     """Refuse a stage whose files are gone or are not the ones its report describes."""
-    for name, expected in report["outputs"].items():
-        path, wrong = folder / name, ""
-        if not path.exists():
-            wrong = "is missing"
-        elif sha256_of(path) != expected:
-            wrong = "is not the file that was written (sha256 differs)"
-        if wrong:
-            raise ArtifactError(f"{path} {wrong}", hint=f"run: {_anew(report, mend)}")
-
-
-def _anew(report: Any, mend: str) -> str:
-    """The command that does a stage again: the one that did it, options and all, if the report tells; else ``mend``."""
-    try:
+    for path, what in _damaged(report, folder):
         stage = report["schema"].split("/")[1]
-        typed = shlex.split(report["provenance"]["command"])
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError):
-        return f"{mend} --fresh"
-    is_its_own = typed[1:2] == [stage]  # and not `run`, or a later stage that began with this one
-    return shlex.join([*(word for word in typed if word != "--fresh"), "--fresh"]) if is_its_own else f"{mend} --fresh"
+        raise ArtifactError(f"{path} {what}", hint=f"run: {_mending(folder / f'{stage}.yaml', stage, mend)}")
+
+
+def mend_outputs(report: dict[str, Any], folder: Path) -> bool:
+    """Whether files of a stage have to be written again; what is in the place of one is set aside."""
+    damaged = list(_damaged(report, folder))
+    for path, what in damaged:
+        log.warning(f"{path} {what}: written again")
+        if path.is_dir():
+            set_aside(path)
+    return bool(damaged)
+
+
+def _damaged(report: dict[str, Any], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that is not the one its report describes, and what is wrong with it."""
+    for name, expected in report["outputs"].items():
+        path = folder / name
+        if not path.is_file():
+            yield path, "is a folder" if path.is_dir() else "is missing"
+        elif sha256_of(path) != expected:
+            yield path, "is not the file that was written (sha256 differs)"
 
 
 def _content_hash(report: dict[str, Any]) -> str:

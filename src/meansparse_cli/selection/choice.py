@@ -43,7 +43,6 @@ class SweepPoint:
         return {"plain": self.plain, "bpda": self.bpda, "worst": self.worst, "apgd-ce": own}[curve]
 
     def is_whole(self, curve: Curve) -> bool:
-        """Scored on every example."""
         return len(self.measure(curve)) == len(self.clean)
 
     def to_report(self, base: "SweepPoint") -> dict[str, Any]:
@@ -79,7 +78,6 @@ class ChoiceRule:
 
     @property
     def curve(self) -> Curve:
-        """The curve that the objective means."""
         return OBJECTIVES[self.objective]
 
     @property
@@ -97,7 +95,6 @@ class ChoiceRule:
         return gain.difference >= (self.min_gain or 0.0) * gain.standard_error
 
     def in_words(self) -> str:
-        """The rule in one sentence."""
         what = {
             "plain": f"under {', '.join(self.attacks) or self.objective}",
             "bpda": "under BPDA",
@@ -137,7 +134,6 @@ class Choice:
     examples_to_tell: int | None
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values."""
         about_rule = {
             "alpha": self.alpha,
             "objective": self.rule.objective,

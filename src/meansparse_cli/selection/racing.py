@@ -81,7 +81,6 @@ class Race:
 
     @property
     def drops(self) -> list[Drop]:
-        """Every drop so far."""
         return [drop for look in self.history[: self.looks] for drop in look]
 
     def look(self, n_seen: int) -> list[Drop]:
@@ -103,5 +102,4 @@ def history_in(decisions: Decisions, curve: str) -> list[list[Drop]]:
 
 
 def keep_history(decisions: Decisions, races: Mapping[str, Race]) -> None:
-    """The looks of every race, by curve."""
     decisions.keep({curve: [[vars(drop) for drop in look] for look in race.history] for curve, race in races.items()})

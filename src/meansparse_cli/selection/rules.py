@@ -36,7 +36,6 @@ class SearchResult:
     fate: Verdict | None
 
     def in_words(self, curve: str, shared: float) -> list[str]:
-        """For the screen and the report."""
         n_accepted = sum(step.is_accepted for step in self.found.steps)
         gains = [in_points(d.difference, d.standard_error) for d in (self.gain, self.over_shared)]
         words = [
@@ -58,7 +57,6 @@ class SearchResult:
         return words
 
     def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
-        """Plain values, fractions."""
         unseen = {
             "n_examples": self.gain.n,
             "point": self.point.to_report(self.base),

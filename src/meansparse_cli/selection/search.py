@@ -48,7 +48,6 @@ class Found:
     steps: list[Step] = field(default_factory=list)
 
     def to_report(self, sites: Sequence[Site]) -> dict[str, Any]:
-        """Plain values."""
         return {
             "site_alphas": {site.name: alpha for site, alpha in zip(sites, self.variant, strict=True)},
             "steps": [vars(step) for step in self.steps],
@@ -73,7 +72,6 @@ def depth_groups(sites: Sequence[Site]) -> dict[str, list[int]]:
 
 
 def site_groups(sites: Sequence[Site]) -> dict[str, list[int]]:
-    """Every site by itself."""
     return {site.name: [i] for i, site in enumerate(sites)}
 
 
@@ -136,7 +134,6 @@ class _Search:
         return {"alpha": others[best], "gain": paired_difference(correct[best], correct[current]).difference}
 
     def gain(self, best: Variant, current: Variant, part: int, what: str) -> float:
-        """By how much ``best`` is ahead."""
         correct = self._scored([current, best], part, what)
         return paired_difference(correct[best], correct[current]).difference
 
@@ -169,7 +166,6 @@ def n_unseen(n: int, block_size: int) -> int:
 
 
 def unseen_blocks(n_blocks: int) -> range:
-    """The blocks that no step of a search looks at."""
     return range(N_ROTATED - 1, n_blocks, N_ROTATED)
 
 

@@ -50,7 +50,6 @@ class Sweep:
     drops: dict[Curve, list[tuple[float, Drop]]] = field(default_factory=dict)
 
     def at(self, alpha: float) -> SweepPoint:
-        """The point of one alpha."""
         return next(point for point in self.points if point.alpha == alpha)
 
     @property
@@ -135,7 +134,6 @@ def sweep_alphas(
 
 
 def in_full(variants: Sequence[Variant]) -> dict[Family, Sequence[Variant]]:
-    """Both families of attacks, for all of ``variants``."""
     return {"plain": variants, "bpda": variants}
 
 
@@ -176,11 +174,11 @@ def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> 
     return found
 
 
+@dataclass(frozen=True)
 class _Run:
-    def __init__(
-        self, grid: VariantGrid, settings: SweepSettings, on_points: Callable[[list[SweepPoint]], None]
-    ) -> None:
-        self.grid, self.settings, self.on_points = grid, settings, on_points
+    grid: VariantGrid
+    settings: SweepSettings
+    on_points: Callable[[list[SweepPoint]], None]
 
     def score(self, alphas: Sequence[float]) -> Sweep:
         """All blocks at all alphas, less what racing drops; then the choices, and these in full."""
@@ -209,7 +207,6 @@ class _Run:
         raise AssertionError("unreachable")
 
     def decisions(self, alphas: Sequence[float]) -> Decisions:
-        """The decisions of this sweep at ``alphas``."""
         variants = [self.settings.variant(alpha) for alpha in alphas]
         return self.grid.decisions("choice", variants, self.settings.racing, self.settings.rule)
 

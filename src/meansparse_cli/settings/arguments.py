@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from .values import Count, Names
+from .values import Count, Names, Width
 
 
 class Arguments(BaseModel):
@@ -58,7 +58,7 @@ class Reproduce(Arguments):
     eps_grid: str | None = None
     attack_options: str = ""
 
-    width: Count = 16
+    width: Width = 16
     preset: str = "short"
     train_options: str = ""
     models_dir: Path = Path("runs/models")
@@ -68,7 +68,7 @@ class Reproduce(Arguments):
     output: Path = Path("docs/tables")
     device: str = "auto"
     batch_size: Count | None = None
-    jobs: Count = 1
+    jobs: Width = 1
     keep_going: bool = False
     fresh: bool = False
     dry_run: bool = False
@@ -95,6 +95,6 @@ class Models(Arguments):
     model: str | None = None
     check: bool = False
     run: Path | None = None
-    jobs: Count = 1
+    jobs: Width = 1
     fresh: bool = False
     as_json: bool = False

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
+from ..foreign import read_yaml
 from .commands import SECTIONS
 
 DATA_VARIABLE = "MEANSPARSE_DATA"
@@ -55,12 +55,9 @@ def _problem(item: Any, sources: dict[str, str]) -> str:
 
 
 def _read_config_file(file: Path, command: str) -> dict[str, Any]:
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"no config file {file}", hint="the shipped ones are in configs/")
-    try:
-        content = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+    content = read_yaml(file, ConfigError, hint="the shipped ones are in configs/") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
     known = {key for cls in SECTIONS.values() for key in cls.model_fields}

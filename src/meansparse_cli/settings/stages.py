@@ -7,15 +7,17 @@ from pydantic import Field
 
 from .arguments import Settings
 from .values import (
+    Alpha,
     AlphaGrid,
-    ClassOrder,
     Count,
     EpsGridText,
     EpsText,
+    Few,
     FolderName,
     Names,
     NotNegative,
     Paths,
+    Seed,
     ShardText,
     SiteRule,
     Whole,
@@ -34,6 +36,7 @@ class ModelConfig(Settings):
 
     model: str | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     dataset: str | None = None
     threat: Literal["Linf", "L2", "corruptions"] = "Linf"
     run: Path | None = None
@@ -50,13 +53,14 @@ class StageConfig(ModelConfig):
     """What the stages that run the model have in common."""
 
     data_dir: Path | None = None
-    class_order: ClassOrder = None
     preprocessing: Literal["none", "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"] | None = None
+    class_order: Literal["text", "number"] | None = None
+    """``text`` when not given, or what calibrate had."""
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 256
     n_examples: Count | None = None
-    workers: Whole = 0
+    workers: Few = 0
 
 
 class CalibrateConfig(StageConfig):
@@ -97,7 +101,7 @@ class EvaluateConfig(AttackConfig):
     """``meansparse evaluate``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
     attack: Names = ("standard", "bpda")
-    alpha: float | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
@@ -113,6 +117,7 @@ class EvaluateConfig(AttackConfig):
     save_witnesses: bool = False
     split: Split = "test"
     shard: ShardText | None = None
+    finish: bool = False
     name: FolderName | None = None
 
 
@@ -139,7 +144,7 @@ class MeasureConfig(AttackConfig):
 class VerifyConfig(AttackConfig):
     """``meansparse verify``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
-    alpha: NotNegative | None = None
+    alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"

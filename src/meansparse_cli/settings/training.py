@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .arguments import Settings
-from .values import ClassOrder, Count, EpsText, NotNegative, Positive, Whole
+from .values import Count, EpsText, Few, NotNegative, Positive, Seed, Width
 
 
 class TrainConfig(Settings):
@@ -15,16 +15,15 @@ class TrainConfig(Settings):
     preset: Literal["paper", "short"] = "paper"
     dataset: str = "digits"
     data_dir: Path | None = None
-    class_order: ClassOrder = None
     run: Path | None = None
     n_examples: Count | None = None
     held_out_examples: Count | None = None
     test_examples: Count = 1000
-    workers: Whole = 0
+    workers: Few = 0
 
     method: Literal["pgd", "trades", "standard"] = "pgd"
     beta: NotNegative = 6.0
-    width: Count = 64
+    width: Width = 64
     activation: Literal["relu", "elu", "gelu", "silu", "psilu", "pssilu"] = "gelu"
     eps: EpsText | None = None
     """In Linf."""
@@ -37,11 +36,11 @@ class TrainConfig(Settings):
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 5e-4
-    crop_padding: Whole = 4
+    crop_padding: Few = 4
     flip: bool = True
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     paper_selection: bool = False
-    seed: int = 0
+    seed: Seed = 0
     mean_sparse_alpha: Positive | None = None
     mean_sparse_ramp: Count | None = None
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from annotated_types import Ge, Gt
-from pydantic import BeforeValidator, Field
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ConfigError
 from ..sites.rules import parse_rule
 from .shard import parse_shard
@@ -23,12 +24,19 @@ def parse_eps(value: object) -> str:
     """``8/255`` or ``0.03`` -> the text itself, once it is known to be a positive number."""
     text = str(value).strip()
     try:
-        number = Fraction(text)
+        number = _exact(text)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"eps is {text!r}; expected a number or a fraction such as 8/255") from error
     if number <= 0:
         raise ValueError(f"eps is {text}; it must be above 0")
     return text
+
+
+def _exact(text: str) -> Fraction:
+    """The number as written; ValueError also where its digits would take forever, as those of 1e99999999."""
+    if len(text) > 40 or re.search(r"e[+-]?\d{3}", text, re.IGNORECASE):
+        raise ValueError(text)
+    return Fraction(text)
 
 
 def eps_value(text: str) -> float:
@@ -61,7 +69,7 @@ def eps_grid(text: str) -> tuple[str, ...]:
         if not parts:
             raise ValueError("the list of eps is empty")
         return tuple(sorted(dict.fromkeys(parts), key=Fraction))
-    values = _range(text, "eps is", "1/255:16/255:1/255", Fraction)
+    values = _range(text, "eps is", "1/255:16/255:1/255", _exact)
     written_over = {part.partition("/")[2] for part in text.split(":")} - {""}
     over = int(written_over.pop()) if len(written_over) == 1 else None
     if over is not None and all((value * over).denominator == 1 for value in values):
@@ -77,11 +85,22 @@ def check_eps(text: str, norm: str) -> None:
         raise ConfigError(f"eps is {text} in {norm}; expected less than {limit:g}", hint=hint)
 
 
+def eps_for(given: str | None, dataset: str, norm: str) -> str:
+    """The budget, or grid of budgets, as text: the one given, else the data set's own; refused beyond its limit."""
+    facts = KNOWN_DATASETS.get(dataset)
+    eps = given or (facts.eps[norm] if facts is not None else None)
+    if eps is None:
+        raise ConfigError("no eps is known for this data set", hint="give one: --eps 8/255")
+    for one in eps_grid(eps):
+        check_eps(one, norm)
+    return eps
+
+
 def parse_alphas(value: object) -> tuple[float, ...]:
     """``0.05:0.5:0.05`` (from, to, step; ends included) or ``0.1,0.2`` or a list -> numbers as given."""
     parts: Sequence[object] = value if isinstance(value, list | tuple) else str(value).split(",")
     if isinstance(value, str) and ":" in value:
-        parts = [float(n) for n in _range(value, "alphas are", "0.05:0.5:0.05", lambda n: Fraction(Decimal(n)))]
+        parts = [float(n) for n in _range(value, "alphas are", "0.05:0.5:0.05", _exact)]
     try:
         numbers = tuple(float(str(part)) for part in parts if str(part).strip())
     except ValueError as error:
@@ -101,7 +120,7 @@ def _range(text: str, these_are: str, example: str, number: Callable[[str], Frac
     name, verb = these_are.split()
     try:
         first, last, step = (number(part) for part in text.split(":"))
-    except (InvalidOperation, ValueError, ZeroDivisionError, OverflowError) as error:  # the last for infinity
+    except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{these_are} {text!r}; expected FROM:TO:STEP such as {example}") from error
     if step <= 0 or last < first:
         raise ValueError(f"{name} {text!r} {verb} an empty range: FROM must not exceed TO, and STEP must be above 0")
@@ -114,17 +133,21 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-NotNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Whole = Annotated[int, Ge(0), Le(2**31 - 1)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Few = Annotated[int, Ge(0), Le(1024)]
+"""Of what is taken from the machine at once: processes, pixels of padding."""
+Width = Annotated[int, Ge(1), Le(1024)]
+"""Channels of the first layer: a ResNet-18 of 1024 has three billion weights."""
+NotNegative = Annotated[float, Ge(0), Field(allow_inf_nan=False)]
+Positive = Annotated[float, Gt(0), Field(allow_inf_nan=False)]
 EpsText = Annotated[str, BeforeValidator(parse_eps)]
 EpsGridText = Annotated[str, BeforeValidator(parse_eps_grid)]
+Alpha = Annotated[float, AfterValidator(lambda alpha: parse_alphas((alpha,))[0])]
 AlphaGrid = Annotated[tuple[float, ...], BeforeValidator(parse_alphas)]
 SiteRule = Annotated[str, BeforeValidator(parse_rule)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_tuple)]
-FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 ShardText = Annotated[str, BeforeValidator(parse_shard)]
-ClassOrder = Annotated[Literal["text", "number"] | None, Field(exclude_if=lambda order: order is None)]
-"""In no report where it was not given, as before there was a choice."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAMES = [
+ACTIVATION_NAMES = [
     "relu",
     "relu_",
     "relu6",
@@ -48,7 +48,7 @@ _NAMES = [
 ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     function
     for namespace in (F, torch, torch.Tensor, torch._C._nn)
-    for name in _NAMES
+    for name in ACTIVATION_NAMES
     if callable(function := getattr(namespace, name, None))
 )
 """Every spelling of an activation as a function. Sigmoid is left out: alone it is a gate, or the inside of a Swish."""

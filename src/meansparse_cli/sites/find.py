@@ -13,6 +13,7 @@ What counts as an activation is in ``activations.py``, the channel axis in ``cha
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -22,8 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
+from .activations import ACTIVATION_NAMES
 from .channels import Layout, layout_of
 from .trace import Tracer, trace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,13 @@ class Site:
     main_path: bool = False
 
 
-def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
+class Sites(list[Site]):
+    """Sites in call order. ``unseen``: the modules that ran code whose insides cannot be seen, with its activations."""
+
+    unseen: tuple[str, ...] = ()
+
+
+def find_sites(model: nn.Module, images: Tensor) -> Sites:
     """All sites of ``model`` in call order, gates included and marked; ``images`` (batch, channels, height, width).
 
     The model is run twice, on ``images`` and on their mirror image in a batch larger by one, in eval mode; it is left
@@ -66,19 +76,20 @@ def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
     mirrored = images.flip(-1)
     with untouched(model):
         is_activation: dict[str, bool] = {}
-        sites = _number(trace(model, images, is_activation))
+        tracer = trace(model, images, is_activation)
+        sites = _number(tracer)
         again = _number(trace(model, torch.cat([mirrored, mirrored[:1]]), is_activation))
     _compare(sites, again)
+    sites.unseen = _unseen(tracer)
+    words = f"code whose insides cannot be seen (scripted, traced, exported) in {', '.join(sites.unseen)}"
     if not sites:
         raise SiteError(
-            "no activation was found in this model", hint="MeanSparse needs at least one non-linear activation"
+            f"no activation was found in this model{', but ' + words if sites.unseen else ''}",
+            hint="MeanSparse needs at least one non-linear activation, in code that is plain Python",
         )
+    if sites.unseen:
+        log.warning(f"{words}: no operator can stand there, and activations in it are not among the sites")
     return sites
-
-
-def without_gates(sites: Sequence[Site]) -> list[Site]:
-    """The sites used by default: squeeze-and-excitation and other gates left out."""
-    return [site for site in sites if not site.gate]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -108,12 +119,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _number(tracer: Tracer) -> list[Site]:
+def _unseen(tracer: Tracer) -> tuple[str, ...]:
+    """``stem (relu)``: where code ran unseen, with the activations in it that go by a name."""
+    found: dict[str, list[str]] = {}
+    for path, operation in tracer.unseen:
+        found.setdefault(path, []).extend([operation] if operation in ACTIVATION_NAMES else [])
+    return tuple(f"{path} ({', '.join(dict.fromkeys(names))})" if names else path for path, names in found.items())
+
+
+def _number(tracer: Tracer) -> Sites:
     totals: dict[str, int] = {}
     for found in tracer.found:
         totals[found.path] = totals.get(found.path, 0) + 1
     seen: dict[str, int] = {}
-    sites = []
+    sites = Sites()
     for index, found in enumerate(tracer.found):
         nth = seen.get(found.path, 0)
         seen[found.path] = nth + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import DataError, MeanSparseError, SiteError
+from ..errors import MeanSparseError, SiteError
 from .activations import ACTIVATION_FUNCTIONS, is_elementwise_nonlinear, may_be_activation, operand
 from .channels import axes_after_moving, axis_after, axis_or_default, positions
+from .foreign import Registered, Underneath, forward_failed
 from .residual import Provenance, ResidualPaths
 
 _UNKNOWN = Provenance()
@@ -36,6 +38,7 @@ class ModuleCall:
     shape: tuple[int, ...]
     clone: Tensor | None = None
     activations_before: int = 0
+    unseen_before: int = 0
 
 
 @dataclass
@@ -55,19 +58,25 @@ class ActivationCall:
 
 
 class Tracer(TorchFunctionMode):
-    """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions."""
+    """One forward pass: ``found`` in call order, ``calls`` of each module, ``paths`` around residual additions.
 
-    def __init__(self, is_activation: dict[str, bool]) -> None:
+    ``unseen``: (module path, operation) of what was computed from features by code that no function call shows, as
+    scripted, traced and exported code is.
+    """
+
+    def __init__(self, model: nn.Module, is_activation: dict[str, bool]) -> None:
         super().__init__()
         self.found: list[ActivationCall] = []
+        self.unseen: list[tuple[str, str]] = []
         self.calls: dict[str, int] = {}
         self.paths = ResidualPaths()
         self.stack: list[ModuleCall] = []
         self._ordinal = 0
         self._activated: Tensor | None = None
         self._is_activation = is_activation
-        self._paused = False
+        self._paused = self._in_call = False
         self._provenance = WeakTensorKeyDictionary()
+        self._registered = Registered(model)
 
     def begin(self, images: Tensor) -> None:
         """Everything computed from ``images`` is a feature."""
@@ -76,15 +85,23 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if self._paused:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs or {})
+        self._in_call = True
+        try:
+            return self._follow(func, args, kwargs or {})
+        finally:
+            self._in_call = False
+
+    def _follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = None
         if func in ACTIVATION_FUNCTIONS and self.stack:
             name, ordinal = getattr(func, "__name__", "activation"), self._ordinal
             site = self._record(self.stack[-1].path, "function", name, operand(args, kwargs), call=0, ordinal=ordinal)
             self._ordinal += 1
         tensors = _tensors_in((*args, *kwargs.values()))
+        for x in tensors:
+            self._registered.check(x, self.here())
         sources = [(x, self._of(x)) for x in tensors]
         known = [(tuple(x.shape), p.axis) for x, p in sources if p.axis is not None]
         operands = [(p, _distinct(x)) for x, p in sources]
@@ -106,6 +123,23 @@ class Tracer(TorchFunctionMode):
                 self._provenance[out] = Provenance(axis, ancestors, is_sum)
         return result
 
+    def see(self, func: Any, args: tuple[Any, ...]) -> None:
+        """PyTorch computes something: does the function call that led there show it?"""
+        name = func.__name__.split(".")[0]
+        if self._paused or self._in_call or name in ("detach", "alias", "lift_fresh"):
+            return
+        if any(self._of(x).ancestors for x in _tensors_in(args)):
+            self.unseen.append((self.here(), name))
+
+    def here(self) -> str:
+        """The path of the module that is running."""
+        return (self.stack[-1].path if self.stack else "") or "(model)"
+
+    def look_at(self, module: nn.Module) -> None:
+        """Any module is called, one of the model or not."""
+        if not self._paused:
+            self._registered.check(module, self.here())
+
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is called."""
         if self._paused:
@@ -117,7 +151,10 @@ class Tracer(TorchFunctionMode):
             came = _UNKNOWN if x is None else self._of(x)
             shape = () if x is None else tuple(x.shape)
             frame = ModuleCall(path, module, call, came, shape, activations_before=len(self.found))
-            if x is not None and path and may_be_activation(module, x):
+            frame.unseen_before = len(self.unseen)
+            # a scripted activation is one too, but no operator can be put there
+            is_open = not isinstance(module, torch.jit.ScriptModule)
+            if x is not None and path and is_open and may_be_activation(module, x):
                 frame.clone = x.detach().clone()
             self.stack.append(frame)
 
@@ -135,6 +172,7 @@ class Tracer(TorchFunctionMode):
             if x is not None and output.shape == x.shape and not is_wrapper and self._acts(frame, x):
                 # The calls inside belong to this module: one site, not two.
                 del self.found[frame.activations_before :]
+                del self.unseen[frame.unseen_before :]
                 self._provenance[x] = came
                 site = self._record(path, "module", type(module).__name__, x, call=frame.call, ordinal=-1)
                 self._provenance[output] = Provenance(came.axis, came.ancestors | site.bit)
@@ -179,26 +217,26 @@ def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | Non
     ``is_activation`` keeps what was found out about modules from one run to the next.
     Raises DataError if its forward pass fails.
     """
-    tracer, handles = Tracer({} if is_activation is None else is_activation), []
+    tracer, handles = Tracer(model, {} if is_activation is None else is_activation), []
     images = images.clone()
+    handles.append(nn.modules.module.register_module_forward_pre_hook(lambda module, args: tracer.look_at(module)))
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.RecursiveScriptModule):
+            continue  # takes no hooks
         handles.append(module.register_forward_pre_hook(lambda m, args, path=path: tracer.enter(path, m, args)))
         handles.append(module.register_forward_hook(lambda m, args, out, path=path: tracer.leave(path, m, out)))
     try:
-        with torch.no_grad(), _eagerly(), tracer:
+        with torch.no_grad(), _eagerly(), tracer, Underneath(tracer.see), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*global hooks on modules")  # they see a compiled part twice: no harm
             tracer.begin(images)
             model(images)
     except MeanSparseError:
         raise
     except torch.OutOfMemoryError as error:
         raise SiteError("out of memory while the sites were looked for", hint="use --device cpu") from error
-    except Exception as error:  # the user's code may raise anything
-        where = f" in {tracer.stack[-1].path or 'the model'}" if tracer.stack else ""
-        raise DataError(
-            f"the model's forward pass failed{where} on images of shape {tuple(images.shape)}: "
-            f"{type(error).__name__}: {error}",
-            hint="does the data set's image size fit this model?",
-        ) from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        where = f"in {tracer.here()} on images of shape {tuple(images.shape)}"
+        raise forward_failed(error, where) from error
     finally:
         for handle in handles:
             handle.remove()

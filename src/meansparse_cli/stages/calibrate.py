@@ -30,7 +30,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     ensure_fetched(config, sources)
     context = RunContext("calibrate", config, sources, fresh=fresh)
     context.config = config = with_site_rule(context)
-    images = _chosen_images(context) if config.statistics == "measured" else None
+    images = chosen_images(config, context.split("calibration")) if config.statistics == "measured" else None
     context.settle("fetch", images)
     if done := context.done():
         return done
@@ -73,12 +73,10 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
     return report
 
 
-def _chosen_images(context: RunContext[CalibrateConfig]) -> Split:
+def chosen_images(config: CalibrateConfig, images: Split) -> Split:
     """As many images of the calibration split as the settings ask for; all of them where they do not say."""
-    config = context.config
     if config.fraction is not None and config.n_examples is not None:
         raise ConfigError("both --fraction and --n-examples were given", hint="give one of them")
-    images = context.split("calibration")
     n = config.n_examples if config.fraction is None else max(1, round(config.fraction * len(images)))
     if not len(images):
         raise DataError("the calibration split is empty", hint="is this the folder of a data set? --data-dir DIR")
@@ -103,8 +101,7 @@ def _take_stored(context: RunContext[CalibrateConfig]) -> Path:
     note(f"calibrate: {len(sites)} sites with the statistics of {known.file_name if known else 'the weights'}, {alpha}")
     if held.alpha is None:
         theirs = f"the authors evaluate at {known.alpha:g}: " if known else ""
-        folder = context.run.paths.folder
-        note(f"{theirs}choose one with sweep-alpha, or give it: meansparse evaluate --alpha A --run {folder}")
+        note(f"{theirs}choose one with sweep-alpha, or give it: {context.run.command('evaluate')} --alpha A")
     return report
 
 
@@ -136,4 +133,6 @@ def _write(
         "n_gates_left_out": sum(site.gate for site in found) if is_measured and not config.include_gates else 0,
         "sites": [{key: getattr(site, key) for key in OF_SITE} | {"count": part.count} for site, part in rows],
     }
+    if unseen := getattr(found, "unseen", ()):
+        results["code_not_seen"] = list(unseen)
     return context.write([file], results, device=None if is_measured else "cpu")

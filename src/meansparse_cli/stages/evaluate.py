@@ -36,6 +36,7 @@ from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, s
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
+from .gather import missing_shards, say_begun, shards_in
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
@@ -91,7 +92,7 @@ def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
     config = context.config
     shard = None if config.shard is None else read_shard(config.shard)
     if shard is not None:
-        config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False, "pool": ()})
+        config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False})
     alpha, upstream = alpha_in_use(context, config.alpha)
     eps, attacks = context.eps_of(config.eps), expand_attacks(config.attack)
     images = context.take(config.split, config.n_examples, shard=shard)
@@ -106,9 +107,9 @@ def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
 
 def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | None:
     """The report, if all of this was done already; that of a shard is of no use without the files it wrote."""
-    if shard is not None and not context.fresh and context.place.paths.report("evaluate").exists():
+    if shard is not None and not context.fresh and (report := context.report_here()) is not None:
         folder = context.whole.paths.state / "evaluate"
-        n_gone = context.report_here()["results"].get("n_state_files", 0) - len(shard.files_in(folder))
+        n_gone = report["results"].get("n_state_files", 0) - len(shard.files_in(folder))
         if n_gone > 0:
             name = context.config.shard
             note(f"evaluate: {n_gone} of the files that shard {name} wrote into {folder} are gone: done again")
@@ -139,6 +140,8 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
         )
     if context.fresh:
         work.discard()
+    if asked.shard is not None:
+        say_begun(context.place.paths.folder)
     return work
 
 
@@ -188,7 +191,8 @@ class _Work:
     def attack(self) -> dict[str, EvaluationRun]:
         """Every attack on every example at every eps; what is on disk is read back."""
         config, context, shard = self.context.config, self.context, self.asked.shard
-        plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual)
+        finish = shard is not None or config.finish or not shards_in(self.state_folder)
+        plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual, finish)
         fingerprint = {
             "weights": str(context.weights_id),
             "statistics": self.statistics_id,
@@ -203,7 +207,11 @@ class _Work:
                 told = show_attacks(view)
                 return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
 
-            return evaluate_each_eps(begin, self.grid, self.asked.pool)
+            runs = evaluate_each_eps(begin, self.grid, self.asked.pool)
+        missing = torch.stack([run.missing for run in runs.values()]).any(dim=0)
+        if missing.any():
+            raise missing_shards(context, self.state_folder, missing)
+        return runs
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:
         """The sanity checks on the first examples, and the images that break one on the way."""

@@ -6,26 +6,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.facts import KNOWN_DATASETS
 from ..errors import ArtifactError
 from ..models.fetch import FetchedFile, cache_folder, fetch_weights
-from ..models.source import kind_of, load_model
+from ..models.source import kind_of
 from ..models.weights import network_id
 from ..reporting.console import live, note
 from ..runs.folder import Run, folder_of, locate_run
-from ..runs.report import RunPaths, config_block, plain, read_report, write_report
+from ..runs.operators import count_classes
+from ..runs.report import RunPaths, config_block, mend_report, plain, read_report, write_report
 from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
 
 def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
-    run, started = locate_run(config), time.monotonic()
+    started = time.monotonic()
+    mend_report(RunPaths(folder_of(config)).report("fetch"), "fetch")
+    run = locate_run(config)
     file = run.paths.report("fetch")
     fetched = _fetch(run, config)
+    sha256, about = _loaded(run, config, fetched)
     results = {
         "model": asdict(run.source),
-        "sha256": _sha256(run, config, fetched),
+        "sha256": sha256,
         "size": sum(file.size for file in fetched),
         "files": [plain(asdict(file)) for file in fetched],
+        **about,
     }
     if file.exists() and not fresh and _is_there_already(run, results):
         note(f"fetch: {run.source.name} is already there")
@@ -46,7 +54,12 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
 def ensure_fetched(config: CalibrateConfig | VerifyConfig, sources: dict[str, str]) -> None:
     """Calibrate, sites and verify take a model by name: it is fetched first where that was not done."""
     if config.weights is not None or not RunPaths(folder_of(config)).report("fetch").exists():
-        fetch(FetchConfig(**{key: getattr(config, key) for key in ModelConfig.model_fields}), sources)
+        fetch(
+            FetchConfig(
+                **{key: getattr(config, key) for key in ModelConfig.model_fields.keys() & config.model_fields_set}
+            ),
+            sources,
+        )
 
 
 def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
@@ -63,17 +76,30 @@ def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
             from_file=config.from_file,
             weights=config.weights,
             allow_pickle=config.allow_pickle,
+            weights_key=config.weights_key,
             on_progress=on_progress,
         )
 
 
-def _sha256(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> str | None:
-    """Of the weights; of what a factory builds where there are none. Nothing is taken that the network cannot load."""
+def _loaded(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> tuple[str | None, dict[str, Any]]:
+    """The sha256 of the weights, and which of several sets in their file they are.
+
+    Of what a factory builds where there are no files, and of the set chosen by its key. Nothing is taken that the
+    network cannot load.
+    """
     sha256 = fetched[0].sha256 if fetched else None
-    if fetched and config.weights is None:
-        return sha256
-    model = load_model(run.source, [file.path for file in fetched] or None, allow_pickle=config.allow_pickle)
-    return sha256 or network_id(model)
+    if fetched and config.weights is None and config.weights_key is None:
+        return sha256, {}
+    model, files = kind_of(run.source), [file.path for file in fetched]
+    network = model.load(files or None, allow_pickle=config.allow_pickle, weights_key=config.weights_key)
+    facts = KNOWN_DATASETS.get(run.source.dataset)
+    if model.names_code and facts is not None and run.source.dataset != "imagenet":
+        count_classes(network, torch.rand((2, *facts.image_shape), generator=torch.Generator().manual_seed(0)))
+    if config.weights_key is not None:
+        sha256 = network_id(network)
+    fitted = model.fitted
+    about = {} if fitted is None or not fitted.others else {"taken": fitted.taken, "others": list(fitted.others)}
+    return sha256 or network_id(network), {"weights_in_file": about} if about else {}
 
 
 def _is_there_already(run: Run, results: dict[str, Any]) -> bool:

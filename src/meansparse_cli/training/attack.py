@@ -6,6 +6,7 @@ frozen, so that only the gradient of the images is computed. Nothing here waits 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ def divergence(logits: Tensor, clean_probabilities: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), 1), clean_probabilities, reduction="sum")
 
 
+@dataclass(eq=False)
 class LinfAscent:
     """``n_steps`` of ascent on ``loss(forward(adv), target)`` from ``start``; the last iterate, inside ball and [0, 1].
 
@@ -36,21 +38,14 @@ class LinfAscent:
     the time of narrow networks. All batches must then have one shape, and ``forward``'s parameters keep their storage.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        loss: AttackLoss,
-        *,
-        eps: float,
-        step_size: float,
-        n_steps: int,
-        cuda_graph: bool = False,
-    ) -> None:
-        self.forward, self.loss = forward, loss
-        self.eps, self.step_size, self.n_steps = eps, step_size, n_steps
-        self.cuda_graph = cuda_graph
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._buffers: list[Tensor] = []
+    forward: Forward
+    loss: AttackLoss
+    eps: float
+    step_size: float
+    n_steps: int
+    cuda_graph: bool = False
+    _graph: torch.cuda.CUDAGraph | None = field(default=None, init=False)
+    _buffers: list[Tensor] = field(default_factory=list, init=False)
 
     def __call__(self, x: Tensor, target: Tensor, start: Tensor) -> Tensor:
         low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)

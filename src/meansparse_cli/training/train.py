@@ -173,8 +173,6 @@ class _Training:
 
 
 class _BatchLoss:
-    """The loss of one batch, its adversarial images included."""
-
     def __init__(self, config: TrainConfig, model: nn.Module, device: str, eps: float) -> None:
         self.config, self.model, self.eps = config, model, eps
         forward: Forward = torch.compile(model, dynamic=False) if config.compile else model
