@@ -119,6 +119,8 @@ ImageSet = ArrayImages | FileImages
 
 
 def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise DataError(f"{path} is a device or a pipe", hint="expected an image folder, a zip of one, or an .npz")
     if path.suffix != ".npz":
         return FileImages(path, preprocessing=preprocessing, order=order)
     hint = "expected an .npz with arrays x and y"
