@@ -146,7 +146,7 @@ def test_a_checkpoint_with_a_weight_has_the_edge_of_an_operator_with_its_alpha()
     for weights, alpha in (((0.5,), 0.4), (None, 0.2)):
         model = sparsify(copy.deepcopy(net), Checkpoint(sites, statistics, "pooled", alpha, site_weights=weights))
         image = x.clone().requires_grad_()
-        with backward_rule(model, parse_backward_rule("soft:0.05")):
+        with backward_rule(model, "soft:0.05"):
             model(image).square().sum().backward()
         grads.append(image.grad)
     torch.testing.assert_close(grads[0], grads[1])

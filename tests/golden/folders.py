@@ -19,8 +19,8 @@ PLACEHOLDER = "package/digits.safetensors"
 SHOWN = "sweep-alpha.svg"
 """The one figure that is kept though no report seals it: a page shows it."""
 
-NOT_KEPT = (".lock", "__pycache__", "colours.npz", "few.npz", "networks.py")
-"""Not in a golden folder: locks, and what the test puts there itself."""
+NOT_KEPT = (".lock", "begun.json", "__pycache__", "colours.npz", "few.npz", "networks.py")
+"""Not in a golden folder: locks, when and where a shard began, and what the test puts there itself."""
 
 VOLATILE = {"provenance", "content_sha256", "seconds", "path"}
 """Keys of a report that differ between equal runs; and so does the sha256 of a report that is the input of another."""

@@ -133,7 +133,7 @@ def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], wh
 def _wordnet_hint(images: Split) -> str:
     """Folders of ImageNet's classes, numbered by their own order, are not what a model of ImageNet means."""
     named = set(getattr(images.dataset, "classes", ()))
-    if not named or not named <= class_numbers().keys() or images.dataset.n_classes == 1000:  # type: ignore[attr-defined]
+    if not named or not named <= class_numbers().keys() or len(named) == len(class_numbers()):
         return ""
     return "; these are WordNet ids: --dataset imagenet --data-dir DIR numbers them as ImageNet does"
 

@@ -161,13 +161,8 @@ class RunContext(Generic[Config]):
         before = self._reports.get(path)
         if before is not None and not self.fresh and parts == {key: before[key] for key in parts}:
             return path  # as it was, so that what was made from it still is
-        write_report(
-            path,
-            stage=self.stage,
-            **parts,
-            device=device or self.device,
-            seconds=time.monotonic() - self.started,
-        )
+        seconds = time.monotonic() - self.started
+        write_report(path, stage=self.stage, **parts, device=device or self.device, seconds=seconds)
         return path
 
     def _read(self, path: Path, stage: str, *, mend: str) -> dict[str, Any]:
@@ -237,11 +232,10 @@ class RunContext(Generic[Config]):
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
         settings = self.report("fetch")["config"]["settings"]
-        given = [(f"--{key.replace('_', '-')}", settings.get(key)) for key in ("norm", "weights", "from_file")]
-        options = [word for key, value in given if value is not None for word in (key, str(value))]
-        return (
-            f"{fetch_command(self.run.source)} {shlex.join([*options, '--run', str(self.run.paths.folder), '--fresh'])}"
-        )
+        given = {key: settings.get(key) for key in ("norm", "weights", "weights_key", "from_file")}
+        options = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
+        options += ["--run", str(self.run.paths.folder), "--fresh"]
+        return f"{fetch_command(self.run.source)} {shlex.join(options)}"
 
     # ---- images
 
