@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from meansparse_cli.data.examples import stack_examples
 from meansparse_cli.data.folders import in_order
+from meansparse_cli.data.identity import content_id
 from meansparse_cli.data.pictures import decode
-from meansparse_cli.data.read import FileImages, open_images
+from meansparse_cli.data.read import ArrayImages, FileImages, open_images
 from meansparse_cli.data.splits import DataSet
+from meansparse_cli.engine.image_files import read_images, said_by
 from meansparse_cli.errors import DataError
 
 
@@ -167,3 +170,102 @@ def test_labels_in_a_column_are_taken_and_one_hot_is_not(tmp_path: Path) -> None
         np.savez(tmp_path / "odd.npz", **odd)
         with pytest.raises(DataError):
             open_images(tmp_path / "odd.npz")
+
+
+def link(file: Path, target: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.symlink_to(target)
+
+
+def test_what_a_link_leads_to_goes_by_its_own_name(tmp_path: Path) -> None:
+    put(tmp_path / "set", "ant/z.png")
+    put(tmp_path / "set", "bee/side/1.png", 9)
+    put(tmp_path, "outside/more/2.png", 7)
+    link(tmp_path / "set/ant/bees", "../bee")
+    link(tmp_path / "set/ant/0.png", "../bee/side/1.png")
+    link(tmp_path / "set/cow", "../outside")
+    link(tmp_path / "set/dog", "../outside/more")
+    link(tmp_path / "set/ant/round", "round")
+    images = FileImages(tmp_path / "set")
+    found = dict(zip(images.names, images.labels, strict=True))
+    assert found == {"ant/z.png": 0, "bee/side/1.png": 1, "cow/more/2.png": 2}
+
+
+def test_links_from_each_folder_to_each_other_take_no_time(tmp_path: Path) -> None:
+    for i in range(12):
+        put(tmp_path, f"{i}/1.png")
+        for j in set(range(12)) - {i}:
+            link(tmp_path / str(i) / f"to{j}", f"../{j}")
+    assert len(FileImages(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("folders", [("val/ant", "val/bee"), ("all/ant", "all/bee"), ("test/ant", "train/ant")])
+def test_a_folder_too_high_is_refused(folders: tuple[str, ...], tmp_path: Path) -> None:
+    for folder in folders:
+        put(tmp_path, f"{folder}/1.png")
+    with pytest.raises(DataError, match="which is no class folder") as refused:
+        FileImages(tmp_path)
+    assert f"--dataset {tmp_path}/{folders[0].split('/')[0]}" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.npz", "pipe.zip", "pipe"])
+def test_a_pipe_or_a_device_is_no_data_set(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    link(tmp_path / "zero.npz", "/dev/zero")
+    for path in (tmp_path / name, tmp_path / "zero.npz", Path("/dev/zero")):
+        with pytest.raises(DataError, match="a device or a pipe"):
+            DataSet(str(path), None).split("test")
+
+
+def test_a_file_that_cannot_be_read_is_named_when_the_split_is_opened(tmp_path: Path) -> None:
+    put(tmp_path / "set", "a/1.png")
+    with open(tmp_path / "set/a/0.png", "wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(DataError, match=r"0.png: cannot read image: it has 68,719,476,736 bytes"):
+        DataSet(str(tmp_path / "set"), None).split("calibration")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "set/a/1.png", "a/1.png")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for start, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(start) + offset] = 77  # a compression that nobody has
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DataError, match="a/1.png: cannot read image"):
+        DataSet(str(tmp_path / "a.zip"), None).split("calibration")
+
+
+def test_the_order_of_classes_tells_images_from_others(tmp_path: Path) -> None:
+    for label in ("0", "2", "10"):
+        put(tmp_path, f"{label}/1.png")
+    by_text, by_number = (DataSet(str(tmp_path), None, order=order).split("test") for order in ("text", "number"))
+    assert by_text.dataset.labels == [0, 1, 2] and by_number.dataset.labels == [0, 2, 1]  # type: ignore[attr-defined]
+    assert content_id(by_text) != content_id(by_number)
+
+
+def test_arrays_without_a_pixel_or_with_labels_out_of_range_are_refused() -> None:
+    x, y = np.zeros((6, 4, 4, 3), np.uint8), np.arange(6) % 3
+    for odd in (x[..., :0], x[:, :0], np.zeros((), np.uint8), x.astype(np.uint16)):
+        with pytest.raises(DataError, match="expected x uint8"):
+            ArrayImages(odd, y, source="x")
+    with pytest.raises(DataError, match="labels run from 0"):
+        ArrayImages(x, np.full(6, 2**64 - 1, np.uint64), source="x")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"eps": "much"}, {"eps": "nan"}, {"eps": "0"}, {"eps": "1e-300"}, {"alpha": "-1"}, {"eps": ""}, {"norm": "L[/]7"}],
+)
+def test_metadata_of_adversarial_images_that_means_nothing_is_refused(about: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"images": torch.zeros(2, 3, 4, 4)}, file, about | {"schema": "meansparse/witnesses/1"})
+    with pytest.raises(DataError, match=f"its metadata says {next(iter(about))} "):
+        said_by(file)
+
+
+def test_tensors_that_are_no_plain_images_are_refused(tmp_path: Path) -> None:
+    images, circle = torch.zeros(2, 3, 4, 4), list[object]()
+    circle.append(circle)
+    odd = (images.to_sparse(), images.to("meta"), images.to(torch.complex64), circle)
+    for content in (*odd, {"images": images, "indices": torch.tensor([True, False])}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(DataError):
+            read_images(tmp_path / "a.pt")

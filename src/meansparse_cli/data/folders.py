@@ -6,7 +6,7 @@ no regular file and pictures of other kinds are left out and named.
 
 import logging
 import os
-import stat
+import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError
+from ..foreign import reading
 from .pictures import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def list_pictures(source: Path) -> Listing:
     names = [name for name in seen if name.lower().endswith(SUFFIXES) and "/" in name]
     others = [name for name in seen if os.path.splitext(name)[1].lower() in OTHER_PICTURES]
     outside = [name for name in seen if name.lower().endswith(SUFFIXES) and "/" not in name]
-    level = 1 if not source.is_dir() and _has_one_folder(names) else 0
+    level = 0 if source.is_dir() else _folders_around(names)
     labels = [name.split("/")[level] for name in names]
     classes = set(labels)
     empty = {name.split("/")[level] for name in folders if name.count("/") == level and not _is_hidden(name)} - classes
@@ -55,10 +56,14 @@ def list_pictures(source: Path) -> Listing:
             f"no images in {source}",
             hint=f"expected CLASS/NAME with one of {', '.join(SUFFIXES)}, one folder a class",
         )
-    if len(classes) > 1 and classes <= PARTS:
+    below = {name.split("/")[level + 1] for name in names if name.count("/") > level + 1}
+    if classes <= PARTS or (len(classes) == 1 < len(below)):
+        part = source / min(classes)
         raise DataError(
-            f"{source} holds {', '.join(sorted(classes))}, which are parts and no classes",
-            hint="unpack it and name the folder around them",
+            f"{source} holds {', '.join(sorted(classes))} with folders in it, which is no class folder",
+            hint=f"if these are the classes: --dataset {shlex.quote(str(part))}"
+            if source.is_dir()
+            else "unpack it and name the folder around the classes",
         )
     return Listing(names, labels)
 
@@ -86,57 +91,40 @@ def in_order(classes: Iterable[str], order: ClassOrder, where: str) -> list[str]
 
 
 def _in_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Regular files and folders below ``root``, each once, whatever links lead to it; what else there is, is named."""
-    files: list[str] = []
-    folders: list[str] = []
+    """Regular files and folders below ``root``, each once, whatever links lead to it; what else there is, is named.
+
+    Links to folders come last and are followed where nothing else led there: what lies here goes by its own name.
+    """
+    ahead, links, seen = [("", os.path.realpath(root))], list[tuple[str, str]](), set[str]()
+    files, linked, folders = list[tuple[str, str]](), list[tuple[str, str]](), list[str]()
     special: list[str] = []
-    has_links = False
-    above: dict[str, tuple[str, ...]] = {"": (os.path.realpath(root),)}
-    for folder, inner, here in os.walk(root, followlinks=True):
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        prefix = "" if prefix == "./" else prefix
-        lineage = above.pop(prefix, (os.path.realpath(folder),))
-        for name in list(inner):
-            real = os.path.realpath(os.path.join(folder, name))
-            if real in lineage:
-                inner.remove(name)  # a link to a folder that it lies in
-                special.append(f"{prefix}{name} (a loop)")
-                continue
-            has_links |= os.path.islink(os.path.join(folder, name))
-            folders.append(prefix + name)
-            above[f"{prefix}{name}/"] = (*lineage, real)
-        for name in here:
-            entry = os.path.join(folder, name)
-            if name.lower().endswith(SUFFIXES):
-                try:
-                    mode = os.stat(entry).st_mode
-                except OSError:
-                    special.append(f"{prefix}{name} (a link to nothing)")
-                    continue
-                if not stat.S_ISREG(mode):
-                    special.append(f"{prefix}{name} (no regular file)")
-                    continue
-            has_links |= os.path.islink(entry)
-            files.append(prefix + name)
+    while ahead or links:
+        prefix, folder = ahead.pop() if ahead else links.pop(0)
+        if folder in seen:
+            continue
+        seen.add(folder)
+        for entry in _entries(folder):
+            name, is_link = prefix + entry.name, entry.is_symlink()
+            real = os.path.realpath(entry.path) if is_link else entry.path
+            if os.path.isdir(real) if is_link else entry.is_dir():
+                folders.append(name)
+                if not _is_hidden(entry.name):
+                    (links if is_link else ahead).append((name + "/", real))
+            elif os.path.isfile(real) if is_link else entry.is_file():
+                (linked if is_link else files).append((name, real))
+            elif name.lower().endswith(SUFFIXES):
+                special.append(f"{name} ({'no regular file' if os.path.exists(real) else 'a link to nothing'})")
     _say_left_out(root, "entries that are no files", special)
-    files.sort(key=lambda name: name.split("/"))
-    return (_each_once(root, files) if has_links else files), folders
-
-
-def _each_once(root: Path, files: list[str]) -> list[str]:
-    """Each file once, by the name that is no link where there is one."""
-    by_file: dict[str, str] = {}
-    twice = []
-    for name in files:
-        path = os.path.join(os.path.realpath(root), name)
-        real = os.path.realpath(path)
-        if real in by_file:
-            twice.append(name if real != path else by_file[real])
-        if real not in by_file or real == path:
-            by_file[real] = name
+    once = {real: name for name, real in files} if linked else {}
+    twice = [name for name, real in sorted(linked) if once.setdefault(real, name) != name]
     _say_left_out(root, "further links to a picture that is there already", twice)
-    kept = set(by_file.values())
-    return [name for name in files if name in kept]
+    names = once.values() if linked else (name for name, _ in files)
+    return sorted(names, key=lambda name: name.split("/")), folders
+
+
+def _entries(folder: str) -> list["os.DirEntry[str]"]:
+    with reading(DataError, f"{folder} cannot be read"), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _in_zip(source: Path) -> tuple[list[str], list[str]]:
@@ -149,9 +137,12 @@ def _in_zip(source: Path) -> tuple[list[str], list[str]]:
     return files, [name.rstrip("/") for name in members if name.endswith("/")]
 
 
-def _has_one_folder(names: Sequence[str]) -> bool:
-    """Whether one folder is around all class folders, as a zip of a folder has it."""
-    return len({name.split("/")[0] for name in names}) == 1 and all(name.count("/") >= 2 for name in names)
+def _folders_around(names: Sequence[str]) -> int:
+    """How many folders are around all class folders, as a zip of a folder has them."""
+    level = 0
+    while len({name.split("/")[level] for name in names}) == 1 and all(name.count("/") > level + 1 for name in names):
+        level += 1
+    return level
 
 
 def _is_hidden(name: str) -> bool:

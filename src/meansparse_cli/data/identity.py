@@ -17,6 +17,8 @@ def content_id(images: Split) -> str:
         digest.update(source.y[indices].tobytes())
         digest.update(source.x.numpy()[indices].tobytes())
     elif isinstance(source, FileImages):
+        if source.order == "number":
+            digest.update(b"classes by number\n")
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
             digest.update(f"{source.names[index]} {checksum}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

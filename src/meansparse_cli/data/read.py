@@ -20,6 +20,7 @@ from .folders import ClassOrder, in_order, list_pictures
 from .imagenet import Preprocessing, class_numbers
 from .pictures import decode
 
+LARGEST_FILE = 2**30  # bytes of one picture
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
 
 
@@ -37,6 +38,7 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
         if (
             x.dtype != np.uint8
             or x.ndim not in (3, 4)
+            or 0 in x.shape[1:]
             or y.ndim != 1
             or len(x) != len(y)
             or not np.issubdtype(y.dtype, np.integer)
@@ -47,9 +49,9 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
             )
         self.x = torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None]))
         self.y = y.astype(np.int64)
-        self.n_classes = int(y.max()) + 1 if len(y) else 0
-        if len(y) and int(y.min()) < 0:
-            raise DataError(f"{source}: a label is {int(y.min())}; labels run from 0 to classes - 1")
+        self.n_classes = int(self.y.max()) + 1 if len(y) else 0
+        if len(y) and int(self.y.min()) < 0:
+            raise DataError(f"{source}: a label is {int(self.y.min())}; labels run from 0 to classes - 1")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -62,7 +64,7 @@ class FileImages(Dataset[tuple[Tensor, int]]):
     """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
 
     def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None, order: ClassOrder = "text") -> None:
-        self.source, self.preprocessing = source, preprocessing
+        self.source, self.preprocessing, self.order = source, preprocessing, order
         self.channels = 3
         self.sizes_alone = False
         self._archive: zipfile.ZipFile | None = None
@@ -95,20 +97,21 @@ class FileImages(Dataset[tuple[Tensor, int]]):
 
     def read(self, index: int) -> bytes:
         """The file of one image."""
-        if self.source.is_dir():
-            return (self.source / self.names[index]).read_bytes()
-        if self._archive is None:
-            self._archive = zipfile.ZipFile(self.source)
-        return self._archive.read(self.names[index])
+        name = self.names[index]
+        with reading(DataError, f"{self.source}/{name}: cannot read image"):
+            if self._archive is None and not self.source.is_dir():
+                self._archive = zipfile.ZipFile(self.source)
+            path = self.source / name
+            size = path.stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
+            if size > LARGEST_FILE:
+                raise ValueError(f"it has {size:,} bytes, more than any picture")
+            return path.read_bytes() if self._archive is None else self._archive.read(name)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        name = f"{self.source}/{self.names[index]}"
-        with reading(DataError, f"{name}: cannot read image"):
-            content = self.read(index)
-        image = decode(content, name, channels=self.channels)
+        image = decode(self.read(index), f"{self.source}/{self.names[index]}", channels=self.channels)
         if self.preprocessing is not None:
             image = self.preprocessing.apply(image)
         pixels = torch.from_numpy(np.array(image))
@@ -119,6 +122,8 @@ ImageSet = ArrayImages | FileImages
 
 
 def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise DataError(f"{path} is a device or a pipe", hint="expected an image folder, a zip of one, or an .npz")
     if path.suffix != ".npz":
         return FileImages(path, preprocessing=preprocessing, order=order)
     hint = "expected an .npz with arrays x and y"

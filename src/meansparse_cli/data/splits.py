@@ -60,8 +60,8 @@ class DataSet:
         if name not in self._splits:
             self._splits[name] = self._cut_imagenet(name) if self.dataset == "imagenet" else self._cut(name)
             source = self._splits[name].dataset
-            if isinstance(source, FileImages) and is_grey(source.read(0), source.names[0]) and self.channels() == 1:
-                source.channels = 1
+            if isinstance(source, FileImages) and source.preprocessing is None:
+                source.channels = 1 if is_grey(source.read(0), source.names[0]) and self.channels() == 1 else 3
         return self._splits[name]
 
     @cached_property

@@ -20,6 +20,7 @@ from .cells import FoundImages
 
 WITNESSES_SCHEMA = "meansparse/witnesses/1"
 
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 HINT = "expected images (n, channels, height, width) of the whole test set in its order, or images with indices"
 
 
@@ -82,7 +83,23 @@ def said_by(path: Path) -> dict[str, str]:
         return {}  # ``read_images`` says what is wrong with it
     if about.get("schema") != WITNESSES_SCHEMA:
         return {}  # words of somebody else's, which may mean anything
-    return {key: about[key] for key in ("norm", "eps", "alpha", "operator") if key in about}
+    said = {key: about[key] for key in ("norm", "eps", "alpha", "operator") if key in about}
+    means = {"norm": said.get("norm") in ("Linf", "L2")}
+    means |= {key: _within(said.get(key), least, 1e9) for key, least in (("eps", 1e-9), ("alpha", 0))}
+    for key, is_so in means.items():
+        if key in said and not is_so:
+            raise DataError(
+                f"{path}: its metadata says {key} {said[key][:40]!r}, which means nothing",
+                hint="an .npz of the same images and indices says nothing of that, and is judged as asked",
+            )
+    return said
+
+
+def _within(text: str | None, least: float, most: float) -> bool:
+    try:
+        return least <= float(text or "") <= most
+    except ValueError:
+        return False
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
@@ -119,13 +136,16 @@ def _check_tensors(path: Path, given: ImageSet) -> None:
     def in_words(tensor: Tensor | None) -> str:
         return "" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
+    tensors = [tensor for tensor in (images, indices, evaluated) if tensor is not None]
+    are_plain = all(t.layout == torch.strided and t.device.type == "cpu" for t in tensors)
+    expect(are_plain, "a tensor is sparse or without values", "expected plain tensors on the CPU")
     are_images = images.ndim == 4 and images.is_floating_point()
     expect(
         are_images, f"images are {in_words(images)}", "expected floating point in [0, 1], (n, channels, height, width)"
     )
-    are_indices = indices is None or (indices.shape == (len(images),) and not indices.is_floating_point())
+    are_indices = indices is None or (indices.shape == (len(images),) and indices.dtype in WHOLE)
     expect(are_indices, f"{len(images)} images with indices {in_words(indices)}")
-    are_positions = evaluated is None or (evaluated.ndim == 1 and not evaluated.is_floating_point())
+    are_positions = evaluated is None or (evaluated.ndim == 1 and evaluated.dtype in WHOLE)
     expect(are_positions, f"evaluated is {in_words(evaluated)}", "expected positions in the data set, (n,)")
     n_examples = len(images) if evaluated is None else len(images) + len(evaluated)
     expect(n_examples > 0, "it holds no image, and speaks of no example")

@@ -15,6 +15,7 @@ class TrainConfig(Settings):
     preset: Literal["paper", "short"] = "paper"
     dataset: str = "digits"
     data_dir: Path | None = None
+    class_order: Literal["text", "number"] | None = None
     run: Path | None = None
     n_examples: Count | None = None
     held_out_examples: Count | None = None

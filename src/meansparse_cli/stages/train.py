@@ -192,6 +192,8 @@ def _write(asked: _Asked, trained: _Trained, started: float) -> Path:
     png, svg = folder / "train.png", folder / "train.svg"
     draw_training_curve(log, best=best, selected_on=asked.selected_on, title=asked.title, png=png, svg=svg)
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key != "run"}
+    if config.class_order is None:
+        del settings["class_order"]  # in no report where it was not given
     write_report(
         folder / REPORT,
         stage="train",

@@ -36,7 +36,7 @@ def with_eps(config: TrainConfig) -> TrainConfig:
 
 def splits_of(config: TrainConfig) -> tuple[Split, Split, Split]:
     """Training images, those that choose the best epoch, and test images."""
-    data = DataSet(config.dataset, config.data_dir)
+    data = DataSet(config.dataset, config.data_dir, order=config.class_order or "text")
     calibration, held_out, test = data.split("calibration"), data.split("held-out"), data.split("test")
     if config.paper_selection:  # nothing is held out
         whole = Subset(calibration.dataset, sorted([*calibration.indices, *held_out.indices]))
