@@ -22,8 +22,9 @@ def model_card(
 ) -> dict[str, Any]:
     """The fields of a ``model_info`` JSON, in its order, for one sparsified model; percentages as text, as there.
 
-    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc``, ``reported`` and ``external``
-    (the worst case over all attacks, BPDA included) are measured or empty; ``link``, ``name``, ``authors`` and
+    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc`` and ``reported`` are measured or
+    empty; ``external`` (the worst case over all attacks, BPDA included) is there where it was measured, because
+    RobustBench's generator takes its presence for a number; ``link``, ``name``, ``authors`` and
     ``venue`` are the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report
     this defence.
     """
@@ -40,15 +41,14 @@ def model_card(
         "additional_data": None,
         "number_forward_passes": 1,
         "dataset": source.dataset,
-        "threat": norm,
         "venue": "",
         "architecture": f"MeanSparse {architecture}",
         "eps": results.get("eps", ""),
         "clean_acc": _percent(rows.get("clean")),
         "reported": worst,
         "autoattack_acc": _percent(rows.get("autoattack")),
-        "external": worst if has_bpda else "",
-        "footnote": _footnote(source, checkpoint, evaluation, has_bpda=has_bpda),
+        **({"external": worst} if has_bpda else {}),
+        "footnote": _footnote(source, norm, checkpoint, evaluation, has_bpda=has_bpda),
         "unreliable": None if evaluation is None else not has_bpda,
     }
 
@@ -63,13 +63,16 @@ def n_test_images(source: ModelSource) -> int | None:
     return N_IMAGES.get(source.dataset)
 
 
-def _footnote(source: ModelSource, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool) -> str:
+def _footnote(
+    source: ModelSource, norm: str, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool
+) -> str:
     results, settings = (evaluation["results"], evaluation["config"]["settings"]) if evaluation else ({}, {})
     text = (
         environment(__package__)
         .get_template("footnote.txt")
         .render(
             name=source.name,
+            norm=norm,
             checkpoint=checkpoint,
             results=results,
             worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
