@@ -59,7 +59,7 @@ REFUSED = {
     "InDict": (8, f"uses a BatchNorm2d {NOT_REGISTERED}"),
     "LooseParameter": (8, f"uses a parameter of shape (10,) {NOT_REGISTERED}"),
     "LooseDropout": (8, f"uses a Dropout {NOT_REGISTERED}"),
-    "NoneRegistered": (4, "without a registered parameter or buffer"),
+    "NoneRegistered": (8, f"uses a Linear {NOT_REGISTERED}"),
     "scripted": (8, f"no activation was found in this model, but {UNSEEN}"),
     "exported": (4, "cannot be put in eval mode"),
     "quantised": (4, "is quantised or no tensor"),

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from meansparse_cli.cli import app
 from meansparse_cli.data.examples import stack_examples
 from meansparse_cli.data.folders import in_order
 from meansparse_cli.data.identity import content_id
@@ -269,3 +272,38 @@ def test_tensors_that_are_no_plain_images_are_refused(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "a.pt")
         with pytest.raises(DataError):
             read_images(tmp_path / "a.pt")
+
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        levels = torch.tensor([0.1, 0.4, 0.9, 5])
+        return -(self.act(x.mean(1, keepdim=True)).mean((2, 3)) - levels) ** 2 * 100
+"""
+
+
+def test_a_network_without_weights_is_right_on_deep_grey_pictures_in_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brightness.py").write_text(NET)
+    for i in range(36):
+        label, level = [("0", 6553), ("10", 58982), ("2", 26214)][i % 3]
+        for part in ("train", "test"):
+            file = tmp_path / "set" / part / label / ("front", "back")[i % 2] / f"{i}.tif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(saved(np.full((8, 8), level, np.uint16), "TIFF"))
+    for order, accuracy in (("number", 1), ("text", 1 / 3)):
+        given = ["--model", "brightness.py:Net", "--dataset", "set", "--class-order", order, "--run", order]
+        assert CliRunner().invoke(app, ["calibrate", *given]).exit_code == 0
+        measure = ["measure", "--run", order, "--attack", "none", "--alphas", "0.1", "--eps", "8/255"]
+        assert CliRunner().invoke(app, measure).exit_code == 0
+        report = yaml.safe_load((tmp_path / order / "measurements" / "grid" / "measure.yaml").read_text())
+        assert report["results"]["rows"][0]["clean"]["accuracy"] == pytest.approx(accuracy)

@@ -31,11 +31,6 @@ def as_classifier(network: nn.Module, name: str) -> nn.Module:
                 f"{name}() gave a network whose {key} is {reason}",
                 hint="let the factory give it in floating point, dense, filled, and called once if it has lazy layers",
             )
-    if not [*network.parameters(), *network.buffers()]:
-        raise ModelNotFound(
-            f"{name}() gave a network without a registered parameter or buffer",
-            hint="modules in a plain list or dict are not registered: keep them in nn.ModuleList or nn.ModuleDict",
-        )
     try:
         network.eval()
     except NotImplementedError as error:
