@@ -149,7 +149,12 @@ def test_a_network_that_works_in_place_leaves_its_images_alone() -> None:
 @pytest.mark.parametrize("seconds", [0.03, 0.15, 0.3, 0.45, 1.0])
 def test_ctrl_c_while_it_starts_is_one_line(seconds: float, tmp_path: Path) -> None:
     typed = [sys.executable, "-m", "meansparse_cli", "calibrate", "--model", "digits", "--run", str(tmp_path / "r")]
-    started = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a test run that was started in the background has Ctrl-C switched off, and children inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     time.sleep(seconds + 0.04)  # the interpreter itself
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)

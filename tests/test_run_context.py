@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 from typer.testing import CliRunner
 
+from meansparse_cli import foreign
 from meansparse_cli.attacks import judge
 from meansparse_cli.cli import app
 from meansparse_cli.data import open as opening
@@ -61,14 +62,13 @@ def callers() -> set[str]:
 def test_each_report_is_read_once_and_each_data_set_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: Counter[str] = Counter()
     opened: list[str] = []
-    read_text, open_digits = Path.read_text, opening._open_digits
+    read_text, open_digits = foreign.read_text, opening._open_digits
 
-    def reading(self: Path, *arguments: Any, **named: Any) -> str:
-        if self.suffix == ".yaml":
-            read[self.name] += 1
-        return read_text(self, *arguments, **named)
+    def reading(path: Path) -> str:
+        read[path.name] += path.suffix == ".yaml"
+        return read_text(path)
 
-    monkeypatch.setattr(Path, "read_text", reading)
+    monkeypatch.setattr(foreign, "read_text", reading)
     monkeypatch.setattr(opening, "_open_digits", lambda: opened.append("digits") or open_digits())
     evaluate(run, "--no-doubts", "--save-witnesses")
     assert read == {"fetch.yaml": 1, "calibrate.yaml": 1}

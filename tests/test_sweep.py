@@ -353,9 +353,7 @@ def test_centre_and_spread() -> None:
     assert [t.tolist() for t in centred(statistics, "zero")] == [[0, 0], [1, 2]]
     assert [t.tolist() for t in centred(statistics, "global-mean")] == [[2, 2], [1, 2]]
     values = torch.tensor([[0.0, 2.0], [1.0, 5.0]])  # two channels of these means and standard deviations
-    assert centred(statistics, spread="site-std", weight=0.5)[1].tolist() == pytest.approx(
-        [float(values.std(correction=0)) / 2] * 2
-    )
+    assert centred(statistics, spread="site-std")[1].tolist() == pytest.approx([float(values.std(correction=0))] * 2)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (2.0, *[1.0] * 9), (0.0,) * 10])

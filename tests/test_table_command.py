@@ -537,4 +537,7 @@ def test_mistakes_of_a_summary(tables: Path, tmp_path: Path) -> None:
     assert code == 10 and "meansparse table 3 RUN" in words
     (tables / "table3.yaml").write_text("[")
     code, words = refusal("-o", "pages")
+    assert code == 10 and "is not YAML" in words
+    (tables / "table3.yaml").write_text("[]")
+    code, words = refusal("-o", "pages")
     assert code == 10 and "is not a table" in words

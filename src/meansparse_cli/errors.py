@@ -17,6 +17,7 @@ A message says what was found, what was expected, and the command that puts it r
 """
 
 import errno
+import os
 
 _REMEDIES = {
     "free some space or choose another --run, then type the same command again": ("ENOSPC", "EDQUOT"),
@@ -100,6 +101,10 @@ class StorageError(MeanSparseError):
     @classmethod
     def of(cls, error: OSError, what: str | None = None, *, hint: str | None = None) -> "StorageError":
         """Any error of the system in words: ``what`` failed (else its file is named), why, and what can be done."""
+        try:
+            os.getcwd()
+        except OSError:
+            return cls("the folder that this was started in is gone", hint="type the same command in another one")
         name, reason = errno.errorcode.get(error.errno or 0, ""), error.strerror or str(error) or type(error).__name__
         message = f"{what}: {reason}" if what else f"{reason}: {error.filename or 'a file could not be written'}"
         remedy = next((words for words, names in _REMEDIES.items() if name in names), next(iter(_REMEDIES)))

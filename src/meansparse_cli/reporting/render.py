@@ -42,7 +42,7 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
         "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
-        "json": lambda reports, _: json.dumps(reports, indent=1) + "\n",
+        "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
         "html": lambda reports, warnings: html_page(reports, folder, warnings),
     }
     if format not in forms:

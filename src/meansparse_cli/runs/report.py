@@ -161,6 +161,8 @@ def _whole(path: Path, stage: str) -> dict[str, Any] | None:
 
 def _mending(path: Path, stage: str, mend: str) -> str:
     """``mend`` with the options that the report was made with, as its copy has them."""
+    if stage not in STAGES:  # a training has no copy of its report: it goes on from its state, or begins anew
+        return f"{mend} --fresh"
     report = _whole(copy_of(path), stage) or _whole(path, stage)
     words = shlex.split(mend)
     if report is not None:
@@ -175,12 +177,8 @@ def with_options(command: str, stage: str, settings: dict[str, Any], given: Iter
     words, fields = shlex.split(command), SECTIONS[stage].model_fields
     for key in (key for key in fields if key in given and key in settings):
         option, value = f"--{key.replace('_', '-')}", settings[key]
-        if (
-            option in words
-            or value is None
-            or key in _NOT_IN_REPORT
-            or (value is False and fields[key].default is False)
-        ):
+        is_default = value is None or (value is False and fields[key].default is False)
+        if is_default or option in words or key in _NOT_IN_REPORT:
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
