@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,26 @@ def report(folder: Path) -> dict[str, Any]:
     return content
 
 
-def in_child(*arguments: str) -> int:
-    """Type ``meansparse train`` in a process of its own, with torch already loaded; its id."""
+def killed_once_there(file: Path, *arguments: str) -> int:
+    """How ``meansparse train`` in a process of its own ended, which kills itself in the epoch after ``file`` is there.
+
+    From within, so that a machine busy with other things delays the blow as it delays the training.
+    """
     child = os.fork()
     if child:
-        return child
+        return os.waitpid(child, 0)[1]
+
+    def kill() -> None:
+        while not file.exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    ended = "in an error of its own"
     try:
-        train(*arguments)
+        ended = train(*arguments).output
     finally:
+        print(f"it ended before it was killed:\n{ended}", flush=True)
         os._exit(0)
 
 
@@ -67,13 +80,8 @@ def test_killed_in_mid_epoch_it_ends_in_the_same_weights(
     options = ["--dataset", str(npz), "--epochs", "3", "--activation", "pssilu", "--ema", "0.9", "--n-steps", "8"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     assert train(*options, "--run", str(whole)).exit_code == 0
-    child, state = in_child(*options, "--run", str(killed)), killed / "train-state.pt"
-    until = time.monotonic() + 100
-    while not state.exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.05)  # an epoch takes longer: into the next one
-    os.kill(child, signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    state = killed / "train-state.pt"
+    assert os.WTERMSIG(killed_once_there(state, *options, "--run", str(killed))) == signal.SIGKILL
     assert 1 <= len(load_torch(state)["log"]) < 3
     assert not (killed / "model.safetensors").exists()
     result = train(*options, "--run", str(killed))
