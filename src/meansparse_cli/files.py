@@ -136,7 +136,8 @@ def load_torch(path: Path) -> dict[str, Any]:
     data = _checked(path, path.read_bytes)
     if not _is_sealed(data) and not (_has_no_seal(data) and is_whole(path)):
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
-    return _checked(path, lambda: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))  # type: ignore[no-any-return]
+    loaded = _checked(path, lambda: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    return loaded  # type: ignore[no-any-return]
 
 
 def _is_sealed(data: bytes) -> bool:
