@@ -1,6 +1,8 @@
 """A run folder is data: code that it names runs where this user meant it to, and nowhere else."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,9 @@ STAGES = {
     "evaluate": ("--attack", "pgd-2", "--n-examples", "4", "--alpha", "0.2"),
     "sites": (),
     "export": (),
+    "plot": ("--what", "blocked", "--n-examples", "4"),
 }
+POSITIONAL = {"export", "plot"}
 
 
 def command(name: str, *arguments: str | Path) -> Result:
@@ -66,7 +70,7 @@ def test_anothers_run_runs_no_code_until_it_is_allowed(
     stage: str, run: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
-    before, arguments = n_imports(code), (run, *STAGES[stage]) if stage == "export" else ("--run", run, *STAGES[stage])
+    before, arguments = n_imports(code), [*([] if stage in POSITIONAL else ["--run"]), run, *STAGES[stage]]
     result = command(stage, *arguments)
     assert result.exit_code == ArtifactError.exit_code and n_imports(code) == before, result.output
     assert f"{code}:make" in said(result) and "--allow-code" in said(result)
@@ -88,6 +92,20 @@ def test_ones_own_fetch_is_remembered_by_place_and_name(run: Path, code: Path, t
             load_sparsified(run)
         assert command("sites", "--run", run).exit_code == ArtifactError.exit_code
     assert n_imports(copy) == n_imports(code)  # of the copied file, which says how often the first one ran
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("{"), lambda file: (file.unlink(), file.mkdir())])
+def test_a_damaged_record_is_none(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = tmp_path / "run"
+    assert command("fetch", "--model", f"{code}:make", "--dataset", "digits", "--run", run).exit_code == 0
+    assert command("sites", "--run", run).exit_code == 0
+    before = n_imports(code)
+    for file in (Path(os.environ["XDG_STATE_HOME"]) / "meansparse" / "code").iterdir():
+        damage(file)
+    assert command("sites", "--run", run).exit_code == ArtifactError.exit_code and n_imports(code) == before
 
 
 def test_in_python_it_is_said_so(run: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

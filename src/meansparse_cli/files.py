@@ -159,8 +159,8 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error):
-        return False
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, zlib.error):
+        return False  # RuntimeError: a member says that it is encrypted, or packed by a method that nobody knows
 
 
 def _checked(path: Path, load: Callable[[], Any]) -> Any:

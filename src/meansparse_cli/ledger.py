@@ -16,11 +16,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .errors import ArtifactError
 from .files import load_torch, read_json, save_torch, set_aside, write_json
 
+T = TypeVar("T")
 SETTINGS = "settings.json"
 COPY = ".copy"
 """What the name of the same file ends with, for the night when the other is damaged."""
@@ -124,11 +125,7 @@ class Ledger:
                 yield file.stem, content
 
     def _whole(self, file: Path) -> dict[str, Any] | None:
-        with contextlib.suppress(ArtifactError):
-            return load_torch(file)
-        set_aside(file)
-        self._note(f"{file} is damaged: set aside, and done again")
-        return None
+        return _unless_damaged(file, load_torch, self._note, "done again")
 
     def _agree(self, now: dict[str, Any], parts: dict[str, str]) -> None:
         """Find every writer's settings to be those of ``now``, and put our own beside them."""
@@ -201,12 +198,9 @@ class StateFile:
         """The state; None where there is none to go on with. A damaged one is named and set aside."""
         if not self.file.exists():
             return None
-        try:
-            content = load_torch(self.file)
-            before = content.pop(self.key_name)
-        except (ArtifactError, AttributeError, KeyError, TypeError):
-            self._note(f"{self.file} is damaged: set aside as {set_aside(self.file).name}, and begun anew")
+        if (state := _unless_damaged(self.file, self._read, self._note, "begun anew")) is None:
             return None
+        before, content = state
         differing = changes({key: before.get(key) for key in self.key}, self.key)
         if not differing:
             return content
@@ -215,6 +209,13 @@ class StateFile:
             raise ArtifactError(begun, hint=self.mend)
         self._note(f"{begun}: begun anew")
         return None
+
+    def _read(self, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            content = load_torch(file)
+            return content.pop(self.key_name), content
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{file} is no state with {self.key_name}") from error
 
     def put(self, content: Mapping[str, Any]) -> None:
         """Replace the state."""
@@ -230,13 +231,8 @@ class Decisions:
 
     def __init__(self, file: Path, note: Callable[[str], None]) -> None:
         self.file = file
-        self.entries: dict[str, Any] = {}
-        if not os.path.lexists(file):
-            return
-        try:
-            self.entries = read_json(file)
-        except ArtifactError:
-            note(f"{file} is damaged: set aside as {set_aside(file).name}, and what it decided is decided again")
+        there = _unless_damaged(file, read_json, note, "decided again") if os.path.lexists(file) else None
+        self.entries: dict[str, Any] = there or {}
 
     def once(self, name: str, decide: Callable[[], Any]) -> Any:
         """What was decided under ``name``, or what ``decide`` returns now, which is kept. Plain JSON values."""
@@ -249,6 +245,14 @@ class Decisions:
         """Replace all entries."""
         self.entries = dict(entries)
         write_json(self.file, self.entries)
+
+
+def _unless_damaged(file: Path, read: Callable[[Path], T], note: Callable[[str], None], then: str) -> T | None:
+    """What ``read`` gives; None for a damaged file, which is set aside. ``then`` tells ``note`` what follows."""
+    with contextlib.suppress(ArtifactError):
+        return read(file)
+    note(f"{file} is damaged: set aside as {set_aside(file).name}, and {then}")
+    return None
 
 
 def recorded(folder: Path, name: str) -> Any:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ArtifactError, ConfigError
+from ..foreign import reading
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from ..operator.insertion import CHILD_NAME, SparsifiedModel
 from ..operator.module import MeanSparse
@@ -54,7 +55,7 @@ def load_exported(
         header = json.loads(file.metadata()["meansparse"])
     if header.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} holds operators but no network", hint=MEND)
-    try:
+    with reading(ArtifactError, f"{path} does not say which network it holds", MEND):
         model = kind_of(TypeAdapter(ModelSource).validate_python(header["model"]))
         if model.names_code and not allow_code:
             raise ArtifactError(
@@ -62,8 +63,6 @@ def load_exported(
                 hint=f"if you trust it: load_sparsified({str(path)!r}, allow_code=True)",
             )
         network = model.build(**header["network"])
-    except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} does not say which network it holds: {error}", hint=MEND) from error
     weights = {k.removeprefix(PREFIX): v for k, v in load_file(path).items() if k.startswith(PREFIX)}
     try:
         network.load_state_dict(weights, strict=True)

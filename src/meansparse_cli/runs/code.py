@@ -2,10 +2,11 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ArtifactError, StorageError
-from ..files import write_json
+from ..files import read_json, write_json
 from ..ledger import key_digest
 from ..models.factory import code_of
 from ..models.source import kind_of
@@ -15,7 +16,7 @@ from .folder import Run
 log = logging.getLogger(__name__)
 
 
-def allow_code(run: Run, config: ModelConfig) -> None:
+def check_code(run: Run, config: ModelConfig) -> None:
     """Nothing where the model of ``run`` is no code of a user's, or this user meant it to be run.
 
     That is: typed as ``--model``, allowed by ``--allow-code``, or fetched by this user from the same place before.
@@ -24,7 +25,7 @@ def allow_code(run: Run, config: ModelConfig) -> None:
     if not kind_of(run.source).names_code or config.model is not None or config.allow_code:
         return
     code = code_of(run.source.name)
-    if code is None or not _record(code).exists():
+    if code is None or not _is_recorded(code):
         raise ArtifactError(
             f"{run.paths.folder} names code as its network, {run.source.name}, which would be run; "
             "you did not fetch it from there yourself",
@@ -41,6 +42,12 @@ def remember_code(run: Run) -> None:
         write_json(_record(code), {"code": code})
     except StorageError as error:
         log.warning(f"{error.message}; later commands on {run.paths.folder} need --model or --allow-code")
+
+
+def _is_recorded(code: str) -> bool:
+    with suppress(ArtifactError):
+        return read_json(_record(code)) == {"code": code}
+    return False
 
 
 def _record(code: str) -> Path:

@@ -30,7 +30,7 @@ from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
 from ..sites.rules import among_published
-from .code import allow_code
+from .code import check_code
 from .device import pick_device
 from .folder import locate_run, places_in
 from .report import (
@@ -201,7 +201,7 @@ class RunContext(Generic[Config]):
 
         Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
         """
-        allow_code(self.run, self.config)
+        check_code(self.run, self.config)
         model = load_model(
             self.run.source,
             self.weights or None,

@@ -14,7 +14,7 @@ from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import kind_of
 from ..models.weights import network_id
 from ..reporting.console import live, note
-from ..runs.code import allow_code, remember_code
+from ..runs.code import check_code, remember_code
 from ..runs.folder import Run, folder_of, locate_run
 from ..runs.operators import count_classes
 from ..runs.report import RunPaths, config_block, mend_report, plain, read_report, write_report
@@ -26,7 +26,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     started = time.monotonic()
     mend_report(RunPaths(folder_of(config)).report("fetch"), "fetch")
     run = locate_run(config)
-    allow_code(run, config)
+    check_code(run, config)
     file = run.paths.report("fetch")
     fetched = _fetch(run, config)
     sha256, about = _loaded(run, config, fetched)
