@@ -15,7 +15,7 @@ from meansparse_cli.models.published import PublishedModel, published_models
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "results" / "headline.md"]
 WRITE = "python tests/test_published_table.py --write"
-BEGIN, END = f"<!-- table: {WRITE} -->\n", "<!-- end of table -->"
+BEGIN, END = f"<!-- table: {WRITE} -->\n\n", "\n<!-- end of table -->"
 BLOCK = re.compile(re.escape(BEGIN) + r"(.*?)" + re.escape(END), re.DOTALL)
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 HEAD = "| model | base, AutoAttack % | MeanSparse, AutoAttack % | MeanSparse, BPDA % | BPDA - base, points |"
