@@ -32,7 +32,7 @@ def plain(text: str | None) -> str:
 
 def row(option: Any) -> str:
     if option.param_type_name == "argument":
-        name = option.make_metavar(GROUP.context_class(GROUP, info_name="meansparse"))
+        name = option.metavar or option.name.upper()
     else:
         name = ", ".join([*option.opts, *option.secondary_opts])
     shown = f"`{name.replace('|', chr(92) + '|')}`"

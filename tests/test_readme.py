@@ -69,7 +69,9 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    for name in re.findall(r"`((?:src|configs|tests|benchmarks)/[^`*<> ]*)`", TEXT):
+    """The pages for developers, some of whose files are yet to be written, have a test of their own."""
+    named = "\n".join(page.read_text() for page in PAGES if page.parent.name != "development")
+    for name in re.findall(r"`((?:src|configs|tests|benchmarks)/[^`*<> ]*)`", named):
         assert (ROOT / name).exists(), name
 
 
