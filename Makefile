@@ -6,7 +6,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow zoo-check check bench bench-sweep gpu-suite clean
+.PHONY: help setup demo docs test test-slow zoo-check check bench bench-sweep gpu-suite clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 
 demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits model
 	$(BIN)/meansparse run --config configs/demo.yaml
+
+docs: ## the pages of docs/ as a site, in site/ (its tools go into .venv/docs)
+	test -x $(VENV)/docs/bin/mkdocs || { $(PYTHON) -m venv $(VENV)/docs && $(VENV)/docs/bin/python -m pip install --quiet \
+	  --disable-pip-version-check $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])"); }
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
+	@echo site/index.html
 
 test: $(STAMP) ## the fast tests (minutes, no network), in two processes: make test JOBS=8 for more
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25 -m "not slow"

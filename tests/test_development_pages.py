@@ -94,3 +94,14 @@ def test_the_example_of_a_kind_loads_its_model(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_example_of_a_test_passes(tmp_path: Path) -> None:
     example("testing", "test_worst_case")["test_what_any_attack_breaks_is_broken_in_the_worst_case"](tmp_path)
+
+
+def test_every_test_that_answers_a_complaint_exists() -> None:
+    rows = re.findall(r"^\| \d+ .*$", PAGES["complaints"], re.MULTILINE)
+    assert len(rows) == 25
+    for row in rows:
+        for file, names in re.findall(r"`(tests/\w+\.py)`: ((?:`\w+`(?:, )?)+)", row):
+            text = (ROOT / file).read_text()
+            for name in re.findall(r"`(\w+)`", names):
+                assert f"def {name}(" in text, (file, name)
+        assert "`tests/" in row or "not answered" in row, row
