@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..attacks import find_attack
-from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, run_order
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, ModelName, run_order
 from ..stats.format import in_points, interval, percent
 from .console import LiveView
 from .table import Table
@@ -137,9 +137,9 @@ def show_attacks(
     """
     current: tuple[str, str] | None = None
     order, models = run_order(plan.attacks), MODELS if plan.alpha else MODELS[:1]
-    turns = [(CLEAN, model) for model in models] + [(attack, model) for attack in order for model in models]
+    turns: list[tuple[str, ModelName]] = [(attack, model) for attack in (CLEAN, *order) for model in models]
 
-    def cost(progress: "EvaluationProgress", turn: tuple[str, str]) -> float:
+    def cost(progress: "EvaluationProgress", turn: tuple[str, ModelName]) -> float:
         """Passes of a turn, at most: if nothing that is still right breaks."""
         counts = list(progress.n_robust.get(turn[1], {}).values())
         n = progress.n_examples if not counts else counts[0] if plan.individual else counts[-1]

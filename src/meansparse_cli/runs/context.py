@@ -234,9 +234,9 @@ class RunContext(Generic[Config]):
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
         given, names = self.report("fetch")["config"]["settings"], ("norm", "weights", "weights_key", "from_file")
-        options = [w for k in names if given.get(k) is not None for w in (f"--{k.replace('_', '-')}", str(given[k]))]
-        options += ["--run", str(self.run.paths.folder), "--fresh"]
-        return f"{fetch_command(self.run.source)} {shlex.join(options)}"
+        words = [w for k in names if given.get(k) is not None for w in (f"--{k.replace('_', '-')}", str(given[k]))]
+        words += ["--run", str(self.run.paths.folder), "--fresh"]
+        return f"{fetch_command(self.run.source)} {shlex.join(words)}"
 
     # ---- images
 
@@ -276,8 +276,7 @@ class RunContext(Generic[Config]):
         return DataSet(dataset, folder, self.preprocessing, channels=self._channels, order=order or "text")
 
     def _channels(self) -> int | None:
-        shape = self.image_shape
-        return channels_taken(self.base(device="cpu")) if shape is None else shape[0]
+        return channels_taken(self.base(device="cpu")) if (shape := self.image_shape) is None else shape[0]
 
     def split(self, name: SplitName) -> Split:
         return self._images.split(name)
