@@ -9,6 +9,7 @@ import typer
 from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
+from ..reporting.console import phase
 from ..settings.commands import Command
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
@@ -24,7 +25,9 @@ def typer_function(command: Command, function: Function) -> Callable[..., None]:
 
     def call(**typed: Any) -> None:
         given = {name: typed[name] for name in command.arguments.model_fields if name in typed}
-        function({name: typed[name] for name in typed if name not in given}, command.arguments(**given))
+        flags = {name: typed[name] for name in typed if name not in given}
+        with phase(command.name):
+            function(flags, command.arguments(**given))
 
     parameters = [_parameter(command, name) for name in command.options]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

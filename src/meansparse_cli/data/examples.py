@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +44,17 @@ def make_loader(
     return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
 
 
-def stack_examples(images: Dataset[tuple[Tensor, int]], n_workers: int = 0) -> tuple[Tensor, Tensor]:
-    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory."""
-    batches = list(make_loader(images, 64, n_workers))
+def stack_examples(
+    images: Dataset[tuple[Tensor, int]], n_workers: int = 0, on_batch: Callable[[int], None] = lambda n: None
+) -> tuple[Tensor, Tensor]:
+    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory.
+
+    ``on_batch`` is told how many images more were read.
+    """
+    batches = []
+    for x, y in make_loader(images, 64, n_workers):
+        batches.append((x, y))
+        on_batch(len(x))
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 

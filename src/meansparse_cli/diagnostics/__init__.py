@@ -29,10 +29,12 @@ from .outputs import check_outputs
 from .search import check_search
 from .subject import Diagnostic, Subject
 
-__all__ = ["DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
+__all__ = ["DIAGNOSTICS_COST", "DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
 
 DOUBTS_VERSION = 2
 """Raised when a check finds other numbers than before."""
+DIAGNOSTICS_COST = 2000
+"""Forward passes of all checks, about, an example that survives and a model; a backward pass counted as two."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def diagnose(
     ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the
     model's device. ``kept``: each kind of check is kept there as it ends, and read back. ``on_kind`` is called as each
     kind begins, with what it is of, how many are done and how many there are. Nothing is left changed on the model.
-    Costs about 2,000 forward passes an example that survives, a backward pass counted as two.
+    Costs about ``DIAGNOSTICS_COST``.
     """
     found: list[Diagnostic] = []
     images: dict[str, FoundImages] = {}

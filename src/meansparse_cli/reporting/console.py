@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from ..errors import MeanSparseError
 from ..foreign import visible
+from .heartbeat import Heartbeat, Phase, two_digits
 
 
 class SafeConsole(Console):
@@ -34,7 +34,6 @@ console = SafeConsole(stderr=True, highlight=False)
 if not console.is_terminal:
     console.width = max(console.width, 120)  # a log file has no edge
 
-SECONDS_BETWEEN_LINES = 30.0
 WIDE = 100
 """Columns from which on a table has room for what it leaves out on a terminal of 80."""
 
@@ -45,6 +44,11 @@ def is_wide() -> bool:
 
 def note(message: str) -> None:
     console.print(message, markup=False)
+
+
+heartbeat = Heartbeat(None if console.is_terminal else note)
+phase = heartbeat.phase
+"""A part of a command, by its name in a log: ``with phase("reading", 200, "images") as part: part.advance(1)``."""
 
 
 def answer(text: str) -> None:
@@ -79,16 +83,20 @@ def show_error(error: MeanSparseError) -> None:
 @contextmanager
 def live(unit: str = "images") -> Iterator["LiveView"]:
     """A progress bar with a table above it, redrawn in place; on a log file, a line from time to time instead."""
-    view = LiveView(unit)
-    with view.display or nullcontext():
-        yield view
+    with phase("beginning", unit=unit) as told:
+        view = LiveView(unit, told)
+        with view.display or nullcontext():
+            yield view
 
 
 class LiveView:
-    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it."""
+    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it.
 
-    def __init__(self, unit: str) -> None:
-        self.unit, self.done, self._resumed = unit, 0, 0
+    ``told`` is the phase that a log hears of.
+    """
+
+    def __init__(self, unit: str, told: Phase) -> None:
+        self.unit, self.told = unit, told
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=40 if is_wide() else None),  # None: what the words leave
@@ -104,34 +112,35 @@ class LiveView:
         self.display = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
         )
-        self._last_line = self._started = time.monotonic()
 
-    def begin(self, description: str, total: int | None, done: int = 0) -> None:
-        """Start the bar anew; ``done`` were finished by an earlier run and do not count for the speed."""
+    @property
+    def done(self) -> int:
+        """Units of the bar that are done."""
+        return self.told.done
+
+    def begin(
+        self, description: str, total: int | None, done: int = 0, *, work: tuple[float, float] | None = None
+    ) -> None:
+        """Start the bar anew; ``done`` were finished by an earlier run and do not count for the speed.
+
+        ``work``: what this costs, and all that comes after it, in one unit; None where that cannot be known.
+        """
         for task in list(self.progress.task_ids):
             self.progress.remove_task(task)
         self.progress.add_task(escape(description), total=total, completed=done, speed="")
-        self.done = self._resumed = done
-        self._started = time.monotonic()
+        self.told.begin(description, total, done, work, heartbeat.clock())
 
     def advance(self, n: int) -> None:
-        self.done += n
-        seconds = time.monotonic() - self._started
-        speed = f"{_two_digits((self.done - self._resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
+        """``n`` units more."""
+        told = self.told
+        told.advance(n)
+        seconds = heartbeat.clock() - told.started
+        speed = f"{two_digits((told.done - told.resumed) / seconds)} {self.unit}/s" if seconds > 0.5 else ""
         for task in self.progress.tasks:
-            self.progress.update(task.id, completed=self.done, speed=speed)
-            if self.display is None and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-                self._last_line = time.monotonic()
-                of = f" of {task.total:,}" if task.total else ""
-                note(f"{Text.from_markup(task.description)}: {self.done:,}{of} {self.unit} {speed}")
+            self.progress.update(task.id, completed=told.done, speed=speed)
 
     def show(self, table: RenderableType) -> None:
         self.table = table
 
     def _render(self) -> RenderableType:
         return Group(*[part for part in (self.table, self.progress) if part is not None])
-
-
-def _two_digits(number: float) -> str:
-    """``1,234``, ``12``, ``3.4``, ``0.12``."""
-    return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}"

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE
+from ..attacks import find_attack
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, ModelName, run_order
 from ..stats.format import in_points, interval, percent
 from .console import LiveView
 from .table import Table
 
 if TYPE_CHECKING:
-    from ..engine.evaluate import EvaluationProgress
+    from ..engine.evaluate import EvaluationProgress, Plan
 
 COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
 COUNTS = {
@@ -126,15 +127,43 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
     )
 
 
-def show_attacks(view: LiveView) -> "Callable[[EvaluationProgress], None]":
-    """The function that keeps ``view`` up to date: a row an attack, how many examples are still right."""
+def show_attacks(
+    view: LiveView, plan: "Plan", *, place: tuple[int, int] = (1, 1), afterwards: float = 0.0
+) -> "Callable[[EvaluationProgress], None]":
+    """The function that keeps ``view`` up to date: a row an attack, how many examples are still right.
+
+    ``place``: which of how many eps this is. ``afterwards``: passes an example that survives both models costs once
+    all attacks are done, as ``AttackSpec.cost`` counts them.
+    """
     current: tuple[str, str] | None = None
+    order, models = run_order(plan.attacks), MODELS if plan.alpha else MODELS[:1]
+    turns: list[tuple[str, ModelName]] = [(attack, model) for attack in (CLEAN, *order) for model in models]
+
+    def cost(progress: "EvaluationProgress", turn: tuple[str, ModelName]) -> float:
+        """Passes of a turn, at most: if nothing that is still right breaks."""
+        counts = list(progress.n_robust.get(turn[1], {}).values())
+        n = progress.n_examples if not counts else counts[0] if plan.individual else counts[-1]
+        return progress.n_examples if turn[0] == CLEAN else n * find_attack(turn[0]).cost
+
+    def work(progress: "EvaluationProgress") -> tuple[float, float]:
+        """Passes of this turn and of all after it."""
+        t = turns.index((progress.attack, progress.model))
+        a_further_eps = sum(cost(progress, turn) for turn in turns)
+        this = progress.n_total * (1 if progress.attack == CLEAN else find_attack(progress.attack).cost)
+        after = sum(cost(progress, turn) for turn in turns[t + 1 :])
+        return this, after + (place[1] - place[0]) * a_further_eps + afterwards
+
+    def words(progress: "EvaluationProgress") -> str:
+        name = f"{progress.attack} on {progress.model}"
+        if progress.attack != CLEAN:
+            name = f"attack {order.index(progress.attack) + 1} of {len(order)}, {name}"
+        return name if place[1] == 1 else f"eps {place[0]} of {place[1]}, {name}"
 
     def on_update(progress: "EvaluationProgress") -> None:
         nonlocal current
         if (progress.model, progress.attack) != current:
             current = (progress.model, progress.attack)
-            view.begin(f"{progress.attack} on {progress.model}", progress.n_total, progress.n_resumed)
+            view.begin(words(progress), progress.n_total, progress.n_resumed, work=work(progress))
         view.advance(progress.n_done - view.done)
         attacks = list(dict.fromkeys(name for counts in progress.n_robust.values() for name in counts))
         columns = {"after": attacks}

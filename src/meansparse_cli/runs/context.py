@@ -26,6 +26,7 @@ from ..files import sha256_of
 from ..models.names import fetch_command
 from ..models.source import channels_taken, kind_of, load_model
 from ..models.weights import network_id
+from ..reporting.console import phase
 from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
@@ -232,11 +233,10 @@ class RunContext(Generic[Config]):
 
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
-        settings = self.report("fetch")["config"]["settings"]
-        given = {key: settings.get(key) for key in ("norm", "weights", "weights_key", "from_file")}
-        options = [w for k, v in given.items() if v is not None for w in (f"--{k.replace('_', '-')}", str(v))]
-        options += ["--run", str(self.run.paths.folder), "--fresh"]
-        return f"{fetch_command(self.run.source)} {shlex.join(options)}"
+        given, names = self.report("fetch")["config"]["settings"], ("norm", "weights", "weights_key", "from_file")
+        words = [w for k in names if given.get(k) is not None for w in (f"--{k.replace('_', '-')}", str(given[k]))]
+        words += ["--run", str(self.run.paths.folder), "--fresh"]
+        return f"{fetch_command(self.run.source)} {shlex.join(words)}"
 
     # ---- images
 
@@ -245,7 +245,7 @@ class RunContext(Generic[Config]):
         """The settings of calibrate, which the stages after it mean unless they say otherwise."""
         if not isinstance(self.config, AttackConfig) or not self.has("calibrate"):
             return {}
-        return self.report("calibrate")["config"]["settings"]  # type: ignore[no-any-return]
+        return dict(self.report("calibrate")["config"]["settings"])
 
     @property
     def named_dataset(self) -> str:
@@ -276,8 +276,7 @@ class RunContext(Generic[Config]):
         return DataSet(dataset, folder, self.preprocessing, channels=self._channels, order=order or "text")
 
     def _channels(self) -> int | None:
-        shape = self.image_shape
-        return channels_taken(self.base(device="cpu")) if shape is None else shape[0]
+        return channels_taken(self.base(device="cpu")) if (shape := self.image_shape) is None else shape[0]
 
     def split(self, name: SplitName) -> Split:
         return self._images.split(name)
@@ -296,5 +295,6 @@ class RunContext(Generic[Config]):
 
     def examples(self, chosen: Split) -> Examples:
         """These images, decoded, on the CPU."""
-        x, y = stack_examples(chosen, self.config.workers)
+        with phase("reading", len(chosen), "images") as part:
+            x, y = stack_examples(chosen, self.config.workers, part.advance)
         return Examples(x, y, torch.tensor(list(chosen.indices)))

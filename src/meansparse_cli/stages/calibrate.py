@@ -55,7 +55,7 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
         "preprocessing": repr(context.preprocessing),
     }
     with live() as view:
-        view.begin("calibrating", len(images))
+        view.begin("statistics", len(images), work=(len(images), 0))
         statistics = calibrate_channels(
             model,
             sites,

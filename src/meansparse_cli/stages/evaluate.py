@@ -17,7 +17,7 @@ from ..attacks import expand_attacks
 from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
-from ..diagnostics import DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
+from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
@@ -199,12 +199,15 @@ class _Work:
             "split": config.split,
             "dataset": context.named_dataset,
         }
+        n_checked = min(config.n_doubt_examples, len(self.examples)) if config.doubts else 0
+        afterwards = float(DIAGNOSTICS_COST * n_checked * (2 if plan.alpha else 1))
         with live("examples") as view:
 
             def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
                 problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
                 folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, shard)
-                told = show_attacks(view)
+                place = (self.grid.index(eps) + 1, len(self.grid))
+                told = show_attacks(view, plan, place=place, afterwards=afterwards)
                 return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
 
             runs = evaluate_each_eps(begin, self.grid, self.asked.pool)

@@ -12,6 +12,7 @@ each.
 
 import io
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
     for eps in each_eps:
         problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
         grid = open_grid(context, problem, examples, families, place.state, **key)
-        points = _score(grid, variants, f"eps {eps}")
+        points = _score(grid, variants, eps, each_eps)
         if not plain:
             none = next(iter(points.values())).clean[:0]  # no curves of attacks that were not run
             points = {at: replace(point, plain=none, bpda=none, worst=none) for at, point in points.items()}
@@ -118,13 +119,17 @@ def _settle(context: RunContext[MeasureConfig]) -> tuple[tuple[str, ...], tuple[
     return families
 
 
-def _score(grid: VariantGrid, variants: dict[tuple[str, float], Variant], what: str) -> Points:
+def _score(
+    grid: VariantGrid, variants: dict[tuple[str, float], Variant], eps: str, each_eps: tuple[str, ...]
+) -> Points:
     wanted = list(dict.fromkeys(variants.values()))
     with live("pairs") as view:
-        grid.tell(view.begin, view.advance)
         grid.classify(wanted)
-        for b in range(len(grid.blocks)):
-            grid.score(b, in_full(wanted), f"{what}, ")
+        n_after = len(grid) * (len(each_eps) - each_eps.index(eps))
+        for b, block in enumerate(grid.blocks):
+            n_after -= len(block)
+            grid.tell(partial(view.begin, work=(len(block), n_after)), view.advance)
+            grid.score(b, in_full(wanted), f"eps {eps}, ")
     return {key: point_of(grid, variant, key[1]) for key, variant in variants.items()}
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..reporting.console import phase
 from ..runs.folder import locate_run, lock_for
 from ..settings.commands import SECTIONS, STAGES
 from ..settings.resolve import resolve
@@ -34,7 +35,7 @@ def run_all(flags: dict[str, Any], *, file: Path | None = None, fresh: bool = Fa
         check_all(run, *(config for config, _ in asked.values()))
         for command, (config, sources) in asked.items():
             here = config.model_copy(update={"run": folder})
-            with lock_for(here, held=folder):
+            with lock_for(here, held=folder), phase(command):
                 path = _function(command)(here, sources, fresh=fresh)
     return path
 

@@ -1,5 +1,6 @@
 """``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from ..engine.grid import VariantGrid
 from ..errors import DataError
 from ..files import discard
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..reporting.console import console, live, note
+from ..reporting.console import LiveView, console, live, note
 from ..reporting.curves import draw_alpha_curve
 from ..reporting.sweep_tables import say_sweep, show_sweep
 from ..runs.context import RunContext
 from ..runs.operators import open_grid, problem_of, with_options
-from ..selection.choice import ChoiceRule
+from ..selection.choice import ChoiceRule, SweepPoint
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_alphas
@@ -99,6 +100,15 @@ def _check_disjoint(context: RunContext[SweepAlphaConfig]) -> None:
             )
 
 
+def _tell_block(view: LiveView, grid: VariantGrid, ahead: list[int], *, is_all: bool) -> None:
+    """Have ``view`` told of the next block; ``ahead``: images of the blocks to come, without the next one afterwards.
+
+    What a block costs goes by its images. What comes after all blocks, unless they are all, cannot be known.
+    """
+    work = (ahead.pop(0), sum(ahead)) if ahead and is_all else None
+    grid.tell(partial(view.begin, work=work), view.advance)
+
+
 def _sweep(
     config: SweepAlphaConfig, plain: tuple[str, ...], grid: VariantGrid, checkpoint: Checkpoint
 ) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
@@ -112,9 +122,16 @@ def _sweep(
     )
     if config.alpha_rule != "shared":
         check_blocks(len(grid), config.block_size)
+    is_all = config.alpha_rule == "shared" and not config.refine
     with live("pairs") as view:
-        grid.tell(view.begin, view.advance)
-        sweep = sweep_alphas(grid, settings, on_points=lambda points: view.show(show_sweep(points, plain, None)))
+        ahead = [len(block) for block in grid.blocks]
+        _tell_block(view, grid, ahead, is_all=is_all)
+
+        def on_points(points: list[SweepPoint]) -> None:
+            view.show(show_sweep(points, plain, None))
+            _tell_block(view, grid, ahead, is_all=is_all)
+
+        sweep = sweep_alphas(grid, settings, on_points=on_points)
         view.show(show_sweep(sweep.points, plain, sweep.chosen.alpha))
         sweep, chosen, by_rule = alphas_by_rule(config.alpha_rule, grid, settings, sweep, checkpoint)
         table = show_sweep(sweep.points, plain, sweep.chosen.alpha)

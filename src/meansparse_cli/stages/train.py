@@ -240,7 +240,9 @@ def _done_before(asked: _Asked) -> Path | None:
 
 def _on_batch(view: LiveView, asked: _Asked, epoch: int, batch: int, n: int) -> None:
     if batch == 0:
-        view.begin(f"epoch {epoch + 1} of {asked.config.epochs}", len(asked.images) - len(asked.images) % n)
+        epochs = asked.config.epochs
+        n_images = len(asked.images) - len(asked.images) % n
+        view.begin(f"epoch {epoch + 1} of {epochs}", n_images, work=(1.0, epochs - epoch - 1))
     view.advance(n)
 
 

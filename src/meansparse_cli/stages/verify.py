@@ -12,7 +12,7 @@ from ..engine.verify import Judgement, judge_images
 from ..errors import DataError
 from ..files import sha256_of
 from ..operator.checkpoint import sparsify
-from ..reporting.console import console, note
+from ..reporting.console import console, note, phase
 from ..reporting.evaluation_tables import judgements_table
 from ..runs.context import RunContext
 from ..runs.folder import file_name
@@ -42,7 +42,8 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         examples = context.examples(Subset(test, matched.evaluated.tolist()))
         n_classes = n_classes or check_model(context, model, test, examples.x[:2].to(context.device))
         problem = Problem(model, budget, n_classes, seed=0, batch_size=config.batch_size)
-        judged = judge_images(matched, examples, problem, alpha)
+        with phase(f"judging {len(matched.images):,} images"):
+            judged = judge_images(matched, examples, problem, alpha)
         judgements.append(judged)
         if images.indices is None and judged.n_unchanged:
             note(
