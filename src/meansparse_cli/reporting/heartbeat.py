@@ -16,7 +16,7 @@ from datetime import datetime
 SECONDS_BETWEEN_LINES = 30.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Phase:
     """Part of a command: ``done`` of ``total`` units, ``resumed`` of them by an earlier session; None: not known.
 
