@@ -82,11 +82,13 @@ class Handler(BaseHTTPRequestHandler):
                 headers["Content-Length"] = str(len(rest))
         if plan == "careless":  # sends the rest of another file, whatever If-Range says
             headers["ETag"] = f'"{n_before}"'
-        if plan == "forgetful" and n_before:
+        if plan in ("nameless", "dated") or (plan == "forgetful" and n_before):
             del headers["ETag"]
+        if plan == "dated":
+            headers["Last-Modified"] = "Sun, 29 Nov 2026 06:00:00 GMT"
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(self.server.body) - 1}/{len(self.server.body)}"
-        stop_once = ("cut", "norange", "stall", "changing", "careless", "forgetful")
+        stop_once = ("cut", "norange", "stall", "changing", "careless", "forgetful", "nameless", "dated")
         stops = (plan in stop_once and n_before == 0) or plan in ("always-cut", "hang")
         self.answer(206 if start else 200, rest[: len(rest) // 2] if stops else rest, headers)
         if plan in ("stall", "hang") and stops:
@@ -134,6 +136,8 @@ def names_in(folder: Path) -> list[str]:
         ("changing", 2),
         ("careless", 3),
         ("forgetful", 3),
+        ("nameless", 2),
+        ("dated", 2),
         ("busy", 2),
         ("drive", 2),
         ("stall", 2),
@@ -154,6 +158,18 @@ def test_a_cut_download_asks_only_for_the_rest(server: Server, tmp_path: Path) -
     (_, first), (_, second) = server.requests_seen
     assert first is None
     assert second is not None and 0 < int(second[6:-1]) <= len(BODY) // 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "digest", "goes_on"), [("nameless", False, False), ("nameless", True, True), ("dated", False, True)]
+)
+def test_goes_on_only_with_what_is_known_to_be_one_file(
+    server: Server, tmp_path: Path, plan: str, digest: bool, goes_on: bool
+) -> None:
+    expected = hashlib.sha256(BODY).hexdigest() if digest else None
+    download(f"{server.address}/{plan}/file", tmp_path / "model.pt", expected_sha256=expected)
+    assert (tmp_path / "model.pt").read_bytes() == BODY
+    assert [wanted is not None for _, wanted in server.requests_seen] == [False, goes_on]
 
 
 def test_the_confirm_form_is_sent_with_all_its_fields(server: Server, tmp_path: Path) -> None:

@@ -98,6 +98,11 @@ def test_robustbench_that_is_missing_says_how_to_install_it(monkeypatch: pytest.
         import_robustbench()
 
 
+def filled(network: nn.Module, entry: ZooEntry, paths: list[Path], **options: Any) -> nn.Module:
+    load_zoo_weights(network, entry, paths, **options)
+    return network.eval()
+
+
 @pytest.mark.parametrize(
     ("entry", "wrap"),
     [
@@ -117,23 +122,35 @@ def test_robustbench_that_is_missing_says_how_to_install_it(monkeypatch: pytest.
 def test_each_format_gives_the_same_logits(entry: ZooEntry, wrap: Any, tmp_path: Path) -> None:
     model = random_model(entry)
     path = saved(wrap(dict(model.state_dict())), tmp_path / "weights.pt")
-    again = load_zoo_weights(build_zoo_model(entry), entry, [path])
+    again = filled(build_zoo_model(entry), entry, [path])
     assert torch.equal(logits(again), logits(model))
-    assert not again.training
 
 
 def test_the_old_file_format_is_read(tmp_path: Path) -> None:
     model = random_model(SMALL)
     path = saved(model.state_dict(), tmp_path / "weights.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(logits(load_zoo_weights(build_zoo_model(SMALL), SMALL, [path])), logits(model))
+    assert torch.equal(logits(filled(build_zoo_model(SMALL), SMALL, [path])), logits(model))
 
 
 def test_imagenet_weights_go_behind_the_normalisation(tmp_path: Path) -> None:
     model = random_model(NORMALISED)
     inner = {k.removeprefix("model."): v for k, v in model.state_dict().items() if k.startswith("model.")}
     path = saved({"state_dict": prefixed(inner, "module.")}, tmp_path / "weights.pt")
-    again = load_zoo_weights(build_zoo_model(NORMALISED), NORMALISED, [path])
+    again = filled(build_zoo_model(NORMALISED), NORMALISED, [path])
     assert torch.equal(logits(again), logits(model))
+
+
+def test_which_of_two_sets_was_taken_is_told(tmp_path: Path) -> None:
+    model = random_model(LAST)
+    s = dict(model.state_dict())
+    path = saved({"last": s, "best": {k: v + 1 for k, v in s.items()}}, tmp_path / "weights.pt")
+    found = {key: load_zoo_weights(build_zoo_model(LAST), LAST, [path], key=key) for key in ("last", "best")}
+    assert {key: (f.taken, f.others) for key, f in found.items() if f is not None} == {
+        "last": ("last", ("best",)),
+        "best": ("best", ("last",)),
+    }
+    with pytest.raises(CheckpointError, match="nothing under 'ema' fits"):
+        load_zoo_weights(build_zoo_model(LAST), LAST, [path], key="ema")
 
 
 class TinyEnsemble(nn.Module):
@@ -153,7 +170,7 @@ def test_an_ensemble_takes_its_files_in_order_or_one_whole_file(tmp_path: Path) 
     ]
     whole = saved(model.state_dict(), tmp_path / "whole.pt")
     for files in (paths, [whole]):
-        again = load_zoo_weights(TinyEnsemble(), entry, files)
+        again = filled(TinyEnsemble(), entry, files)
         assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
     with pytest.raises(CheckpointError, match="ensemble of 3 files, 2 given"):
         load_zoo_weights(TinyEnsemble(), entry, paths[:2])
@@ -198,7 +215,7 @@ def test_code_in_a_checkpoint_is_run_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Custom") as raised:
         read_checkpoint(path)
     assert raised.value.hint is not None and "--allow-pickle" in raised.value.hint
-    again = load_zoo_weights(build_zoo_model(SMALL), SMALL, [path], allow_pickle=True)
+    again = filled(build_zoo_model(SMALL), SMALL, [path], allow_pickle=True)
     assert torch.equal(logits(again), logits(model))
 
 
@@ -216,7 +233,7 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     ]:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
-            load_zoo_weights(build_zoo_model(SMALL), SMALL, [path])
+            filled(build_zoo_model(SMALL), SMALL, [path])
     path = tmp_path / "weights.safetensors"
     path.write_bytes(whole[:100])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

@@ -40,10 +40,13 @@ class _Interrupted(Exception):
 
 
 class _Part:
-    """What has arrived of ``url``, and the note of which file it is the beginning of."""
+    """What has arrived of ``url``, and the note of which file it is the beginning of.
 
-    def __init__(self, url: str, target: Path) -> None:
-        self.url = url
+    Unless the whole ``is_checked`` in the end, a part of which the server did not say which file it is of is of no use.
+    """
+
+    def __init__(self, url: str, target: Path, *, is_checked: bool) -> None:
+        self.url, self.is_checked = url, is_checked
         self.path = target.with_name(f".{target.name}.part")
         self.note = self.path.with_name(f"{self.path.name}.json")
 
@@ -59,12 +62,13 @@ class _Part:
         write_json(self.note, {"url": self.url, "tag": _tag(response), "total": _total(response)})
 
     def read_note(self) -> dict[str, Any]:
-        """``tag`` and ``total`` of the file that was begun; {} if the part is of another address, or of none."""
+        """``tag`` and ``total`` of the file that was begun; {} if the part is of another address, or nothing tells."""
         try:
             note = read_json(self.note)
         except ArtifactError:
             return {}
-        return note if note.keys() == {"url", "tag", "total"} and note["url"] == self.url else {}
+        is_ours = note.keys() == {"url", "tag", "total"} and note["url"] == self.url
+        return note if is_ours and (note["tag"] or self.is_checked) else {}
 
 
 def download(
@@ -75,7 +79,7 @@ def download(
     ``expected_sha256`` may be the beginning of a digest. ``on_progress(bytes_so_far, bytes_in_all)`` is called after
     each piece, the second None if unknown. Raises DownloadError and, where the disk is at fault, StorageError.
     """
-    part, n_failed, farthest = _Part(url, target), 0, 0
+    part, n_failed, farthest = _Part(url, target, is_checked=expected_sha256 is not None), 0, 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with requests.Session() as http:
@@ -200,9 +204,9 @@ def _page_says(page: str) -> str:
 
 
 def _tag(response: requests.Response) -> str:
-    """The strong ETag, or none: a weak one promises the same meaning, not the same bytes."""
-    tag = str(response.headers.get("ETag", ""))
-    return "" if tag.startswith("W/") else tag
+    """The strong ETag (a weak one promises the same meaning, not the same bytes), else when the file was changed."""
+    tag = str(response.headers.get("ETag", "W/"))
+    return str(response.headers.get("Last-Modified", "")) if tag.startswith("W/") else tag
 
 
 def _total(response: requests.Response) -> int | None:

@@ -119,11 +119,13 @@ class ModelKind(ABC):
     ) -> nn.Module:
         """The network, filled: float32, on the CPU, in eval mode; ``published_sites`` as for ``build``.
 
-        Raises CheckpointError for weights that cannot be used, DownloadError where a library cannot fetch them,
-        ModelNotFound for a factory that is not there.
+        Raises CheckpointError for weights that cannot be used, ConfigError for ``weights_key`` without a file,
+        DownloadError where a library cannot fetch them, ModelNotFound for a factory that is not there.
         """
         self.weights_key = weights_key
         paths = self.paths(weights) or [file.path for file in self.weights() if file.path is not None]
+        if not paths and weights_key is not None:
+            raise ConfigError(f"--weights-key {weights_key}: {self.source.name} reads no file of weights")
         network = self._load(paths, allow_pickle, published_sites) if paths else self._load_own()
         return network.cpu().float().eval()
 

@@ -80,7 +80,8 @@ class EmbeddedModel(ModelKind):
             ) from error
         except (ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{path}: its header describes no network: {error}", hint=TRAIN_AGAIN) from error
-        fit_weights(network, read_checkpoint(path), what=str(path), mend=TRAIN_AGAIN)
+        what = f"{path.name} as {self.source.name}"
+        fit_weights(network, read_checkpoint(path), what=what, mend=TRAIN_AGAIN, key=self.weights_key)
         return network
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..data.facts import KNOWN_DATASETS
 from ..data.imagenet import ROBUSTBENCH, Preprocessing
 from ..errors import CheckpointError, ModelNotFound
-from .fitting import fit_weights
+from .fitting import Fitted, fit_weights
 from .kind import ModelKind
 from .libraries import timm_preprocessing
 from .names import ModelSource, WeightFile, ZooEntry, fetch_command, package_data
@@ -73,7 +73,8 @@ class ZooModel(ModelKind):
 
     def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         network = self.build(published_sites=published_sites)
-        return load_zoo_weights(network, self.entry, paths, allow_pickle=allow_pickle, key=self.weights_key)
+        self.fitted = load_zoo_weights(network, self.entry, paths, allow_pickle=allow_pickle, key=self.weights_key)
+        return network
 
     def _load_own(self) -> nn.Module:
         command = fetch_command(self.source)
@@ -147,10 +148,11 @@ def build_zoo_model(entry: ZooEntry) -> nn.Module:
 
 def load_zoo_weights(
     model: nn.Module, entry: ZooEntry, paths: Sequence[Path], *, allow_pickle: bool = False, key: str | None = None
-) -> nn.Module:
+) -> Fitted | None:
     """Fill ``build_zoo_model(entry)`` from the files of ``zoo_source(entry)``, in that order, as RobustBench does.
 
-    One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included.
+    One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included; what
+    was found in it is returned.
     Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
     """
     mend = f"download the right file with: {fetch_command(entry)}"
@@ -166,8 +168,8 @@ def load_zoo_weights(
         else:
             parts = _ensemble_parts(model, entry, i, checkpoint)
         for module, weights in parts:
-            fit_weights(module, weights, what=f"{path.name} as {entry.name}", mend=mend, key=key)
-    return model.eval()
+            fitted = fit_weights(module, weights, what=f"{path.name} as {entry.name}", mend=mend, key=key)
+    return fitted if len(paths) == 1 else None
 
 
 def _ensemble_parts(model: Any, entry: ZooEntry, i: int, checkpoint: Any) -> list[tuple[nn.Module, Any]]:
