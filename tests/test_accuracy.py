@@ -153,7 +153,7 @@ def test_many_flips_both_ways_are_no_gain() -> None:
 @pytest.mark.parametrize(
     ("n", "gained", "lost", "needed"),
     [
-        (40, 0, 0, 97),  # 1.96 / (n + 2) < 0.02
+        (40, 0, 0, 96),  # 1.96 / (n + 2) < 0.02
         (10, 1, 0, 60),  # 6 changes, all to one side
         (1000, 60, 50, 4149),  # 1.96 sqrt(0.1099 / n) < 0.01, the nearer of zero and of the margin
     ],
