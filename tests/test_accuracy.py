@@ -8,7 +8,7 @@ import torch
 
 from meansparse_cli.errors import DataError
 from meansparse_cli.stats.paired import PairedDifference, accuracy_of, paired_difference
-from meansparse_cli.stats.verdict import verdict
+from meansparse_cli.stats.verdict import MARGIN, examples_to_tell, is_inside, verdict
 
 
 def outcomes(n_right: int, n: int = 1000) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_two_examples_without_a_flip_show_next_to_nothing() -> None:
     assert (low, high) == (pytest.approx(-0.49, abs=0.001), pytest.approx(0.49, abs=0.001))
     same = outcomes(2, 2)
     found = verdict(base_plain=same, sparsified_plain=same, base_worst=same, sparsified_worst=same)
-    assert found.name == "no difference" and "95 % interval, -49.00 to +49.00" in found.reason
+    assert found.name == "inconclusive" and "95 % interval, -49.00 to +49.00" in found.reason
     assert paired_difference(outcomes(1, 1), outcomes(0, 1)).interval_95[1] <= 1
 
 
@@ -117,15 +117,15 @@ def test_five_flips_are_never_clear() -> None:
         (30, 0, "gradient masking", "none of the gain is left"),
         (30, 4, "gradient masking", "what is left in the worst case is not clear of zero"),
         (30, -4, "gradient masking", "none of the gain is left"),
-        (10, 5, "no difference", "more examples would tell"),  # 5 examples went missing: nobody can say why
+        (10, 5, "no difference", "a gain under the plain attacks alone"),  # 5 examples went missing: nobody can say why
         (30, -20, "gradient masking", "below the base model"),
         (0, -20, "worse", "below the base model"),
         (-30, -20, "worse", "below the base model"),
-        (0, 0, "no difference", "has 0 inside"),
-        (3, -3, "no difference", "has 0 inside"),
-        (-30, 0, "no difference", "has 0 inside"),
-        (6, 5, "no difference", "more examples would tell"),
-        (0, -5, "no difference", "fewer than 6 examples changed sides"),
+        (0, 0, "no difference", "lies inside -2.00 to +2.00"),
+        (3, -3, "no difference", "lies inside -2.00 to +2.00"),
+        (-30, 0, "no difference", "lies inside -2.00 to +2.00"),
+        (6, 5, "no difference", "a gain under the plain attacks alone"),
+        (0, -5, "no difference", "lies inside -2.00 to +2.00"),
     ],
 )
 def test_the_verdict(plain: int, worst: int, name: str, words: str) -> None:
@@ -145,9 +145,24 @@ def test_many_flips_both_ways_are_no_gain() -> None:
     base = outcomes(500)
     mine = base.copy()
     mine[450:500], mine[500:560] = False, True  # 60 gained, 50 lost: +1.0 ± 1.0 points
-    assert (
-        verdict(base_plain=base, sparsified_plain=mine, base_worst=base, sparsified_worst=mine).name == "no difference"
-    )
+    same = {"base_plain": base, "sparsified_plain": mine, "base_worst": base, "sparsified_worst": mine}
+    assert verdict(**same).name == "inconclusive"  # -1.06 to +3.05
+    assert verdict(**same, margin=0.04).name == "no difference"
+
+
+@pytest.mark.parametrize(
+    ("n", "gained", "lost", "needed"),
+    [
+        (40, 0, 0, 96),  # 1.96 / (n + 2) < 0.02
+        (10, 1, 0, 60),  # 6 changes, all to one side
+        (1000, 60, 50, 4149),  # 1.96 sqrt(0.1099 / n) < 0.01, the nearer of zero and of the margin
+    ],
+)
+def test_so_many_examples_would_tell(n: int, gained: int, lost: int, needed: int) -> None:
+    found = examples_to_tell(PairedDifference((gained - lost) / n, 0.0, gained, lost, n), MARGIN)
+    assert found == pytest.approx(needed, rel=0.03)
+    reached = PairedDifference((gained - lost) / n, 0.0, round(gained * found / n), round(lost * found / n), found)
+    assert reached.is_clear or is_inside(reached.interval_95, MARGIN)
 
 
 def test_without_bpda_no_gain_is_called_real() -> None:

@@ -15,7 +15,13 @@ from .table import Table
 if TYPE_CHECKING:
     from ..engine.evaluate import EvaluationProgress, Plan
 
-COLOURS = {"real gain": "bold green", "no difference": "bold", "gradient masking": "bold red", "worse": "bold red"}
+COLOURS = {
+    "real gain": "bold green",
+    "no difference": "bold",
+    "inconclusive": "yellow",
+    "gradient masking": "bold red",
+    "worse": "bold red",
+}
 COUNTS = {
     "images": "n_images",
     "examples they speak of": "n_evaluated",

@@ -15,7 +15,8 @@ from ..engine.grid import Family, Variant, VariantGrid, variant_of
 from ..errors import ConfigError
 from ..ledger import Decisions
 from ..stats.multiple import is_clear
-from ..stats.verdict import Verdict, verdict
+from ..stats.paired import paired_difference
+from ..stats.verdict import MARGIN, Verdict, is_inside, verdict
 from .choice import CURVES, OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
 from .racing import Drop, Race, history_in, keep_history
 
@@ -170,7 +171,8 @@ def what_bpda_makes_of(point: SweepPoint, base: SweepPoint, critical: float) -> 
     )
     if found.name == "real gain" and not is_clear(point.worst[:n], base.worst[:n], critical):
         words = f"{found.reason.split(':')[0]}: not clear after looking at every alpha"
-        return Verdict("no difference", words)
+        is_none = is_inside(paired_difference(point.worst[:n], base.worst[:n]).interval_95, MARGIN)
+        return Verdict("no difference" if is_none else "inconclusive", words)
     return found
 
 

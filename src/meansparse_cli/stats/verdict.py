@@ -1,20 +1,24 @@
 """What sparsifying was worth, in words and by a stated rule."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
-from .format import interval
+from .format import in_points, interval
 from .paired import (
     MIN_FLIPS,
-    N_STANDARD_ERRORS,
     Outcomes,
     PairedDifference,
     differences_of,
+    interval_95_of,
     paired_difference,
     side_of_zero,
 )
 
-VerdictName = Literal["real gain", "unproven gain", "no difference", "gradient masking", "worse"]
+VerdictName = Literal["real gain", "unproven gain", "no difference", "inconclusive", "gradient masking", "worse"]
+
+MARGIN = 0.02
+"""Differences below this, a fraction, count as none."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ def verdict(
     sparsified_worst: Outcomes,
     bpda_was_run: bool = True,
     plain_was_run: bool = True,
+    margin: float = MARGIN,
 ) -> Verdict:
     """The verdict on outcomes (n,) of both models under the plain attacks and in the worst case.
 
@@ -45,14 +50,15 @@ def verdict(
                              goes missing between the two is clear itself. It is called masking also when the worst
                              case is clearly below the base model; the reason then says so.
     3. ``worse``             the worst case is clearly below the base model.
-    4. ``no difference``     anything else, too few examples included.
+    4. ``no difference``     the worst case's 95 % interval lies inside ``margin`` (a fraction) on both sides of zero.
+    5. ``inconclusive``      anything else; the reason says how many examples would tell: ``examples_to_tell``.
 
     Where no BPDA attack was run, the reason says so.
     """
     plain = paired_difference(sparsified_plain, base_plain)
     worst = paired_difference(sparsified_worst, base_worst)
     missing = side_of_zero(differences_of(sparsified_plain, base_plain) - differences_of(sparsified_worst, base_worst))
-    name, note = _judged(plain, worst, missing, bpda_was_run)
+    name, note = _judged(plain, worst, missing, bpda_was_run, margin)
     if not bpda_was_run and name != "unproven gain":
         note += "; no BPDA attack was run"
     under_plain = f"{plain} points under the plain attacks, " if plain_was_run else ""
@@ -60,7 +66,7 @@ def verdict(
 
 
 def _judged(
-    plain: PairedDifference, worst: PairedDifference, missing: int, bpda_was_run: bool
+    plain: PairedDifference, worst: PairedDifference, missing: int, bpda_was_run: bool, margin: float
 ) -> tuple[VerdictName, str]:
     """The first rule that holds; ``missing``: the side of zero of the plain gain minus the worst case's."""
     if _is_gain(worst):
@@ -76,16 +82,41 @@ def _judged(
         return "gradient masking", "what is left in the worst case is not clear of zero"
     if is_masked:
         return "gradient masking", "none of the gain is left in the worst case"
-    if _is_gain(plain):
-        return "no difference", "a gain under the plain attacks alone; more examples would tell"
-    if any(_has_too_few_flips(difference) for difference in (plain, worst)):
-        return "no difference", f"fewer than {MIN_FLIPS} examples changed sides; more would tell"
-    return "no difference", f"the 95 % interval, {interval(*worst.interval_95)}, has 0 inside"
+    note = "; a gain under the plain attacks alone" if _is_gain(plain) else ""
+    limits = f"{in_points(-margin)} to {in_points(margin)}"
+    found = f"the 95 % interval, {interval(*worst.interval_95)},"
+    if is_inside(worst.interval_95, margin):
+        return "no difference", f"{found} lies inside {limits}{note}"
+    few = f"fewer than {MIN_FLIPS} examples changed sides and " if worst.gained + worst.lost < MIN_FLIPS else ""
+    n = examples_to_tell(worst, margin)
+    return "inconclusive", f"{few}{found} reaches outside {limits}; about {n:,} examples would tell{note}"
+
+
+def is_inside(interval_95: tuple[float, float], margin: float) -> bool:
+    """Whether an interval lies inside ``margin`` on both sides of zero.
+
+    >>> is_inside((-0.01, 0.019), 0.02), is_inside((-0.021, 0.0), 0.02)
+    (True, False)
+    """
+    low, high = interval_95
+    return -margin < low and high < margin
+
+
+def examples_to_tell(found: PairedDifference, margin: float) -> int:
+    """How many examples would settle a difference of this size, were each example as likely to change sides as now:
+    the fewest, more than there were, whose 95 % interval lies inside the margin, or leaves zero out with 6 changes.
+    """
+
+    def would_tell(n: int) -> bool:
+        net, flips = ((found.gained + sign * found.lost) * n / found.n for sign in (-1, 1))
+        low, high = interval_95_of(net, flips, n)
+        return is_inside((low, high), margin) or (flips >= MIN_FLIPS and not low <= 0 <= high)
+
+    enough = 2 * found.n
+    while not would_tell(enough):
+        enough *= 2
+    return bisect_left(range(enough), True, lo=found.n + 1, key=would_tell)
 
 
 def _is_gain(difference: PairedDifference) -> bool:
     return difference.is_clear and difference.difference > 0
-
-
-def _has_too_few_flips(d: PairedDifference) -> bool:
-    return d.gained + d.lost < MIN_FLIPS and abs(d.difference) > N_STANDARD_ERRORS * d.standard_error
