@@ -20,7 +20,7 @@ from meansparse_cli import load_sparsified
 from meansparse_cli.cli import app
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
-from meansparse_cli.errors import ArtifactError
+from meansparse_cli.errors import ArtifactError, SiteError
 from meansparse_cli.models import zoo
 from meansparse_cli.models.export import robustbench_state, save_exported
 from meansparse_cli.models.source import ModelSource, kind_of, load_model, resolve_model
@@ -218,6 +218,7 @@ NONSENSE: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], object]] = {
     "more channels": lambda header, tensors: header["sites"][0].update(channels=99),
     "a count too few": lambda header, tensors: header["counts"].pop(),
     "a count that is text": lambda header, tensors: header["counts"].__setitem__(0, "many"),
+    "a count that is true": lambda header, tensors: header["counts"].__setitem__(0, True),
     "a negative count": lambda header, tensors: header["counts"].__setitem__(0, -4),
     "alpha below 0": lambda header, tensors: header.update(alpha=-1.0),
     "alpha is not finite": lambda header, tensors: header.update(alpha=float("nan")),
@@ -257,6 +258,18 @@ def test_an_exported_file_of_nonsense_is_refused_in_words(kind: str, tmp_path: P
     save_file(tensors, path, {"meansparse": json.dumps(header)})
     with pytest.raises(ArtifactError, match="model.safetensors"):
         load_sparsified(path)
+
+
+def test_an_operator_of_one_channel_is_not_spread_over_others(tmp_path: Path) -> None:
+    base, source = load_model(resolve_model("digits")), resolve_model("digits")
+    (site,) = find_sites(base, torch.rand(2, 1, 8, 8))[:1]
+    narrow = replace(site, channels=1, shape=(1, *site.shape[1:]))
+    statistics = ChannelStatistics(9, torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    settings = {"settings": kind_of(source).network_settings(())}
+    path = tmp_path / "model.safetensors"
+    save_exported(path, source, base, Checkpoint((narrow,), (statistics,), "pooled", 0.1), settings)
+    with pytest.raises(SiteError, match=f"1 channels in front of an activation of shape .*{site.channels}"):
+        load_sparsified(path)(torch.rand(2, 1, 8, 8))
 
 
 def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, data: list[str]) -> None:

@@ -192,7 +192,7 @@ def check_whole(paths: Sequence[Path]) -> None:
     """Refuse zip files, as PyTorch writes them, whose content is not what their own checksums say."""
     for path in paths:
         if zipfile.is_zipfile(path) and not is_whole(path):
-            raise CheckpointError(f"{path} is damaged", hint="get it again: its bytes have changed")
+            raise CheckpointError(f"{path} is damaged, or encrypted", hint="get it again: its bytes have changed")
 
 
 def _keep(path: Path, target: Path, origin: str, move: Callable[[Path, Path], object]) -> FetchedFile:

@@ -153,7 +153,7 @@ def _check_fit(site: "Site", statistics: "ChannelStatistics") -> None:
     axis, mean, std = site.channel_axis, statistics.mean, statistics.std
     if not 1 <= axis <= len(site.shape) or site.shape[axis - 1] != site.channels:
         raise ValueError(f"{site.name}: {site.channels} channels on axis {axis} of (batch, *{site.shape})")
-    if not isinstance(statistics.count, int) or statistics.count < 0:
+    if type(statistics.count) is not int or statistics.count < 0:
         raise ValueError(f"{site.name}: a count of {statistics.count!r}")
     for what, values in (("mean", mean), ("std", std)):
         if values.shape != (site.channels,) or not values.is_floating_point():

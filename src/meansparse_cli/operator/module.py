@@ -62,6 +62,9 @@ class MeanSparse(nn.Module):
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, threshold and std in the shape that broadcasts against ``x``."""
+        if x.shape[self.channel_axis] != len(self.mean):
+            found = f"shape {tuple(x.shape)} with its channels on axis {self.channel_axis}"
+            raise SiteError(f"an operator of {len(self.mean)} channels in front of an activation of {found}")
         shape = [1] * x.ndim
         shape[self.channel_axis] = -1
         mean, std = self.mean.view(shape), self.std.view(shape)
