@@ -165,9 +165,6 @@ FAST = (
     "bpda-apgd-ce-30",
     "soft-0.05-apgd-margin-t3-30",
     "soft-0.05-apgd-probability-40",
-    "bpda-apgd-margin-40",
-    "soft-0.05-apgd-dlr",
-    "soft-0.05-apgd-dlr-t4-40",
 )
 """The plain one first, whose random start its twin through the soft band shares: the verdict needs a plain number."""
 
@@ -211,7 +208,7 @@ def find_attack(name: str) -> AttackSpec:
     nearest = difflib.get_close_matches(name.lower(), [*ATTACKS, *PRESETS], n=3, cutoff=0.5)
     raise ConfigError(
         f"unknown attack {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""),
-        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce. "
+        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce, apgd-margin-N. "
         f"Sets of attacks: {', '.join(PRESETS)}.",
     )
 
