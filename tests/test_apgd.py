@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.apgd import APGDRule
 from meansparse_cli.attacks.judge import CountedModel
-from meansparse_cli.attacks.losses import choose_loss, dlr, likely_targets, margin, targeted_dlr, targeted_margin
+from meansparse_cli.attacks.losses import (
+    choose_loss,
+    dlr,
+    likely_targets,
+    margin,
+    probability_margin,
+    targeted_dlr,
+    targeted_margin,
+    targeted_probability_margin,
+)
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, SearchOutcome, search
 from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
@@ -226,6 +235,9 @@ def test_losses_by_hand() -> None:
     assert dlr(logits, y, target).tolist() == [-0.5, 0.5]
     assert targeted_margin(logits, y, target).tolist() == [-4.0, -3.0]
     torch.testing.assert_close(targeted_dlr(logits, y, target), torch.tensor([-4.0, -3.0]) / 4.5)
+    even = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]]).log()  # probabilities 0.4, 0.3, 0.2, 0.1
+    torch.testing.assert_close(probability_margin(even, y, target), torch.tensor([-0.1, 0.1]))
+    torch.testing.assert_close(targeted_probability_margin(even, y, target), torch.tensor([-0.2, -0.2]))
 
 
 def test_targets_are_the_likeliest_other_classes() -> None:

@@ -21,12 +21,17 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 
 SHAPE = (3, 6, 6)
-GRADIENT_ATTACKS = ["pgd-50", "adaptive-1-1", "apgd-ce", "apgd-dlr", "apgd-t"]
+SHORT_ATTACKS = ["apgd-margin-30", "apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-t3-30"]
+COSINE_ATTACKS = ["cosine-margin-2x80", "cosine-probability-2x80"]
+GRADIENT_ATTACKS = ["pgd-50", "adaptive-1-1", "apgd-ce", "apgd-dlr", "apgd-t", *SHORT_ATTACKS, *COSINE_ATTACKS]
 NEAREST_BROKEN = {"pgd-50": 0.6, "adaptive-1-1": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
+NEAREST_BROKEN |= dict.fromkeys([*SHORT_ATTACKS, *COSINE_ATTACKS], 0.9)
 BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
 ONE_OF_EACH = [  # search families and backward rules
     *("pgd-50", "adaptive-2-2", "apgd-ce", "apgd-t", "fab-t", "square"),
     *("bpda-apgd-ce", "soft-0.2-apgd-ce", "base-gradient-apgd-dlr"),
+    *("soft-0.05-apgd-margin-30", "bpda-apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-t3-30"),
+    *COSINE_ATTACKS,
 ]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
 
@@ -159,7 +164,8 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
         result = run(rows, batch_size)
         assert torch.equal(result.broken, reference.broken[rows])
         assert torch.equal(result.adversarial, reference.adversarial[rows])
-    if name != "fab-t":
+    # on a linear model the sign of a margin's gradient is the same everywhere: one step arrives in the same corner
+    if name not in ("fab-t", "apgd-margin-t3-30"):
         assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
 
 
@@ -405,9 +411,12 @@ def test_expand_attacks() -> None:
     assert expand_attacks(["full"]) == list(ATTACKS)
     costs = [spec.cost for spec in ATTACKS.values()]
     assert costs == sorted(costs)
-    assert all(name in ATTACKS for names in PRESETS.values() for name in names)
-    assert {spec.search for spec in ATTACKS.values()} == set(runner_module.SEARCHES)
-    assert {ATTACKS[name].search for name in ONE_OF_EACH} >= set(runner_module.SEARCHES) - {"apgd-dlr"}
+    assert all(find_attack(name).name == name for names in PRESETS.values() for name in names)
+    known = [*ATTACKS, *ONE_OF_EACH, "apgd-probability-40", "apgd-margin-30"]
+    assert {find_attack(name).search for name in known} == set(runner_module.SEARCHES)
+    assert expand_attacks(["fast"]) == list(PRESETS["fast"])  # in its own order
+    assert expand_attacks(["apgd", "fast"]) == [*PRESETS["fast"], "apgd-ce", "apgd-dlr"]
+    assert {find_attack(name).search for name in ONE_OF_EACH} >= set(runner_module.SEARCHES) - {"apgd-dlr"}
     assert {ATTACKS[name].backward for name in PRESETS["bpda"]} == {"identity", "soft:0.05"}
 
 
@@ -422,6 +431,11 @@ def test_a_band_next_to_the_operators_own_step_is_no_bpda() -> None:
 def test_names_with_numbers() -> None:
     assert find_attack("pgd-20").options == (("n_steps", 20),)
     assert find_attack("pgd-50") is ATTACKS["pgd-50"]
+    targeted = find_attack("soft-0.05-apgd-margin-t3-30")
+    assert (targeted.search, targeted.backward, targeted.cost) == ("apgd-margin-t", "soft:0.05", 271)
+    assert targeted.start == find_attack("apgd-margin-t3-30").start  # equal on the base model
+    assert find_attack("bpda-apgd-dlr-t4-40").search == "apgd-t"
+    assert find_attack("base-gradient-cosine-margin-6x80").backward == "base"
     assert find_attack("adaptive-1-2:0.5").options == (("p", 1), ("q", 2), ("weight", 0.5))
     assert find_attack("adaptive-2-2").options == (("p", 2), ("q", 2))
     assert find_attack("soft-0.3-apgd-t").backward == "soft:0.3"

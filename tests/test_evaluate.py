@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from meansparse_cli import files as artifacts
 from meansparse_cli import ledger
+from meansparse_cli.attacks import PRESETS
 from meansparse_cli.attacks.problem import AttackResult, Budget, Norm, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import cells, evaluate
@@ -512,6 +513,35 @@ def test_interrupted_at_any_write_it_ends_the_same(
         assert content(run(folder), tmp_path / "cut.npz") == expected
         assert len(attacks.calls) <= n_calls + 1  # the chunk in flight, no more
     assert n_interruptions == 1 + 6 + n_calls  # example ids, clean chunks of two models, chunks of attacks
+
+
+def test_fast_on_two_classes_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without operators an attack through another backward rule, which is the same there, is not run again."""
+    real, calls, stop_at = evaluate.run_attack, [], 0
+
+    def counted(name: str, problem: Problem, given: Examples, alphas: Tensor, **others: Any) -> AttackResult:
+        calls.append((name, float(alphas[0])))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return real(name, problem, given, alphas, **others)
+
+    monkeypatch.setattr(evaluate, "run_attack", counted)
+    fast = replace(SETTINGS, attacks=PRESETS["fast"], batch_size=8)
+    whole = run(tmp_path / "whole", fast)
+    n_calls, stop_at = len(calls), len(calls) // 2
+    named = {name for name, alpha in calls if alpha == 0}
+    assert "apgd-margin-30" in named and "soft-0.05-apgd-margin-30" not in named
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", fast)
+    n_done, stop_at = stop_at - 1, 0
+    calls.clear()
+    assert content(run(tmp_path / "cut", fast), tmp_path / "a.npz") == content(whole, tmp_path / "b.npz")
+    assert len(calls) == n_calls - n_done
+    value, label, _ = examples()
+    away = (value.flatten() - 0.5).abs() > EPS
+    assert np.array_equal(whole.base.robust_to(whole.attacks), away.numpy())  # the boundary at 0.5 is known
+    assert len(run(tmp_path / "one", fast, n=1).labels) == 1
 
 
 SCRIPT = '''

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .ascent import Ascent
 from .budget import per_image, project_l2, unit_l2
-from .losses import LossName, choose_loss
+from .losses import N_TARGETS, LossName, choose_loss
 from .problem import Problem
 from .queue import Batch
 from .starts import boundary_start
@@ -21,14 +21,18 @@ class APGDRule(Ascent):
     """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
 
     Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``. A row carries its
+    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``, ``n_attempts`` to
+    the ``N_TARGETS`` likeliest classes of a targeted loss, else to one start. A row carries its
     step size, the move before, the gradient at the best point and the counters of the checkpoints.
     """
 
-    def __init__(self, problem: Problem, *, loss: LossName = "ce", n_steps: int | None = None) -> None:
+    def __init__(
+        self, problem: Problem, *, loss: LossName = "ce", n_steps: int | None = None, n_attempts: int | None = None
+    ) -> None:
         n_steps = n_steps or N_STEPS
         super().__init__(problem.budget, choose_loss(loss, problem.n_classes), boundary_start, n_steps)
-        self.is_targeted = loss == "dlr-targeted"
+        self.is_targeted = loss.endswith("-targeted")
+        self.n_attempts = n_attempts or (N_TARGETS if self.is_targeted else 1)
         # Checkpoints (section 3): the first after 22 % of the steps, each next one 3 % sooner, at least 6 % apart.
         self.first_interval = max(int(0.22 * n_steps), 1)
         self.interval_decrease = max(int(0.03 * n_steps), 1)

@@ -20,7 +20,7 @@ class Ascent:
     ``improved`` (at the last point); between ``look`` and ``move`` also ``loss`` and ``grad`` there.
     """
 
-    is_targeted = False
+    is_targeted, n_attempts = False, 1
 
     def __init__(self, budget: Budget, loss: Loss, start: Start, n_steps: int) -> None:
         self.budget, self.loss, self.start, self.n_steps = budget, loss, start, n_steps

@@ -51,6 +51,12 @@ _APGD = {
     "apgd-dlr": ("APGD on the difference of logits ratio, 100 steps, 1 start", 301),
     "apgd-t": ("APGD on the targeted DLR, 100 steps for each of 9 target classes", 2709),
 }
+_LOSSES = {
+    "ce": "cross-entropy",
+    "dlr": "DLR",
+    "margin": "margin of the logits",
+    "probability": "margin of the probabilities",
+}
 SHARPEST_BAND = 0.01
 """Standard deviations; the catalogue's sharpest band, 0.05, which breaks most after identity, is five times as soft."""
 TEMPERATURES = ("0.05", "0.2", "0.5")
@@ -95,6 +101,46 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     return AttackSpec(name, description, "adaptive", 204, options=options, start_of="adaptive", has_hooks=True)
 
 
+def _rule_of(prefix: str | None) -> str:
+    """What is written in front of an attack's name -> its backward rule."""
+    if prefix is None or prefix == "base-gradient":
+        return "true" if prefix is None else "base"
+    return "identity" if prefix == "bpda" else prefix.replace("-", ":", 1)
+
+
+def _short(prefix: str | None, loss: str, n_targets: str | None, n_steps: str) -> AttackSpec:
+    """APGD of so many steps, on each of ``n_targets`` classes or untargeted; one start whatever the backward rule."""
+    name = f"apgd-{loss}" + (f"-t{n_targets}" if n_targets else "") + f"-{n_steps}"
+    search = f"apgd-{loss}" + ("-t" if n_targets else "")
+    words = f"APGD on the {'targeted ' if n_targets else ''}{_LOSSES[loss]}, {n_steps} steps"
+    words += f" for each of {n_targets} target classes" if n_targets else ", 1 start"
+    options = (("n_steps", int(n_steps)), ("n_attempts", int(n_targets or 1)))
+    cost = 1 + 3 * int(n_steps) * int(n_targets or 1)
+    return _through(prefix, name, words, "apgd-t" if search == "apgd-dlr-t" else search, cost, options)
+
+
+def _cosine(prefix: str | None, loss: str, n_starts: str, n_steps: str) -> AttackSpec:
+    """Sign steps that shrink along a cosine, from some random starts."""
+    words = (
+        f"sign steps on the {_LOSSES[loss]} that shrink along a cosine, {n_steps} steps from each of {n_starts} starts"
+    )
+    options = (("n_steps", int(n_steps)), ("n_attempts", int(n_starts)))
+    cost = 1 + 3 * int(n_steps) * int(n_starts)
+    return _through(prefix, f"cosine-{loss}-{n_starts}x{n_steps}", words, f"cosine-{loss}", cost, options)
+
+
+def _through(
+    prefix: str | None, name: str, words: str, search: str, cost: int, options: tuple[tuple[str, float], ...]
+) -> AttackSpec:
+    """An attack through the backward rule that ``prefix`` names; they all share the plain one's random starts."""
+    if prefix is None:
+        return AttackSpec(name, words, search, cost, options=options)
+    rule = _rule_of(prefix)
+    how = f"with the backward rule {rule} at MeanSparse"
+    passes = 4 / 3 if rule == "base" else 1
+    return AttackSpec(f"{prefix}-{name}", f"{words}, {how}", search, round(cost * passes), rule, options, start_of=name)
+
+
 _CATALOGUE = (
     _pgd(50),
     _adaptive(1, 1, None),
@@ -113,7 +159,17 @@ ATTACKS: dict[str, AttackSpec] = {spec.name: spec for spec in _CATALOGUE}
 """Every attack that has a fixed name, cheapest first: the order in which they run, each on what the ones before have
 left. ``find_attack`` knows more: ``pgd-N``, ``adaptive-P-Q:LAMBDA``, ``soft-T-apgd-t`` and the like."""
 
+FAST = (
+    "apgd-margin-30",
+    "soft-0.05-apgd-margin-30",
+    "bpda-apgd-ce-30",
+    "soft-0.05-apgd-margin-t3-30",
+    "soft-0.05-apgd-probability-40",
+)
+"""The plain one first, whose random start its twin through the soft band shares: the verdict needs a plain number."""
+
 PRESETS: dict[str, tuple[str, ...]] = {
+    "fast": FAST,
     "apgd": ("apgd-ce", "apgd-dlr"),
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),  # AutoAttack's standard version
     "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -127,11 +183,15 @@ PRESETS: dict[str, tuple[str, ...]] = {
 """Names for sets of attacks."""
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_PREFIX = rf"(?:(bpda|base-gradient|soft-{_NUMBER})-)?"
 _FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
     (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
     (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
     (rf"soft-({_NUMBER})-(apgd-ce|apgd-dlr|apgd-t)", lambda temperature, search: _soft(search, temperature)),
     (r"base-gradient-(apgd-t)", _base_gradient),
+    (rf"{_PREFIX}apgd-(ce|dlr|margin|probability)-([1-9]\d*)", lambda rule, loss, n: _short(rule, loss, None, n)),
+    (rf"{_PREFIX}apgd-(dlr|margin|probability)-t([1-9]\d*)-([1-9]\d*)", _short),
+    (rf"{_PREFIX}cosine-(margin|probability)-([1-9]\d*)x([1-9]\d*)", _cosine),
 )
 
 
@@ -148,7 +208,7 @@ def find_attack(name: str) -> AttackSpec:
     nearest = difflib.get_close_matches(name.lower(), [*ATTACKS, *PRESETS], n=3, cutoff=0.5)
     raise ConfigError(
         f"unknown attack {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""),
-        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce. "
+        hint=f"Attacks: {', '.join(ATTACKS)}, pgd-N, adaptive-P-Q:LAMBDA, soft-T-apgd-ce, apgd-margin-N. "
         f"Sets of attacks: {', '.join(PRESETS)}.",
     )
 
@@ -172,4 +232,7 @@ def expand_attacks(names: Iterable[str]) -> list[str]:
     if not wanted:
         raise ConfigError("no attack was named", hint=f"Attacks: {', '.join(ATTACKS)}.")
     place = {name: i for i, name in enumerate(ATTACKS)}
-    return sorted(wanted, key=lambda name: (wanted[name].cost, place.get(name, len(place)), name))
+    fast = {name: i for i, name in enumerate(FAST if "fast" in given else ())}
+    return sorted(
+        wanted, key=lambda name: (fast.get(name, len(fast)), wanted[name].cost, place.get(name, len(place)), name)
+    )

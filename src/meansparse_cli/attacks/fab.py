@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .budget import distance, finite, per_image
 from .judge import CountedModel, misclassified
+from .losses import N_TARGETS
 from .problem import Norm, Problem
 from .queue import Batch, alphas_of
 
@@ -34,7 +35,7 @@ class FABRule:
     adversarial image.
     """
 
-    is_targeted = True
+    is_targeted, n_attempts = True, N_TARGETS
 
     def __init__(self, problem: Problem, *, n_steps: int | None = None) -> None:
         self.budget, self.n_steps = problem.budget, N_STEPS if n_steps is None else n_steps

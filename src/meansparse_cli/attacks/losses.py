@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["ce", "dlr", "dlr-targeted"]
+LossName = Literal["ce", "dlr", "dlr-targeted", "margin", "margin-targeted", "probability", "probability-targeted"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 N_TARGETS = 9  # AutoAttack's number of target classes
@@ -19,9 +19,17 @@ def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Largest other logit minus the true one: positive when broken. For 2 classes, where DLR is undefined."""
+    """Largest other logit minus the true one: positive when broken. It stands in for DLR where there are 2 classes.
+
+    The loss of Carlini & Wagner (2017, arXiv 1608.04644); on APGD: Ma & Liang (2024, arXiv 2411.15210).
+    """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(dim=1) - _pick(logits, y)
+
+
+def probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Largest other probability minus the true one, in [-1, 1] (PMA: arXiv 2411.15210)."""
+    return margin(logits.softmax(dim=1), y, target)
 
 
 def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -32,8 +40,13 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Target logit minus the true one. For fewer than 4 classes, where the targeted DLR is undefined."""
+    """Target logit minus the true one. It stands in for the targeted DLR where there are fewer than 4 classes."""
     return _pick(logits, target) - _pick(logits, y)
+
+
+def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's probability minus the true one's, in [-1, 1]."""
+    return targeted_margin(logits.softmax(dim=1), y, target)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -43,13 +56,24 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return -(_pick(logits, y) - _pick(logits, target)) / scale
 
 
+LOSSES: dict[LossName, Loss] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "dlr-targeted": targeted_dlr,
+    "margin": margin,
+    "margin-targeted": targeted_margin,
+    "probability": probability_margin,
+    "probability-targeted": targeted_probability_margin,
+}
+
+
 def choose_loss(name: LossName, n_classes: int) -> Loss:
     """The loss called ``name``, or the margin that stands in for it where there are too few classes."""
-    if name == "ce":
-        return cross_entropy
-    if name == "dlr":
-        return dlr if n_classes >= 3 else margin
-    return targeted_dlr if n_classes >= 4 else targeted_margin
+    if name == "dlr" and n_classes < 3:
+        return margin
+    if name == "dlr-targeted" and n_classes < 4:
+        return targeted_margin
+    return LOSSES[name]
 
 
 def likely_targets(clean_logits: Tensor, n_targets: int = N_TARGETS) -> Tensor:

@@ -69,7 +69,10 @@ class Rule(Protocol):
     """One attack, as the queue runs it; it keeps nothing of an example but in the batch."""
 
     is_targeted: bool
-    """True: each attempt aims at another of the likeliest classes at the clean image. False: there is one attempt."""
+    """True: each attempt aims at another of the likeliest classes at the clean image."""
+    n_attempts: int
+    """How often an example that is not broken comes round again, each time from another start; at most as often as
+    there are other classes where the rule is targeted."""
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
         """Add the rule's own state to freshly admitted rows; each row draws what it needs from its own generator."""
@@ -95,7 +98,8 @@ def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> Searc
     ``rule.is_targeted`` says.
     """
     if targets is None:
-        targets = likely_targets(task.clean_logits) if rule.is_targeted else task.examples.y[:, None]
+        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
+        targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
     queue = _Queue(task, rule, targets)
     while queue.admit():
         left = rule.look(task.model, queue.batch)

@@ -17,6 +17,7 @@ from .adaptive import AdaptiveRule
 from .apgd import APGDRule
 from .budget import enforce_budget
 from .catalogue import AttackSpec, find_attack
+from .cosine import CosineRule
 from .fab import FABRule
 from .folding import N_PROBES, find_folds, folded
 from .judge import CountedModel, judge, logits, misclassified, under_attack, variants_set
@@ -29,6 +30,12 @@ SEARCHES: dict[str, Callable[..., Rule]] = {
     "apgd-ce": partial(APGDRule, loss="ce"),
     "apgd-dlr": partial(APGDRule, loss="dlr"),
     "apgd-t": partial(APGDRule, loss="dlr-targeted"),
+    "apgd-margin": partial(APGDRule, loss="margin"),
+    "apgd-margin-t": partial(APGDRule, loss="margin-targeted"),
+    "apgd-probability": partial(APGDRule, loss="probability"),
+    "apgd-probability-t": partial(APGDRule, loss="probability-targeted"),
+    "cosine-margin": partial(CosineRule, loss="margin"),
+    "cosine-probability": partial(CosineRule, loss="probability"),
     "fab-t": FABRule,
     "square": SquareRule,
     "pgd": PGDRule,

@@ -41,7 +41,7 @@ class SquareRule:
     A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
     """
 
-    is_targeted = False
+    is_targeted, n_attempts = False, 1
 
     def __init__(self, problem: Problem, *, n_queries: int | None = None) -> None:
         self.budget, self.is_linf = problem.budget, problem.budget.norm == "Linf"

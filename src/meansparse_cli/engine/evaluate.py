@@ -19,7 +19,7 @@ from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages
 from .comparison import Evaluation
-from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order
+from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order, twin_on_base
 from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
 
@@ -231,6 +231,9 @@ class EvaluationRun:
         at_smaller = None if self.smaller is None else self.smaller.models[name].broken.get(attack)
         broken = self.cells.blank() if at_smaller is None else at_smaller & wanted
         turn = _Turn((name, attack), wanted, broken & self.both_fell, broken)
+        twin = twin_on_base(attack) if name == "base" else ""
+        if twin in known.broken:  # without operators another backward rule is the same attack, from the same start
+            turn.broken, turn.attempted = turn.broken | (known.broken[twin] & wanted), turn.attempted | wanted
         for file, chunk in self.state.chunks(name, attack):
             turn.attempted[chunk.positions] = True
             self._add(turn, file, chunk, is_judged=False)

@@ -71,6 +71,11 @@ def is_bpda(attack: str) -> bool:
     return attack != TRANSFER and find_attack(attack).is_bpda
 
 
+def twin_on_base(attack: str) -> str:
+    """The attack that ``attack`` repeats on the base model, where no backward rule is at work; else ``""``."""
+    return find_attack(attack).start_of if is_bpda(attack) else ""
+
+
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
     """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
 
