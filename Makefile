@@ -20,8 +20,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: $(STAMP) ## fetch, calibrate, sweep-alpha and evaluate the embedded digits model
+demo: $(STAMP) ## all four stages on the embedded digits model, and the report as a page
 	$(BIN)/meansparse run --config configs/demo.yaml
+	$(BIN)/meansparse report runs/digits-Linf-digits --format html -o runs/digits-Linf-digits/report.html
+	@echo "open it: $(BIN)/python -m webbrowser -t runs/digits-Linf-digits/report.html"
 
 docs: ## the pages of docs/ as a site, in site/ (its tools go into .venv/docs)
 	test -x $(VENV)/docs/bin/mkdocs || { $(PYTHON) -m venv $(VENV)/docs && $(VENV)/docs/bin/python -m pip install --quiet \

@@ -43,7 +43,7 @@ def is_wide() -> bool:
 
 
 def note(message: str) -> None:
-    console.print(message, markup=False)
+    console.print(message, markup=False, soft_wrap=not console.is_terminal)  # a log's line is one line
 
 
 heartbeat = Heartbeat(None if console.is_terminal else note)
