@@ -7,19 +7,22 @@ From the command line down: ``cli``, ``settings``, ``stages``, ``runs``, ``engin
 package says what it is for. ``docs/development/architecture.md`` in the repository is the whole picture.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_sparsified"]
+__all__ = ["Budget", "__version__", "audit", "load_sparsified"]
 
 if TYPE_CHECKING:
+    from .attacks.problem import Budget
+    from .engine.audit import audit
     from .runs.operators import load_sparsified
+
+_WHERE = {"Budget": "attacks.problem", "audit": "engine.audit", "load_sparsified": "runs.operators"}
 
 
 def __getattr__(name: str) -> Any:
     # torch is loaded when something is used, so that `meansparse --help` stays fast
-    if name == "load_sparsified":
-        from .runs.operators import load_sparsified
-
-        return load_sparsified
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import AttackError
 from ..operator.active import alpha_set, example_alphas_set, operators_off
 from ..operator.device import full_float32
+from ..operator.function import with_gradient_of
 from ..operator.insertion import SparsifiedModel
 from .problem import Problem
 
@@ -81,18 +82,6 @@ def under_attack(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-class _ValueAndGradient(torch.autograd.Function):
-    """The first argument's values with the second one's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, grads[0]
-
-
 @dataclass(eq=False)
 class CountedModel:
     """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
@@ -124,7 +113,7 @@ class CountedModel:
                 with torch.no_grad():
                     values = self._checked(self.model(images), n)
                 with operators_off(self.model):
-                    logits: Tensor = _ValueAndGradient.apply(values, self._checked(self.model(images), n))
+                    logits = with_gradient_of(values, self._checked(self.model(images), n))
             else:
                 logits = self._checked(self.model(images), n)
         if wants_gradient and not logits.requires_grad:

@@ -147,7 +147,8 @@ class _Run:
         given = None if self.spec.has_hooks else self.problem.search_model
         model = self.problem.model if given is None else given
         folds = []
-        if not hasattr(model, "_orig_mod"):  # compiled: it would be once more in its folded form
+        # a compiled one would be compiled once more in its folded form
+        if not hasattr(model, "_orig_mod") and getattr(model, "may_fold", True):
             folds = find_folds(model, task.examples.x[:N_PROBES].to(self.device).contiguous())
         with search_precision(self.device, self.problem.precision), folded(folds), self._backward_rule():
             yield replace(task, model=self._counted(model), advance=self.advance)

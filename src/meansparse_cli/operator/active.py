@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .function import IDENTITY, parse_backward_rule
 from .insertion import SparsifiedModel
-from .module import MeanSparse, check_alpha
+from .module import Operator, check_alpha
 
 
 def set_alpha(model: nn.Module, alpha: float) -> None:
@@ -49,7 +49,7 @@ def example_alphas_set(model: SparsifiedModel, alphas: Tensor) -> AbstractContex
     if columns.shape[1] != len(model.sites):
         raise ConfigError(f"{columns.shape[1]} alphas an example for {len(model.sites)} sites")
     operators = _by_site(model)
-    values = [column.to(operator.std) for column, operator in zip(columns.unbind(1), operators, strict=True)]
+    values = [column.to(operator.alpha) for column, operator in zip(columns.unbind(1), operators, strict=True)]
     return _changed(operators, "example_alphas", values)
 
 
@@ -74,17 +74,17 @@ def operators_off(model: nn.Module) -> AbstractContextManager[None]:
     return _changed(operators, "is_off", [True] * len(operators))
 
 
-def operators_of(model: nn.Module) -> list[MeanSparse]:
+def operators_of(model: nn.Module) -> list[Operator]:
     """Every operator in ``model``, in the order of its modules."""
-    return [module for module in model.modules() if isinstance(module, MeanSparse)]
+    return [module for module in model.modules() if isinstance(module, Operator)]
 
 
-def _by_site(model: SparsifiedModel) -> list[MeanSparse]:
-    return [cast(MeanSparse, model.at(site)) for site in model.sites]
+def _by_site(model: SparsifiedModel) -> list[Operator]:
+    return [cast(Operator, model.at(site)) for site in model.sites]
 
 
 @contextmanager
-def _changed(operators: Sequence[MeanSparse], name: str, values: Iterable[Any]) -> Iterator[None]:
+def _changed(operators: Sequence[Operator], name: str, values: Iterable[Any]) -> Iterator[None]:
     """The attribute ``name`` of each operator at a value of its own; afterwards each has its own back."""
     before = [getattr(operator, name) for operator in operators]
     try:

@@ -77,6 +77,24 @@ class _ReplacedGradient(torch.autograd.Function):
         return (grads[0] * ctx.saved_tensors[0] if ctx.has_slope else grads[0]), None, None, None
 
 
+class _ValueAndGradient(torch.autograd.Function):
+    """The first argument's values with the second one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
+    """``value``, bit by bit, with the gradient of ``source``, of the same shape."""
+    out: Tensor = _ValueAndGradient.apply(value, source)
+    return out
+
+
 @dataclass(frozen=True)
 class BackwardRule:
     """The operator's derivative: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std."""

@@ -9,29 +9,17 @@ from ..errors import ConfigError, SiteError
 from .function import IDENTITY, TRUE_GRADIENT, mean_sparsify
 
 
-class MeanSparse(nn.Module):
-    """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
+class Operator(nn.Module):
+    """Something done at one place of a model, and what can be set of it: ``alpha``, 0 for nothing; a backward ``rule``.
 
-    ``weight``, above 0, multiplies alpha at this site and nothing else: the threshold is alpha * weight * std, the
-    edge of a soft surrogate gradient stays in stds of the channel. The buffer ``std`` holds weight * std.
-    ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
-    so that values *and* gradients are those of the base model, also in channels of zero variance.
+    ``example_alphas`` (n,): an alpha for each image of the next batches. ``is_off``: as alpha 0, whatever alpha is.
     """
 
-    mean: Tensor
-    std: Tensor
     alpha: Tensor
 
-    def __init__(
-        self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1, *, weight: float = 1.0
-    ) -> None:
+    def __init__(self, alpha: float) -> None:
         super().__init__()
-        if mean.ndim != 1 or mean.shape != std.shape:
-            raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
-        self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
-        self.register_buffer("std", (std.detach() * weight).to(torch.get_default_dtype()).clone())
         self.register_buffer("alpha", torch.zeros(()))
-        self.channel_axis, self.weight = channel_axis, weight
         self.rule = TRUE_GRADIENT
         self.is_off = False
         self.example_alphas: Tensor | None = None
@@ -51,6 +39,48 @@ class MeanSparse(nn.Module):
     @shared_alpha.setter
     def shared_alpha(self, alpha: float) -> None:
         self.set_alpha(alpha)
+
+    @property
+    def _does_nothing(self) -> bool:
+        return self.is_off or (self._is_identity and self.example_alphas is None)
+
+    def _rows(self, alphas: Tensor, n_rows: int) -> Tensor:
+        """(n_rows,): the alpha of each row of the batch axis.
+
+        Windowed transformers fold their windows into it, those of one image side by side.
+        """
+        if n_rows % len(alphas):
+            raise SiteError(
+                f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'"
+            )
+        return alphas.repeat_interleave(n_rows // len(alphas))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._is_identity = bool(self.alpha == 0)
+
+
+class MeanSparse(Operator):
+    """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
+
+    ``weight``, above 0, multiplies alpha at this site and nothing else: the threshold is alpha * weight * std, the
+    edge of a soft surrogate gradient stays in stds of the channel. The buffer ``std`` holds weight * std.
+    ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
+    so that values *and* gradients are those of the base model, also in channels of zero variance.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1, *, weight: float = 1.0
+    ) -> None:
+        super().__init__(alpha)
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
+        self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
+        self.register_buffer("std", (std.detach() * weight).to(torch.get_default_dtype()).clone())
+        self.channel_axis, self.weight = channel_axis, weight
 
     def forward(self, x: Tensor) -> Tensor:
         if self._does_nothing:
@@ -73,17 +103,11 @@ class MeanSparse(nn.Module):
     def threshold(self, std: Tensor, n_rows: int = 1) -> Tensor:
         """alpha * std, in activation units; where each example has its own alpha, one threshold an example and channel.
 
-        Below zero, so that nothing lies within it, where an example's alpha is 0. Windowed transformers fold their
-        windows into the batch axis of ``n_rows``, the windows of one image side by side.
+        Below zero, so that nothing lies within it, where an example's alpha is 0.
         """
-        alphas = self.example_alphas
-        if alphas is None:
+        if self.example_alphas is None:
             return self.alpha * std
-        if n_rows % len(alphas):
-            raise SiteError(
-                f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'"
-            )
-        rows = alphas.repeat_interleave(n_rows // len(alphas)).view(-1, *[1] * (std.ndim - 1))
+        rows = self._rows(self.example_alphas, n_rows).view(-1, *[1] * (std.ndim - 1))
         return torch.where(rows > 0, rows * std, -1.0)
 
     def masked(self, x: Tensor) -> Tensor:
@@ -94,17 +118,9 @@ class MeanSparse(nn.Module):
         return (x - mean.to(x.dtype)).abs() <= threshold
 
     @property
-    def _does_nothing(self) -> bool:
-        return self.is_off or (self._is_identity and self.example_alphas is None)
-
-    @property
     def straight_through(self) -> bool:
         """Does a gradient pass as if the operator were not there?"""
         return self.rule == IDENTITY
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._is_identity = bool(self.alpha == 0)
 
     def extra_repr(self) -> str:
         return f"{self.mean.numel()} channels, alpha={float(self.alpha):g}"
