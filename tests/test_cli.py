@@ -34,6 +34,32 @@ def test_help_lists_the_pipeline_in_order_without_torch() -> None:
     assert [name for name in listed if name in PIPELINE] == PIPELINE
 
 
+def test_tab_offers_models_attacks_and_configs() -> None:
+    def offered(words: str) -> list[str]:
+        env = os.environ | {"_MEANSPARSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+        command = [str(Path(sys.executable).with_name("meansparse"))]
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout.split()
+
+    assert offered("meansparse evaluate --attack soft-0.2") == ["soft-0.2-apgd-ce", "soft-0.2-apgd-dlr"]
+    assert offered("meansparse run --config dem") == ["demo"]
+    assert offered("meansparse fetch --model res") == ["resnet18-w16"]
+
+
+def test_a_reader_who_has_seen_enough_ends_the_help_without_a_word() -> None:
+    command = f"{Path(sys.executable).with_name('meansparse')} evaluate -h | head -1"
+    env = os.environ | {"COLUMNS": "80"}
+    assert subprocess.run(command, shell=True, capture_output=True, text=True, env=env).stderr == ""
+
+
+def test_names_as_people_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()  # a folder is no config
+    result = meansparse("fetch", "--config", "demo", "--norm", "l2", "--threat", "LINF")
+    assert result.exit_code == 0 and result.stdout.strip() == "runs/digits-L2-digits/fetch.yaml"
+    missing = meansparse("fetch", "--config", "dem")
+    assert missing.exit_code == 3 and "by name: " in said(missing) and "demo" in said(missing)
+
+
 def test_help_shows_what_an_option_is_when_not_given() -> None:
     def shown(command: str) -> str:
         return said(meansparse(command, "--help").stdout)

@@ -13,9 +13,9 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
+from meansparse_cli.models.names import EMBEDDED
 from meansparse_cli.models.published import published_models, published_note, published_results
 from meansparse_cli.models.source import load_model, resolve_model
-from meansparse_cli.models.trained import EMBEDDED
 from meansparse_cli.models.zoo import zoo_entries
 from meansparse_cli.reporting.model_tables import models_tables
 from meansparse_cli.stages.models import select_models

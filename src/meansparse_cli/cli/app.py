@@ -93,6 +93,8 @@ class _Group(TyperGroup):
                 raise
             failure = _in_words(error)
         except BaseException as stop:  # no code of ours ends in this way, but a network's may call sys.exit
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise  # of rich: whoever read what it prints has seen enough
             failure = DataError(f"the model's own code ended the program ({type(stop).__name__}: {stop})")
         if ctx.params.get("debug"):
             raise failure
@@ -109,7 +111,7 @@ class _App(typer.Typer):
 app = _App(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
     help="MeanSparse for adversarially trained image classifiers: fetch a model, calibrate its channel statistics, "
@@ -135,4 +137,6 @@ def main(
 
 
 for _command in COMMANDS.values():
-    app.command(_command.name, help=_command.help)(typer_function(_command, FUNCTIONS[_command.name]))
+    app.command(_command.name, help=_command.help, rich_help_panel=_command.group)(
+        typer_function(_command, FUNCTIONS[_command.name])
+    )

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from ..reporting.console import phase
 from ..settings.commands import Command
+from .completion import COMPLETIONS
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 """The panels that every help has without being told."""
@@ -41,6 +42,7 @@ def _parameter(command: Command, name: str) -> inspect.Parameter:
     is_argument = shown["panel"] == ARGUMENTS
     panel = None if shown["panel"] in (ARGUMENTS, OPTIONS) else shown["panel"]
     words = {"help": shown["help"], "metavar": shown.get("metavar"), "rich_help_panel": panel}
+    words["autocompletion"] = COMPLETIONS.get(name)
     kind, default = _type_typed(field.annotation), field.default
     spellings = _spellings(name, field, shown)
     if is_setting:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 
 Kind = Literal["zoo", "embedded", "timm", "torchvision", "factory"]
+EMBEDDED = {"digits": "digits", "resnet18-w16": "cifar10"}
+"""The models of the package itself, to the data sets they were trained on."""
 Weights = Path | Sequence[Path] | None
 """A file; an ensemble's files in order, or the folder that holds them; None for what a model comes with."""
 

@@ -14,12 +14,9 @@ from torch import nn
 from ..errors import CheckpointError
 from .fitting import fit_weights
 from .kind import ModelKind
-from .names import ModelSource, WeightFile
+from .names import EMBEDDED, ModelSource, WeightFile
 from .networks import ResNet18
 from .weights import read_checkpoint
-
-EMBEDDED = {"digits": "digits", "resnet18-w16": "cifar10"}
-"""Model name to the data set it was trained on."""
 
 TRAIN_AGAIN = "make it again: meansparse train"
 

@@ -18,11 +18,10 @@ from ..errors import CheckpointError, ModelNotFound
 from .fitting import Fitted, fit_weights
 from .kind import ModelKind
 from .libraries import timm_preprocessing
-from .names import ModelSource, WeightFile, ZooEntry, fetch_command, package_data
+from .names import EMBEDDED, ModelSource, WeightFile, ZooEntry, fetch_command, package_data
 from .published_checkpoint import has_operators, published_architecture, without_operators
 from .published_sites import take_out
 from .robustbench import quietly, robustbench_tables
-from .trained import EMBEDDED
 from .weights import read_checkpoint, state_dict_of
 
 GOOGLE_DRIVE_URL = "https://drive.google.com/uc?export=download&confirm=t&id="

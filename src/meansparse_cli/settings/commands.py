@@ -13,13 +13,15 @@ _CLASSES = vars(stages) | vars(training) | vars(arguments)
 
 @dataclass(frozen=True)
 class Command:
-    """One command of ``meansparse``. ``options``: the fields of ``settings`` and ``arguments``, as its help has them.
+    """One command of ``meansparse``, in a ``group`` of the help.
 
+    ``options``: the fields of ``settings`` and ``arguments``, in the order of its help.
     ``shown``: how the help shows each. ``is_stage``: one of those that ``run`` runs, in order. ``has_section``: a YAML
     file may have a section of that name.
     """
 
     name: str
+    group: str
     help: str
     options: tuple[str, ...]
     shown: dict[str, dict[str, Any]]
@@ -42,7 +44,9 @@ def _command(name: str, raw: dict[str, Any], shared: dict[str, dict[str, Any]]) 
     shown = shared | _shown(raw.get("own", {}))
     settings = _CLASSES[raw.get("settings", "Settings")]
     is_stage = raw.get("is_stage", False)
-    return Command(name, raw["help"], options, shown, settings, given, is_stage, raw.get("has_section", is_stage))
+    return Command(
+        name, raw["group"], raw["help"], options, shown, settings, given, is_stage, raw.get("has_section", is_stage)
+    )
 
 
 def _shown(panels: dict[str, Any]) -> dict[str, dict[str, Any]]:

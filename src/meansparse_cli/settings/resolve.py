@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,9 +56,11 @@ def _problem(item: Any, sources: dict[str, str]) -> str:
 
 
 def _read_config_file(file: Path, command: str) -> dict[str, Any]:
-    if not file.exists():
-        raise ConfigError(f"no config file {file}", hint="the shipped ones are in configs/")
-    content = read_yaml(file, ConfigError, hint="the shipped ones are in configs/") or {}
+    shipped = shipped_configs()
+    path = file if file.is_file() else shipped.get(str(file), file)
+    if not path.exists():
+        raise ConfigError(f"no config file {file}", hint=f"by name: {', '.join(sorted(shipped))}")
+    content = read_yaml(path, ConfigError, hint="expected keys and values, as in the configs/ of the repository") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
     known = {key for cls in SECTIONS.values() for key in cls.model_fields}
@@ -75,6 +78,12 @@ def _read_config_file(file: Path, command: str) -> dict[str, Any]:
         if section == command:
             settings |= values
     return settings
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with ``meansparse``, by name: of the repository it runs from, or as they were installed."""
+    folders = (Path(sys.prefix) / "share" / "meansparse" / "configs", Path(__file__).parents[3] / "configs")
+    return {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
 
 
 def _check_key(key: str, known: set[str], where: str) -> None:

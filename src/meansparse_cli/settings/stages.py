@@ -21,10 +21,12 @@ from .values import (
     ShardText,
     SiteRule,
     Whole,
+    as_spelled,
     parse_alphas,
 )
 
-Norm = Literal["Linf", "L2"]
+Norm = Annotated[Literal["Linf", "L2"], as_spelled("Linf", "L2")]
+Threat = Annotated[Literal["Linf", "L2", "corruptions"], as_spelled("Linf", "L2", "corruptions")]
 Split = Literal["test", "held-out", "calibration"]
 Centre = Literal["channel-mean", "zero", "global-mean"]
 Spread = Literal["channel-std", "site-std"]
@@ -38,7 +40,7 @@ class ModelConfig(Settings):
     weights: Path | None = None
     weights_key: str | None = None
     dataset: str | None = None
-    threat: Literal["Linf", "L2", "corruptions"] = "Linf"
+    threat: Threat = "Linf"
     run: Path | None = None
     norm: Norm | None = None
     """The threat's own when not given; of ``corruptions``: Linf."""

@@ -20,6 +20,12 @@ from .shard import parse_shard
 MOST_IN_A_GRID = 1000
 
 
+def as_spelled(*names: str) -> BeforeValidator:
+    """``linf`` for ``Linf``: one of ``names`` in whatever case it was typed; anything else stays as it is."""
+    known = {name.lower(): name for name in names}
+    return BeforeValidator(lambda value: known.get(value.lower(), value) if isinstance(value, str) else value)
+
+
 def parse_eps(value: object) -> str:
     """``8/255`` or ``0.03`` -> the text itself, once it is known to be a positive number."""
     text = str(value).strip()
