@@ -103,7 +103,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_stopped_again_and_again(name: str, undisturbed: tuple[Path, dict[str, float]], stopped: Path) -> None:
     folder, seconds = undisturbed
     moments, n_stopped = random.Random(f"{SEED} {name}"), 0
-    for number in [number for number in SIGNALS for _ in range(N_STOPS)]:
+    for number in moments.sample([*SIGNALS] * N_STOPS, len(SIGNALS) * N_STOPS):
         process = start(name, stopped)
         try:
             process.wait(moments.uniform(0, seconds[name]))
