@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meansparse_cli.errors import ArtifactError, ConfigError
+from meansparse_cli.errors import ConfigError
 from meansparse_cli.ledger import Decisions
 from meansparse_cli.selection.choice import ChoiceRule, SweepPoint, choose
 from meansparse_cli.selection.racing import Race, behind, history_in, keep_history
@@ -140,14 +140,15 @@ def test_the_decisions_of_a_race_survive_and_are_not_taken_again(tmp_path: Path)
     masks = {BASE: right(20, 200), A: right(60, 200), B: right(30, 200)}
     race = Race([BASE, A, B], BASE, 400, lambda column: masks[column])
     assert [drop.column for drop in race.look(100)] == [B]
-    keep_history(Decisions(tmp_path / "race.json"), {"plain": race})
+    told = list[str]()
+    keep_history(Decisions(tmp_path / "race.json", told.append), {"plain": race})
     masks[B] = right(200, 200)  # what happened since does not matter
-    history = history_in(Decisions(tmp_path / "race.json"), "plain")
+    history = history_in(Decisions(tmp_path / "race.json", told.append), "plain")
     again = Race([BASE, A, B], BASE, 400, lambda column: masks[column], history)
     again.look(100)
     assert again.running == [BASE, A]
     assert again.drops == race.drops
-    assert history_in(Decisions(tmp_path / "none.json"), "plain") == []
+    assert history_in(Decisions(tmp_path / "none.json", told.append), "plain") == []
     (tmp_path / "race.json").write_text("{")
-    with pytest.raises(ArtifactError, match="delete it"):
-        Decisions(tmp_path / "race.json")
+    assert Decisions(tmp_path / "race.json", told.append).entries == {} and "race.json is damaged" in told.pop()
+    assert not told and (tmp_path / "race.json.damaged").read_text() == "{"

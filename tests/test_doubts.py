@@ -1,6 +1,5 @@
 """Doubts: two controls, one network for each way an evaluation goes wrong, and the numbers where they are known."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationRun, Plan
 from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
 from meansparse_cli.engine.state import StateFolder
-from meansparse_cli.files import discard, load_torch, save_torch
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
@@ -293,22 +291,6 @@ def test_a_kind_that_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch
     first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
     file = kept.ledger.folder / "sparsified-outputs.pt"
     file.write_bytes(file.read_bytes()[:100])  # not of ours: writes are atomic
-
-    assert_kept(kept, first, tmp_path, monkeypatch)
-
-
-@pytest.mark.usefixtures("few_steps")
-def test_answers_of_a_version_without_a_ledger_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptAnswers(tmp_path / "kept", "one")
-    first = doubts_of(Colours(), tmp_path / "evaluation", alpha=0.5, kept=kept)
-    for file in sorted(kept.ledger.folder.glob("*.pt")):  # as that version wrote them
-        state = load_torch(file)
-        n = sum(len(pair["rows"]) for pair in state["broken_by"])
-        answers = {"key": "one", "doubts": state["doubts"], "n_images": n}
-        (kept.folder / f"{file.stem}.json").write_text(json.dumps(answers))
-        if n:
-            save_torch(kept.folder / file.name, {"key": "one", "broken_by": state["broken_by"]})
-    discard(kept.ledger.folder)
 
     assert_kept(kept, first, tmp_path, monkeypatch)
 

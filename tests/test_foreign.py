@@ -130,7 +130,7 @@ def test_a_deleted_folder_and_a_loop_of_links(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(gone)
     gone.rmdir()
     result = CliRunner().invoke(app, ["fetch", "--model", "digits"])
-    assert result.exit_code == 11 and "cd DIR" in said(result)
+    assert result.exit_code == 11 and "type the same command in another one" in said(result)
 
 
 def test_no_name_reaches_a_terminal_or_a_page_as_it_is() -> None:

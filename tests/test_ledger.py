@@ -1,12 +1,13 @@
 """The ledger: results that survive a kill, refuse other settings, and are checked when they are read back."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from meansparse_cli.errors import ArtifactError
-from meansparse_cli.files import read_json, write_json
+from meansparse_cli.files import load_torch, read_json, save_torch, write_json
 from meansparse_cli.ledger import Ledger, StateFile, changes, recorded
 
 KEY = {"seed": 0, "eps": 0.1}
@@ -121,10 +122,50 @@ def test_a_state_file_goes_on_is_refused_or_is_begun_anew(tmp_path: Path) -> Non
     assert told == [f"{file} was begun with other settings (seed: 0 -> 1): begun anew"]
 
 
-def test_a_damaged_state_file_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "calibrate.pt"
+def test_a_damaged_state_file_is_named_and_set_aside(tmp_path: Path) -> None:
+    file, told = tmp_path / "calibrate.pt", list[str]()
     StateFile(file, KEY).put({"sums": torch.arange(5000.0)})
     flip_a_bit(file)
-    with pytest.raises(ArtifactError, match="calibrate.pt is damaged") as error:
-        StateFile(file, KEY).get()
-    assert str(file) in str(error.value.hint)
+    assert StateFile(file, KEY, note=told.append).get() is None and not file.exists()
+    assert told == [f"{file} is damaged: set aside as calibrate.pt.damaged, and begun anew"]
+    assert (tmp_path / "calibrate.pt.damaged").exists()
+
+
+def test_no_flipped_bit_of_a_state_is_silent(tmp_path: Path) -> None:
+    """Each bit of the file, those of the zip's directory among them, which no checksum of a zip covers."""
+    file = tmp_path / "state.pt"
+    save_torch(file, {"broken": torch.tensor([True, False, True]), "name": "apgd-ce", "n": 3})
+    whole = file.read_bytes()
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        with pytest.raises(ArtifactError, match="is damaged"):
+            load_torch(file)
+    file.write_bytes(whole)
+    assert load_torch(file)["n"] == 3
+    assert torch.load(file, weights_only=True)["name"] == "apgd-ce"  # others read it as any file of torch
+
+
+def test_what_earlier_versions_saved_has_no_seal_and_is_checked_as_a_zip(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    torch.save({"sums": torch.arange(500.0)}, file)
+    assert load_torch(file)["sums"][499] == 499
+    flip_a_bit(file)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_torch(file)
+
+
+def test_no_flipped_bit_of_a_json_is_silent(tmp_path: Path) -> None:
+    file, content = tmp_path / "settings.json", {"seed": 0, "eps": "8/255", "attacks": {"apgd-ce": "v1"}}
+    write_json(file, content)
+    whole = file.read_bytes()
+    n_silent = 0
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        with contextlib.suppress(ArtifactError):
+            assert read_json(file) == content
+            n_silent += 1
+    assert n_silent < 8, "white space alone may change"

@@ -115,7 +115,7 @@ class Ledger:
 
     def decisions(self, kind: str, key: object) -> "Decisions":
         """Those of one kind, which depend on ``key`` besides the outcomes."""
-        return Decisions(self.folder / f"{kind}-{key_digest(key)}.json")
+        return Decisions(self.folder / f"{kind}-{key_digest(key)}.json", self._note)
 
     def _each(self, folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in sorted(folder.glob(f"*{name}.pt")):
@@ -198,15 +198,13 @@ class StateFile:
         self.on_change, self.mend, self._note = on_change, mend, note or (lambda text: None)
 
     def get(self) -> dict[str, Any] | None:
-        """The state; None where there is none to go on with. Raises ``ArtifactError`` for a damaged one."""
+        """The state; None where there is none to go on with. A damaged one is named and set aside."""
         if not self.file.exists():
             return None
         try:
             content = load_torch(self.file)
             before = content.pop(self.key_name)
         except (ArtifactError, AttributeError, KeyError, TypeError):
-            if self.on_change == "refuse":
-                raise
             self._note(f"{self.file} is damaged: set aside as {set_aside(self.file).name}, and begun anew")
             return None
         differing = changes({key: before.get(key) for key in self.key}, self.key)
@@ -227,12 +225,18 @@ class Decisions:
     """Decisions of a computation that may be killed, on disk as they are made.
 
     A sweep decides on outcomes so far, and what is scored afterwards changes those. A resumed run repeats its decisions
-    from here instead of making them again.
+    from here instead of making them again. Where the file is damaged, ``note`` is told and they are made again.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, note: Callable[[str], None]) -> None:
         self.file = file
-        self.entries: dict[str, Any] = read_json(file) if file.exists() else {}
+        self.entries: dict[str, Any] = {}
+        if not os.path.lexists(file):
+            return
+        try:
+            self.entries = read_json(file)
+        except ArtifactError:
+            note(f"{file} is damaged: set aside as {set_aside(file).name}, and what it decided is decided again")
 
     def once(self, name: str, decide: Callable[[], Any]) -> Any:
         """What was decided under ``name``, or what ``decide`` returns now, which is kept. Plain JSON values."""

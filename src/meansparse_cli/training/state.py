@@ -1,5 +1,6 @@
 """What a training run needs to go on after a kill: written whole after every epoch, one file."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
 
+log = logging.getLogger(__name__)
 NOT_IN_RESULT = {"preset", "run", "data_dir", "device", "workers", "time_limit"}  # where
 NOT_IN_RESULT |= {"compile", "cuda_graphs", "channels_last", "test_examples", "save_dtype"}  # how
 NOT_IN_RESULT |= {"class_order"}  # which tells the images from others
@@ -81,7 +83,7 @@ class TrainState:
         images_id: str,
     ) -> None:
         self.config, self.model, self.optimizer, self.average = config, model, optimizer, average
-        self.on_disk = StateFile(file, result_settings(config) | {"images": images_id}, mend=MEND)
+        self.on_disk = StateFile(file, result_settings(config) | {"images": images_id}, mend=MEND, note=log.warning)
         self.log: list[EpochResult] = []
         self.best: dict[str, Tensor] = {}
 
