@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_the_definition(
         monkeypatch.setattr(function, "IN_CACHE", in_cache)
         asked = x.clone(memory_format=torch.preserve_format).requires_grad_()
         out = mean_sparsify(asked, mean, threshold, **options)  # type: ignore[arg-type]
-        assert torch.equal(out, expected) and out.stride() == x.stride()
+        assert torch.equal(out, expected) and out.stride() == torch.empty_like(x).stride()
         assert torch.equal(mean_sparsify(x, mean, threshold, **options), expected)  # type: ignore[arg-type]
         found.append(torch.autograd.grad(out, asked, grad)[0])
     if rule == "soft":  # PyTorch's vectorised exp and that of the last few values differ in the last digit
@@ -93,6 +93,7 @@ def test_an_empty_batch_and_values_that_are_not_finite() -> None:
     assert out[0, 0, 0, 0].isnan() and not torch.isfinite(out[0, 1, 0, 0])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("transform", [torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f))])
 def test_function_transforms_pass_through(transform: Callable[..., Callable[[Tensor], Tensor]]) -> None:
     x, mean, threshold = inputs("flat", torch.float32, per_row=False)

@@ -49,7 +49,7 @@ class Band:
     def of_rows(self, rows: slice, n_rows: int) -> "Band":
         """The band of some rows, where it has a number a row."""
         threshold = self.threshold
-        has_rows = threshold.ndim == self.mean.ndim and threshold.ndim and len(threshold) == n_rows > 1
+        has_rows = threshold.ndim == self.mean.ndim > 0 and len(threshold) == n_rows > 1
         return Band(self.mean, threshold[rows], self.edge) if has_rows else self
 
 
@@ -59,7 +59,7 @@ def _is_plain(x: Tensor, mean: Tensor) -> bool:
     For compilers and tracers, for ``torch.func``, and for a mean that a gradient is asked of.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return traced or mean.requires_grad or mean.ndim not in (0, x.ndim) or x.device.type != "cpu"
+    return traced or mean.requires_grad or not x.ndim or mean.ndim not in (0, x.ndim) or x.device.type != "cpu"
 
 
 def _plain(x: Tensor, band: Band, straight_through: bool) -> Tensor:
@@ -105,10 +105,10 @@ def _forward(x: Tensor, band: Band, kept: Tensor | None) -> Tensor:
     With one byte a value, 0 inside the band and 1 outside, or with the slope of a soft band.
     """
     out = torch.empty_like(x)
-    n_rows = len(x) if x.ndim else 1
+    n_rows = len(x)
     at_once = max(1, n_rows if x.numel() <= 4 * IN_CACHE else IN_CACHE * n_rows // x.numel())
     for start in range(0, n_rows, at_once):
-        rows = slice(start, start + at_once) if x.ndim else ...
+        rows = slice(start, start + at_once)
         part, piece = band.of_rows(rows, n_rows), x[rows]
         mask = _mask(piece, part)
         torch.lerp(part.mean, piece, mask, out=out[rows])
