@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .device import has_kernels
 
 IN_CACHE = 1 << 18
 """Values of a large input that a CPU treats at a time: what passes between the operator's steps stays in the cache."""
@@ -30,7 +31,7 @@ def mean_sparsify(
     tensor([0.2000, 0.5000, 0.5000, 0.8000])
     """
     band = Band(mean.to(x.dtype), threshold, None if straight_through else soft_edge)
-    if _is_plain(x, mean):
+    if _is_plain(x, band):
         return _plain(x, band, straight_through)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _forward(x, band, None)
@@ -53,13 +54,20 @@ class Band:
         return Band(self.mean, threshold[rows], self.edge) if has_rows else self
 
 
-def _is_plain(x: Tensor, mean: Tensor) -> bool:
+def _is_plain(x: Tensor, band: Band) -> bool:
     """Has this to be made of PyTorch's own differentiable functions, on the whole of ``x`` at once?
 
-    For compilers and tracers, for ``torch.func``, and for a mean that a gradient is asked of.
+    For compilers and tracers, for ``torch.func``, for a mean that a gradient is asked of, and for devices without a
+    kernel of ours.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return traced or mean.requires_grad or not x.ndim or mean.ndim not in (0, x.ndim) or x.device.type != "cpu"
+    if traced or band.mean.requires_grad or not x.ndim or band.mean.ndim not in (0, x.ndim):
+        return True
+    if not has_kernels(x):
+        return x.device.type != "cpu"
+    from .kernels import fits  # loads Triton
+
+    return not fits(x, band.mean, band.threshold)
 
 
 def _plain(x: Tensor, band: Band, straight_through: bool) -> Tensor:
@@ -100,10 +108,17 @@ def _soft_slope(x: Tensor, band: Band) -> Tensor:
 
 
 def _forward(x: Tensor, band: Band, kept: Tensor | None) -> Tensor:
-    """The operator, in pieces that stay in a CPU's cache; ``kept``, like ``x``, is filled for the backward pass.
+    """The operator by a kernel, or in pieces that stay in a CPU's cache.
 
-    With one byte a value, 0 inside the band and 1 outside, or with the slope of a soft band.
+    ``kept``, like ``x``, is filled for the backward pass: with one byte a value, 0 inside the band and 1 outside, or
+    with the slope of a soft band.
     """
+    if has_kernels(x):
+        from .kernels import replaced  # loads Triton
+
+        if kept is not None and band.edge is not None:
+            kept.copy_(_soft_slope(x, band))
+        return replaced(x, band.mean, band.threshold, kept if band.edge is None else None)
     out = torch.empty_like(x)
     n_rows = len(x)
     at_once = max(1, n_rows if x.numel() <= 4 * IN_CACHE else IN_CACHE * n_rows // x.numel())
@@ -118,7 +133,7 @@ def _forward(x: Tensor, band: Band, kept: Tensor | None) -> Tensor:
 
 
 class _Operator(torch.autograd.Function):
-    """The operator on a CPU; backward the gradient times one byte a value, times a slope, or as it is."""
+    """The operator; backward the gradient times one byte a value, times a slope, or as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Band, straight_through: bool) -> Tensor:

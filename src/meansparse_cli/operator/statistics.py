@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StatisticsError
+from .device import has_kernels
 
 Estimator = Literal["pooled", "published"]
 IN_CACHE, IN_FLIGHT = 1 << 18, 1 << 24
@@ -86,6 +87,10 @@ def _shifted_sums(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 
     In pieces that stay in the cache: on a CPU a float64 copy of the whole takes seven times as long.
     """
+    if has_kernels(values):
+        from .kernels import shifted_sums  # loads Triton
+
+        return shifted_sums(values, shift)
     total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
     for piece in _pieces(values, IN_CACHE if values.device.type == "cpu" else IN_FLIGHT):
         part = piece.to(torch.float64, copy=True).sub_(shift.unsqueeze(1))
