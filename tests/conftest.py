@@ -36,6 +36,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All runs of a session are of one user, who fetched them; and not of whoever starts the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
     """The suite fails if it leaves files in the checkout; with ``-n``, each process looks after its last test."""
     root = Path(__file__).parent.parent

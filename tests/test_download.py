@@ -80,9 +80,14 @@ class Handler(BaseHTTPRequestHandler):
             if self.headers.get("If-Range") not in (None, headers["ETag"]):
                 start, rest = 0, self.server.body
                 headers["Content-Length"] = str(len(rest))
+        if plan == "careless":  # sends the rest of another file, whatever If-Range says
+            headers["ETag"] = f'"{n_before}"'
+        if plan == "forgetful" and n_before:
+            del headers["ETag"]
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(self.server.body) - 1}/{len(self.server.body)}"
-        stops = (plan in ("cut", "norange", "stall", "changing") and n_before == 0) or plan in ("always-cut", "hang")
+        stop_once = ("cut", "norange", "stall", "changing", "careless", "forgetful")
+        stops = (plan in stop_once and n_before == 0) or plan in ("always-cut", "hang")
         self.answer(206 if start else 200, rest[: len(rest) // 2] if stops else rest, headers)
         if plan in ("stall", "hang") and stops:
             self.server.release.wait(30)
@@ -127,6 +132,8 @@ def names_in(folder: Path) -> list[str]:
         ("cut", 2),
         ("norange", 2),
         ("changing", 2),
+        ("careless", 3),
+        ("forgetful", 3),
         ("busy", 2),
         ("drive", 2),
         ("stall", 2),

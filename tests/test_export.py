@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from meansparse_cli import load_sparsified
@@ -19,12 +22,12 @@ from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.outcomes import ModelOutcomes, Spent
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.models import zoo
-from meansparse_cli.models.export import robustbench_state
-from meansparse_cli.models.source import ModelSource, kind_of
+from meansparse_cli.models.export import robustbench_state, save_exported
+from meansparse_cli.models.source import ModelSource, kind_of, load_model, resolve_model
 from meansparse_cli.operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from meansparse_cli.operator.statistics import ChannelStatistics
 from meansparse_cli.reporting.card import model_card
-from meansparse_cli.sites.find import Site
+from meansparse_cli.sites.find import Site, find_sites
 from tests.conftest import said
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -202,6 +205,58 @@ def test_what_is_no_exported_file_is_refused(calibrated: nn.Module, data: list[s
         load_sparsified("run/statistics.safetensors")
     with pytest.raises(ArtifactError, match=r"(?s)is not a MeanSparse checkpoint.*meansparse export"):
         load_sparsified("weights.pt")
+
+
+NONSENSE: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], object]] = {
+    "std is not finite": lambda header, tensors: tensors["0000.std"].fill_(float("nan")),
+    "std below 0": lambda header, tensors: tensors["0000.std"].fill_(-1),
+    "mean is not finite": lambda header, tensors: tensors["0000.mean"][:1].fill_(float("inf")),
+    "mean of another shape": lambda header, tensors: tensors.update({"0000.mean": torch.zeros(2, 2)}),
+    "whole numbers": lambda header, tensors: tensors.update({"0000.mean": tensors["0000.mean"].long()}),
+    "axis 7": lambda header, tensors: header["sites"][0].update(channel_axis=7),
+    "axis 0": lambda header, tensors: header["sites"][0].update(channel_axis=0),
+    "more channels": lambda header, tensors: header["sites"][0].update(channels=99),
+    "a count too few": lambda header, tensors: header["counts"].pop(),
+    "a count that is text": lambda header, tensors: header["counts"].__setitem__(0, "many"),
+    "a negative count": lambda header, tensors: header["counts"].__setitem__(0, -4),
+    "alpha below 0": lambda header, tensors: header.update(alpha=-1.0),
+    "alpha is not finite": lambda header, tensors: header.update(alpha=float("nan")),
+    "alpha is text": lambda header, tensors: header.update(alpha="0.2"),
+    "an index that is text": lambda header, tensors: header["sites"][0].update(index="first"),
+    "a layout nobody knows": lambda header, tensors: header["sites"][0].update(layout="diagonal"),
+    "sites that are text": lambda header, tensors: header.update(sites=["act"]),
+    "weights that are no list": lambda header, tensors: header.update(site_weights=3),
+    "no model": lambda header, tensors: header.pop("model"),
+    "a model of another form": lambda header, tensors: header.update(model={"name": "digits", "size": 3}),
+    "a kind nobody knows": lambda header, tensors: header["model"].update(kind="magic"),
+    "settings nobody takes": lambda header, tensors: header.update(network={"depth": 3}),
+    "settings that are no settings": lambda header, tensors: header.update(network=[1]),
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_an_exported_file_of_nonsense_is_refused_in_words(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    base = load_model(resolve_model("digits"))
+    sites = find_sites(base, torch.rand(2, 1, 8, 8))
+    zeros = [torch.zeros(site.channels, dtype=torch.float64) for site in sites]
+    statistics = tuple(ChannelStatistics(9, zero, zero + 1) for zero in zeros)
+    source = resolve_model("digits")
+    save_exported(
+        path,
+        source,
+        base,
+        Checkpoint(tuple(sites), statistics, "pooled", 0.1),
+        {"settings": kind_of(source).network_settings(())},
+    )
+    assert load_sparsified(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["meansparse"])
+    tensors = load_file(path)
+    NONSENSE[kind](header, tensors)
+    save_file(tensors, path, {"meansparse": json.dumps(header)})
+    with pytest.raises(ArtifactError, match="model.safetensors"):
+        load_sparsified(path)
 
 
 def test_a_card_of_a_run_has_measured_figures_or_none(calibrated: nn.Module, data: list[str]) -> None:

@@ -183,6 +183,17 @@ def test_from_file_is_checked_before_it_is_taken(server: Server, checkpoint: Pat
     assert server.n_requests == 0
 
 
+def test_what_a_killed_import_left_half_written_leaves_the_cache(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar10" / "corruptions"
+    folder.mkdir(parents=True)
+    half, other = folder / f".{SOURCE.name}.pt.4711-0badcafe.part", folder / ".Another.pt.4711-0badcafe.part"
+    begun = folder / f".{SOURCE.name}.pt.unchecked.part"  # a download, which goes on
+    for file in (half, other, begun):
+        file.write_bytes(b"PK half")
+    fetch_weights(SOURCE, cache=tmp_path, from_file=checkpoint)
+    assert (half.exists(), other.exists(), begun.exists()) == (False, True, True)
+
+
 def test_from_file_replaces_what_another_format_left(server: Server, checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -30,7 +30,7 @@ _SEAL = 64
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
     # not the process alone: two machines on one network folder, or two containers, may have the same number
-    temporary = target.with_name(f".{target.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f"{temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -42,6 +42,11 @@ def atomic_write(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_prefix(target: Path) -> str:
+    """What the names of the files begin with that ``atomic_write`` writes beside ``target``."""
+    return f".{target.name[:50]}."
 
 
 def write_bytes(target: Path, data: bytes) -> None:

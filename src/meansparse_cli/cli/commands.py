@@ -19,7 +19,7 @@ from ..runs.report import read_report
 from ..settings import arguments
 from ..settings.commands import COMMANDS, STAGES
 from ..settings.resolve import resolve
-from ..settings.stages import CalibrateConfig, PlotConfig, VerifyConfig
+from ..settings.stages import CalibrateConfig, PlotConfig, StageConfig, VerifyConfig
 from ..settings.training import TrainConfig
 from .options import Flags, Function
 
@@ -89,9 +89,9 @@ def export(_: Flags, given: arguments.Export) -> None:
     from ..stages.export import export as write_export
 
     format = "card" if given.card else given.format
-    allow_pickle = bool(given.allow_pickle)
+    config = StageConfig(run=given.run, allow_pickle=bool(given.allow_pickle), allow_code=bool(given.allow_code))
     with _aside():
-        path = write_export(given.run, given.file, format=format, alpha=given.alpha, allow_pickle=allow_pickle)
+        path = write_export(given.file, config=config, format=format, alpha=given.alpha)
     answer(str(path))
 
 

@@ -56,10 +56,7 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
     def write_note(self, response: requests.Response) -> None:
-        tag = response.headers.get("ETag", "")
-        # a weak tag promises the same meaning, not the same bytes
-        tag = "" if tag.startswith("W/") else tag
-        write_json(self.note, {"url": self.url, "tag": tag, "total": _total(response)})
+        write_json(self.note, {"url": self.url, "tag": _tag(response), "total": _total(response)})
 
     def read_note(self) -> dict[str, Any]:
         """``tag`` and ``total`` of the file that was begun; {} if the part is of another address, or of none."""
@@ -153,11 +150,13 @@ def _start_of(response: requests.Response, part: _Part, have: int, note: dict[st
     if response.status_code not in (200, 206, 416):
         raise DownloadError(f"{part.url}: {said}")
     starts_there = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-    if response.status_code == 206 and starts_there and note and note["total"] in (None, _total(response)):
+    is_same = note and note["total"] in (None, _total(response)) and note["tag"] == _tag(response)
+    if response.status_code == 206 and starts_there and is_same:
         return have
     part.discard()
     if response.status_code == 206:
-        raise _Interrupted(f"asked from byte {have}, the server sent another range")
+        reason = "has another file than before" if starts_there else "sent another range"
+        raise _Interrupted(f"asked from byte {have}, the server {reason}")
     if response.status_code == 416:
         raise _Interrupted("the server has another file than before")
     return 0
@@ -198,6 +197,12 @@ def _page_says(page: str) -> str:
     parts = re.findall(r'(?is)<title>(.*?)</title>|<p class="uc-error-(?:sub)?caption">(.*?)</p>', page)
     text = " - ".join(re.sub(r"(?s)<[^>]+>|\s+", " ", a or b).strip() for a, b in parts)
     return text[:300] or "it has no title"
+
+
+def _tag(response: requests.Response) -> str:
+    """The strong ETag, or none: a weak one promises the same meaning, not the same bytes."""
+    tag = str(response.headers.get("ETag", ""))
+    return "" if tag.startswith("W/") else tag
 
 
 def _total(response: requests.Response) -> int | None:

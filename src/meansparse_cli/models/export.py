@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .zoo import build_zoo_model
 
 PREFIX = "base."
 SCHEMA = "meansparse/model/1"
+MEND = "write one that does: meansparse export RUN"
 
 
 def save_exported(
@@ -51,14 +53,17 @@ def load_exported(
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["meansparse"])
     if header.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} holds operators but no network", hint="write one that does: meansparse export RUN")
-    model = kind_of(ModelSource(**header["model"]))
-    if model.names_code and not allow_code:
-        raise ArtifactError(
-            f"{path} names code as its network, {model.source.name}, which would be run",
-            hint=f"if you trust it: load_sparsified({str(path)!r}, allow_code=True)",
-        )
-    network = model.build(**header["network"])
+        raise ArtifactError(f"{path} holds operators but no network", hint=MEND)
+    try:
+        model = kind_of(TypeAdapter(ModelSource).validate_python(header["model"]))
+        if model.names_code and not allow_code:
+            raise ArtifactError(
+                f"{path} names code as its network, {model.source.name}, which would be run",
+                hint=f"if you trust it: load_sparsified({str(path)!r}, allow_code=True)",
+            )
+        network = model.build(**header["network"])
+    except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} does not say which network it holds: {error}", hint=MEND) from error
     weights = {k.removeprefix(PREFIX): v for k, v in load_file(path).items() if k.startswith(PREFIX)}
     try:
         network.load_state_dict(weights, strict=True)

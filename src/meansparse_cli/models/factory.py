@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ class FactoryModel(ModelKind):
             gave = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
             raise ModelNotFound(f"{name}() gave {gave}, expected a torch.nn.Module", hint="return the network itself")
         return as_classifier(model, name)
+
+
+def code_of(name: str) -> str | None:
+    """``module:factory`` with the place of its code on this machine; None where there is none. Imports nothing."""
+    module_name, _, attribute = name.rpartition(":")
+    if module_name.endswith(".py"):
+        file = Path(module_name).resolve()
+        return f"{file}:{attribute}" if file.is_file() else None
+    with mock.patch.object(sys, "path", _places(module_name)):
+        # the package at the top alone: to look for what is inside of it would import it
+        spec = importlib.machinery.PathFinder.find_spec(module_name.partition(".")[0])
+    places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    return f"{Path(places[0]).resolve()} {module_name}:{attribute}" if places and places[0] else None
 
 
 def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:

@@ -5,6 +5,7 @@ The cache is laid out as RobustBench's own folder of models, ``DATASET/THREAT/NA
 enters the cache only after it has been loaded into its architecture.
 """
 
+import glob
 import os
 import shutil
 import zipfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import ArtifactError, CheckpointError, ConfigError, DownloadError, StorageError
-from ..files import atomic_write, is_whole, save_torch, sha256_of, write_bytes
+from ..files import atomic_write, is_whole, save_torch, sha256_of, temporary_prefix, write_bytes
 from ..foreign import read_yaml
 from ..lock import locked
 from .download import Progress, download
@@ -78,6 +79,7 @@ def fetch_weights(
         cached.folder.mkdir(parents=True, exist_ok=True)
         # where the file system has no locks: two downloads at worst, never a wrong file
         with locked(cached.folder / f".{cached.stem}.lock", wait=True):
+            cached.tidy()
             if from_file is not None:
                 return cached.import_files(model.paths(from_file))
             # another process may have finished while this one waited
@@ -108,6 +110,12 @@ class _Cached:
             if len(records) == len(candidates):
                 return records
         return None
+
+    def tidy(self) -> None:
+        """Remove what killed imports left half written; what a download has so far is kept, it goes on."""
+        for target in (*self.targets, *self.alone):
+            for part in target.parent.glob(f"{glob.escape(temporary_prefix(target))}*-*.part"):
+                part.unlink(missing_ok=True)
 
     def adopt(self) -> tuple[FetchedFile, ...] | None:
         """Files without a side file, put here by hand or by a run killed just before it wrote one, if they load."""

@@ -7,7 +7,7 @@ site. The base model's weights stay where they are: the run's ``fetch.yaml`` nam
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -114,21 +114,25 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again") -> Checkpoint:
     """Read what ``save_checkpoint`` wrote; ArtifactError if it is anything else."""
+    from pydantic import TypeAdapter
     from safetensors import SafetensorError, safe_open
 
     from ..sites.find import Site
+    from .module import check_alpha
     from .statistics import ChannelStatistics
 
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["meansparse"])
-            names = {field.name for field in fields(Site)}
-            rows = [{k: v for k, v in row.items() if k in names} for row in header["sites"]]
-            sites = tuple(Site(**row | {"shape": tuple(row["shape"])}) for row in rows)
+            sites = TypeAdapter(tuple[Site, ...]).validate_python(header["sites"])
             statistics = tuple(
                 ChannelStatistics(count, file.get_tensor(f"{i:04d}.mean"), file.get_tensor(f"{i:04d}.std"))
                 for i, count in enumerate(header["counts"])
             )
+            if header["alpha"] is not None:
+                check_alpha(header["alpha"])
+            for site, statistic in zip(sites, statistics, strict=True):
+                _check_fit(site, statistic)
             weights = header.get("site_weights")
             return Checkpoint(
                 sites,
@@ -140,8 +144,23 @@ def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again
                 centre=header.get("centre", "channel-mean"),
                 spread=header.get("spread", "channel-std"),
             )
-    except (ConfigError, SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (ConfigError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint=mend) from error
+
+
+def _check_fit(site: "Site", statistics: "ChannelStatistics") -> None:
+    """Raise ValueError for numbers that no calibration of ``site`` can give."""
+    axis, mean, std = site.channel_axis, statistics.mean, statistics.std
+    if not 1 <= axis <= len(site.shape) or site.shape[axis - 1] != site.channels:
+        raise ValueError(f"{site.name}: {site.channels} channels on axis {axis} of (batch, *{site.shape})")
+    if not isinstance(statistics.count, int) or statistics.count < 0:
+        raise ValueError(f"{site.name}: a count of {statistics.count!r}")
+    for what, values in (("mean", mean), ("std", std)):
+        if values.shape != (site.channels,) or not values.is_floating_point():
+            found = f"{tuple(values.shape)}, {values.dtype}"
+            raise ValueError(f"{site.name}: {what} is of shape {found}; expected floats of shape ({site.channels},)")
+        if not values.isfinite().all() or (what == "std" and (values < 0).any()):
+            raise ValueError(f"{site.name}: a {what} that is {'negative or ' if what == 'std' else ''}not finite")
 
 
 def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None = None) -> "SparsifiedModel":

@@ -30,6 +30,7 @@ from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
 from ..sites.rules import among_published
+from .code import allow_code
 from .device import pick_device
 from .folder import locate_run, places_in
 from .report import (
@@ -200,9 +201,9 @@ class RunContext(Generic[Config]):
 
         Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
         """
-        source = self.run.source
+        allow_code(self.run, self.config)
         model = load_model(
-            source,
+            self.run.source,
             self.weights or None,
             allow_pickle=self.config.allow_pickle,
             published_sites=among_published(rule) is not None,
@@ -210,7 +211,7 @@ class RunContext(Generic[Config]):
         )
         if not self.weights and self.weights_id not in (None, network_id(model)):
             raise ArtifactError(
-                f"{source.name} builds another network than the one that was fetched",
+                f"{self.run.source.name} builds another network than the one that was fetched",
                 hint="--weights FILE fixes its weights, or torch.manual_seed; if it was meant to change: "
                 f"{self.run.command('fetch')} --fresh",
             )
@@ -244,8 +245,7 @@ class RunContext(Generic[Config]):
         """The settings of calibrate, which the stages after it mean unless they say otherwise."""
         if not isinstance(self.config, AttackConfig) or not self.has("calibrate"):
             return {}
-        settings: dict[str, Any] = self.report("calibrate")["config"]["settings"]
-        return settings
+        return self.report("calibrate")["config"]["settings"]  # type: ignore[no-any-return]
 
     @property
     def named_dataset(self) -> str:

@@ -39,11 +39,12 @@ def load_sparsified(
     ``run`` is the run folder, or one file written by ``meansparse export``. ``alpha`` overrides the chosen one: as in
     ``evaluate --alpha`` and ``export --alpha`` at all calibrated sites, around the channel means, whatever the sweep
     had; 0 is bit-identical to the base model. ``allow_pickle``: as ``fetch --allow-pickle``, for a run's weights that
-    need code to load. ``allow_code``: import the ``module:factory`` that an exported file names as its network.
+    need code to load. ``allow_code``: import the ``module:factory`` that the file names as its network, or a run
+    that you did not fetch yourself.
     """
     if Path(run).is_file():
         return load_exported(Path(run), alpha=alpha, device=device, allow_code=allow_code)
-    context = RunContext("load", StageConfig(run=Path(run), allow_pickle=allow_pickle))
+    context = RunContext("load", StageConfig(run=Path(run), allow_pickle=allow_pickle, allow_code=allow_code))
     checkpoint = checkpoint_in_use(context, alpha)
     return sparsify(context.base(checkpoint.rule, device=device), checkpoint, alpha=alpha)
 

@@ -37,7 +37,7 @@ from ..settings.commands import SECTIONS
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-_NOT_IN_REPORT = {"run", "allow_pickle", "finish"}
+_NOT_IN_REPORT = {"run", "allow_pickle", "allow_code", "finish"}
 _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "device",
     "workers",

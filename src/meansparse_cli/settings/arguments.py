@@ -81,6 +81,7 @@ class Export(Arguments):
     card: bool = False
     alpha: float | None = None
     allow_pickle: bool | None = None
+    allow_code: bool | None = None
 
 
 class Report(Arguments):

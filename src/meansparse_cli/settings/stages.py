@@ -43,6 +43,7 @@ class ModelConfig(Settings):
     norm: Norm | None = None
     """The threat's own when not given; of ``corruptions``: Linf."""
     allow_pickle: bool = False
+    allow_code: bool = False
 
 
 class FetchConfig(ModelConfig):

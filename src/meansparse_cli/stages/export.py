@@ -20,7 +20,7 @@ from ..sites.rules import among_published
 SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
 
 
-def export(folder: Path, file: Path | None, *, format: str, alpha: float | None, allow_pickle: bool) -> Path:
+def export(file: Path | None, *, config: StageConfig, format: str, alpha: float | None) -> Path:
     """A run's sparsified model as one file, of a ``format`` of ``models/export.py``, or a card; returns its path.
 
     ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the
@@ -28,8 +28,8 @@ def export(folder: Path, file: Path | None, *, format: str, alpha: float | None,
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(SUFFIXES)}")
-    context = RunContext("export", StageConfig(run=folder, allow_pickle=allow_pickle))
-    source = context.run.source
+    context = RunContext("export", config)
+    source, folder = context.run.source, context.run.paths.folder
     if alpha is not None:
         check_alpha(alpha)
     checkpoint = checkpoint_in_use(context, alpha)

@@ -14,6 +14,7 @@ from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import kind_of
 from ..models.weights import network_id
 from ..reporting.console import live, note
+from ..runs.code import allow_code, remember_code
 from ..runs.folder import Run, folder_of, locate_run
 from ..runs.operators import count_classes
 from ..runs.report import RunPaths, config_block, mend_report, plain, read_report, write_report
@@ -25,6 +26,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
     started = time.monotonic()
     mend_report(RunPaths(folder_of(config)).report("fetch"), "fetch")
     run = locate_run(config)
+    allow_code(run, config)
     file = run.paths.report("fetch")
     fetched = _fetch(run, config)
     sha256, about = _loaded(run, config, fetched)
@@ -35,6 +37,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         "files": [plain(asdict(file)) for file in fetched],
         **about,
     }
+    remember_code(run)
     if file.exists() and not fresh and _is_there_already(run, results):
         note(f"fetch: {run.source.name} is already there")
         return file
