@@ -35,17 +35,14 @@ def replaced(x: Tensor, mean: Tensor, threshold: Tensor, kept: Tensor | None) ->
     with torch.cuda.device_of(x):
         _band[(triton.cdiv(x.numel(), BLOCK),)](
             x,
-            mean.reshape(-1).contiguous(),
-            threshold.reshape(-1).contiguous(),
+            (mean.reshape(-1).contiguous(), threshold.reshape(-1).contiguous()),
             out,
             out if kept is None else kept.view(torch.uint8),
-            x.numel(),
-            x.stride(axis),
-            mean.numel(),
-            x.numel() // len(x),
+            (x.numel(), x.stride(axis), mean.numel(), x.numel() // len(x)),
             KEEP=kept is not None,
             PER_ROW=threshold.numel() > mean.numel(),
             BLOCK=BLOCK,
+            enable_fp_fusion=False,
         )
     return out
 
@@ -63,33 +60,23 @@ def shifted_sums(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
             values,
             shift,
             sums,
-            outer * inner,
-            inner,
-            channels,
-            *values.stride(),
+            (outer * inner, inner, channels),
+            values.stride(),
             SPLITS=splits,
             BLOCK=block,
             BLOCK_C=block_c,
+            enable_fp_fusion=False,
         )
     total, squares = sums.sum(1)
     return total, squares
 
 
 @triton.jit
-def _band(
-    x,
-    mean,
-    threshold,
-    out,
-    kept,
-    n,
-    stride,
-    channels,
-    row,
-    KEEP: tl.constexpr,
-    PER_ROW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+def _band(  # type: ignore[no-untyped-def]
+    x, band, out, kept, sizes, KEEP: tl.constexpr, PER_ROW: tl.constexpr, BLOCK: tl.constexpr
+):
+    mean, threshold = band
+    n, stride, channels, row = sizes
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = i < n
     channel = (i // stride) % channels
@@ -106,20 +93,18 @@ def _band(
 
 
 @triton.jit
-def _sums(
+def _sums(  # type: ignore[no-untyped-def]
     x,
     shift,
     sums,
-    n,
-    inner,
-    channels,
-    stride_o,
-    stride_c,
-    stride_i,
+    sizes,
+    strides,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
+    n, inner, channels = sizes
+    stride_o, stride_c, stride_i = strides
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     part = tl.program_id(1)
     known = channel < channels
