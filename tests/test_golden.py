@@ -37,6 +37,10 @@ EXACTLY = json.loads((GOLDEN / "machine.json").read_text()) == this_machine()
 OF_SCENE = {scene.name: scene for scene in SCENES}
 
 
+OLDER_SUMS = ("calibrate", "search", "digits-sweep")
+"""Left half way with sums of an older version, in another order: they end with these statistics, not with ours."""
+
+
 @dataclass
 class Typed:
     """A scene typed anew: its folder, what each command printed and how many images it sent through convolutions."""
@@ -74,10 +78,10 @@ def files_of(folder: Path) -> dict[str, Path]:
 IGNORED = (*NOT_KEPT, "*.png", "*.svg", "figures.json", "transcript.txt", "train-state.pt", "*.pyc")
 
 
-def assert_equal(golden: dict[str, Path], new: dict[str, Path]) -> None:
+def assert_equal(golden: dict[str, Path], new: dict[str, Path], *, exactly: bool = EXACTLY) -> None:
     """Every file of ``golden`` is in ``new``, and no other, and they differ in no more than they may."""
     assert sorted(golden) == sorted(new)
-    found = {name: differences(golden[name], new[name], exactly=EXACTLY) for name in golden}
+    found = {name: differences(golden[name], new[name], exactly=exactly) for name in golden}
     assert not any(found.values()), {name: lines[:10] for name, lines in found.items() if lines}
 
 
@@ -164,6 +168,6 @@ def test_a_folder_left_half_way_goes_on_and_ends_the_same(
     assert len(left) > len(before) and left.keys() <= golden.keys()
     # a report of a stage that was done keeps the words of the version that wrote it
     anew = {name: path for name, path in left.items() if before.get(name) != path.read_bytes()}
-    assert_equal({name: golden[name] for name in anew}, anew)
+    assert_equal({name: golden[name] for name in anew}, anew, exactly=EXACTLY and half.name not in OLDER_SUMS)
     if half.pattern is not None:
         assert n[0] < 0.95 * whole.work[half.begun], "it began anew"

@@ -1,11 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Subset
 
 from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.errors import StatisticsError
+from meansparse_cli.operator import calibration, statistics
 from meansparse_cli.operator.calibration import calibrate_channels
 from meansparse_cli.operator.statistics import ChannelSums, compute, empty, merge, update
 from meansparse_cli.sites.find import find_sites
@@ -41,6 +45,33 @@ def test_large_offset_and_constant_channel() -> None:
     result = compute(fold(list(x.split(13))))
     np.testing.assert_allclose(result.std[0], x[:, 0].double().numpy().std(), rtol=1e-9)
     assert float(result.std[1]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["channels-first", "channels-last", "tokens", "flat"])
+def test_every_layout_and_precision_gives_what_float64_gives(
+    dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "IN_CACHE", 100)  # several pieces, within a row too
+    x = (torch.randn(6, 5, 9, 11) * 1.3 + torch.arange(5).view(1, 5, 1, 1) * 10).to(dtype)
+    if layout == "channels-last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x, axis = {"tokens": (x.flatten(2).transpose(1, 2), -1), "flat": (x[:, :, 0, 0], 1)}.get(layout, (x, 1))
+    before = x.clone()
+    result = compute(fold(list(x.split([2, 4])), axis))
+    values = x.movedim(axis, 0).flatten(1).double()
+    np.testing.assert_allclose(result.mean, values.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(result.std, values.std(1, correction=0), rtol=1e-12)
+    assert torch.equal(x, before)
+
+
+def test_a_mean_far_above_the_deviation_costs_no_digits() -> None:
+    x = torch.randn(64, 3, 32, 32) + 1e4
+    result = compute(fold(list(x.split(16))))
+    values = x.double().movedim(1, 0).flatten(1)
+    std = values.std(1, correction=0)
+    assert float(((result.mean - values.mean(1)).abs() / std).max()) < 1e-9
+    assert float(((result.std - std).abs() / std).max()) < 1e-9
 
 
 def test_published_estimator_is_the_average_over_batches() -> None:
@@ -83,6 +114,33 @@ def test_any_batch_size_gives_the_same_statistics(network: nn.Module, pictures: 
             assert a.count == b.count
             assert torch.allclose(a.mean, b.mean, rtol=0, atol=1e-6)
             assert torch.allclose(a.std, b.std, rtol=0, atol=1e-6)
+
+
+def test_the_device_is_waited_for_once_a_batch(
+    network: nn.Module, pictures: "Subset[tuple[Tensor, int]]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    together = calibration.on_cpu
+    monkeypatch.setattr(calibration, "on_cpu", lambda parts: waits.append(len(parts)) or together(parts))
+    sites = find_sites(network, torch.rand(2, 3, 8, 8))
+    read = {}
+    for batch_size, n_batches in ((40, 1), (16, 3)):
+        waits.clear()
+        with _Numbers() as numbers:
+            calibrate_channels(network, sites, pictures, batch_size=batch_size)
+        assert waits == [len(sites)] * n_batches
+        read[batch_size] = numbers.read
+    assert read[16] == read[40], "numbers are read at the end alone"
+
+
+class _Numbers(TorchDispatchMode):
+    """Counts how often a tensor is read as a number, for which a GPU has to be waited for."""
+
+    read = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 def test_calibration_leaves_the_model_as_it_was(network: nn.Module, pictures: "Subset[tuple[Tensor, int]]") -> None:

@@ -21,7 +21,7 @@ from ..ledger import StateFile
 from ..sites.find import Site, untouched, unwrap
 from .device import device_of, float32_set_to
 from .insertion import SparsifiedModel, insert, remove
-from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, update
+from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, merge, of_batch, on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +29,21 @@ SECONDS_BETWEEN_SAVES = 20.0
 
 
 class ChannelObserver(nn.Module):
-    """Stands at a site and adds what passes to its sums; what passes is unchanged."""
+    """Stands at a site and sums up what passes, which is unchanged: ``batch``, of the last batch, joins ``sums`` later.
+
+    A GPU is so waited for once a batch, not at each site.
+    """
 
     def __init__(self, site: Site, estimator: Estimator) -> None:
         super().__init__()
         self.site = site
-        self.sums: ChannelSums = empty(site.channels, estimator)
+        self.sums = self.batch = empty(site.channels, estimator)
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         try:
-            self.sums = update(self.sums, x, self.site.channel_axis)
+            self.batch = of_batch(x, self.site.channel_axis, self.site.channels, self.sums.estimator)
         except StatisticsError as error:
             raise StatisticsError(f"{self.site.name}: {error.message}", hint=error.hint) from error
         return x
@@ -111,6 +114,8 @@ def calibrate_channels(
             except torch.OutOfMemoryError as error:
                 raise SiteError(f"out of memory at batch size {batch_size}", hint="lower --batch-size") from error
             _check_reached_once_a_batch(observers, n)
+            for observer, sums in zip(observers, on_cpu([observer.batch for observer in observers]), strict=True):
+                observer.sums = merge(observer.sums, sums)
             done += len(x)
             if on_batch is not None:
                 on_batch(len(x))

@@ -1,7 +1,10 @@
 """The device of a model, and the precision that it computes in: float32, TF32 products on a GPU, or autocast."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 
 from ..errors import ConfigError
 
+log = logging.getLogger(__name__)
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -18,6 +22,30 @@ def device_of(model: nn.Module, default: torch.device | None = None) -> torch.de
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return default or torch.device("cpu")
+
+
+KERNELS_FOR = "cuda"
+"""The type of device whose tensors kernels of our own take."""
+
+
+def has_kernels(x: torch.Tensor) -> bool:
+    """Is ``x`` on a GPU for which Triton can make kernels?"""
+    return x.device.type == KERNELS_FOR and _kernels_work(str(x.device))
+
+
+@cache
+def _kernels_work(device: str) -> bool:
+    if find_spec("triton") is None:
+        return False
+    from .kernels import agree_with_torch  # needs Triton, which takes a while to load
+
+    try:
+        fault = "" if agree_with_torch(torch.device(device)) else "they give other values than torch"
+    except Exception as error:  # Triton needs a compiler, and a GPU that is not too old, and raises what it likes
+        fault = type(error).__name__
+    if fault:
+        log.warning(f"Triton makes no kernels on {device} ({fault}): the operator goes without")
+    return not fault
 
 
 @contextmanager

@@ -28,14 +28,15 @@ class ChannelValues:
 def blocked_shares(model: SparsifiedModel, x: Tensor, *, batch_size: int = 256) -> list[float]:
     """Share of the features of each site that the operator replaces, over images ``x`` (n, channels, height, width)."""
     operators = [cast(MeanSparse, model.at(site)) for site in model.sites]
-    n_blocked, n_features = dict.fromkeys(operators, 0), dict.fromkeys(operators, 0)
+    n_blocked: dict[MeanSparse, list[Tensor]] = {operator: [] for operator in operators}
+    n_features = dict.fromkeys(operators, 0)
 
     def count(operator: MeanSparse, features: Tensor) -> None:
-        n_blocked[operator] += int(operator.masked(features).sum())
+        n_blocked[operator].append(operator.masked(features).sum())  # a number that no GPU is waited for
         n_features[operator] += features.numel()
 
     _run(model, x, batch_size, count)
-    return [n_blocked[operator] / max(1, n_features[operator]) for operator in operators]
+    return [sum(map(int, n_blocked[operator])) / max(1, n_features[operator]) for operator in operators]
 
 
 def channel_values(

@@ -6,15 +6,20 @@ estimator of the reference code and of RobustBench's checkpoints: the plain aver
 of the unbiased batch variance, which leaves out the variance between batches and gives a short last batch full weight.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import StatisticsError
+from .device import has_kernels
 
 Estimator = Literal["pooled", "published"]
+IN_CACHE, IN_FLIGHT = 1 << 18, 1 << 24
+"""Values that are converted to float64 at a time: on a CPU, and on a GPU, which small pieces would leave idle."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,64 @@ def empty(channels: int, estimator: Estimator = "pooled") -> ChannelSums:
 
 def update(state: ChannelSums, x: Tensor, channel_axis: int) -> ChannelSums:
     """Add a batch ``x``, of any layout; every axis but ``channel_axis`` is reduced."""
-    channels = len(state.mean)
+    (batch,) = on_cpu([of_batch(x, channel_axis, len(state.mean), state.estimator)])
+    return merge(state, batch)
+
+
+def of_batch(x: Tensor, channel_axis: int, channels: int, estimator: Estimator = "pooled") -> ChannelSums:
+    """The state after ``x`` alone, on the device of ``x``, which is not waited for.
+
+    Values are taken relative to the first of their channel, so that a mean far above the deviation costs no digits.
+    """
     if x.shape[channel_axis] != channels:
         raise StatisticsError(f"the channel count changed from {channels} to {x.shape[channel_axis]} during the pass")
-    if x.numel() == 0:
-        return state
-    n = x.numel() // channels
-    axes = [axis for axis in range(x.ndim) if axis != channel_axis % x.ndim]
-    values = x.detach().to(torch.float64)
-    if not axes:
+    if x.ndim < 2:
         raise StatisticsError("a site's input has no axis beside its channels")
-    variance, mean = torch.var_mean(values, dim=axes, correction=0)
-    variance, mean = variance.cpu(), mean.cpu()
-    if state.estimator == "published":
-        if n < 2:
-            raise StatisticsError("the published estimator needs at least two values a channel in every batch")
-        batch = ChannelSums(1, mean, variance * n / (n - 1), "published")
-    else:
-        batch = ChannelSums(n, mean, variance * n)
-    return merge(state, batch)
+    if x.numel() == 0:
+        return empty(channels, estimator)
+    axis = channel_axis % x.ndim
+    values = x.detach().reshape(math.prod(x.shape[:axis]), channels, -1)
+    shift = values[0, :, 0].to(torch.float64)
+    total, squares = _shifted_sums(values, shift)
+    n = x.numel() // channels
+    mean, spread = shift + total / n, (squares - total.square() / n).clamp(min=0)
+    if estimator == "pooled":
+        return ChannelSums(n, mean, spread)
+    if n < 2:
+        raise StatisticsError("the published estimator needs at least two values a channel in every batch")
+    return ChannelSums(1, mean, spread / (n - 1), "published")
+
+
+def _shifted_sums(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of ``values - shift`` and of its square over (outer, channels, inner): two of (channels,), float64.
+
+    In pieces that stay in the cache: on a CPU a float64 copy of the whole takes seven times as long.
+    """
+    if has_kernels(values):
+        from .kernels import shifted_sums  # loads Triton
+
+        return shifted_sums(values, shift)
+    total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
+    for piece in _pieces(values, IN_CACHE if values.device.type == "cpu" else IN_FLIGHT):
+        part = piece.to(torch.float64, copy=True).sub_(shift.unsqueeze(1))
+        total += part.sum((0, 2))
+        squares += part.square_().sum((0, 2))
+    return total, squares
+
+
+def _pieces(values: Tensor, at_most: int) -> Iterator[Tensor]:
+    """``values`` (outer, channels, inner) in views of about ``at_most`` values each."""
+    _, channels, inner = values.shape
+    for rows in values.split(max(1, at_most // (channels * inner))):
+        yield from rows.split(max(1, at_most // (len(rows) * channels)), dim=2)
+
+
+def on_cpu(parts: Sequence[ChannelSums]) -> list[ChannelSums]:
+    """These states on the CPU, with one wait for the device all together."""
+    device = parts[0].mean.device
+    numbers = torch.cat([tensor.to(device) for part in parts for tensor in (part.mean, part.spread)]).cpu()
+    tensors = iter(numbers.split([len(part.mean) for part in parts for _ in range(2)]))
+    return [replace(part, mean=next(tensors), spread=next(tensors)) for part in parts]
 
 
 def merge(a: ChannelSums, b: ChannelSums) -> ChannelSums:
