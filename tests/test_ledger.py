@@ -169,3 +169,18 @@ def test_no_flipped_bit_of_a_json_is_silent(tmp_path: Path) -> None:
             assert read_json(file) == content
             n_silent += 1
     assert n_silent < 8, "white space alone may change"
+
+
+@pytest.mark.parametrize("way", ["foreign", "list", "folder", "gone", "empty"])
+@pytest.mark.parametrize("name", ["settings.json", "settings.json.copy"])
+def test_settings_or_their_copy_are_put_back(name: str, way: str, tmp_path: Path) -> None:
+    Ledger(tmp_path, KEY, parts={"pgd": "1"}).append("base/pgd", {"n": torch.tensor(1)})
+    file, before = tmp_path / name, read_json(tmp_path / "settings.json")
+    file.unlink()
+    if way == "folder":
+        (file / "inside").mkdir(parents=True)
+    elif way != "gone":
+        file.write_text({"foreign": '{"schema": "somebody/else/7"}', "list": "[1, 2]", "empty": ""}[way])
+    assert numbers(Ledger(tmp_path, KEY, parts={"pgd": "1"}), "base/pgd") == [1]
+    Ledger(tmp_path, KEY, parts={"pgd": "1"})
+    assert read_json(tmp_path / "settings.json") == read_json(tmp_path / "settings.json.copy") == before

@@ -144,17 +144,18 @@ class Ledger:
                     f"{self.folder} has outcomes and no {file.name}", hint=self._mend(writer_of(piece.stem))
                 )
         copy = own.with_name(own.name + COPY)
-        if not parts.items() <= known.items() or not own.exists() or not copy.is_file():
+        if not parts.items() <= known.items() or not _holds_settings(own) or not _holds_settings(copy):
             for file in (own, copy):
+                if file.is_dir():
+                    set_aside(file)
                 write_json(file, now | {"attacks": known | parts})
 
     def _put_back(self, file: Path, copy: Path) -> None:
         """Mend damaged or missing settings, without which no outcome can be used."""
-        with contextlib.suppress(ArtifactError):
-            read_json(file)
+        if _holds_settings(file):
             return
         with contextlib.suppress(ArtifactError):
-            content = read_json(copy)
+            content = _settings_in(copy, "")
             if os.path.lexists(file):
                 set_aside(file)
             write_json(file, content)
@@ -284,9 +285,15 @@ def _prefix_of(stem: str) -> str:
     return name + dash
 
 
+def _holds_settings(file: Path) -> bool:
+    with contextlib.suppress(ArtifactError):
+        return bool(_settings_in(file, ""))
+    return False
+
+
 def _settings_in(file: Path, hint: str) -> dict[str, Any]:
     try:
         content = read_json(file)
         return content | {"attacks": dict(content["attacks"].items())}
-    except (ArtifactError, KeyError, AttributeError) as error:
+    except (ArtifactError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file} cannot be read: {getattr(error, 'message', error)}", hint=hint) from error
