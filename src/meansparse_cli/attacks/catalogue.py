@@ -165,6 +165,7 @@ FAST = (
     "bpda-apgd-ce-30",
     "soft-0.05-apgd-margin-t3-30",
     "soft-0.05-apgd-probability-40",
+    "soft-0.05-apgd-ce-50",
 )
 """The plain one first, whose random start its twin through the soft band shares: the verdict needs a plain number."""
 
