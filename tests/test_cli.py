@@ -68,7 +68,7 @@ def test_help_shows_what_an_option_is_when_not_given() -> None:
     assert re.search(r"--n-examples <int> .{,80}\[default: \(all\)\]", shown("calibrate"))
     for command in ("evaluate", "run"):
         text = shown(command)
-        assert "[default: (standard, bpda)]" in text and "[default: (doubts)]" in text
+        assert "[default: (fast)]" in text and "[default: (doubts)]" in text
         assert re.search(r"--n-examples <int> .{,80}\[default: \(all\)\]", text)
     assert "[default: (0.0005)]" in shown("train")
     assert "default" not in re.findall(r"--json <bool> .{,80}", shown("evaluate"))[0]

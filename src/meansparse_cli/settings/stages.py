@@ -103,7 +103,7 @@ class SweepAlphaConfig(AttackConfig):
 class EvaluateConfig(AttackConfig):
     """``meansparse evaluate``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
 
-    attack: Names = ("standard", "bpda")
+    attack: Names = ("fast",)
     alpha: Alpha | None = None
     sites: SiteRule = "all"
     centre: Centre = "channel-mean"
