@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +75,8 @@ def test_help_shows_what_an_option_is_when_not_given() -> None:
     assert "default" not in re.findall(r"--json <bool> .{,80}", shown("evaluate"))[0]
 
 
-def test_sigterm_ends_like_ctrl_c_with_its_own_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_sigterm_ends_like_ctrl_c_with_its_own_code(number: signal.Signals, tmp_path: Path) -> None:
     """As a batch system ends a job; ``begun`` says that the command is in the middle of something."""
     code = "import pathlib, time\n\ndef make():\n    pathlib.Path('begun').touch()\n    time.sleep(120)\n"
     (tmp_path / "slow.py").write_text(code)
@@ -84,7 +86,7 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(tmp_path: Path) -> None:
         until = time.monotonic() + 60
         while not (tmp_path / "begun").exists() and time.monotonic() < until:
             time.sleep(0.05)
-        job.terminate()
+        job.send_signal(number)
         out, err = job.communicate(timeout=60)
     finally:
         job.kill()

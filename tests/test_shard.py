@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.runs.folder import run_folder_lock
-from meansparse_cli.settings.shard import Shard, parse_shard, read_shard
+from meansparse_cli.settings.shard import Shard, parse_shard, read_shard, shard_of_job
 from tests.conftest import said
 
 N = 23
@@ -310,3 +310,43 @@ def test_a_named_evaluation_has_shards_of_its_own(run: Path) -> None:
     assert refused.exit_code == 10 and "--name other --shard 1/2" in said(refused)
     mended = evaluate(run, "--name", "other", "--shard", "1/2")
     assert mended.exit_code == 0 and "put back from its copy" in said(mended)
+
+
+@pytest.mark.parametrize(
+    ("job", "shard"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "8"}, "3/8"),
+        ({"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, "1/2"),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "6",
+                "SLURM_ARRAY_TASK_MIN": "2",
+                "SLURM_ARRAY_TASK_STEP": "4",
+                "SLURM_ARRAY_TASK_COUNT": "3",
+            },
+            "2/3",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "1/4"),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "2",
+                "SLURM_ARRAY_TASK_MIN": "1",
+                "SLURM_ARRAY_TASK_COUNT": "2",
+                "RANK": "3",
+                "WORLD_SIZE": "4",
+            },
+            "8/8",
+        ),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "1"}, "1/1"),
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "1/1"),
+        ({"RANK": "0"}, None),
+        ({"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "8"}, None),
+    ],
+)
+def test_which_shard_this_job_is(job: dict[str, str], shard: str | None) -> None:
+    if shard is None:
+        with pytest.raises(ValueError, match="shard is auto"):
+            shard_of_job(job)
+    else:
+        assert shard_of_job(job) == read_shard(shard)

@@ -27,7 +27,7 @@ TERMINATED = 143
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, with which a batch system announces that it is about to kill."""
+    """SIGTERM or SIGUSR1, with which a batch system announces that it is about to kill."""
 
 
 @contextmanager
@@ -38,8 +38,9 @@ def _signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, terminate)
     if before[signal.SIGINT] in (quit_at_once, signal.default_int_handler):
         signal.signal(signal.SIGINT, raise_unless_loading)
     try:

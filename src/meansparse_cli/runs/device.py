@@ -14,9 +14,11 @@ AT_MOST = 1 << 30
 
 
 def pick_device(name: str) -> str:
-    """``auto`` is the first GPU, else the CPU, on which freed memory stays with the process."""
+    """``auto`` is the first GPU, under ``torchrun`` this rank's; else the CPU, on which freed memory stays with us."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
+            name = f"cuda:{int(rank) % torch.cuda.device_count()}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

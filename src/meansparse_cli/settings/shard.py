@@ -4,7 +4,8 @@ Shard I has every Nth example, so that a larger ``--n-examples`` keeps each wher
 state folder of the whole evaluation, under names of their own; the command without ``--shard`` reads them all.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,30 @@ def read_shard(text: str) -> Shard:
     return Shard(int(number), int(count))
 
 
+def shard_of_job(environment: Mapping[str, str]) -> Shard:
+    """Which of how many this process is: of a Slurm array, of ``torchrun``, or both. ``ValueError`` where of neither.
+
+    >>> shard_of_job({"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "8"})
+    Shard(number=3, count=8)
+    """
+    number, count = 0, 1
+    try:
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{word}", 1)) for word in ("MIN", "STEP"))
+            number = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
+            count = int(environment["SLURM_ARRAY_TASK_COUNT"])
+        if "RANK" in environment:
+            n_ranks = int(environment["WORLD_SIZE"])
+            number, count = number * n_ranks + int(environment["RANK"]), count * n_ranks
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"shard is auto, and the job's variables make no sense: {error}") from error
+    if not environment.keys() & {"SLURM_ARRAY_TASK_ID", "RANK"}:
+        raise ValueError("shard is auto, and this is a job neither of a Slurm array nor of torchrun; expected I/N")
+    return read_shard(f"{number + 1}/{count}")
+
+
 def parse_shard(value: object) -> str:
-    """The text of a shard, once it is known to be one: ``03/8`` is ``3/8``."""
-    shard = read_shard(str(value))
+    """The text of a shard, once it is known to be one: ``03/8`` is ``3/8``, ``auto`` what the job's variables say."""
+    text = str(value).strip()
+    shard = shard_of_job(os.environ) if text == "auto" else read_shard(text)
     return f"{shard.number}/{shard.count}"
