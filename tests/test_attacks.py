@@ -169,6 +169,33 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
         assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
 
 
+@pytest.mark.parametrize("name", ["apgd-t", "square"])
+def test_where_memory_ends_it_goes_on_with_half_the_batch_and_the_same_result(name: str) -> None:
+    class Small(Linear):
+        n_refused, fits = 0, 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.fits:
+                self.n_refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    model, budget, told = Small(4), BUDGETS[0], list[int]()
+    x, y = at_distances(model, [0.5, 0.9, 1.1, 2.0, 0.95, 1.5, 0.3, 0.8], budget)
+    examples = Examples(x, y, torch.arange(8))
+    whole = run_attack(name, Problem(model, budget, 4, 0, 8), examples)
+    model.fits = 3
+    for _ in range(2):
+        result = run_attack(name, Problem(model, budget, 4, 0, 8), examples, on_progress=told.append)
+        assert torch.equal(result.adversarial, whole.adversarial) and torch.equal(result.passes, whole.passes)
+        assert sum(told) == 8
+        told.clear()
+    assert model.n_refused == 2, "8 and 4 were too many, once"
+    model.fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        run_attack(name, Problem(model, budget, 4, 0, 8), examples)
+
+
 @pytest.mark.parametrize("name", [*GRADIENT_ATTACKS, "fab-t", "square"])
 def test_few_classes_and_single_example(name: str) -> None:
     for n_classes in range(2, 13):

@@ -1,10 +1,12 @@
 """``run_attack``: one attack on n examples, from the clean images to judged results."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from .problem import AttackResult, Problem
 from .queue import AttackTask, Rule, SearchOutcome, search
 from .square import SquareRule
 
+log = logging.getLogger(__name__)
 SEARCHES: dict[str, Callable[..., Rule]] = {
     "apgd-ce": partial(APGDRule, loss="ce"),
     "apgd-dlr": partial(APGDRule, loss="dlr"),
@@ -44,7 +47,10 @@ SEARCHES: dict[str, Callable[..., Rule]] = {
 """Family -> what makes its rule of a ``Problem`` and the options of the ``AttackSpec``."""
 
 
-@torch.inference_mode(False)
+_FITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""The largest batch that a model did not run out of memory with, once it did with a larger one."""
+
+
 def run_attack(
     name: str,
     problem: Problem,
@@ -66,12 +72,50 @@ def run_attack(
     example has the same result whatever the batch size, the order, and the other examples, as far as the model's own
     outputs do.
 
-    Raises ``ConfigError`` (unknown attack), ``DataError`` (images or labels of the wrong kind) and ``AttackError`` (the
-    model's outputs are not (n, n_classes) finite logits).
+    Where the memory of a GPU ends, the attack begins anew with half the batch, which this model keeps from then on.
+
+    Raises ``ConfigError`` (unknown attack), ``DataError`` (images or labels of the wrong kind), ``AttackError`` (the
+    model's outputs are not (n, n_classes) finite logits) and ``torch.OutOfMemoryError`` (one image is too large).
     """
-    started = time.perf_counter()
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
-    run = _Run(spec, problem, examples, on_progress or (lambda n_examples: None))
+    told = _Told(on_progress or (lambda n_examples: None))
+    while True:
+        size = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size))
+        try:
+            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.from_the_start())
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        _FITS[problem.model] = size // 2  # out of the handler, which holds the tensors that were too many
+        torch.cuda.empty_cache()
+        log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")
+
+
+class _Told:
+    """Progress that is told once, however often a search has to begin anew."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell, self.n_told = tell, 0
+
+    def from_the_start(self) -> Callable[[int], None]:
+        n_done = 0
+
+        def advance(n_examples: int) -> None:
+            nonlocal n_done
+            n_done += n_examples
+            if n_done > self.n_told:
+                self.tell(n_done - self.n_told)
+                self.n_told = n_done
+
+        return advance
+
+
+@torch.inference_mode(False)
+def _attack(
+    spec: AttackSpec, problem: Problem, examples: Examples, alphas: Tensor | None, advance: Callable[[int], None]
+) -> AttackResult:
+    started = time.perf_counter()
+    run = _Run(spec, problem, examples, advance)
     with under_attack(problem.model):
         for rows, variants in _parts(problem, alphas, examples.x):
             with variants_set(problem.model, variants) as each:
