@@ -43,10 +43,14 @@ def is_wide() -> bool:
 
 
 def note(message: str) -> None:
-    console.print(message, markup=False, soft_wrap=not console.is_terminal)  # a log's line is one line
+    console.print(message, markup=False)
 
 
-heartbeat = Heartbeat(None if console.is_terminal else note)
+def _log_line(message: str) -> None:
+    console.print(message, markup=False, soft_wrap=True)
+
+
+heartbeat = Heartbeat(None if console.is_terminal else _log_line)
 phase = heartbeat.phase
 """A part of a command, by its name in a log: ``with phase("reading", 200, "images") as part: part.advance(1)``."""
 

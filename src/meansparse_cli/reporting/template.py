@@ -1,6 +1,7 @@
 """Pages by templates (jinja2), which lie in the package that they are for, and how all of these write values."""
 
 import html
+import re
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
         "as_code": "`{}`".format,
         "row": pipes,
     }
+    made.globals["anchor"] = lambda title: "-".join(re.findall(r"[a-z0-9]+", title.lower())[:4])
     return made
 
 
