@@ -116,12 +116,27 @@ def report(_: Flags, given: arguments.Report) -> None:
     width = shutil.get_terminal_size((120, 24)).columns
     with reading(ArtifactError, f"the reports of {given.run} cannot be shown", "do again the stage that lacks it"):
         text = render(given.run, given.format, width=width, to_file=given.output is not None)
-    if given.output is not None:
-        write_bytes(given.output, text.encode())
-    if given.output is None:
+    _give(text, given.output)
+
+
+def compare(_: Flags, given: arguments.Compare) -> None:
+    """The table itself; or the path of the file that it is written to."""
+    from ..reporting.compare import compare as compare_evaluations
+
+    width = shutil.get_terminal_size((120, 24)).columns
+    text, notes = compare_evaluations(given.runs, given.format, width=width)
+    for line in notes:
+        note(line)
+    _give(text, given.output)
+
+
+def _give(text: str, output: Path | None) -> None:
+    """A page on stdout; or in a file, whose path is the answer."""
+    if output is None:
         typer.echo(text, nl=False)
     else:
-        answer(str(given.output))
+        write_bytes(output, text.encode())
+        answer(str(output))
 
 
 def models(_: Flags, given: arguments.Models) -> None:
@@ -153,6 +168,6 @@ def train(flags: Flags, given: arguments.StageArguments) -> None:
     _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))
 
 
-_OWN: tuple[Function, ...] = (sites, plot, table, reproduce, export, verify, report, models, train)
+_OWN: tuple[Function, ...] = (sites, plot, table, reproduce, export, verify, report, compare, models, train)
 FUNCTIONS = {name: partial(_stage, name) for name in COMMANDS} | {function.__name__: function for function in _OWN}
 """What runs when a command is called: the function that has its name, else the stage."""

@@ -90,6 +90,12 @@ class Report(Arguments):
     output: Path | None = None
 
 
+class Compare(Arguments):
+    runs: Names
+    format: str = "table"
+    output: Path | None = None
+
+
 class Models(Arguments):
     dataset: str | None = None
     threat: str | None = None
