@@ -94,6 +94,19 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(number: signal.Signals, tmp_
     assert "terminated: nothing finished was lost" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
+    code = (
+        "import os, meansparse_cli.cli as c\ntry: c.app(['--version'])\nexcept SystemExit: pass\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    own = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own | given, check=True)
+    assert result.stdout.splitlines()[-1] == spins
+
+
 def test_a_gpu_that_is_too_small_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 

@@ -24,6 +24,8 @@ _Usage: Any = typer.BadParameter.__base__  # Typer's own or click's, by its vers
 _NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 """Signs of torch, which is not imported to print a help text."""
 TERMINATED = 143
+SPINS = "1000"
+"""How often a thread of torch looks for work before it sleeps, by default 300,000 times, in which others could compute."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -105,6 +107,8 @@ class _Group(TyperGroup):
 
 class _App(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "OMP_WAIT_POLICY" not in os.environ:  # before torch is loaded, whose threads read it then
+            os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         with ctrl_c_quits():
             return super().__call__(*args, **kwargs)
 
