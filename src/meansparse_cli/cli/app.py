@@ -25,7 +25,7 @@ _NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 """Signs of torch, which is not imported to print a help text."""
 TERMINATED = 143
 SPINS = "1000"
-"""How often a thread of torch looks for work before it sleeps, by default 300,000 times, in which others could compute."""
+"""How often a thread of torch looks for work before it sleeps; by default 300,000 times, while others would compute."""
 
 
 class _Terminated(KeyboardInterrupt):
