@@ -144,7 +144,7 @@ class Ledger:
                     f"{self.folder} has outcomes and no {file.name}", hint=self._mend(writer_of(piece.stem))
                 )
         copy = own.with_name(own.name + COPY)
-        if not parts.items() <= known.items() or not _holds_settings(own) or not _holds_settings(copy):
+        if not parts.items() <= known.items() or not own.exists() or not _holds_settings(copy):
             for file in (own, copy):
                 if file.is_dir():
                     set_aside(file)

@@ -3,8 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
 
@@ -63,24 +62,37 @@ TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
 
-def _apgd(search: str, prefix: str = "", backward: str = "true", words: str = "") -> AttackSpec:
-    description, cost = _APGD[search]
+def _backward(prefix: str) -> tuple[str, str]:
+    """The backward rule that is written in front of an attack's name, and its words."""
+    if prefix == "bpda":
+        return "identity", ", with gradients straight through MeanSparse (BPDA)"
+    if prefix == "base-gradient":
+        return "base", ", with the base model's gradients (BPDA)"
+    temperature = prefix.removeprefix("soft-")
+    words = f", with the gradients of a band whose edge is {temperature} std soft"
+    return f"soft:{temperature}", words + (" (BPDA)" if float(temperature) >= SHARPEST_BAND else "")
+
+
+def _through(prefix: str | None, plain: AttackSpec, *, start_of: str = "") -> AttackSpec:
+    """An attack through the backward rule that ``prefix`` names; the ``plain`` one itself without a prefix."""
+    if not prefix:
+        return plain
+    backward, words = _backward(prefix)
     passes = 4 / 3 if backward == "base" else 1  # two forward passes a step
-    return AttackSpec(f"{prefix}{search}", f"{description}{words}", search, round(cost * passes), backward)
+    return replace(
+        plain,
+        name=f"{prefix}-{plain.name}",
+        description=plain.description + words,
+        cost=round(plain.cost * passes),
+        backward=backward,
+        start_of=start_of,
+    )
 
 
-_identity = partial(
-    _apgd, prefix="bpda-", backward="identity", words=", with gradients straight through MeanSparse (BPDA)"
-)
-_base_gradient = partial(
-    _apgd, prefix="base-gradient-", backward="base", words=", with the base model's gradients (BPDA)"
-)
-
-
-def _soft(search: str, temperature: str) -> AttackSpec:
-    is_bpda = float(temperature) >= SHARPEST_BAND
-    words = f", with the gradients of a band whose edge is {temperature} std soft" + (" (BPDA)" if is_bpda else "")
-    return _apgd(search, f"soft-{temperature}-", f"soft:{temperature}", words)
+def _apgd(search: str, prefix: str = "") -> AttackSpec:
+    """AutoAttack's APGD; through another backward rule it has starts of its own."""
+    description, cost = _APGD[search]
+    return _through(prefix, AttackSpec(search, description, search, cost))
 
 
 def _pgd(n_steps: int) -> AttackSpec:
@@ -101,13 +113,6 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     return AttackSpec(name, description, "adaptive", 204, options=options, start_of="adaptive", has_hooks=True)
 
 
-def _rule_of(prefix: str | None) -> str:
-    """What is written in front of an attack's name -> its backward rule."""
-    if prefix is None or prefix == "base-gradient":
-        return "true" if prefix is None else "base"
-    return "identity" if prefix == "bpda" else prefix.replace("-", ":", 1)
-
-
 def _short(prefix: str | None, loss: str, n_targets: str | None, n_steps: str) -> AttackSpec:
     """APGD of so many steps, on each of ``n_targets`` classes or untargeted; one start whatever the backward rule."""
     name = f"apgd-{loss}" + (f"-t{n_targets}" if n_targets else "") + f"-{n_steps}"
@@ -116,29 +121,19 @@ def _short(prefix: str | None, loss: str, n_targets: str | None, n_steps: str) -
     words += f" for each of {n_targets} target classes" if n_targets else ", 1 start"
     options = (("n_steps", int(n_steps)), ("n_attempts", int(n_targets or 1)))
     cost = 1 + 3 * int(n_steps) * int(n_targets or 1)
-    return _through(prefix, name, words, "apgd-t" if search == "apgd-dlr-t" else search, cost, options)
+    plain = AttackSpec(name, words, "apgd-t" if search == "apgd-dlr-t" else search, cost, options=options)
+    return _through(prefix, plain, start_of=name)
 
 
 def _cosine(prefix: str | None, loss: str, n_starts: str, n_steps: str) -> AttackSpec:
-    """Sign steps that shrink along a cosine, from some random starts."""
+    """Sign steps that shrink along a cosine, from some random starts; the same ones whatever the backward rule."""
+    name = f"cosine-{loss}-{n_starts}x{n_steps}"
     words = (
         f"sign steps on the {_LOSSES[loss]} that shrink along a cosine, {n_steps} steps from each of {n_starts} starts"
     )
     options = (("n_steps", int(n_steps)), ("n_attempts", int(n_starts)))
-    cost = 1 + 3 * int(n_steps) * int(n_starts)
-    return _through(prefix, f"cosine-{loss}-{n_starts}x{n_steps}", words, f"cosine-{loss}", cost, options)
-
-
-def _through(
-    prefix: str | None, name: str, words: str, search: str, cost: int, options: tuple[tuple[str, float], ...]
-) -> AttackSpec:
-    """An attack through the backward rule that ``prefix`` names; they all share the plain one's random starts."""
-    if prefix is None:
-        return AttackSpec(name, words, search, cost, options=options)
-    rule = _rule_of(prefix)
-    how = f"with the backward rule {rule} at MeanSparse"
-    passes = 4 / 3 if rule == "base" else 1
-    return AttackSpec(f"{prefix}-{name}", f"{words}, {how}", search, round(cost * passes), rule, options, start_of=name)
+    plain = AttackSpec(name, words, f"cosine-{loss}", 1 + 3 * int(n_steps) * int(n_starts), options=options)
+    return _through(prefix, plain, start_of=name)
 
 
 _CATALOGUE = (
@@ -146,12 +141,12 @@ _CATALOGUE = (
     _adaptive(1, 1, None),
     _adaptive(2, 2, None),
     *(_apgd(search) for search in ("apgd-ce", "apgd-dlr")),
-    *(_identity(search) for search in ("apgd-ce", "apgd-dlr")),
-    *(_soft("apgd-ce", temperature) for temperature in TEMPERATURES),
-    *(_soft("apgd-dlr", temperature) for temperature in TEMPERATURES),
-    *(_base_gradient(search) for search in ("apgd-ce", "apgd-dlr")),
+    *(_apgd(search, "bpda") for search in ("apgd-ce", "apgd-dlr")),
+    *(_apgd("apgd-ce", f"soft-{temperature}") for temperature in TEMPERATURES),
+    *(_apgd("apgd-dlr", f"soft-{temperature}") for temperature in TEMPERATURES),
+    *(_apgd(search, "base-gradient") for search in ("apgd-ce", "apgd-dlr")),
     _apgd("apgd-t"),
-    _identity("apgd-t"),
+    _apgd("apgd-t", "bpda"),
     AttackSpec("fab-t", "FAB, 100 steps for each of 9 target classes", "fab-t", 2800),
     AttackSpec("square", "Square Attack, black box, 5000 queries", "square", 5001),
 )
@@ -188,8 +183,7 @@ _PREFIX = rf"(?:(bpda|base-gradient|soft-{_NUMBER})-)?"
 _FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
     (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
     (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
-    (rf"soft-({_NUMBER})-(apgd-ce|apgd-dlr|apgd-t)", lambda temperature, search: _soft(search, temperature)),
-    (r"base-gradient-(apgd-t)", _base_gradient),
+    (rf"(soft-{_NUMBER}|base-gradient)-(apgd-ce|apgd-dlr|apgd-t)", lambda prefix, search: _apgd(search, prefix)),
     (rf"{_PREFIX}apgd-(ce|dlr|margin|probability)-([1-9]\d*)", lambda rule, loss, n: _short(rule, loss, None, n)),
     (rf"{_PREFIX}apgd-(dlr|margin|probability)-t([1-9]\d*)-([1-9]\d*)", _short),
     (rf"{_PREFIX}cosine-(margin|probability)-([1-9]\d*)x([1-9]\d*)", _cosine),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, is_bpda
+from ..engine.outcomes import CLEAN, MODELS, PLAIN, TRANSFER, WORST_CASE, is_bpda
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..foreign import reading
@@ -22,7 +22,6 @@ from ..stats.paired import PairedDifference, accuracy_of, paired_difference
 from .console import SafeConsole
 from .table import Table
 
-PLAIN = "plain attacks"
 ROWS = (CLEAN, PLAIN, WORST_CASE)
 FORMATS = ("table", "markdown", "json")
 SAME = ("eps", "norm", "split")

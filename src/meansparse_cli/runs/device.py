@@ -1,12 +1,15 @@
 """The device that a stage computes on, and on a CPU the memory that stays with the process."""
 
 import ctypes
+import logging
 import os
 import platform
 
 import torch
 
 from ..errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -18,7 +21,10 @@ def pick_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
-            name = f"cuda:{int(rank) % torch.cuda.device_count()}"
+            n_gpus = torch.cuda.device_count()
+            name = f"cuda:{int(rank) % n_gpus}"
+            if int(rank) == n_gpus:  # said once, by the first that has none of its own
+                log.warning(f"more ranks than the {n_gpus} GPUs of this machine: some share one")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -56,10 +56,9 @@ def _problem(item: Any, sources: dict[str, str]) -> str:
 
 
 def _read_config_file(file: Path, command: str) -> dict[str, Any]:
-    shipped = shipped_configs()
-    path = file if file.is_file() else shipped.get(str(file), file)
+    path = file if file.is_file() else shipped_configs().get(str(file), file)
     if not path.exists():
-        raise ConfigError(f"no config file {file}", hint=f"by name: {', '.join(sorted(shipped))}")
+        raise ConfigError(f"no config file {file}", hint=f"by name: {', '.join(sorted(shipped_configs()))}")
     content = read_yaml(path, ConfigError, hint="expected keys and values, as in the configs/ of the repository") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}, expected keys and values")
