@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meansparse_cli.attacks import PRESETS, expand_attacks
 from meansparse_cli.engine.grid import Variant, VariantGrid
 from meansparse_cli.errors import ConfigError
 from meansparse_cli.ledger import Ledger
@@ -133,7 +134,10 @@ def test_apgd_ce_is_first_wherever_the_papers_choice_is_made_on_it() -> None:
 
 
 def test_families() -> None:
-    assert families_of((), "worst") == (("apgd-ce",), ("bpda-apgd-ce",))
+    surrogate = tuple(expand_attacks(["surrogate"]))
+    assert families_of((), "worst") == (("apgd-ce",), surrogate)  # without a twin: the set breaks more
+    assert families_of(("apgd", "surrogate"), "") == (("apgd-ce", "apgd-dlr"), surrogate)
+    assert set(PRESETS["fast"]) == {"apgd-margin-30", *surrogate}
     assert families_of(("pgd-50",), "") == (("pgd-50",), ("bpda-apgd-ce",))
     assert families_of(("bpda-apgd-t",), "bpda") == (("apgd-ce",), ("bpda-apgd-ce", "bpda-apgd-t"))
     with pytest.raises(ConfigError, match="needs apgd-dlr, which --attack leaves out"):

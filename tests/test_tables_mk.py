@@ -74,7 +74,7 @@ def test_every_command_of_every_chain_exists(target: str, more: dict[str, str]) 
 
 def test_table_5_in_full() -> None:
     common = "--device auto --batch-size 250"
-    attacks = "--attack adaptive-1-1:0 --attack adaptive --attack bpda-apgd-ce --attack bpda-apgd-dlr --individual"
+    attacks = "--attack adaptive-1-1:0 --attack adaptive --attack surrogate --individual"
     assert [" ".join(words) for words in chain("table5", DATA="DIR", N="100")] == [
         f"meansparse calibrate --run runs/tables/resnet18-w16 --model resnet18-w16 --data-dir DIR {common}",
         *(

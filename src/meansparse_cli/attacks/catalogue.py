@@ -166,6 +166,7 @@ FAST = (
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "fast": FAST,
+    "surrogate": FAST[1:],  # the worst case beside plain attacks of one's own
     "apgd": ("apgd-ce", "apgd-dlr"),
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),  # AutoAttack's standard version
     "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),

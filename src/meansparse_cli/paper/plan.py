@@ -213,4 +213,6 @@ def folder_name(model: str) -> str:
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_filled(each, values) for each in value]
     return values[value[1:]] if isinstance(value, str) and value.startswith("$") else value

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..attacks import ATTACKS, expand_attacks, find_attack
+from ..attacks import ATTACKS, PRESETS, expand_attacks, find_attack
 from ..engine.grid import Family, Variant, VariantGrid, variant_of
 from ..errors import ConfigError
 from ..ledger import Decisions
@@ -19,6 +19,9 @@ from ..stats.paired import paired_difference
 from ..stats.verdict import MARGIN, Verdict, is_inside, verdict
 from .choice import CURVES, OBJECTIVES, Choice, ChoiceRule, Curve, SweepPoint, allowed, choose, simultaneous_value
 from .racing import Drop, Race, history_in, keep_history
+
+OBJECTIVE_ATTACKS = {"apgd": ("apgd",), "worst": ("apgd-ce", "surrogate")}
+"""What a sweep runs for an objective, where that is not APGD-CE alone."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +99,19 @@ def grid_of(alphas: Sequence[float]) -> tuple[tuple[float, ...], str]:
 def families_of(attacks: Sequence[str], objective: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The plain and the BPDA attacks of a sweep: ``attacks`` (none: those of ``objective``), each with its twin.
 
-    With an ``objective`` APGD-CE is the first of them, on which the paper's choice is made.
+    The preset ``surrogate``, the BPDA part of ``fast``, stands in the place of all twins. With an ``objective`` APGD-CE
+    is the first of the plain ones, on which the paper's choice is made.
 
     >>> families_of((), "apgd")
     (('apgd-ce', 'apgd-dlr'), ('bpda-apgd-ce', 'bpda-apgd-dlr'))
     """
-    wanted = expand_attacks(attacks or (("apgd",) if objective == "apgd" else ("apgd-ce",)))
+    wanted = expand_attacks(attacks or OBJECTIVE_ATTACKS.get(objective, ("apgd-ce",)))
     plain = [name for name in wanted if not find_attack(name).is_bpda] or ["apgd-ce"]
     missing = {"apgd-ce", "apgd-dlr"} - set(plain) if objective == "apgd" else set()
     if objective and not missing:  # what an attack before it breaks, APGD-CE would not be shown
         plain = list(dict.fromkeys(["apgd-ce", *plain]))
-    twins = {f"bpda-{name}" for name in plain} & set(ATTACKS)
     others = {name for name in wanted if find_attack(name).is_bpda}
+    twins = set() if others >= set(PRESETS["surrogate"]) else {f"bpda-{name}" for name in plain} & set(ATTACKS)
     bpda = expand_attacks(twins | others) if twins | others else []
     if attacks and missing:
         raise ConfigError(

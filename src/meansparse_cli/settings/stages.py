@@ -85,7 +85,7 @@ class AttackConfig(StageConfig):
 class SweepAlphaConfig(AttackConfig):
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     attack: Names = ()
-    """The attacks of the plain curve; those of the objective when not given. Their BPDA twins always run too."""
+    """The attacks of the plain curve; those of the objective when not given. Their BPDA twins run too."""
     objective: Literal["apgd-ce", "apgd", "bpda", "worst"] = "apgd-ce"
     max_clean_drop: NotNegative = 0.5
     min_gain: NotNegative | None = None
@@ -135,7 +135,7 @@ class MeasureConfig(AttackConfig):
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     sites: Names = ("all",)
     attack: Names = ("apgd",)
-    """The attacks of the plain columns; their BPDA twins always run too."""
+    """The attacks of the plain columns; their BPDA twins run too."""
     eps: EpsGridText | None = None
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
