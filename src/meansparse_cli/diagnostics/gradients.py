@@ -6,6 +6,7 @@ import torch
 
 from ..attacks.losses import choose_loss
 from ..errors import AttackError
+from ..operator.defence import DefendedModel
 from ..operator.observe import blocked_shares
 from ..stats.format import percent
 from .subject import CHECKS, Diagnostic, Subject
@@ -23,6 +24,8 @@ def check_gradients(subject: Subject) -> list[Diagnostic]:
 
 def _masked(subject: Subject) -> Diagnostic:
     """The share of features that operators replace: no plain gradient passes there."""
+    if isinstance(subject.model, DefendedModel):
+        return subject.not_run("masked", "counted at MeanSparse operators alone")
     shares = blocked_shares(subject.model, subject.x, batch_size=subject.problem.batch_size)
     names = [site.name for site in subject.model.sites]
     mean, largest = sum(shares) / len(shares), max(shares)

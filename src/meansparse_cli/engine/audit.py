@@ -56,19 +56,19 @@ def audit(
         tempfile.TemporaryDirectory() as kept,
     ):
         torch.manual_seed(0)
-        n_classes = _n_classes(defended, x[:BATCH_SIZE].to(device))
+        n_classes = check_draws(defended, x[:BATCH_SIZE].to(device))
         problem = Problem(defended, budget, n_classes, 0, BATCH_SIZE, "fp32")
         plan = Plan(tuple(expand_attacks(attacks)), 1.0)
         return EvaluationRun(problem, Examples(x, y, torch.arange(len(x))), plan, StateFolder(Path(kept), {})).attack()
 
 
 @torch.no_grad()
-def _n_classes(defended: DefendedModel, x: Tensor) -> int:
-    """How many; ConfigError where the defence is random though one draw is to stand for it."""
+def check_draws(defended: DefendedModel, x: Tensor) -> int:
+    """The number of classes; ConfigError where the defence is random though one draw is to stand for it."""
     once, again = defended(x), defended(x)
     if defended.n_draws == 1 and (once - again).abs().max() > DIFFERS * once.abs().max():
         raise ConfigError(
             f"the defence is random: two passes of the same images differ by {float((once - again).abs().max()):.2g}",
-            hint="average some draws: n_draws=16",
+            hint="average some draws: --draws 16 (in Python: n_draws=16)",
         )
     return int(once.shape[1])

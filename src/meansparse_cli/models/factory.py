@@ -35,12 +35,12 @@ class FactoryModel(ModelKind):
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
         """Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile."""
         name = self.source.name
-        module_name, _, attribute = name.rpartition(":")
+        module_name = name.rpartition(":")[0]
         said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
         found_first = mock.patch.object(sys, "path", _places(module_name))
         with found_first, torch.random.fork_rng(devices=[]), said_to_people:
             torch.default_generator.manual_seed(0)
-            factory = _attribute(_import_module(module_name), module_name, attribute)
+            factory = import_named(name)
             try:
                 model = factory if isinstance(factory, nn.Module) else factory()
             except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -51,6 +51,13 @@ class FactoryModel(ModelKind):
             gave = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
             raise ModelNotFound(f"{name}() gave {gave}, expected a torch.nn.Module", hint="return the network itself")
         return as_classifier(model, name)
+
+
+def import_named(name: str) -> Any:
+    """What ``module:attribute`` or ``file.py:attribute`` is. Raises ModelNotFound; importing is running code."""
+    module_name, _, attribute = name.rpartition(":")
+    with mock.patch.object(sys, "path", _places(module_name)), contextlib.redirect_stdout(sys.stderr):
+        return _attribute(_import_module(module_name), module_name, attribute)
 
 
 def code_of(name: str) -> str | None:

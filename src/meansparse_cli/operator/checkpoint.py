@@ -84,6 +84,10 @@ class Checkpoint:
             words += f", centre {self.centre}"
         return words if self.spread == "channel-std" else f"{words}, spread {self.spread}"
 
+    def applied(self, model: "nn.Module", alpha: float) -> "SparsifiedModel":
+        """``sparsify`` at ``alpha``."""
+        return sparsify(model, self, alpha=alpha)
+
     def options_id(self) -> str:
         """The options that tell this checkpoint from one with the same statistics; empty where none does."""
         options = (self.site_weights, self.centre, self.spread)

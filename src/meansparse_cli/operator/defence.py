@@ -22,6 +22,11 @@ Surrogate = Callable[[Tensor], Tensor]
 """A module's input to something of the shape of its output, whose gradient an attack may follow instead."""
 
 
+def OWN(x: Tensor) -> Tensor:  # noqa: N802
+    """In a surrogate's place: the module's own gradient, whatever the backward rule. It is never called."""
+    raise NotImplementedError
+
+
 class Choice(Operator):
     """``on`` at alpha 1, ``off`` at alpha 0; in one batch each example as its own alpha says."""
 
@@ -55,7 +60,7 @@ class Defence(Choice):
         if not isinstance(out, Tensor) or len(out) != len(x):
             found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise SiteError(f"the defence {self.name} makes {found} of a batch of shape {tuple(x.shape)}")
-        if self.rule == TRUE_GRADIENT:
+        if self.rule == TRUE_GRADIENT or self.surrogate is OWN:
             # through a step or an argmax autograd has no way at all: that is a gradient of zero
             return out if out.requires_grad or not x.requires_grad else with_gradient_of(out, out + 0 * x.sum())
         instead = x if self.surrogate is None else self.surrogate(x)

@@ -21,6 +21,7 @@ from ..settings.values import eps_value
 from ..sites.foreign import forward_failed
 from ..sites.rules import among_published, select_sites
 from .context import RunContext
+from .defence import NamedDefence
 
 Names = tuple[str, ...]
 DEFAULT_OPTIONS = ("all", "channel-mean", "channel-std")
@@ -51,7 +52,7 @@ def load_sparsified(
 
 def problem_of(
     context: RunContext,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | NamedDefence,
     examples: Examples,
     eps: str,
     *,
@@ -62,7 +63,7 @@ def problem_of(
     base, config = context.base(checkpoint.rule), context.config
     n_classes = check_model(context, base, context.split("test"), examples.x[:2])
     return Problem(
-        sparsify(base, checkpoint, alpha=alpha),
+        checkpoint.applied(base, alpha),
         Budget(context.run.norm, eps_value(eps)),  # type: ignore[arg-type]
         n_classes,
         config.seed,

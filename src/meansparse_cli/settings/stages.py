@@ -109,6 +109,10 @@ class EvaluateConfig(AttackConfig):
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
     individual: bool = False
+    defence: Names | None = None
+    """Modules, in the place of MeanSparse: PATTERN or PATTERN=SURROGATE."""
+    base: str | None = None
+    draws: Count | None = None
     eps: EpsGridText | None = None
     precision: Precision | None = None
     compile: bool = False

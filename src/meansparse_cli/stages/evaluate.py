@@ -18,6 +18,7 @@ from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
+from ..engine.audit import check_draws
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
@@ -28,10 +29,12 @@ from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
 from ..operator.checkpoint import Checkpoint
+from ..operator.defence import DefendedModel
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.curves import draw_eps_curve
 from ..reporting.evaluation_tables import eps_table, show_attacks, show_diagnostics, show_evaluation
 from ..runs.context import RunContext
+from ..runs.defence import ALPHA, NamedDefence, defence_of
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
@@ -44,11 +47,12 @@ Pool = dict[str, FoundImages]
 
 @dataclass(frozen=True)
 class _Asked:
-    """What an evaluation is asked for, beside the settings of its context."""
+    """What an evaluation is asked for, beside the settings of its context. ``statistics``: their digest."""
 
     shard: Shard | None
     alpha: float
-    checkpoint: Checkpoint
+    defence: Checkpoint | NamedDefence
+    statistics: str
     images: Split
     pool: Pool
 
@@ -93,16 +97,20 @@ def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
     shard = None if config.shard is None else read_shard(config.shard)
     if shard is not None:
         config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False})
-    alpha, upstream = alpha_in_use(context, config.alpha)
+    named = defence_of(context)
+    alpha, upstream = (ALPHA, "fetch") if named else alpha_in_use(context, config.alpha)
+    context.verified(upstream)
     eps, attacks = context.eps_of(config.eps), expand_attacks(config.attack)
     images = context.take(config.split, config.n_examples, shard=shard)
     indices = torch.tensor(list(images.indices))
     pool = read_pool(config.pool, context.split(config.split), indices) if config.pool else {}
     n_examples = len(images) if shard is None else config.n_examples
-    checkpoint = checkpoint_to_evaluate(context, config, upstream)
+    defence = named or checkpoint_to_evaluate(context, config, upstream)
+    statistics = "" if named else sha256_of(context.run.paths.statistics)
     context.settle(upstream, images, [attacks], eps=eps, alpha=alpha, n_examples=n_examples)
     context.inputs |= {f"pool {number}, {file.name}": sha256_of(file) for number, file in enumerate(config.pool, 1)}
-    return _Asked(shard, alpha, checkpoint, images, pool)
+    context.inputs |= named.inputs if named else {}
+    return _Asked(shard, alpha, defence, statistics, images, pool)
 
 
 def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | None:
@@ -128,7 +136,10 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     begins_anew = context.fresh and asked.shard is None
     begun = None if begins_anew else recorded(context.whole.paths.state / "evaluate", "precision")
     precision = config.precision or begun
-    problem = problem_of(context, asked.checkpoint, examples, eps, alpha=asked.alpha, precision=precision)
+    problem = problem_of(context, asked.defence, examples, eps, alpha=asked.alpha, precision=precision)
+    if isinstance(problem.model, DefendedModel):
+        torch.manual_seed(config.seed)  # of a defence that draws
+        check_draws(problem.model, examples.x[: config.batch_size])
     is_faster = context.device == "cpu" or problem.precision != "fp32"
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
@@ -164,11 +175,11 @@ class _Work:
     @property
     def statistics_id(self) -> str:
         """What the operators depend on, alpha apart."""
-        return sha256_of(self.context.run.paths.statistics) + self.asked.checkpoint.options_id()
+        return self.asked.statistics + self.asked.defence.options_id()
 
     @property
     def operator(self) -> str:
-        return self.asked.checkpoint.in_words(self.asked.alpha)
+        return self.asked.defence.in_words(self.asked.alpha)
 
     def title(self, part: str = "") -> str:
         source, split = self.context.run.source.name, self.context.config.split
@@ -261,6 +272,8 @@ def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, all
     results = evaluation.to_report()
     part = "" if asked.shard is None else f" (shard {config.shard})"
     console.print(show_evaluation(results, f"{work.title(part)}, {run.norm} {work.eps}", with_interval=is_wide()))
+    if isinstance(asked.defence, NamedDefence):
+        note("base: without the defence; sparsified: with it")
     if asked.shard is not None:
         note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     published = published_results(run.source)
@@ -276,7 +289,7 @@ def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, all
             "eps": work.eps,
             "operator": work.operator,
             "pool": allowed,
-            "site_alphas": asked.checkpoint.site_alphas(asked.alpha),
+            "site_alphas": asked.defence.site_alphas(asked.alpha),
             "search": {
                 "precision": work.problem.precision,
                 "compile": config.compile,

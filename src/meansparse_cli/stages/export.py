@@ -84,6 +84,9 @@ def _evaluation_of(context: RunContext, checkpoint: Checkpoint) -> dict[str, Any
             f"evaluate.yaml is of {split} images, and a card is about test images",
             hint=f"evaluate on those: {command} --split test --fresh",
         )
+    if settings.get("defence") or settings.get("base"):
+        hint = f"evaluate MeanSparse: {command} --fresh"
+        raise ArtifactError("evaluate.yaml is of another defence than MeanSparse", hint=hint)
     if evaluated_at != checkpoint.alpha:
         raise ArtifactError(
             f"evaluate.yaml is of alpha {evaluated_at:g}, this is a card for alpha {checkpoint.alpha:g}",
