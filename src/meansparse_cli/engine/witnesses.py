@@ -82,6 +82,23 @@ def _in_order(name: ModelName, runs: Sequence[EvaluationRun]) -> Iterator[tuple[
         yield from run.models[name].broken_by_pool
 
 
+def save_witnesses(
+    folder: Path, runs: Sequence[EvaluationRun], test: "Subset[tuple[Tensor, int]]", operator: str
+) -> list[Path]:
+    """``witnesses.safetensors``, and a ``.pt`` for each model the size of ``test``; returns the files.
+
+    ``runs`` ascend in eps; ``operator``: ``Checkpoint.in_words``.
+    """
+    found_on, files = collect_adversarial(runs), [folder / "witnesses.safetensors"]
+    save_adversarial(files[0], found_on, runs[-1], operator)
+    for name, found in found_on.items():
+        file = folder / f"witnesses-{name}.pt"
+        if save_external(file, test, found, len(runs[-1].cells)):
+            files.append(file)
+    log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({files[0]})")
+    return files
+
+
 def save_adversarial(
     path: Path, found_on: Mapping[ModelName, AdversarialExamples], run: EvaluationRun, operator: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Curves from reports, as PNG and SVG: a sweep over alpha, an evaluation over eps, a training run over its epochs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,33 @@ def draw_eps_curve(results: Row, *, norm: str, title: str, png: Path, svg: Path)
         axes.legend(loc="best", frameon=False)
 
     save_figure(draw, (7.2, 4.2), png, svg, title=title, rounded=False)
+
+
+def draw_distances(
+    withstood: Mapping[str, Sequence[float]],
+    n_examples: int,
+    budgets: Sequence[float],
+    *,
+    norm: str,
+    png: Path,
+    svg: Path,
+) -> None:
+    """The share of ``n_examples`` that is still right at each of ``budgets``: model -> the eps that breaks each robust
+    one, infinite where none did."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for model, values in withstood.items():
+            left = [100 * sum(value > eps for value in values) / n_examples for eps in budgets]
+            colour, marker = OF_MODELS[model]
+            axes.plot([255 * eps for eps in budgets], left, color=colour, marker=marker, markersize=3, label=model)
+        axes.set_xlabel(f"eps, {norm}, in 1/255, from the budget on")
+        axes.set_ylabel("still right (%)")
+        axes.set_ylim(bottom=0)
+        draw_grid(axes)
+        axes.legend(loc="best", frameon=False)
+
+    save_figure(draw, (7.2, 4.2), png, svg, title="Withstood beyond the budget", rounded=False)
 
 
 def draw_training_curve(

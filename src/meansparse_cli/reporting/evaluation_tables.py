@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..attacks import find_attack
+from ..engine.distances import QUANTILES
 from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, ModelName, run_order
 from ..stats.format import in_points, interval, percent
 from .console import LiveView
@@ -131,6 +132,25 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
         table.body(),
         Text.assemble("verdict: ", (verdict, COLOURS.get(verdict, "bold")), f". {results['reason']}"),
     )
+
+
+def distances_table(results: dict[str, Any]) -> Table:
+    """How far what withstood everything is from what does not: the smallest eps that breaks it."""
+    found = results["distances"]
+    models, levels = [name for name in MODELS if name in found], 255 * found["budget"]
+    is_over_255 = abs(levels - round(levels)) < 1e-6
+
+    def written(eps: float) -> str:
+        return f"{255 * eps:.4g}/255" if is_over_255 else f"{eps:.4g}"
+
+    columns = {"": ["examples robust at it", *(f"{q} % of them break by" for q in QUANTILES), "none broke"]}
+    for name in models:
+        of_model = found[name]
+        values = [of_model["quantiles"].get(f"{q}") for q in QUANTILES]
+        known = [f"> {written(found['largest'])}" if value is None else written(value) for value in values]
+        known = known if of_model["n_robust"] else [""] * len(QUANTILES)
+        columns[name] = [f"{of_model['n_robust']:,}", *known, f"{of_model['n_beyond']:,}"]
+    return Table.of(f"Smallest eps that breaks an example, in steps of {written(found['step'])}", columns)
 
 
 def show_attacks(

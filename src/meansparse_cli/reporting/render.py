@@ -22,6 +22,7 @@ from .evaluation_tables import (
     diagnostic_sentences,
     diagnostics_of,
     diagnostics_table,
+    distances_table,
     eps_table,
     show_diagnostics,
 )
@@ -32,7 +33,11 @@ from .template import environment
 Reports = dict[str, dict[str, Any]]
 CODE_NOT_SEEN = "no operator in code whose insides cannot be seen"
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
-CURVES = {"sweep-alpha.svg": "Sweep over alpha, held-out images", "eps-curve.svg": "Worst case by eps"}
+CURVES = {
+    "sweep-alpha.svg": "Sweep over alpha, held-out images",
+    "eps-curve.svg": "Worst case by eps",
+    "distances.svg": "What the examples that withstood everything withstand beyond the budget",
+}
 
 
 def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
@@ -114,6 +119,7 @@ def _curves(reports: Reports, folder: Path) -> Iterator[tuple[str, str]]:
     is_drawn = {
         "sweep-alpha.svg": "sweep-alpha" in reports,
         "eps-curve.svg": "eps_curve" in results_of(reports, "evaluate"),
+        "distances.svg": "distances" in results_of(reports, "evaluate"),
     }
     for name, title in CURVES.items():
         if is_drawn[name] and (folder / name).exists():
@@ -204,6 +210,8 @@ def tables(reports: Reports, *, with_interval: bool = True) -> Iterator[Table]:
         yield comparisons_table(results, with_interval=with_interval)
         if results.get("eps_curve"):
             yield eps_table(results)
+        if results.get("distances"):
+            yield distances_table(results)
         yield attacks_table(results)
     if "measure" in reports:
         yield measurement_table(reports["measure"]["results"])

@@ -113,6 +113,7 @@ class EvaluateConfig(AttackConfig):
     """Modules, in the place of MeanSparse: PATTERN or PATTERN=SURROGATE."""
     base: str | None = None
     draws: Count | None = None
+    find_eps: bool | None = None
     eps: EpsGridText | None = None
     precision: Precision | None = None
     compile: bool = False

@@ -24,7 +24,7 @@ from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
 from ..engine.image_files import read_pool
 from ..engine.state import StateFolder, eps_state_folder
-from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
+from ..engine.witnesses import save_witnesses
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
@@ -32,13 +32,14 @@ from ..operator.checkpoint import Checkpoint
 from ..operator.defence import DefendedModel
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.curves import draw_eps_curve
-from ..reporting.evaluation_tables import eps_table, show_attacks, show_diagnostics, show_evaluation
+from ..reporting.evaluation_tables import distances_table, eps_table, show_attacks, show_diagnostics, show_evaluation
 from ..runs.context import RunContext
 from ..runs.defence import ALPHA, NamedDefence, defence_of
 from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
+from .find_eps import find_eps
 from .gather import missing_shards, say_begun, shards_in
 
 Pool = dict[str, FoundImages]
@@ -73,9 +74,15 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         for run in runs.values():  # everything that is known to break an example counts
             run.try_pool(diagnosis.images)
         allowed |= work.allowed(diagnosis.images)
+    outputs: list[Path] = [context.place.paths.outcomes]
+    distances: dict[str, Any] = {}
+    if context.config.find_eps:
+        distances, files = find_eps(context, runs[work.eps], work.state_folder, work.fingerprint)
+        outputs += files
     evaluations = {eps: run.evaluation() for eps, run in runs.items()}
-    results = _shown(work, evaluations[work.eps], diagnosis, allowed)
-    outputs = [context.place.paths.outcomes]
+    results = _shown(work, evaluations[work.eps], diagnosis, allowed) | distances
+    if distances:
+        console.print(distances_table(results).to_rich())
     if context.config.save_witnesses:
         outputs += work.save_witnesses(runs)
     if len(work.grid) > 1:
@@ -96,7 +103,7 @@ def _asked(context: RunContext[EvaluateConfig]) -> _Asked:
     config = context.config
     shard = None if config.shard is None else read_shard(config.shard)
     if shard is not None:
-        config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False})
+        config = context.config = config.model_copy(update={"doubts": False, "save_witnesses": False, "find_eps": None})
     named = defence_of(context)
     alpha, upstream = (ALPHA, "fetch") if named else alpha_in_use(context, config.alpha)
     context.verified(upstream)
@@ -178,6 +185,13 @@ class _Work:
         return self.asked.statistics + self.asked.defence.options_id()
 
     @property
+    def fingerprint(self) -> dict[str, str]:
+        """What outcomes depend on beside the attacks."""
+        config, context = self.context.config, self.context
+        weights, dataset = str(context.weights_id), context.named_dataset
+        return {"weights": weights, "statistics": self.statistics_id, "split": config.split, "dataset": dataset}
+
+    @property
     def operator(self) -> str:
         return self.asked.defence.in_words(self.asked.alpha)
 
@@ -204,19 +218,13 @@ class _Work:
         config, context, shard = self.context.config, self.context, self.asked.shard
         finish = shard is not None or config.finish or not shards_in(self.state_folder)
         plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual, finish)
-        fingerprint = {
-            "weights": str(context.weights_id),
-            "statistics": self.statistics_id,
-            "split": config.split,
-            "dataset": context.named_dataset,
-        }
         n_checked = min(config.n_doubt_examples, len(self.examples)) if config.doubts else 0
         afterwards = float(DIAGNOSTICS_COST * n_checked * (2 if plan.alpha else 1))
         with live("examples") as view:
 
             def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
                 problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
-                folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), fingerprint, shard)
+                folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), self.fingerprint, shard)
                 place = (self.grid.index(eps) + 1, len(self.grid))
                 told = show_attacks(view, plan, place=place, afterwards=afterwards)
                 return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
@@ -251,19 +259,10 @@ class _Work:
         return found
 
     def save_witnesses(self, runs: dict[str, EvaluationRun]) -> list[Path]:
-        """``witnesses.safetensors``, and a ``.pt`` for each model the size of the test set; returns the files."""
+        """Of the runs up to the budget that the report opens with."""
         up_to_this = [run for eps, run in runs.items() if eps_value(eps) <= self.problem.budget.eps]
-        folder, found_on = self.context.place.paths.folder, collect_adversarial(up_to_this)
-        files = [folder / "witnesses.safetensors"]
-        save_adversarial(files[0], found_on, up_to_this[-1], self.operator)
         test = self.context.split(self.context.config.split)
-        for name, found in found_on.items():
-            file = folder / f"witnesses-{name}.pt"
-            if save_external(file, test, found, len(self.examples)):
-                files.append(file)
-        counts = ", ".join(f"{len(found.images):,} on {name}" for name, found in found_on.items())
-        note(f"witnesses: {counts} ({files[0]})")
-        return files
+        return save_witnesses(self.context.place.paths.folder, up_to_this, test, self.operator)
 
 
 def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
