@@ -71,12 +71,13 @@ class Ledger:
     ) -> None:
         self.writer, self._note = writer, note or (lambda text: None)
         self._mend = mend or (lambda theirs: "add --fresh to throw it away and start anew")
+        self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=str))
         if on_change == "beside":
             text = json.dumps(dict(key), sort_keys=True, default=str)
             self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
             return
         self.folder = folder
-        self._agree(json.loads(json.dumps(dict(key), default=str)), dict(parts or {}))
+        self._agree(self.key, dict(parts or {}))
 
     @property
     def prefix(self) -> str:

@@ -17,26 +17,18 @@ from ..foreign import first_line, visible
 from ..reporting.console import note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
-from .interrupt import INTERRUPTED, ctrl_c_quits, quit_at_once, raise_unless_loading
+from .interrupt import Stopped, ctrl_c_quits, quit_at_once, raise_unless_loading, terminate
 from .options import typer_function
 
 _Usage: Any = typer.BadParameter.__base__  # Typer's own or click's, by its version
 _NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
 """Signs of torch, which is not imported to print a help text."""
-TERMINATED = 143
 SPINS = "1000"
 """How often a thread of torch looks for work before it sleeps; by default 300,000 times, while others would compute."""
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1, with which a batch system announces that it is about to kill."""
-
-
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    def terminate(number: int, frame: object) -> None:
-        raise _Terminated
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,10 +73,10 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as stop:
             if ctx.params.get("debug"):
                 raise
-            word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
+            how = stop if isinstance(stop, Stopped) else Stopped()
             again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
-            note(f"{word}: nothing finished was lost; {again} goes on from here")
-            raise typer.Exit(code) from None
+            note(f"{how.word}: nothing finished was lost; {again} goes on from here")
+            raise typer.Exit(how.exit_code) from None
         except _Usage as error:
             error.args = (visible(str(error)),)
             vars(error)["message"] = visible(error.message)

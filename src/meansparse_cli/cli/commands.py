@@ -21,9 +21,8 @@ from ..settings.commands import COMMANDS, STAGES
 from ..settings.resolve import resolve
 from ..settings.stages import CalibrateConfig, PlotConfig, StageConfig, VerifyConfig
 from ..settings.training import TrainConfig
+from .interrupt import UNFINISHED, time_limit
 from .options import Flags, Function
-
-UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 
 
 def _aside() -> contextlib.AbstractContextManager[object]:
@@ -35,12 +34,15 @@ def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage; of ``run`` that of the last."""
     from ..stages.run import run_all, run_stage
 
-    with _aside():
+    path: Path | None
+    limit = given.time_limit if isinstance(given, arguments.LongArguments) else None
+    with _aside(), time_limit(limit, fresh=given.fresh):
         if name == "run":
             path, name = run_all(flags, file=given.config, fresh=given.fresh), STAGES[-1]
         else:
-            path = run_stage(name, flags, file=given.config, fresh=given.fresh)
-    _print_report(path, name, given.as_json)
+            path = run_stage(name, flags, given)
+    if path is not None:
+        _print_report(path, name, given.as_json)
 
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Ctrl-C while modules are loaded, where an exception would be a traceback or lost: one line, and exit code 130."""
+"""What ends a command from outside: Ctrl-C, the signals of batch systems, a limit of time.
+
+Ctrl-C while modules are loaded, where an exception would be a traceback or lost: one line, and exit code 130.
+"""
 
 import os
 import signal
@@ -7,7 +10,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..errors import ConfigError
+
 INTERRUPTED = 130
+TERMINATED = 143
+UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
+
+
+class Stopped(KeyboardInterrupt):
+    """A command is ended from outside: ``word`` says how, ``exit_code`` tells whoever started it."""
+
+    word, exit_code = "interrupted", INTERRUPTED
+
+
+class Terminated(Stopped):
+    """SIGTERM or SIGUSR1, with which a batch system announces that it is about to kill."""
+
+    word, exit_code = "terminated", TERMINATED
+
+
+class TimeUp(Stopped):
+    """The end of ``--time-limit``."""
+
+    word, exit_code = "stopped at the time limit", UNFINISHED
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """A handler for the signals of batch systems."""
+    raise Terminated
+
+
+@contextmanager
+def time_limit(minutes: float | None, *, fresh: bool) -> Iterator[None]:
+    """Raise ``TimeUp`` after so many minutes; what is finished by then is on disk."""
+    if minutes is None:
+        yield
+        return
+    if not minutes > 0:
+        raise ConfigError(f"--time-limit {minutes:g}; expected minutes, above 0", hint="for an hour: --time-limit 60")
+    if fresh:
+        raise ConfigError(
+            "--fresh with --time-limit: the same command, queued again, would begin anew each time",
+            hint="run it once with --fresh alone, or remove the run folder, and leave --fresh out",
+        )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, min(60 * minutes, 1e9))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def quit_at_once(number: int, frame: FrameType | None) -> None:

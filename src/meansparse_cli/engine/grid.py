@@ -113,9 +113,9 @@ class VariantGrid:
         asked = [(v, name) for family, variants in wanted.items() for v in variants for name in self.attacks[family]]
         return len(self.blocks[b]) * sum(name not in faced.get(variant, {}) for variant, name in asked)
 
-    def classify(self, variants: Sequence[Variant]) -> None:
-        """One forward pass for each clean image at each variant that has not had it."""
-        for b in range(len(self.blocks)):
+    def classify(self, variants: Sequence[Variant], blocks: Iterable[int] | None = None) -> None:
+        """One forward pass for each clean image, of ``blocks`` or of all, at each variant that has not had it."""
+        for b in self._each(blocks):
             if any(variant not in self._known[b] for variant in variants):
                 block = self._load(b)
                 self._classify_block(b, block, variants)

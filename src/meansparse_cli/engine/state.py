@@ -24,7 +24,7 @@ from ..attacks.problem import AttackResult
 from ..data.examples import Examples
 from ..errors import ArtifactError
 from ..ledger import Ledger, is_begun_with, writer_of
-from ..settings.shard import Shard
+from ..settings.shard import Shard, shard_of
 from ..settings.values import eps_value
 from .cells import FoundImages
 from .outcomes import Spent
@@ -172,7 +172,7 @@ class EvaluationState:
             return "add --fresh to throw it away and start anew, or --name NAME to keep both"
         if theirs is None:
             return f"throw it away (rm -r {self.folder}), or --name NAME to keep both"
-        number = theirs.removeprefix("shard-").replace("-of-", "/")
+        number = shard_of(theirs)
         return (
             f"do that shard anew with the settings of this one (--shard {number} --fresh), or --name NAME to keep both"
         )

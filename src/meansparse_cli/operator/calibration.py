@@ -83,7 +83,7 @@ def observed(model: nn.Module, sites: Sequence[Site], estimator: Estimator) -> I
             remove(wrapper)
 
 
-def calibrate_channels(
+def channel_sums(
     model: nn.Module,
     sites: Sequence[Site],
     images: "Subset[tuple[Tensor, int]]",
@@ -93,8 +93,8 @@ def calibrate_channels(
     n_workers: int = 0,
     state: PassState | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> list[ChannelStatistics]:
-    """Statistics of each site over all ``images`` ((channels, height, width) in [0, 1]), in float64.
+) -> list[ChannelSums]:
+    """The sums of each site over all ``images`` ((channels, height, width) in [0, 1]), in float64.
 
     With ``state``, a pass that was killed goes on from its last save. Raises StatisticsError on NaN, on a site without
     data, on a channel count that changes.
@@ -122,7 +122,19 @@ def calibrate_channels(
             if state is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 state.save(observers, done)
                 saved = time.monotonic()
-        return [compute(observer.sums, observer.site.name) for observer in observers]
+        return [observer.sums for observer in observers]
+
+
+def calibrate_channels(
+    model: nn.Module, sites: Sequence[Site], images: "Subset[tuple[Tensor, int]]", **options: Any
+) -> list[ChannelStatistics]:
+    """Statistics of each site over all ``images``; ``options`` as those of ``channel_sums``."""
+    return statistics_of(sites, channel_sums(model, sites, images, **options))
+
+
+def statistics_of(sites: Sequence[Site], sums: Sequence[ChannelSums]) -> list[ChannelStatistics]:
+    """What the sums of each site come to; StatisticsError for a site without data, and for NaN."""
+    return [compute(of_site, site.name) for site, of_site in zip(sites, sums, strict=True)]
 
 
 def _check_reached_once_a_batch(observers: Sequence[ChannelObserver], n_batches: int) -> None:

@@ -15,6 +15,7 @@ from ..engine.outcomes import MODELS
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..runs.report import STAGES, RunPaths, machine_of, read_report, stage_command
+from ..settings.shard import shard_of
 from .console import WIDE, SafeConsole, note
 from .evaluation_tables import (
     attacks_table,
@@ -151,7 +152,7 @@ def read_run(folder: Path) -> Reports:
 def _command(stage: str, place: Path, root: Path) -> str:
     shard = None
     if place.parent.name == "shards":
-        shard, place = place.name.removeprefix("shard-").replace("-of-", "/"), place.parent.parent
+        shard, place = shard_of(place.name), place.parent.parent
     return stage_command(stage, root, None if place == root else place.name, shard)
 
 

@@ -96,9 +96,9 @@ class RunContext(Generic[Config]):
         """The report of ``stage``, without its chain."""
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
-    def report_here(self) -> dict[str, Any] | None:
+    def report_here(self, path: Path | None = None) -> dict[str, Any] | None:
         """The report of this very stage by an earlier session; a damaged one is put back from its copy, or is None."""
-        path = self.place.paths.report(self.stage)
+        path = path or self.place.paths.report(self.stage)
         with suppress(ArtifactError):
             return self._read(path, self.stage, mend="")
         mend_report(path, self.stage)
@@ -137,10 +137,10 @@ class RunContext(Generic[Config]):
             settings["norm"] = self.run.norm
         self.config = self.config.model_copy(update=settings)
 
-    def done(self) -> Path | None:
-        """The report of this very stage, if it was done already with these settings and inputs."""
-        path = self.place.paths.report(self.stage)
-        if self.fresh or (report := self.report_here()) is None:
+    def done(self, *, whole: bool = False) -> Path | None:
+        """The report of this stage, by all shards if ``whole``, where it was done with these settings and inputs."""
+        path = (self.whole if whole else self.place).paths.report(self.stage)
+        if self.fresh or (report := self.report_here(path)) is None:
             return None
         if differing := done_before(self.stage, report, self.config, self.inputs):
             log.info(differing)

@@ -47,6 +47,7 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "compile",
     "channels_last",
     "pool",
+    "shard",
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
 _ONLY_IF_GIVEN = {"class_order", "weights_key", "defence", "base", "draws", "find_eps"}

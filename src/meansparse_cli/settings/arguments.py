@@ -25,6 +25,19 @@ class StageArguments(Arguments):
     as_json: bool = False
 
 
+class LongArguments(StageArguments):
+    """What every stage that runs a model takes."""
+
+    time_limit: float | None = None
+
+
+class SharedArguments(LongArguments):
+    """What every stage takes that several workers may share."""
+
+    jobs: Width | None = None
+    devices: str | None = None
+
+
 class Verify(StageArguments):
     file: Path
 

@@ -47,6 +47,11 @@ def read_shard(text: str) -> Shard:
     return Shard(int(number), int(count))
 
 
+def shard_of(name: str) -> str:
+    """``shard-3-of-8``, as files have it -> ``3/8``."""
+    return name.removeprefix("shard-").replace("-of-", "/")
+
+
 def shard_of_job(environment: Mapping[str, str]) -> Shard:
     """Which of how many this process is: of a Slurm array, of ``torchrun``, or both. ``ValueError`` where of neither.
 
@@ -67,6 +72,11 @@ def shard_of_job(environment: Mapping[str, str]) -> Shard:
     if not environment.keys() & {"SLURM_ARRAY_TASK_ID", "RANK"}:
         raise ValueError("shard is auto, and this is a job neither of a Slurm array nor of torchrun; expected I/N")
     return read_shard(f"{number + 1}/{count}")
+
+
+def shard_here() -> str | None:
+    """``I/N`` of this process in an array of jobs; None where there is no array."""
+    return parse_shard("auto") if "SLURM_ARRAY_TASK_ID" in os.environ else None
 
 
 def parse_shard(value: object) -> str:

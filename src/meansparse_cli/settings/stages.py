@@ -66,7 +66,14 @@ class StageConfig(ModelConfig):
     workers: Few = 0
 
 
-class CalibrateConfig(StageConfig):
+class SharedConfig(StageConfig):
+    """What the stages have in common that several workers may share; neither is in a report."""
+
+    shard: ShardText | None = Field(None, exclude=True)
+    finish: bool = Field(False, exclude=True)
+
+
+class CalibrateConfig(SharedConfig):
     """``meansparse calibrate`` and ``meansparse sites``."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -82,7 +89,7 @@ class AttackConfig(StageConfig):
     eps: EpsText | None = None
 
 
-class SweepAlphaConfig(AttackConfig):
+class SweepAlphaConfig(AttackConfig, SharedConfig):
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     attack: Names = ()
     """The attacks of the plain curve; those of the objective when not given. Their BPDA twins run too."""
@@ -135,7 +142,7 @@ class RunConfig(FetchConfig, CalibrateConfig, EvaluateConfig, SweepAlphaConfig):
     eps: EpsText | None = None
 
 
-class MeasureConfig(AttackConfig):
+class MeasureConfig(AttackConfig, SharedConfig):
     name: FolderName = "grid"
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     sites: Names = ("all",)

@@ -1,26 +1,37 @@
 """``meansparse calibrate``: mean and standard deviation of each channel at each site, in one pass over images."""
 
+import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data.examples import stack_examples
 from ..data.splits import Split, take_examples
 from ..errors import ConfigError, DataError
+from ..files import discard
+from ..ledger import Ledger
 from ..models.published_checkpoint import PublishedCheckpoint
-from ..operator.calibration import PassState, calibrate_channels
+from ..operator.calibration import PassState, calibrate_channels, statistics_of
 from ..operator.checkpoint import Checkpoint, save_checkpoint
+from ..operator.shared_pass import SharedPass
+from ..operator.statistics import ChannelStatistics
 from ..reporting.console import console, live, note
 from ..reporting.model_tables import show_sites
 from ..runs.context import RunContext
 from ..runs.operators import check_model
+from ..settings.shard import Shard, read_shard, shard_of
 from ..settings.stages import CalibrateConfig
 from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
+from .gather import forget_shards, missing_shards, say_begun, shard_done, shards_begun
 from .sites import held_by_weights, sites_of_rule, with_site_rule
+
+log = logging.getLogger(__name__)
 
 OF_SITE = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
 
@@ -32,8 +43,10 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     context.config = config = with_site_rule(context)
     images = chosen_images(config, context.split("calibration")) if config.statistics == "measured" else None
     context.settle("fetch", images)
-    if done := context.done():
+    if done := context.done(whole=True):
         return done
+    if images is None and config.shard is not None:
+        raise ConfigError("--shard with --statistics stored: no images are read", hint="leave --shard out")
     return _take_stored(context) if images is None else _measure(context, images)
 
 
@@ -45,32 +58,118 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
     found = sites_of_rule(context, model, first)
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
     console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
-    state_file = context.run.paths.state / "calibrate.pt"
-    if context.fresh:
-        state_file.unlink(missing_ok=True)
     fingerprint = context.inputs | {
         "batch_size": config.batch_size,
         "estimator": config.estimator,
         "sites": [s.name for s in sites],
         "preprocessing": repr(context.preprocessing),
     }
-    with live() as view:
-        view.begin("statistics", len(images), work=(len(images), 0))
-        statistics = calibrate_channels(
-            model,
-            sites,
-            images,
-            batch_size=config.batch_size,
-            estimator=config.estimator,
-            n_workers=config.workers,
-            state=PassState(state_file, fingerprint),
-            on_batch=view.advance,
-        )
+    work = _Pass(context, model, sites, images, fingerprint)
+    if config.shard is not None:
+        return work.shard(read_shard(config.shard))
+    statistics = work.gathered() if shards_begun(context, work.folder) and not context.fresh else work.alone()
     checkpoint = Checkpoint(tuple(sites), tuple(statistics), config.estimator, rule=config.sites)
     report = _write(context, found, checkpoint, {"n_images": len(images), "estimator": config.estimator})
-    state_file.unlink(missing_ok=True)
+    work.forget()
     note(f"calibrate: {len(sites)} sites, {len(images):,} images, {time.monotonic() - context.started:.1f} s")
     return report
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """``images`` through ``model``, by this process alone or by shards; ``fingerprint``: what the sums depend on."""
+
+    context: RunContext[CalibrateConfig]
+    model: nn.Module
+    sites: list[Site]
+    images: Split
+    fingerprint: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """What shards have made."""
+        return self.context.run.paths.state / "calibrate"
+
+    @property
+    def own_state(self) -> Path:
+        """What a process alone has made."""
+        return self.context.run.paths.state / "calibrate.pt"
+
+    def forget(self) -> None:
+        """Remove what is of no use once the statistics are there."""
+        self.own_state.unlink(missing_ok=True)
+        discard(self.folder)
+        forget_shards(self.context.run, "calibrate")
+
+    def alone(self) -> list[ChannelStatistics]:
+        """The statistics, in one pass."""
+        config = self.context.config
+        if self.context.fresh:
+            self.forget()
+        with live() as view:
+            view.begin("statistics", len(self.images), work=(len(self.images), 0))
+            return calibrate_channels(
+                self.model,
+                self.sites,
+                self.images,
+                batch_size=config.batch_size,
+                estimator=config.estimator,
+                n_workers=config.workers,
+                state=PassState(self.own_state, self.fingerprint),
+                on_batch=view.advance,
+            )
+
+    def shard(self, shard: Shard) -> Path:
+        """The pieces of one shard, and its report."""
+        if self.context.fresh:
+            for file in shard.files_in(self.folder):
+                file.unlink()
+        say_begun(self.context)
+        shared = self._shared(shard.name)
+        pieces = shard.positions(len(shared.pieces))
+        self._make(shared, shared.missing(pieces), f" (shard {self.context.config.shard})")
+        n_images = sum(len(shared.pieces[piece]) for piece in pieces)
+        return shard_done(self.context, n_images, len(self.images))
+
+    def gathered(self) -> list[ChannelStatistics]:
+        """The statistics, from what shards have made; with ``--finish`` what they lack is made here."""
+        shared = self._shared(None)
+        if self.context.config.finish:
+            self._make(shared, shared.missing())
+        if shared.missing():
+
+            def share(shard: Shard) -> tuple[int, int]:
+                pieces = shard.positions(len(shared.pieces))
+                left, whole = (sum(len(shared.pieces[k]) for k in of) for of in (shared.missing(pieces), pieces))
+                return left, whole
+
+            raise missing_shards(self.context, shards_begun(self.context, self.folder), share, "images")
+        return statistics_of(self.sites, shared.merged())
+
+    def _shared(self, writer: str | None) -> SharedPass:
+        ledger = Ledger(self.folder, self.fingerprint, writer=writer, mend=_mend, note=log.warning)
+        return SharedPass(ledger, self.images, self.context.config.batch_size)
+
+    def _make(self, shared: SharedPass, pieces: list[int], part: str = "") -> None:
+        config = self.context.config
+        with live() as view:
+            view.begin(f"calibrating{part}", sum(len(shared.pieces[piece]) for piece in pieces))
+            for piece in pieces:
+                shared.make(
+                    piece,
+                    self.model,
+                    self.sites,
+                    estimator=config.estimator,
+                    n_workers=config.workers,
+                    on_batch=view.advance,
+                )
+
+
+def _mend(writer: str | None) -> str:
+    """How a user throws away what ``writer`` made with other settings."""
+    if writer is None:
+        return "add --fresh to throw away what shards made, and start anew"
+    return f"do that shard anew with these settings (--shard {shard_of(writer)} --fresh), or start anew: --fresh"
 
 
 def chosen_images(config: CalibrateConfig, images: Split) -> Split:

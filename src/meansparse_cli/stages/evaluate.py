@@ -40,7 +40,7 @@ from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
 from .find_eps import find_eps
-from .gather import missing_shards, say_begun, shards_in
+from .gather import every_nth, missing_shards, say_begun, shards_begun
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
@@ -159,7 +159,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     if context.fresh:
         work.discard()
     if asked.shard is not None:
-        say_begun(context.place.paths.folder)
+        say_begun(context)
     return work
 
 
@@ -216,7 +216,8 @@ class _Work:
     def attack(self) -> dict[str, EvaluationRun]:
         """Every attack on every example at every eps; what is on disk is read back."""
         config, context, shard = self.context.config, self.context, self.asked.shard
-        finish = shard is not None or config.finish or not shards_in(self.state_folder)
+        begun = shards_begun(context, self.state_folder)
+        finish = shard is not None or config.finish or not begun
         plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual, finish)
         n_checked = min(config.n_doubt_examples, len(self.examples)) if config.doubts else 0
         afterwards = float(DIAGNOSTICS_COST * n_checked * (2 if plan.alpha else 1))
@@ -232,7 +233,7 @@ class _Work:
             runs = evaluate_each_eps(begin, self.grid, self.asked.pool)
         missing = torch.stack([run.missing for run in runs.values()]).any(dim=0)
         if missing.any():
-            raise missing_shards(context, self.state_folder, missing)
+            raise missing_shards(context, begun, every_nth(missing.tolist()))
         return runs
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:

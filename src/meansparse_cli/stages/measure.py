@@ -11,6 +11,7 @@ each.
 """
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.grid import Variant, VariantGrid
-from ..files import discard, write_bytes
-from ..operator.checkpoint import load_checkpoint
+from ..files import write_bytes
+from ..operator.checkpoint import Checkpoint, load_checkpoint
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.sweep_tables import measurement_table
 from ..runs.context import RunContext
@@ -29,8 +31,10 @@ from ..runs.operators import open_grid, problem_of, split_note
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
 from ..selection.variants import BASE, site_rules_of, variants_of
+from ..settings.shard import Shard, read_shard
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
+from .gather import begin_anew, gather_blocks, say_begun, shard_done
 
 MEASURES = ("clean", "plain", "bpda", "worst")
 NO_ATTACK = ("none",)
@@ -65,46 +69,105 @@ class _Found:
 def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Clean, plain, BPDA and worst-case outcomes of every variant on the first ``n_examples`` of a split."""
     context = RunContext("measure", config, sources, fresh=fresh)
-    plain, bpda = families = _settle(context)
-    if done := context.done():
+    families = _settle(context)
+    if done := context.done(whole=True):
         return done
-
-    config, place = context.config, context.place.paths
-    if line := split_note(config.split):
+    if line := split_note(context.config.split):
         note(line)
+    if context.config.shard is not None:
+        say_begun(context)
+        return _shard(_begin(context, families), read_shard(context.config.shard))
+    if fresh:
+        begin_anew(context.whole, "measure")
+    return _whole(_begin(context, families))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """``problem`` is that of the first of ``each_eps``; ``families``: plain and BPDA attacks."""
+
+    context: RunContext[MeasureConfig]
+    families: tuple[tuple[str, ...], tuple[str, ...]]
+    examples: Examples
+    checkpoint: Checkpoint
+    problem: Problem
+    each_eps: tuple[str, ...]
+    variants: dict[tuple[str, float], Variant]
+
+    @property
+    def wanted(self) -> list[Variant]:
+        return list(dict.fromkeys(self.variants.values()))
+
+    def grids(self) -> Iterator[tuple[str, VariantGrid]]:
+        """Each eps with its cells, those that are on disk read back."""
+        context, problem = self.context, self.problem
+        images = f"{context.named_dataset} {context.config.split}"
+        key = {"options": self.checkpoint.options_id(), "images": images, "precision": str(problem.precision)}
+        for eps in self.each_eps:
+            problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
+            yield eps, open_grid(context, problem, self.examples, self.families, context.whole.paths.state, **key)
+
+    def score(self, eps: str, grid: VariantGrid, blocks: Sequence[int]) -> None:
+        """Every variant on the images of ``blocks``."""
+        n_images = sum(len(grid.blocks[b]) for b in blocks)
+        with live("pairs") as view:
+            grid.classify(self.wanted, blocks)
+            n_after = n_images * (len(self.each_eps) - self.each_eps.index(eps))
+            for b in blocks:
+                n_after -= len(grid.blocks[b])
+                grid.tell(partial(view.begin, work=(len(grid.blocks[b]), n_after)), view.advance)
+                grid.score(b, in_full(self.wanted), f"eps {eps}, ")
+
+    def is_missing(self, grid: VariantGrid, b: int) -> bool:
+        return grid.count_missing(b, in_full(self.wanted)) > 0
+
+
+def _begin(context: RunContext[MeasureConfig], families: tuple[tuple[str, ...], tuple[str, ...]]) -> _Work:
+    config = context.config
     examples = context.examples(context.take(config.split, config.n_examples)).to(context.device)
     statistics = load_checkpoint(context.run.paths.statistics)
     checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
-    each_eps = eps_grid(str(config.eps)) if plain else (str(config.eps),)
+    each_eps = eps_grid(str(config.eps)) if families[0] else (str(config.eps),)
     problem = problem_of(context, checkpoint, examples, each_eps[0], precision=config.precision)
     sites = checkpoint.active
     variants = variants_of(site_rules_of(config.sites, sites), config.alphas, sites)
-    if fresh:
-        discard(place.state)
-    key = {"options": checkpoint.options_id(), "images": f"{context.named_dataset} {config.split}"}
-    key["precision"] = str(problem.precision)
+    return _Work(context, families, examples, checkpoint, problem, each_eps, variants)
+
+
+def _shard(work: _Work, shard: Shard) -> Path:
+    n_images = 0
+    for eps, grid in work.grids():
+        own = shard.positions(len(grid.blocks))
+        work.score(eps, grid, own)
+        n_images = sum(len(grid.blocks[b]) for b in own)
+    return shard_done(work.context, n_images, len(work.examples))
+
+
+def _whole(work: _Work) -> Path:
+    context, (plain, bpda) = work.context, work.families
     found = _Found(outcomes={name: [] for name in (MEASURES if plain else ("clean",))})
-    for eps in each_eps:
-        problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
-        grid = open_grid(context, problem, examples, families, place.state, **key)
-        points = _score(grid, variants, eps, each_eps)
+    for eps, grid in work.grids():
+        gather_blocks(context, grid.blocks, partial(work.is_missing, grid))
+        work.score(eps, grid, range(len(grid.blocks)))
+        points = {at: point_of(grid, variant, at[1]) for at, variant in work.variants.items()}
         if not plain:
             none = next(iter(points.values())).clean[:0]  # no curves of attacks that were not run
             points = {at: replace(point, plain=none, bpda=none, worst=none) for at, point in points.items()}
         found.add(eps, points, grid.passes())
         _show(context, found, eps, plain)
-    write_bytes(place.outcomes, found.outcomes_npz(examples))
+    outcomes = context.place.paths.outcomes
+    write_bytes(outcomes, found.outcomes_npz(work.examples))
     results = {
-        "n_examples": len(examples),
-        "split": config.split,
+        "n_examples": len(work.examples),
+        "split": context.config.split,
         "attacks": list(plain),
         "bpda_attacks": list(bpda),
         "model": context.run.source.name,
-        "precision": problem.precision,
+        "precision": work.problem.precision,
         "rows": found.rows,
         **found.passes,
     }
-    return context.write([place.outcomes], results)
+    return context.write([outcomes], results)
 
 
 def _settle(context: RunContext[MeasureConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -117,20 +180,6 @@ def _settle(context: RunContext[MeasureConfig]) -> tuple[tuple[str, ...], tuple[
     alphas = tuple(sorted({alpha for alpha in config.alphas if alpha}))
     context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
     return families
-
-
-def _score(
-    grid: VariantGrid, variants: dict[tuple[str, float], Variant], eps: str, each_eps: tuple[str, ...]
-) -> Points:
-    wanted = list(dict.fromkeys(variants.values()))
-    with live("pairs") as view:
-        grid.classify(wanted)
-        n_after = len(grid) * (len(each_eps) - each_eps.index(eps))
-        for b, block in enumerate(grid.blocks):
-            n_after -= len(block)
-            grid.tell(partial(view.begin, work=(len(block), n_after)), view.advance)
-            grid.score(b, in_full(wanted), f"eps {eps}, ")
-    return {key: point_of(grid, variant, key[1]) for key, variant in variants.items()}
 
 
 def _show(context: RunContext[MeasureConfig], found: _Found, eps: str, plain: tuple[str, ...]) -> None:

@@ -1,25 +1,103 @@
 """The stages by their commands, one at a time or ``meansparse run``: all four."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import ConfigError
 from ..reporting.console import phase
-from ..runs.folder import locate_run, lock_for
-from ..settings.commands import SECTIONS, STAGES
+from ..runs.folder import Run, locate_run, lock_for, places_in
+from ..runs.report import RunPaths
+from ..settings.arguments import SharedArguments, StageArguments
+from ..settings.commands import COMMANDS, SECTIONS, STAGES
 from ..settings.resolve import resolve
+from ..settings.shard import shard_here
 from .beforehand import check_all
+from .fetch import ensure_fetched
+from .gather import begin_anew
+from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
 
 
-def run_stage(command: str, flags: dict[str, Any], *, file: Path | None = None, fresh: bool = False) -> Path:
-    """Resolve the settings of a stage, do it with its run folder locked; the report's path."""
-    settings, sources = resolve(command, SECTIONS[command], file, flags)
-    with lock_for(settings):
-        return _function(command)(settings, sources, fresh=fresh)
+@dataclass(frozen=True)
+class Stage:
+    """One stage as it is asked for; ``sources``: where each of ``settings`` is from."""
+
+    command: str
+    settings: Any
+    sources: dict[str, str]
+
+    def do(self, *, fresh: bool = False, **settings: Any) -> Path:
+        """Do it with its run folder locked, with other ``settings`` than it was asked for; the report's path."""
+        config = self.settings.model_copy(update=settings)
+        with lock_for(config):
+            return _function(self.command)(config, self.sources, fresh=fresh)
+
+    def do_shard(self, shard: str) -> Path:
+        """One worker's share."""
+        return self.do(shard=shard)
+
+    def prepare(self, *, fresh: bool) -> None:
+        """What has to be there before several workers begin, and what must not."""
+        with lock_for(self.settings):
+            if self.command == "calibrate":
+                ensure_fetched(self.settings, self.sources)
+            if fresh:
+                run = locate_run(self.settings)
+                whole, _ = places_in(run.paths.folder, self.settings)
+                begin_anew(Run(run.source, RunPaths(whole), run.norm), self.command)
+
+    def gather(self) -> Path:
+        """What the workers have left is done here."""
+        return self.do(finish=True)
+
+
+def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Path | None:
+    """Resolve the settings of a stage and do it, with as many workers as there are; the report's path.
+
+    None on a rank of ``torchrun`` that is not the first.
+    """
+    settings, sources = resolve(command, SECTIONS[command], given.config, flags)
+    stage, rank = Stage(command, settings, sources), rank_here()
+    if not issubclass(COMMANDS[command].arguments, SharedArguments):
+        refuse_ranks(rank, command)
+        return stage.do(fresh=given.fresh)
+    assert isinstance(given, SharedArguments)
+    jobs = n_jobs(given.jobs, given.devices, settings.device)
+    if rank and not jobs and settings.shard is not None and settings.shard == shard_here():
+        return stage.do(fresh=given.fresh)  # an array of such jobs, numbered through
+    if settings.shard is not None and (rank or jobs):
+        raise ConfigError(
+            f"--shard {settings.shard} with {'torchrun' if rank else '--jobs'}, which deals out shards itself",
+            hint="leave --shard out",
+        )
+    if rank and jobs:
+        raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
+    prepare = partial(stage.prepare, fresh=given.fresh)
+    if rank:
+        return as_ranks(rank, stage.do_shard, prepare, stage.gather)
+    if jobs:
+        prepare()
+        in_processes(jobs, stage.do_shard, on_gpu=settings.device != "cpu" and torch.cuda.is_available())
+        return stage.gather()
+    return stage.do(fresh=given.fresh)
+
+
+def refuse_ranks(rank: Rank | None, command: str) -> None:
+    """Refuse a command that would be done by each of several ranks."""
+    if rank is not None and rank.world > 1:
+        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, SharedArguments)]
+        raise ConfigError(
+            f"{command} under torchrun with {rank.world} workers: each would do all of it",
+            hint=f"run it by itself; {', '.join(shared)} share their work",
+        )
 
 
 def run_all(flags: dict[str, Any], *, file: Path | None = None, fresh: bool = False) -> Path:
@@ -27,6 +105,7 @@ def run_all(flags: dict[str, Any], *, file: Path | None = None, fresh: bool = Fa
 
     What any of them would refuse in its settings is refused before the first begins.
     """
+    refuse_ranks(rank_here(), "run")
     of_all = {key: value for key, value in flags.items() if key not in OF_EVALUATE}
     asked = {c: resolve(c, SECTIONS[c], file, flags if c == STAGES[-1] else of_all) for c in STAGES}
     run = locate_run(asked["fetch"][0])

@@ -6,9 +6,8 @@ from typing import Any
 
 from ..data.identity import image_ids
 from ..data.splits import DataSet, SplitName
-from ..engine.grid import VariantGrid
+from ..engine.grid import Variant, VariantGrid, variant_of
 from ..errors import DataError
-from ..files import discard
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..reporting.console import LiveView, console, live, note
 from ..reporting.curves import draw_alpha_curve
@@ -18,27 +17,36 @@ from ..runs.operators import open_grid, problem_of, with_options
 from ..selection.choice import ChoiceRule, SweepPoint
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
-from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, sweep_alphas
+from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, in_full, sweep_alphas
+from ..settings.shard import Shard, read_shard
 from ..settings.stages import SweepAlphaConfig
+from .gather import begin_anew, gather_blocks, say_begun, shard_done, shards_begun
 
 
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
     context = RunContext("sweep-alpha", config, sources, fresh=fresh)
     plain, bpda = families = _settle(context)
-    if done := context.done():
+    if done := context.done(whole=True):
         return done
 
     config, run, folder = context.config, context.run, context.run.paths.state / "sweep-alpha"
+    shard = None if config.shard is None else read_shard(config.shard)
     examples = context.examples(context.take("held-out", config.n_examples)).to(context.device)
     checkpoint = with_options(load_checkpoint(run.paths.statistics), config)
-    if fresh:
-        discard(folder)
+    if shard is not None:
+        say_begun(context)
+    elif fresh:
+        begin_anew(context.whole, "sweep-alpha")
     problem = problem_of(context, checkpoint, examples, str(config.eps), precision=config.precision)
     key = {"options": checkpoint.options_id(), "images": f"{context.named_dataset} held-out"}
     if problem.precision != "fp32":  # so that what a sweep on a CPU began before this was a setting goes on
         key["precision"] = str(problem.precision)
     grid = open_grid(context, problem, examples, families, folder, **key)
+    if shard is not None:
+        return _shard(context, grid, shard)
+    wanted = in_full(_variants(config, grid))
+    gather_blocks(context, grid.blocks, lambda b: grid.count_missing(b, wanted) > 0)
     sweep, chosen, by_rule = _sweep(config, plain, grid, checkpoint)
 
     save_checkpoint(run.paths.checkpoint, chosen)
@@ -59,6 +67,23 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     return context.write([run.paths.checkpoint], results)
 
 
+def _variants(config: SweepAlphaConfig, grid: VariantGrid) -> list[Variant]:
+    """The same alpha at every site, for each alpha."""
+    return [variant_of([alpha] * len(grid.sites)) for alpha in config.alphas]
+
+
+def _shard(context: RunContext[SweepAlphaConfig], grid: VariantGrid, shard: Shard) -> Path:
+    """Every alpha on the blocks of one shard."""
+    own, variants = shard.positions(len(grid.blocks)), _variants(context.config, grid)
+    with live("pairs") as view:
+        grid.classify(variants, own)
+        for k, b in enumerate(own):
+            work = (len(grid.blocks[b]), sum(len(grid.blocks[c]) for c in own[k + 1 :]))
+            grid.tell(partial(view.begin, work=work), view.advance)
+            grid.score(b, in_full(variants))
+    return shard_done(context, sum(len(grid.blocks[b]) for b in own), len(grid))
+
+
 def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Fill in every default; plain and BPDA attacks."""
     context.verified("calibrate")
@@ -70,6 +95,8 @@ def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tup
     _check_disjoint(context)
     images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
     context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
+    if config.racing and (config.shard is not None or shards_begun(context)):
+        context.settle("calibrate", images, families, racing=False)  # which would need the images one block by one
     return families
 
 

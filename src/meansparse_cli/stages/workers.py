@@ -1,0 +1,167 @@
+"""Who has which shard of a stage: the processes of ``--jobs``, the ranks of ``torchrun``.
+
+Each worker is a shard like those of ``--shard I/N``; the first one, once all are done, is followed by the command
+without a shard, which gathers. A worker that dies costs what a kill costs, whatever the number of those that go on.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, MeanSparseError
+from ..reporting.console import console, note
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+PATIENCE = timedelta(days=365)
+"""How long the ranks that are done wait for the others: torchrun ends them where one dies."""
+
+Work = Callable[[str], Any]
+"""Does one shard, ``I/N``. It can be pickled."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of ``world`` processes that torchrun started."""
+
+    number: int
+    world: int
+
+
+def rank_here() -> Rank | None:
+    """What torchrun says of this process; None where nobody did."""
+    values = [os.environ.get(name) for name in RANK_VARIABLES]
+    if not all(values):
+        return None
+    try:
+        return Rank(*(int(str(value)) for value in values[:2]))
+    except ValueError:
+        return None
+
+
+def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path]) -> Path | None:
+    """The shard of this rank; then, on the first, all of them gathered. The others return None.
+
+    Raises what the shard raises, with the number of the rank.
+    """
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo", timeout=PATIENCE)  # it carries barriers alone
+    try:
+        with _named(f"rank {rank.number} of {rank.world}"):
+            if rank.number == 0:
+                prepare()
+            distributed.barrier()
+            with _quiet(rank.number > 0):
+                work(f"{rank.number + 1}/{rank.world}")
+            distributed.barrier()
+            return gather() if rank.number == 0 else None
+    finally:
+        distributed.destroy_process_group()
+
+
+def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
+    """All shards, each in a process of its own; the first one shows how far it is.
+
+    Raises the first error of a worker, with its number; the others are ended then.
+    """
+    n_cores = len(os.sched_getaffinity(0))
+    if n_cores < n and not on_gpu:
+        note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
+    spawn = multiprocessing.get_context("spawn")
+    workers = []
+    try:
+        for i in range(n):
+            ours, theirs = spawn.Pipe(duplex=False)
+            n_threads = None if on_gpu else max(1, n_cores // n)
+            process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads))
+            process.start()
+            theirs.close()
+            workers.append((process, ours))
+        left = {process.sentinel: (i, process, ours) for i, (process, ours) in enumerate(workers, 1)}
+        while left:
+            for sentinel in wait(list(left)):
+                i, process, ours = left.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode != 0:
+                    raise _failure(f"worker {i} of {n}", process.exitcode, ours)
+    finally:
+        for process, _ in workers:
+            process.terminate()
+            process.join()
+
+
+def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None) -> None:
+    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["LOCAL_RANK"] = f"{i}"  # by which it takes a GPU of its own
+    if n_threads is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(n_threads)
+    try:
+        with _quiet(i > 0):
+            work(f"{i + 1}/{n}")
+    except MeanSparseError as error:
+        pipe.send((error.message, error.hint, error.exit_code))
+        os._exit(1)
+    except Exception as error:
+        pipe.send((f"{type(error).__name__}: {error}", None, MeanSparseError.exit_code))
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _failure(who: str, exit_code: int | None, pipe: Connection) -> MeanSparseError:
+    message, hint, code = f"ended with exit code {exit_code}", None, MeanSparseError.exit_code
+    if exit_code is not None and exit_code < 0:
+        message = f"was ended by {signal.Signals(-exit_code).name}"
+    if pipe.poll():
+        with suppress(EOFError):
+            message, hint, code = pipe.recv()
+    again = "nothing finished was lost: the same command goes on, with any number of workers"
+    failure = MeanSparseError(f"{who}: {message}", hint=hint or again)
+    failure.exit_code = code
+    return failure
+
+
+@contextmanager
+def _named(who: str) -> Iterator[None]:
+    try:
+        yield
+    except MeanSparseError as error:
+        error.message = f"{who}: {error.message}"
+        raise
+
+
+@contextmanager
+def _quiet(is_quiet: bool) -> Iterator[None]:
+    """Nothing is shown of what several do at a time, errors apart."""
+    before, console.quiet = console.quiet, is_quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def n_jobs(jobs: int | None, devices: str | None, device: str) -> int | None:
+    """How many processes are asked for; None: this one alone."""
+    if devices is not None and devices != "all":
+        raise ConfigError(f"--devices {devices}; expected all", hint="one of them is --device cuda:0")
+    if devices == "all" and device != "auto":
+        raise ConfigError(f"--devices all with --device {device}", hint="give one of them")
+    n_gpus = torch.cuda.device_count() if devices == "all" else 0
+    return jobs or n_gpus or None

@@ -1,0 +1,139 @@
+"""Several workers on one stage: processes of ``--jobs``, ranks of ``torchrun``, shards; the same report as one."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from meansparse_cli.cli import app
+
+ALONE = [sys.executable, "-m", "meansparse_cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+STAGES = {
+    "calibrate": "--model digits --n-examples 200 --batch-size 20",
+    "sweep-alpha": "--n-examples 24 --alphas 0.2,0.4 --no-racing --block-size 8",
+    "evaluate": "--n-examples 9 --alpha 0.3 --no-doubts --attack apgd-ce --attack bpda-apgd-ce",
+    "measure": "--n-examples 24 --alphas 0.3 --block-size 8 --attack apgd-ce",
+}
+
+
+def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
+
+
+def typed(words: list[str], folder: Path, code: int = 0) -> str:
+    """What a command says, once it ended with ``code``; one of ours in this process."""
+    if words[: len(ALONE)] == ALONE:
+        with contextlib.chdir(folder):
+            result = CliRunner().invoke(app, words[len(ALONE) :])
+        said, ended = result.output, result.exit_code
+    else:
+        process = start(words, folder)
+        said, ended = "".join(process.communicate(timeout=240)), process.returncode
+    assert ended == code, f"{words}: {ended}\n{said}"
+    return " ".join(said.replace("│", " ").split())
+
+
+def stage(name: str, run: str, *more: str, front: list[str] | None = None) -> list[str]:
+    return [*(front or ALONE), name, "--run-dir", run, *STAGES[name].split(), *more]
+
+
+def report(folder: Path, name: str) -> Any:
+    path = folder / ("measurements/grid/measure.yaml" if name == "measure" else f"{name}.yaml")
+    found = yaml.safe_load(path.read_text())
+    found["results"].pop("seconds", None)
+    return {part: found[part] for part in ("inputs", "outputs", "results")}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage by one process; runs of others are made beside it."""
+    folder = tmp_path_factory.mktemp("workers")
+    for name in STAGES:
+        typed(stage(name, "alone"), folder)
+    return folder
+
+
+def assert_equal(folder: Path, run: str, names: Any = tuple(STAGES)) -> None:
+    for name in names:
+        one, several = report(folder / "alone", name), report(folder / run, name)
+        assert several["results"] == one["results"], name
+        assert several["outputs"] == one["outputs"], name
+
+
+def test_jobs_end_in_the_same_reports(alone: Path) -> None:
+    for name in STAGES:
+        typed(stage(name, "jobs", "--jobs", "2"), alone)
+    assert_equal(alone, "jobs")
+    assert "already done" in typed(stage("sweep-alpha", "jobs"), alone)
+
+
+def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
+    typed(stage("calibrate", "ranks", front=[*TORCHRUN, "3", "-m", "meansparse_cli"]), alone)
+    assert_equal(alone, "ranks", ("calibrate",))
+
+
+def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
+    typed(stage("calibrate", "killed"), alone)
+    more = ("--n-examples", "36")  # of the attacks, whose blocks take a second each
+    process = start(stage("measure", "killed", "--jobs", "2", *more), alone)
+    state = alone / "killed" / "measurements" / "grid" / "state"
+    until = time.monotonic() + 120
+    while not list(state.rglob("block-*.pt")) and time.monotonic() < until:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "worker 2 of 2: was ended by SIGKILL" in said, said
+    assert "any number of workers" in said
+    gathered = typed(stage("measure", "killed", *more), alone, 10)
+    assert re.search(r"shard 2/2: \d+ of \d+ images are not done; begun on host", gathered), gathered
+    typed(stage("measure", "killed", "--jobs", "3", *more), alone)
+    typed(stage("measure", "alone", "--name", "more", *more), alone)
+    whole = yaml.safe_load((alone / "alone/measurements/more/measure.yaml").read_text())
+    assert report(alone / "killed", "measure")["results"] == whole["results"]
+
+
+def test_shards_are_put_together_or_finished(alone: Path) -> None:
+    for name in ("calibrate", "sweep-alpha"):
+        said = typed(stage(name, "shards", "--shard", "2/3"), alone)
+        assert f"{name} (shard 2/3)" in said and "the command without it gathers all" in said
+        missing = typed(stage(name, "shards"), alone, 10)
+        assert "shard 1/3" in missing and "never begun" in missing and "--finish" in missing
+        assert not (alone / "shards" / f"{name}.yaml").exists()
+        typed(stage(name, "shards", "--finish"), alone)
+    assert_equal(alone, "shards", ("calibrate", "sweep-alpha"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shard", "1/2", "--jobs", "2"), "leave --shard out"),
+        (("--devices", "some"), "expected all"),
+        (("--devices", "all", "--device", "cpu"), "give one of them"),
+        (("--time-limit", "0"), "minutes, above 0"),
+        (("--time-limit", "1", "--fresh"), "would begin anew each time"),
+    ],
+)
+def test_what_means_nothing_is_refused(words: tuple[str, ...], said: str, alone: Path) -> None:
+    assert said in typed(stage("evaluate", "alone", *words), alone, 3)
+
+
+def test_a_time_limit_stops_and_the_command_goes_on(alone: Path) -> None:
+    typed(stage("calibrate", "limited"), alone)
+    words = stage("measure", "limited", "--n-examples", "200", "--block-size", "8")
+    said = typed([*words, "--time-limit", "0.08"], alone, 75)
+    assert "stopped at the time limit: nothing finished was lost" in said
+    assert list((alone / "limited" / "measurements" / "grid" / "state").rglob("block-*.pt"))
