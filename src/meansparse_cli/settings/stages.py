@@ -71,6 +71,7 @@ class SharedConfig(StageConfig):
 
     shard: ShardText | None = Field(None, exclude=True)
     finish: bool = Field(False, exclude=True)
+    plan: bool = Field(False, exclude=True)
 
 
 class CalibrateConfig(SharedConfig):
@@ -133,6 +134,7 @@ class EvaluateConfig(AttackConfig):
     split: Split = "test"
     shard: ShardText | None = None
     finish: bool = False
+    plan: bool = Field(False, exclude=True)
     name: FolderName | None = None
 
 

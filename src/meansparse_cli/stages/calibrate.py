@@ -29,6 +29,7 @@ from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
 from .gather import forget_shards, missing_shards, say_begun, shard_done, shards_begun
+from .plan import plan_pass
 from .sites import held_by_weights, sites_of_rule, with_site_rule
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 OF_SITE = ("index", "name", "operation", "kind", "layout", "channels", "gate", "after_addition", "main_path")
 
 
-def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
     """``statistics.safetensors`` and ``calibrate.yaml``, from images or as a published checkpoint stores them."""
     ensure_fetched(config, sources)
     context = RunContext("calibrate", config, sources, fresh=fresh)
@@ -50,7 +51,7 @@ def calibrate(config: CalibrateConfig, sources: dict[str, str], *, fresh: bool =
     return _take_stored(context) if images is None else _measure(context, images)
 
 
-def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
+def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path | None:
     config = context.config
     model = context.base(config.sites)
     first = stack_examples(take_examples(images, min(len(images), 4)))[0].to(context.device)
@@ -64,6 +65,9 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path:
         "sites": [s.name for s in sites],
         "preprocessing": repr(context.preprocessing),
     }
+    if config.plan:
+        plan_pass(context, model, sites, images)
+        return None
     work = _Pass(context, model, sites, images, fingerprint)
     if config.shard is not None:
         return work.shard(read_shard(config.shard))

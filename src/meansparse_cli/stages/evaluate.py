@@ -41,6 +41,7 @@ from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
 from .find_eps import find_eps
 from .gather import every_nth, missing_shards, say_begun, shards_begun
+from .plan import plan_evaluation
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
@@ -58,7 +59,7 @@ class _Asked:
     pool: Pool
 
 
-def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
     """Base and sparsified model under the same attacks on the same images, test images by default, judged afresh."""
     context = RunContext("evaluate", config, sources, fresh=fresh)
     asked = _asked(context)
@@ -66,6 +67,9 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         return done
 
     work = _begin(context, asked)
+    if context.config.plan:
+        plan_evaluation(context, work.problem, work.examples, asked.alpha, work.state_folder)
+        return None
     runs = work.attack()
     allowed = work.allowed(asked.pool)
     diagnosis = None
@@ -74,8 +78,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         for run in runs.values():  # everything that is known to break an example counts
             run.try_pool(diagnosis.images)
         allowed |= work.allowed(diagnosis.images)
-    outputs: list[Path] = [context.place.paths.outcomes]
-    distances: dict[str, Any] = {}
+    outputs, distances = [context.place.paths.outcomes], dict[str, Any]()
     if context.config.find_eps:
         distances, files = find_eps(context, runs[work.eps], work.state_folder, work.fingerprint)
         outputs += files
@@ -137,8 +140,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     config, run = context.config, context.run
     if line := split_note(config.split):
         note(line)
-    examples = context.examples(asked.images).to(context.device)
-    grid = eps_grid(str(config.eps))
+    examples, grid = context.examples(asked.images).to(context.device), eps_grid(str(config.eps))
     eps = headline_eps(grid, run.source.dataset, run.norm)
     begins_anew = context.fresh and asked.shard is None
     begun = None if begins_anew else recorded(context.whole.paths.state / "evaluate", "precision")
@@ -187,9 +189,8 @@ class _Work:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What outcomes depend on beside the attacks."""
-        config, context = self.context.config, self.context
-        weights, dataset = str(context.weights_id), context.named_dataset
-        return {"weights": weights, "statistics": self.statistics_id, "split": config.split, "dataset": dataset}
+        weights, split, dataset = str(self.context.weights_id), self.context.config.split, self.context.named_dataset
+        return {"weights": weights, "statistics": self.statistics_id, "split": split, "dataset": dataset}
 
     @property
     def operator(self) -> str:

@@ -35,6 +35,7 @@ from ..settings.shard import Shard, read_shard
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
 from .gather import begin_anew, gather_blocks, say_begun, shard_done
+from .plan import plan_grid
 
 MEASURES = ("clean", "plain", "bpda", "worst")
 NO_ATTACK = ("none",)
@@ -66,7 +67,7 @@ class _Found:
         return buffer.getvalue()
 
 
-def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
     """Clean, plain, BPDA and worst-case outcomes of every variant on the first ``n_examples`` of a split."""
     context = RunContext("measure", config, sources, fresh=fresh)
     families = _settle(context)
@@ -74,6 +75,10 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
         return done
     if line := split_note(context.config.split):
         note(line)
+    if context.config.plan:
+        work = _begin(context, families)
+        plan_grid(context, next(work.grids())[1], work.wanted, len(work.each_eps))
+        return None
     if context.config.shard is not None:
         say_begun(context)
         return _shard(_begin(context, families), read_shard(context.config.shard))

@@ -34,15 +34,15 @@ class Stage:
     settings: Any
     sources: dict[str, str]
 
-    def do(self, *, fresh: bool = False, **settings: Any) -> Path:
+    def do(self, *, fresh: bool = False, **settings: Any) -> Path | None:
         """Do it with its run folder locked, with other ``settings`` than it was asked for; the report's path."""
         config = self.settings.model_copy(update=settings)
         with lock_for(config):
             return _function(self.command)(config, self.sources, fresh=fresh)
 
-    def do_shard(self, shard: str) -> Path:
+    def do_shard(self, shard: str) -> None:
         """One worker's share."""
-        return self.do(shard=shard)
+        self.do(shard=shard)
 
     def prepare(self, *, fresh: bool) -> None:
         """What has to be there before several workers begin, and what must not."""
@@ -56,7 +56,9 @@ class Stage:
 
     def gather(self) -> Path:
         """What the workers have left is done here."""
-        return self.do(finish=True)
+        path = self.do(finish=True)
+        assert path is not None  # a plan is made without workers
+        return path
 
 
 def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Path | None:
@@ -70,6 +72,10 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
         refuse_ranks(rank, command)
         return stage.do(fresh=given.fresh)
     assert isinstance(given, SharedArguments)
+    if settings.plan:
+        if given.fresh:
+            raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
+        return stage.do()
     jobs = n_jobs(given.jobs, given.devices, settings.device)
     if rank and not jobs and settings.shard is not None and settings.shard == shard_here():
         return stage.do(fresh=given.fresh)  # an array of such jobs, numbered through

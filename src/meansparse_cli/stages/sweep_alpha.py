@@ -21,9 +21,10 @@ from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, in_ful
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import SweepAlphaConfig
 from .gather import begin_anew, gather_blocks, say_begun, shard_done, shards_begun
+from .plan import plan_grid
 
 
-def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
+def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
     """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
     context = RunContext("sweep-alpha", config, sources, fresh=fresh)
     plain, bpda = families = _settle(context)
@@ -34,7 +35,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     shard = None if config.shard is None else read_shard(config.shard)
     examples = context.examples(context.take("held-out", config.n_examples)).to(context.device)
     checkpoint = with_options(load_checkpoint(run.paths.statistics), config)
-    if shard is not None:
+    if shard is not None and not config.plan:
         say_begun(context)
     elif fresh:
         begin_anew(context.whole, "sweep-alpha")
@@ -43,6 +44,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if problem.precision != "fp32":  # so that what a sweep on a CPU began before this was a setting goes on
         key["precision"] = str(problem.precision)
     grid = open_grid(context, problem, examples, families, folder, **key)
+    if config.plan:
+        plan_grid(context, grid, _variants(config, grid))
+        return None
     if shard is not None:
         return _shard(context, grid, shard)
     wanted = in_full(_variants(config, grid))

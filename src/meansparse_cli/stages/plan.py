@@ -1,0 +1,174 @@
+"""``--plan``: what a stage would cost, from a few timed batches; nothing is written.
+
+A pilot takes the first images through one short attack, which tells how long a pass takes and how many examples are
+likely to withstand: those are what all later attacks cost.
+"""
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from ..attacks import expand_attacks, find_attack
+from ..attacks.judge import logits, variants_set
+from ..attacks.problem import Problem
+from ..attacks.runner import run_attack
+from ..data.examples import Examples
+from ..data.splits import Split
+from ..diagnostics import DIAGNOSTICS_COST
+from ..engine.cells import Cells
+from ..engine.grid import Family, Variant, VariantGrid
+from ..engine.outcomes import run_order, twin_on_base
+from ..files import load_torch
+from ..operator.calibration import calibrate_channels
+from ..reporting.console import note, phase
+from ..reporting.heartbeat import duration
+from ..runs.context import RunContext
+from ..settings.stages import CalibrateConfig, EvaluateConfig
+from ..settings.values import eps_grid
+from ..sites.find import Site
+
+SHORT = "apgd-margin-30"
+SECONDS, FEWEST = 20.0, 16
+"""Of a pilot: images, as many as a batch holds, but for so long at most, and not fewer than these."""
+MANY = 8
+"""Workers that the plan names beside one."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Of one variant: shares of images, ``right`` when clean and ``left`` by a short attack, of whose passes one that
+    breaks costs the share ``early``. Seconds an image: ``forward``, and forward and backward, ``step``.
+    """
+
+    right: float
+    left: float
+    early: float
+    forward: float
+    step: float
+
+    def seconds(self, attack: str) -> float:
+        """Of an example that survives."""
+        spec = find_attack(attack)
+        return spec.cost * (self.forward if spec.search == "square" else self.step / 3)
+
+    def faced(self, k: int) -> float:
+        """Of what share of the images the k-th attack has the full cost: of the first, those that break count early."""
+        return self.left if k else self.left + (self.right - self.left) * self.early
+
+
+def pilot(problem: Problem, examples: Examples, variant: Tensor) -> Pilot:
+    """The first images under the first steps of what is to come."""
+    few = examples.at(torch.arange(min(FEWEST, len(examples))))
+    with phase("timing"), variants_set(problem.model, variant):
+        logits(problem, few.x)  # what is compiled and allocated once
+        started = time.perf_counter()
+        logits(problem, few.x)
+        affordable = SECONDS * len(few) / find_attack(SHORT).cost / (time.perf_counter() - started)
+        few = examples.at(torch.arange(min(len(examples), problem.batch_size, max(FEWEST, int(affordable)))))
+        started = time.perf_counter()
+        clean = logits(problem, few.x)
+        forward = (time.perf_counter() - started) / len(few)
+    found = run_attack(SHORT, problem, few, variant)
+    right = clean.argmax(dim=1).cpu() == few.y.cpu()
+    broken = found.broken.cpu() & right
+    n_steps = max(1, int(found.passes[right, 1].sum()))
+    n_full = find_attack(SHORT).options[0][1]
+    early = float(found.passes[broken, 1].float().mean()) / float(n_full) if broken.any() else 0.0
+    shares = float(right.float().mean()), float((right & ~broken).float().mean())
+    return Pilot(*shares, min(early, 1.0), forward, max(found.seconds - len(few) * forward, 0.0) / n_steps)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``what``: images x variants x attacks; ``seconds`` and ``passes`` of all of it, ``done`` a share of it."""
+
+    what: str
+    passes: float
+    seconds: float
+    done: float
+
+    def tell(self, context: RunContext[Any]) -> None:
+        """To people."""
+        device, left = context.device, self.seconds * (1 - self.done)
+        machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+        threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+        passes = f", about {self.passes:,.0f} passes (a backward pass counts two)" if self.passes else ""
+        note(f"plan of {context.stage}: {self.what}{passes}")
+        note(f"done already: {100 * self.done:.0f} %")
+        many = f"{MANY} such workers: {duration(left / MANY)}"
+        note(f"left, on this machine ({machine}{threads}): about {duration(left)}; {many}")
+        note(f"memory so far: {_gib(device):.1f} GiB")
+
+
+def _gib(device: str) -> float:
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else host) / 2**30
+
+
+def _of_attacks(of_variant: Pilot, attacks: Sequence[str], n: int) -> dict[str, tuple[float, float]]:
+    """Attack -> passes and seconds on n images of one variant, each attack on what the ones before have left."""
+    costs = {}
+    for k, attack in enumerate(attacks):
+        n_full = n * of_variant.faced(k)
+        costs[attack] = n_full * find_attack(attack).cost, n_full * of_variant.seconds(attack)
+    return costs
+
+
+def plan_evaluation(
+    context: RunContext[EvaluateConfig], problem: Problem, examples: Examples, alpha: float, folder: Path
+) -> None:
+    """Of every attack on both models, and the sanity checks, at each eps; ``folder``: what is done already."""
+    config, n, n_eps = context.config, len(examples), len(eps_grid(str(context.config.eps)))
+    order, cells = run_order(expand_attacks(config.attack)), Cells(problem, examples)
+    alphas = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
+    passes = seconds = done = 0.0
+    for name, of_model in alphas.items():
+        timed = pilot(problem, examples, cells.everywhere(of_model))
+        own = [attack for attack in order if not (name == "base" and twin_on_base(attack) in order)]
+        for attack, (n_passes, n_seconds) in _of_attacks(timed, own, n).items():
+            passes, seconds = passes + n_passes, seconds + n_seconds
+            n_there = sum(len(load_torch(file)["positions"]) for file in (folder / name / attack).glob("*.pt"))
+            n_faced = n * (timed.left if attack != own[0] else timed.right)
+            done += n_seconds * min(1.0, n_there / max(1.0, n_faced))
+        if config.doubts:
+            n_passes = DIAGNOSTICS_COST * min(config.n_doubt_examples, n) * timed.left
+            passes, seconds = passes + n_passes, seconds + n_passes * timed.step / 3
+    what = f"{n:,} images x {len(alphas)} models x {len(order)} attacks" + (f" x {n_eps} eps" if n_eps > 1 else "")
+    Plan(what, passes * n_eps, seconds * n_eps, done / max(seconds * n_eps, 1e-9)).tell(context)
+
+
+def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Variant], n_eps: int = 1) -> None:
+    """Of every attack at all variants, as far as racing drops none."""
+    problem, n = grid.cells.problem, len(grid)
+    weakest, strongest = (torch.tensor(pick(variants, key=sum)) for pick in (min, max))
+    ends = [pilot(problem, grid.cells.examples, variant) for variant in (weakest, strongest)]
+    passes = seconds = 0.0
+    for attacks in grid.attacks.values():
+        for of_end in ends:
+            for n_passes, n_seconds in _of_attacks(of_end, attacks, n).values():
+                passes += n_passes * len(variants) / 2 * n_eps
+                seconds += n_seconds * len(variants) / 2 * n_eps
+    wanted: dict[Family, Sequence[Variant]] = dict.fromkeys(grid.attacks, variants)
+    triples = n * len(variants) * sum(map(len, grid.attacks.values()))
+    missing = sum(grid.count_missing(b, wanted) for b in range(len(grid.blocks)))
+    what = f"{n:,} images x {len(variants)} variants x {sum(map(len, grid.attacks.values()))} attacks"
+    what += f" x {n_eps} eps" if n_eps > 1 else ""
+    Plan(what, passes, seconds, (1 - missing / max(triples, 1)) / n_eps).tell(context)
+
+
+def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Sequence[Site], images: Split) -> None:
+    """Of one pass for the statistics."""
+    size = min(context.config.batch_size, len(images))
+    for n_batches in (1, 2):  # the first one compiles and allocates
+        few = Subset(images.dataset, list(images.indices)[: size * n_batches])
+        started = time.perf_counter()
+        calibrate_channels(model, sites, few, batch_size=size, estimator=context.config.estimator)
+        seconds = (time.perf_counter() - started) / len(few)
+    Plan(f"{len(images):,} images", 0, seconds * len(images), 0.0).tell(context)

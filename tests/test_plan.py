@@ -1,0 +1,81 @@
+"""``--plan``: what it says is near the truth in passes, and nothing is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from meansparse_cli.cli import app
+
+ATTACKS = ("--attack", "apgd-margin-30", "--attack", "bpda-apgd-ce-30")
+
+
+def typed(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is calibrated."""
+    place = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        typed("calibrate", "--model", "digits", "--run", "r", "--n-examples", "60")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def files() -> dict[str, float]:
+    return {str(file): file.stat().st_mtime for file in Path().rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+def passes_in(said: str) -> int:
+    found = re.search(r"about ([\d,]+) passes", said)
+    assert found, said
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "what"),
+    [
+        ("evaluate", ("--alpha", "0.3", *ATTACKS, "--no-doubts"), "60 images x 2 models x 2 attacks"),
+        ("measure", ("--alphas", "0.2,0.3", "--attack", "apgd-ce"), "60 images x 3 variants x 2 attacks"),
+        ("sweep-alpha", ("--alphas", "0.1,0.2", "--no-racing"), "60 images x 3 variants x 2 attacks"),
+    ],
+)
+def test_a_plan_is_near_the_truth(stage: str, words: tuple[str, ...], what: str) -> None:
+    command, before = (stage, "--run", "r", "--n-examples", "60", *words), files()
+    said = typed(*command, "--plan")
+    assert what in said and "done already: 0 %" in said and "8 such workers" in said
+    assert files() == before
+    path = Path(typed(*command).split()[-1])
+    results = yaml.safe_load(path.read_text())["results"]
+    steps = [s for rows in results["attacks"].values() for s in rows] if stage == "evaluate" else [results]
+    spent = sum(step["forward_passes"] + 2 * step["backward_passes"] for step in steps)
+    assert 1 / 1.5 < passes_in(said) / spent < 1.5
+    assert "already done" in typed(*command, "--plan")
+
+
+def test_what_is_done_counts() -> None:
+    command = ("evaluate", "--run", "r", "--name", "n", "--alpha", "0.3", *ATTACKS, "--no-doubts", "--n-examples")
+    typed(*command, "30")
+    found = re.search(r"done already: (\d+) %", typed(*command, "60", "--plan"))
+    assert found and 30 < int(found[1]) < 70
+
+
+def test_of_a_pass_for_statistics() -> None:
+    said = typed("calibrate", "--run", "r", "--n-examples", "80", "--plan")
+    assert "plan of calibrate: 80 images" in said and "done already" in said
+
+
+def test_a_plan_throws_nothing_away() -> None:
+    said = typed("evaluate", "--run", "r", "--alpha", "0.3", "--plan", "--fresh", code=3)
+    assert "throws away" in said
