@@ -22,8 +22,10 @@ def test_an_accuracy_is_a_fraction_with_its_binomial_error() -> None:
     assert accuracy_of(torch.tensor([True, True])) == accuracy_of(np.array([True, True]))
 
 
-def test_all_right_has_no_error_bar() -> None:
-    assert accuracy_of(np.ones(7, dtype=bool)).standard_error == 0
+def test_all_or_none_right_has_half_of_wilsons_interval() -> None:
+    for outcomes in (np.ones(7, bool), np.zeros(7, bool)):
+        # Wilson at z = 1: (p + 1 / 2n ± sqrt(p (1 - p) / n + 1 / 4n^2)) / (1 + 1 / n)
+        assert accuracy_of(outcomes).standard_error == pytest.approx((1 / 14) / (1 + 1 / 7))
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0, dtype=bool), np.array([0.5]), np.ones((2, 2), dtype=bool)])

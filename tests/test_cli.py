@@ -121,7 +121,7 @@ def test_a_gpu_that_is_too_small_is_said_in_words(monkeypatch: pytest.MonkeyPatc
 
 def test_module_and_version() -> None:
     result = subprocess.run([sys.executable, "-m", "meansparse_cli", "--version"], capture_output=True, text=True)
-    assert re.fullmatch(r"meansparse \d+\.\d+\.\d+\n", result.stdout)
+    assert re.fullmatch(r"meansparse \d+\.\d+\.\d+( \([0-9a-f]{7,}(-dirty)?\))?\n", result.stdout)
 
 
 @pytest.mark.parametrize(
@@ -221,3 +221,11 @@ def test_a_folder_of_one_image_is_no_calibration_split(tmp_path: Path) -> None:
     )
     assert refused.exit_code == 7
     assert "the calibration split is empty" in said(refused)
+
+
+def test_quiet_says_errors_and_the_result_alone(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "meansparse_cli", "-q", "fetch", "--model", "digits"]
+    one = subprocess.run([*words, "--run", "r"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (one.returncode, one.stdout, one.stderr) == (0, "r/fetch.yaml\n", "")
+    two = subprocess.run([*words, "--threat", "L7"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert two.returncode == 3 and "L7" in two.stderr

@@ -1,5 +1,7 @@
 """From evaluate with doubts and witnesses to verify and report, on a tiny network, as a user types it."""
 
+import csv
+import io
 import json
 import re
 import shlex
@@ -332,3 +334,22 @@ def test_named_evaluations_measurements_and_shards_have_a_report(run: Path, tmp_
     assert "2 test images (shard 2/3)" in shard
     words = said(done("report", copy))
     assert f"beside it: meansparse report {named} beside it: meansparse report {measurement}" in words
+
+
+def test_a_line_an_example(run: Path, tmp_path: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(done("report", run, "--format", "csv").stdout)))
+    outcomes = np.load(run / "outcomes.npz")
+    assert [int(line["index"]) for line in lines] == outcomes["index"].tolist()
+    for model in ("base", "sparsified"):
+        n_robust = sum(line[f"{model} first_broken_by"] == "robust" for line in lines)
+        assert n_robust == (outcomes[f"{model}_first_broken_by"] < 0).sum()
+        for k, name in enumerate(outcomes["name"]):
+            codes = [int(line[f"{model} {name}"] or -1) for line in lines]
+            assert codes == outcomes[f"{model}_outcome"][:, k].tolist()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "outcomes.npz").write_bytes(b"")
+    assert meansparse("report", damaged, "--format", "csv").exit_code == 10
+    (damaged / "evaluate.yaml").unlink()
+    nothing = meansparse("report", damaged, "--format", "csv")
+    assert nothing.exit_code == 3 and "meansparse evaluate --run" in said(nothing)

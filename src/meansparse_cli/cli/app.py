@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +16,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import AttackError, DataError, MeanSparseError, StorageError
 from ..foreign import first_line, visible
-from ..reporting.console import note, show_error
+from ..reporting.console import be_quiet, note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
 from .interrupt import Stopped, ctrl_c_quits, quit_at_once, raise_unless_loading, terminate
@@ -117,10 +119,27 @@ app = _App(
 )
 
 
+def _commit() -> str:
+    """Of the checkout that this package is run from; empty where it is installed."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder.parents[1] / ".git").exists():
+        return ""
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"meansparse {__version__}")
+        typer.echo(f"meansparse {__version__}" + (f" ({commit})" if (commit := _commit()) else ""))
         raise typer.Exit
+
+
+def _be_quiet(value: bool) -> None:
+    if value:
+        be_quiet()
 
 
 @app.callback()
@@ -128,6 +147,9 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", callback=_be_quiet, help="Errors and the result alone.")
     ] = False,
 ) -> None:
     """Options of every command."""

@@ -77,10 +77,16 @@ def _shortened(text: str) -> str:
     return re.sub(r"(\S{100})\S{300,}(\S{40})", r"\1...\2", text)
 
 
+def be_quiet() -> None:
+    """Nothing for people from here on, errors apart."""
+    console.quiet, heartbeat.say = True, None
+
+
 def show_error(error: MeanSparseError) -> None:
     body = Text(_shortened(error.message))
     if error.hint:
         body.append(f"\n\n{_shortened(error.hint)}", style="bold")
+    console.quiet = False
     console.print(Panel(body, title="error", title_align="left", border_style="red"))
 
 

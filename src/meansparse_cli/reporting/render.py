@@ -27,6 +27,7 @@ from .evaluation_tables import (
     eps_table,
     show_diagnostics,
 )
+from .examples import examples_csv
 from .sweep_tables import measurement_table, sweep_table
 from .table import Table
 from .template import environment
@@ -43,13 +44,16 @@ CURVES = {
 
 def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
     """The run as ``table`` (for a terminal of ``width`` columns, or ``to_file`` and so without colours), ``markdown``,
-    ``json`` or ``html``.
+    ``json`` or ``html``; or its examples as ``csv``.
     """
     forms: dict[str, Callable[[Reports, list[str]], str]] = {
         "table": lambda reports, warnings: terminal_text(reports, width, warnings, plain=to_file),
         "markdown": markdown,
         "json": lambda reports, _: json.dumps(reports, indent=1, ensure_ascii=False) + "\n",
         "html": lambda reports, warnings: html_page(reports, folder, warnings),
+        "csv": lambda reports, _: examples_csv(
+            reports.get("evaluate"), folder, mend=_command("evaluate", folder, run_of(folder))
+        ),
     }
     if format not in forms:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(forms)}")

@@ -30,7 +30,10 @@ MIN_FLIPS = 6  # with fewer, no split of them reaches 5 % in an exact two-sided 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``fraction`` in [0, 1] of ``n`` examples, with its binomial ``standard_error``, sqrt(p (1 - p) / n)."""
+    """``fraction`` in [0, 1] of ``n`` examples, with its binomial ``standard_error``, sqrt(p (1 - p) / n).
+
+    At 0 and 1, where that is nothing, half of Wilson's interval (1927) at one standard error: 1 / (2 (n + 1)).
+    """
 
     fraction: float
     standard_error: float
@@ -80,7 +83,8 @@ def accuracy_of(correct: Outcomes) -> Accuracy:
     """
     outcomes = as_outcomes(correct)
     fraction = float(outcomes.mean())
-    return Accuracy(fraction, math.sqrt(fraction * (1 - fraction) / len(outcomes)), len(outcomes))
+    n, variance = len(outcomes), fraction * (1 - fraction)
+    return Accuracy(fraction, math.sqrt(variance / n) if variance else 1 / (2 * (n + 1)), n)
 
 
 def paired_difference(correct: Outcomes, reference: Outcomes) -> PairedDifference:
