@@ -92,7 +92,7 @@ def test_training_images_are_split_and_decoded_as_asked_for(folder: Path, monkey
     calibration, held_out = load_split("imagenet", folder, "calibration"), load_split("imagenet", folder, "held-out")
     assert len(calibration) == 18 and len(held_out) == 2 and not set(calibration.indices) & set(held_out.indices)
     assert calibration.dataset.n_classes == 1000  # type: ignore[attr-defined]
-    monkeypatch.setattr("meansparse_cli.data.read.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
+    monkeypatch.setattr("meansparse_cli.data.stores.READ_AT_MOST", 0)  # ImageNet's training images take 140 GB
     content_id(calibration)
     assert not opened
     image, label = calibration[0]

@@ -1,6 +1,7 @@
 """From the name of a data set, or a path, to its training and its test images."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from .facts import KNOWN_DATASETS
 from .folders import ClassOrder
 from .imagenet import Preprocessing, evaluation_images
 from .read import ArrayImages, FileImages, ImageSet, open_images
+from .stores import shards_in, shards_of
 
 log = logging.getLogger(__name__)
 
 TEST_NAMES = ("test", "val", "validation")
 LAYOUTS = {
-    "imagenet": "train and val, in each a folder a class named by its WordNet id",
-    "other": "train and test (or val) as image folders, zips or .npz files",
+    "imagenet": "train and val, in each a folder a class named by its WordNet id, or as tars or Parquet files",
+    "other": "train and test (or val) as image folders, zips, .npz, tars or Parquet files",
 }
 LAYOUTS |= {name: f"torchvision's {name} files, or {LAYOUTS['other']}" for name in ("cifar10", "cifar100")}
 """What ``--data-dir`` takes."""
@@ -50,9 +52,9 @@ def open_imagenet_test(data_dir: Path | None, preprocessing: Preprocessing) -> t
     images = open_imagenet("val", data_dir, preprocessing)
     chosen: list[int] = []
     if isinstance(images, FileImages):
-        places = {"/".join(name.split("/")[-2:]): i for i, name in enumerate(images.names)}
+        places = {_validation_id(name): i for i, name in enumerate(images.names)}
         wanted = evaluation_images()
-        chosen = [places[name] for name in wanted if name in places]
+        chosen = [places[one] for one in map(_validation_id, wanted) if one in places]
         if 0 < len(chosen) < len(wanted):
             log.warning(
                 f"imagenet: {images.source} has {len(chosen):,} of RobustBench's {len(wanted):,} validation images: "
@@ -60,6 +62,12 @@ def open_imagenet_test(data_dir: Path | None, preprocessing: Preprocessing) -> t
             )
     # a folder of other pictures under ImageNet's class names is taken whole
     return images, chosen or list(range(len(images)))
+
+
+def _validation_id(name: str) -> str:
+    """What tells a validation image of ImageNet, in whatever file it lies: ``ILSVRC2012_val_00000293``."""
+    found = re.search(r"ILSVRC2012_val_\d{8}", name)
+    return found[0] if found else name
 
 
 def _check_folder(dataset: str, data_dir: Path | None) -> Path:
@@ -102,10 +110,15 @@ def _open_path(path: Path, order: ClassOrder) -> tuple[ImageSet, ImageSet | None
     if not path.is_dir() or (train := _find_part(path, "train")) is None:
         return open_images(path, order=order), None
     if (test := _find_part(path, *TEST_NAMES)) is None:
-        raise DataError(f"{path} holds {train.name} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}")
+        raise DataError(
+            f"{path} holds {_name_of(train)} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
+        )
     images, test_images = open_images(train, order=order), open_images(test, order=order)
     if isinstance(images, FileImages) and isinstance(test_images, FileImages):
-        _number_as(images, test_images)
+        if images.is_numbered and test_images.is_numbered:
+            images.n_classes = test_images.n_classes = max(images.n_classes, test_images.n_classes)
+        else:
+            _number_as(images, test_images)
     return images, test_images
 
 
@@ -125,6 +138,15 @@ def _number_as(train: FileImages, test: FileImages) -> None:
         test.number_classes({name: number for number, name in enumerate(train.classes)})
 
 
-def _find_part(path: Path, *names: str) -> Path | None:
+def _find_part(path: Path, *names: str) -> Path | list[Path] | None:
+    """A folder, a zip or an ``.npz`` of one of ``names``, or its tars or Parquet files."""
     candidates = (path / f"{name}{suffix}" for name in names for suffix in ("", ".zip", ".npz"))
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if found is None or (found.is_dir() and not any(part.is_dir() for part in found.iterdir())):
+        shards = shards_of(path, *names) or ([] if found is None else shards_in(found))
+        return shards or found
+    return found
+
+
+def _name_of(part: Path | list[Path]) -> str:
+    return part.name if isinstance(part, Path) else part[0].name

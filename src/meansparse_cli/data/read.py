@@ -1,11 +1,8 @@
-"""Images in memory or on disk: an image folder (one folder a class), a zip of one, or an ``.npz``.
+"""Images in memory, from an ``.npz``, or on disk, in any of ``stores``, decoded as they are asked for.
 
-An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1]; those
-of a folder or a zip are decoded as they are asked for.
+An ``.npz`` has ``x``, uint8 of N x H x W x C, and ``y``. An image is float32 (channels, height, width) in [0, 1].
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,12 +13,10 @@ from torch.utils.data import Dataset
 
 from ..errors import DataError
 from ..foreign import reading
-from .folders import ClassOrder, in_order, list_pictures
+from .folders import ClassOrder, in_order
 from .imagenet import Preprocessing, class_numbers
 from .pictures import decode
-
-LARGEST_FILE = 2**30  # bytes of one picture
-READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
+from .stores import open_store
 
 
 class ArrayImages(Dataset[tuple[Tensor, int]]):
@@ -61,54 +56,50 @@ class ArrayImages(Dataset[tuple[Tensor, int]]):
 
 
 class FileImages(Dataset[tuple[Tensor, int]]):
-    """Images decoded on demand from class folders on disk or inside a zip; classes in alphabetical order."""
+    """Images decoded on demand; class folders in alphabetical order, classes that are numbers as they are."""
 
-    def __init__(self, source: Path, *, preprocessing: Preprocessing | None = None, order: ClassOrder = "text") -> None:
-        self.source, self.preprocessing, self.order = source, preprocessing, order
+    def __init__(
+        self,
+        source: Path | Sequence[Path],
+        *,
+        preprocessing: Preprocessing | None = None,
+        order: ClassOrder = "text",
+    ) -> None:
+        self.store, self.preprocessing, self.order = open_store(source), preprocessing, order
         self.channels = 3
         self.sizes_alone = False
-        self._archive: zipfile.ZipFile | None = None
-        listing = list_pictures(source)
-        self.names, self._folders = listing.names, listing.labels
-        self.classes = in_order(set(listing.labels), order, str(source))
+        self.source, self.names, self._classes = self.store.where, self.store.names, self.store.labels
+        if self.is_numbered:
+            self.classes = _numbers(set(self._classes), f"{self.source}")
+            self.number_classes({f"{number}": number for number in range(int(self.classes[-1]) + 1)})
+            return
+        self.classes = in_order(set(self._classes), order, str(self.source))
         numbers = {name: number for number, name in enumerate(self.classes)}
         if preprocessing is not None and numbers.keys() <= class_numbers().keys():
             numbers = class_numbers()  # right also where a part of the classes is not there
         self.number_classes(numbers)
 
+    @property
+    def is_numbered(self) -> bool:
+        """Do the files say numbers, not names?"""
+        return self.store.is_numbered
+
     def number_classes(self, numbers: Mapping[str, int]) -> None:
-        """Give each class folder the logit that ``numbers`` has for it."""
+        """Give each class the logit that ``numbers`` has for it."""
         self.n_classes = len(numbers)
-        self.labels = [numbers[folder] for folder in self._folders]
+        self.labels = [numbers[name] for name in self._classes]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def checksums(self, indices: Sequence[int]) -> list[int]:
-        """A number for each image: the CRC of its file, or its size where the files take more than ``READ_AT_MOST``."""
-        if self.source.is_dir():
-            sizes = [(self.source / self.names[i]).stat().st_size for i in indices]
-            if sum(sizes) > READ_AT_MOST:
-                self.sizes_alone = True
-                return sizes
-            return [zlib.crc32(self.read(i)) for i in indices]
-        with zipfile.ZipFile(self.source) as archive:
-            return [archive.getinfo(self.names[i]).CRC for i in indices]
+        """A number for each image, by which two are told apart."""
+        found, self.sizes_alone = self.store.checksums(indices)
+        return found
 
     def read(self, index: int) -> bytes:
         """The file of one image."""
-        name = self.names[index]
-        with reading(DataError, f"{self.source}/{name}: cannot read image"):
-            if self._archive is None and not self.source.is_dir():
-                self._archive = zipfile.ZipFile(self.source)
-            path = self.source / name
-            size = path.stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
-            if size > LARGEST_FILE:
-                raise ValueError(f"it has {size:,} bytes, more than any picture")
-            return path.read_bytes() if self._archive is None else self._archive.read(name)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_archive": None}  # an open zip cannot travel to a DataLoader worker
+        return self.store.read(index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = decode(self.read(index), f"{self.source}/{self.names[index]}", channels=self.channels)
@@ -118,10 +109,23 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         return pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255, self.labels[index]
 
 
+def _numbers(classes: set[str], where: str) -> list[str]:
+    """Ascending; DataError for what is no class from 0 on, as of a test part whose classes are kept secret."""
+    if bad := sorted(name for name in classes if not name.isdecimal()):
+        hint = "expected numbers from 0 on; a test part without classes cannot be evaluated: use its validation part"
+        raise DataError(f"{where}: class {bad[0]}", hint=hint)
+    return sorted(classes, key=int)
+
+
 ImageSet = ArrayImages | FileImages
 
 
-def open_images(path: Path, preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text") -> ImageSet:
+def open_images(
+    path: Path | Sequence[Path], preprocessing: Preprocessing | None = None, *, order: ClassOrder = "text"
+) -> ImageSet:
+    """``path``: a folder, a zip, an ``.npz``, a tar or a Parquet file; or several of the last two."""
+    if not isinstance(path, Path):
+        return FileImages(path, preprocessing=preprocessing, order=order)
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise DataError(f"{path} is a device or a pipe", hint="expected an image folder, a zip of one, or an .npz")
     if path.suffix != ".npz":

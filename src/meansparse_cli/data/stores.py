@@ -1,0 +1,259 @@
+"""Where picture files lie: a folder, a zip, tars as WebDataset writes them, Parquet as the Hub has it.
+
+Every store has a name and a label for each picture, in a fixed order, and gives the bytes of one at a time: nothing is
+unpacked, and nobody reads a picture that is not asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..foreign import reading
+from .folders import list_pictures
+from .pictures import SUFFIXES
+
+LARGEST_FILE = 2**30  # bytes of one picture
+READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
+SHARDS = (".tar", ".parquet")
+
+
+class Store:
+    """``names`` of the pictures; ``labels``: the class folder of each, or, where ``is_numbered``, its class.
+
+    ``where`` begins what an error says; ``name`` is a short one.
+    """
+
+    is_numbered = False
+
+    def __init__(self, where: Path, names: list[str], labels: list[str]) -> None:
+        self.where, self.name, self.names, self.labels = where, where.name, names, labels
+
+    def read(self, index: int) -> bytes:
+        """The file of one picture. Raises DataError where it cannot be read."""
+        with reading(DataError, f"{self.where}/{self.names[index]}: cannot read image"):
+            return self._read(index)
+
+    def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
+        """A number for each picture: the CRC of its file; or its size, then true, for more than ``READ_AT_MOST``."""
+        sizes = [self._size(i) for i in indices]
+        if sum(sizes) > READ_AT_MOST:
+            return sizes, True
+        return [zlib.crc32(self.read(i)) for i in indices], False
+
+    def _read(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def _size(self, index: int) -> int:
+        raise NotImplementedError
+
+
+def _refuse_large(size: int) -> None:
+    if size > LARGEST_FILE:
+        raise ValueError(f"it has {size:,} bytes, more than any picture")
+
+
+class FolderStore(Store):
+    """One folder a class."""
+
+    def __init__(self, folder: Path) -> None:
+        listing = list_pictures(folder)
+        super().__init__(folder, listing.names, listing.labels)
+
+    def _read(self, index: int) -> bytes:
+        _refuse_large(self._size(index))
+        return (self.where / self.names[index]).read_bytes()
+
+    def _size(self, index: int) -> int:
+        return (self.where / self.names[index]).stat().st_size
+
+
+class ZipStore(Store):
+    """A zip of such a folder."""
+
+    def __init__(self, file: Path) -> None:
+        listing = list_pictures(file)
+        super().__init__(file, listing.names, listing.labels)
+        self._archive: zipfile.ZipFile | None = None
+
+    def _read(self, index: int) -> bytes:
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(self.where)
+        _refuse_large(self._archive.getinfo(self.names[index]).file_size)
+        return self._archive.read(self.names[index])
+
+    def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
+        with zipfile.ZipFile(self.where) as archive:
+            return [archive.getinfo(self.names[i]).CRC for i in indices], False
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_archive": None}  # an open file cannot travel to a DataLoader worker
+
+
+class TarStore(Store):
+    """WebDataset's tars: of each key a picture, and its class as a number in ``KEY.cls`` or under ``label`` in JSON."""
+
+    is_numbered = True
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        names, labels = list[str](), list[str]()
+        self._files, self._places = list(files), list[tuple[int, int, int]]()
+        for f, file in enumerate(files):
+            with reading(DataError, f"{file} is not a readable tar"), tarfile.open(file, "r:") as tar:
+                for key, (place, label) in sorted(_samples(tar).items()):
+                    if place is None:
+                        continue
+                    if label is None:
+                        hint = "expected KEY.cls, or KEY.json with a label, beside each picture"
+                        raise DataError(f"{file}: {key} has no class", hint=hint)
+                    names.append(f"{file.name}/{place[0]}")
+                    labels.append(f"{label}")
+                    self._places.append((f, *place[1:]))
+        if not names:
+            raise DataError(f"no images in {', '.join(map(str, files[:3]))}", hint=f"one of {', '.join(SUFFIXES)}")
+        super().__init__(files[0].parent, names, labels)
+
+    def _read(self, index: int) -> bytes:
+        f, offset, size = self._places[index]
+        _refuse_large(size)
+        with self._files[f].open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise ValueError(f"it ends after {len(content):,} of {size:,} bytes")
+        return content
+
+    def _size(self, index: int) -> int:
+        return self._places[index][2]
+
+
+def _samples(tar: tarfile.TarFile) -> dict[str, list[Any]]:
+    """Key -> [(name, offset, size) of its picture, its class]; either is None where there is none."""
+    samples: dict[str, list[Any]] = {}
+    for member in tar:
+        folder, _, base = member.name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if not member.isfile() or base.startswith("."):
+            continue
+        sample = samples.setdefault(f"{folder}/{stem}", [None, None])
+        if f".{suffix.lower()}" in SUFFIXES:
+            sample[0] = (member.name, member.offset_data, member.size)
+        elif suffix in ("cls", "json"):
+            content = tar.extractfile(member)
+            assert content is not None  # of a regular file
+            found = json.loads(content.read())
+            label = found if suffix == "cls" else next((found[k] for k in ("label", "cls") if k in found), None)
+            sample[1] = label if isinstance(label, int) and suffix == "cls" or sample[1] is None else sample[1]
+    return samples
+
+
+class ParquetStore(Store):
+    """Tables as the Hub has them: a picture in ``image`` (or ``img``), as bytes and a path; ``label`` its class.
+
+    A group of rows is read for each picture that is not in the one read last: in the order of the files it is fast.
+    """
+
+    is_numbered = True
+    IMAGE, LABEL = ("image", "img"), ("label", "labels", "fine_label", "cls")
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files, names, labels = list(files), list[str](), list[str]()
+        self._ends: list[list[int]] = []  # of each file, where its groups of rows end
+        for file in files:
+            with reading(DataError, f"{file} is not a readable Parquet file"):
+                table = _parquet().ParquetFile(file)
+                columns = table.schema_arrow.names
+                self._column, label = (
+                    next((c for c in wanted if c in columns), "") for wanted in (self.IMAGE, self.LABEL)
+                )
+                if not self._column or not label:
+                    raise DataError(
+                        f"{file} has the columns {', '.join(columns)}", hint="expected image and label, as on the Hub"
+                    )
+                groups = range(table.num_row_groups)
+                self._ends.append(list(accumulate(table.metadata.row_group(g).num_rows for g in groups)))
+                fields = [label, *([f"{self._column}.path"] if _has_path(table, self._column) else [])]
+                rows = table.read(columns=fields).to_pylist()
+            for n, row in enumerate(rows):
+                path = (row.get(self._column) or {}).get("path")
+                names.append(f"{file.name}/{n:06d}" + (f"-{path}" if path else ""))
+                labels.append(f"{row[label]}")
+        self._starts = [0, *accumulate(ends[-1] if ends else 0 for ends in self._ends)]
+        self._group: tuple[tuple[int, int], list[Any]] | None = None
+        super().__init__(files[0].parent, names, labels)
+
+    def _read(self, index: int) -> bytes:
+        f = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - self._starts[f]
+        g = int(np.searchsorted(self._ends[f], row, side="right"))
+        if self._group is None or self._group[0] != (f, g):
+            table = _parquet().ParquetFile(self._files[f]).read_row_group(g, columns=[self._column])
+            self._group = (f, g), table.column(0).to_pylist()
+        content = self._group[1][row - ([0, *self._ends[f]][g])]
+        found = content["bytes"] if isinstance(content, dict) else content
+        if not isinstance(found, bytes):
+            raise ValueError("the table holds a path and no picture")
+        return found
+
+    def _size(self, index: int) -> int:
+        """Of its share of the file: what a picture takes is not known without reading it."""
+        f = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._files[f].stat().st_size // max(1, self._ends[f][-1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_group": None}
+
+
+def _has_path(table: Any, column: str) -> bool:
+    kind = table.schema_arrow.field(column).type
+    return any(kind.field(i).name == "path" for i in range(getattr(kind, "num_fields", 0)))
+
+
+def _parquet() -> Any:
+    try:
+        from pyarrow import parquet  # optional: meansparse[data]
+    except ImportError as error:
+        raise DataError("Parquet files need pyarrow", hint="pip install 'meansparse[data]'") from error
+    return parquet
+
+
+def open_store(source: Path | Sequence[Path]) -> Store:
+    """The store of a folder or a zip, or of the shards of one part. Raises DataError where it holds no picture."""
+    if isinstance(source, Path):
+        shards = shards_in(source) if source.is_dir() else [source] if source.suffix in SHARDS else []
+        if not shards:
+            return FolderStore(source) if source.is_dir() else ZipStore(source)
+        source = shards
+    return TarStore(source) if source[0].suffix == ".tar" else ParquetStore(source)
+
+
+def shards_of(folder: Path, *parts: str) -> list[Path]:
+    """The tars or Parquet files of the first of ``parts`` that has any: ``train-00000-of-00010.parquet``, in ``folder``
+    or a folder of it."""
+    for part in parts:
+        for suffix in SHARDS:
+            files = [
+                f for f in sorted(folder.glob(f"*{suffix}")) + sorted(folder.glob(f"*/*{suffix}")) if _is_of(f, part)
+            ]
+            if files:
+                return files
+    return []
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The tars of ``folder``, or else its Parquet files."""
+    return next((files for suffix in SHARDS if (files := sorted(folder.glob(f"*{suffix}")))), [])
+
+
+def _is_of(file: Path, part: str) -> bool:
+    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
+    return part in words
