@@ -226,7 +226,7 @@ def test_the_page_needs_nothing_from_elsewhere(run: Path, tmp_path: Path) -> Non
     assert done("report", run, "--format", "html", "-o", path).stdout == f"{path}\n"
     page = Links()
     page.feed(text := path.read_text())
-    assert len(page.addresses) == 2  # the two curves
+    assert len(page.addresses) == 3  # two curves and the gallery
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "@import" not in text and "url(" not in text
@@ -353,3 +353,12 @@ def test_a_line_an_example(run: Path, tmp_path: Path) -> None:
     (damaged / "evaluate.yaml").unlink()
     nothing = meansparse("report", damaged, "--format", "csv")
     assert nothing.exit_code == 3 and "meansparse evaluate --run" in said(nothing)
+
+
+def test_the_gallery_is_part_of_the_page(run: Path, tmp_path: Path) -> None:
+    page = done("report", run, "--format", "html").stdout
+    assert (run / "gallery.png").stat().st_size > 1000 and "The first examples that were broken" in page
+    without = tmp_path / "run"
+    shutil.copytree(run, without)
+    (without / "gallery.svg").unlink()
+    assert "The first examples that were broken" not in done("report", without, "--format", "html").stdout

@@ -82,26 +82,28 @@ def _in_order(name: ModelName, runs: Sequence[EvaluationRun]) -> Iterator[tuple[
         yield from run.models[name].broken_by_pool
 
 
+Found = Mapping[ModelName, AdversarialExamples]
+"""Model -> what broke an example of it."""
+
+
 def save_witnesses(
-    folder: Path, runs: Sequence[EvaluationRun], test: "Subset[tuple[Tensor, int]]", operator: str
+    folder: Path, found_on: Found, run: EvaluationRun, test: "Subset[tuple[Tensor, int]]", operator: str
 ) -> list[Path]:
     """``witnesses.safetensors``, and a ``.pt`` for each model the size of ``test``; returns the files.
 
-    ``runs`` ascend in eps; ``operator``: ``Checkpoint.in_words``.
+    ``operator``: ``Checkpoint.in_words``.
     """
-    found_on, files = collect_adversarial(runs), [folder / "witnesses.safetensors"]
-    save_adversarial(files[0], found_on, runs[-1], operator)
+    files = [folder / "witnesses.safetensors"]
+    save_adversarial(files[0], found_on, run, operator)
     for name, found in found_on.items():
         file = folder / f"witnesses-{name}.pt"
-        if save_external(file, test, found, len(runs[-1].cells)):
+        if save_external(file, test, found, len(run.cells)):
             files.append(file)
     log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({files[0]})")
     return files
 
 
-def save_adversarial(
-    path: Path, found_on: Mapping[ModelName, AdversarialExamples], run: EvaluationRun, operator: str
-) -> None:
+def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: str) -> None:
     """Write ``witnesses.safetensors``; equal examples give equal bytes. ``operator``: ``Checkpoint.in_words``."""
     names = sorted({name for found in found_on.values() for name in found.found_by})
     tensors: dict[str, Tensor] = {"evaluated": run.cells.examples.indices.contiguous()}

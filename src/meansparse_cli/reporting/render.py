@@ -38,6 +38,7 @@ MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
 CURVES = {
     "sweep-alpha.svg": "Sweep over alpha, held-out images",
     "eps-curve.svg": "Worst case by eps",
+    "gallery.svg": "The first examples that were broken: clean, adversarial, and the difference, eps black or white",
     "distances.svg": "What the examples that withstood everything withstand beyond the budget",
 }
 
@@ -124,6 +125,7 @@ def _curves(reports: Reports, folder: Path) -> Iterator[tuple[str, str]]:
     is_drawn = {
         "sweep-alpha.svg": "sweep-alpha" in reports,
         "eps-curve.svg": "eps_curve" in results_of(reports, "evaluate"),
+        "gallery.svg": "witnesses.safetensors" in reports.get("evaluate", {}).get("outputs", {}),
         "distances.svg": "distances" in results_of(reports, "evaluate"),
     }
     for name, title in CURVES.items():

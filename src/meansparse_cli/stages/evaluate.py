@@ -24,7 +24,6 @@ from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
 from ..engine.image_files import read_pool
 from ..engine.state import StateFolder, eps_state_folder
-from ..engine.witnesses import save_witnesses
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
 from ..models.published import published_note, published_results
@@ -42,6 +41,7 @@ from ..settings.values import eps_grid, eps_value
 from .find_eps import find_eps
 from .gather import every_nth, missing_shards, say_begun, shards_begun
 from .plan import plan_evaluation
+from .witnesses import keep_witnesses
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if distances:
         console.print(distances_table(results).to_rich())
     if context.config.save_witnesses:
-        outputs += work.save_witnesses(runs)
+        outputs += keep_witnesses(context, runs, work.eps, work.operator)
     if len(work.grid) > 1:
         results["eps_curve"] = eps_rows(evaluations)
         console.print(eps_table(results, with_clean=True).to_rich())
@@ -259,12 +259,6 @@ class _Work:
                 "they count, as transfer"
             )
         return found
-
-    def save_witnesses(self, runs: dict[str, EvaluationRun]) -> list[Path]:
-        """Of the runs up to the budget that the report opens with."""
-        up_to_this = [run for eps, run in runs.items() if eps_value(eps) <= self.problem.budget.eps]
-        test = self.context.split(self.context.config.split)
-        return save_witnesses(self.context.place.paths.folder, up_to_this, test, self.operator)
 
 
 def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""``evaluate --save-witnesses``: the images that broke an example, and a gallery of the first of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..engine.evaluate import EvaluationRun
+from ..engine.witnesses import collect_adversarial, save_witnesses
+from ..reporting.console import note
+from ..reporting.gallery import draw_gallery
+from ..runs.context import RunContext
+from ..settings.stages import EvaluateConfig
+from ..settings.values import eps_value
+
+
+def keep_witnesses(
+    context: RunContext[EvaluateConfig], runs: Mapping[str, EvaluationRun], eps: str, operator: str
+) -> list[Path]:
+    """Of the runs up to ``eps``, by their eps; the files that belong to the report."""
+    up_to_this = [run for one, run in runs.items() if eps_value(one) <= eps_value(eps)]
+    folder, test = context.place.paths.folder, context.split(context.config.split)
+    found_on, examples = collect_adversarial(up_to_this), up_to_this[-1].cells.examples
+    files = save_witnesses(folder, found_on, up_to_this[-1], test, operator)
+    clean = dict(zip(examples.indices.tolist(), examples.x.cpu(), strict=True))
+    png, svg = folder / "gallery.png", folder / "gallery.svg"
+    title = f"{context.run.source.name}, {operator}, {context.run.norm} {eps}: the first examples that were broken"
+    if draw_gallery(found_on, clean, eps_value(eps), title=title, png=png, svg=svg):
+        note(f"gallery: {png}")
+    return files
