@@ -11,14 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "__version__", "audit", "load_sparsified"]
+__all__ = ["Budget", "__version__", "audit", "calibrate", "compare", "evaluate", "load_sparsified", "sparsify"]
 
 if TYPE_CHECKING:
     from .attacks.problem import Budget
     from .engine.audit import audit
+    from .engine.in_python import calibrate, compare, evaluate, sparsify
     from .runs.operators import load_sparsified
 
 _WHERE = {"Budget": "attacks.problem", "audit": "engine.audit", "load_sparsified": "runs.operators"}
+_WHERE |= dict.fromkeys(("calibrate", "compare", "evaluate", "sparsify"), "engine.in_python")
 
 
 def __getattr__(name: str) -> Any:

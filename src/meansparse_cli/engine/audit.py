@@ -51,15 +51,18 @@ def audit(
     patterns = defence if isinstance(defence, Mapping) else {defence: None} if defence else {}
     defended = defend(model, patterns, base=base, n_draws=n_draws)
     device = device_of(defended, x.device)
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        tempfile.TemporaryDirectory() as kept,
-    ):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         n_classes = check_draws(defended, x[:BATCH_SIZE].to(device))
         problem = Problem(defended, budget, n_classes, 0, BATCH_SIZE, "fp32")
-        plan = Plan(tuple(expand_attacks(attacks)), 1.0)
-        return EvaluationRun(problem, Examples(x, y, torch.arange(len(x))), plan, StateFolder(Path(kept), {})).attack()
+        return attacked(problem, x, y, attacks, 1.0)
+
+
+def attacked(problem: Problem, x: Tensor, y: Tensor, attacks: Sequence[str], alpha: float) -> Evaluation:
+    """Both models of ``problem`` under ``attacks``; nothing is kept on disk."""
+    plan, examples = Plan(tuple(expand_attacks(attacks)), alpha), Examples(x, y, torch.arange(len(x)))
+    with tempfile.TemporaryDirectory() as kept:
+        return EvaluationRun(problem, examples, plan, StateFolder(Path(kept), {})).attack()
 
 
 @torch.no_grad()

@@ -109,13 +109,7 @@ def channel_sums(
         saved = time.monotonic()
         for n, batch in enumerate(make_loader(rest, batch_size, n_workers) if len(rest) else (), start=1):
             x = batch[0].to(device)
-            try:
-                wrapper(x)
-            except torch.OutOfMemoryError as error:
-                raise SiteError(f"out of memory at batch size {batch_size}", hint="lower --batch-size") from error
-            _check_reached_once_a_batch(observers, n)
-            for observer, sums in zip(observers, on_cpu([observer.batch for observer in observers]), strict=True):
-                observer.sums = merge(observer.sums, sums)
+            add_batch(wrapper, observers, x, n)
             done += len(x)
             if on_batch is not None:
                 on_batch(len(x))
@@ -123,6 +117,17 @@ def channel_sums(
                 state.save(observers, done)
                 saved = time.monotonic()
         return [observer.sums for observer in observers]
+
+
+def add_batch(wrapper: SparsifiedModel, observers: Sequence[ChannelObserver], x: Tensor, n: int) -> None:
+    """Show the n-th batch to an ``observed`` model; its sums join those of the observers."""
+    try:
+        wrapper(x)
+    except torch.OutOfMemoryError as error:
+        raise SiteError(f"out of memory at batch size {len(x)}", hint="lower --batch-size") from error
+    _check_reached_once_a_batch(observers, n)
+    for observer, sums in zip(observers, on_cpu([observer.batch for observer in observers]), strict=True):
+        observer.sums = merge(observer.sums, sums)
 
 
 def calibrate_channels(

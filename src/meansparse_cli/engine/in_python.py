@@ -1,0 +1,101 @@
+"""The pipeline on modules and tensors, for notebooks: ``calibrate``, ``sparsify``, ``evaluate``, ``compare``."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attacks.problem import Budget, Problem
+from ..errors import ConfigError, DataError
+from ..operator import checkpoint
+from ..operator.active import operators_of
+from ..operator.calibration import ChannelObserver, add_batch, observed
+from ..operator.checkpoint import Checkpoint
+from ..operator.device import device_of
+from ..operator.insertion import SparsifiedModel
+from ..operator.statistics import compute
+from ..sites.find import find_sites
+from ..sites.rules import select_sites
+from ..stats.paired import PairedDifference, paired_difference
+from .audit import BATCH_SIZE, attacked
+from .comparison import Evaluation
+from .outcomes import CLEAN, PLAIN, WORST_CASE, attack_groups
+
+Batch = Tensor | Sequence[Tensor]
+
+
+def calibrate(model: nn.Module, loader: Iterable[Batch], *, sites: str = "all") -> Checkpoint:
+    """Channel means and standard deviations at the activations of ``model``, over one pass of ``loader``.
+
+    A batch is images (n, channels, height, width) in [0, 1], or begins with them, as those of a ``DataLoader`` do.
+    ``sites``: a rule as ``--sites`` takes it. The model is left as it was. Equations 2 and 3 of the paper, pooled over
+    all images. Raises DataError for no batch, SiteError and StatisticsError as ``meansparse calibrate`` does.
+    """
+    batches, device = iter(loader), device_of(model)
+    first = next(batches, None)
+    if first is None:
+        raise DataError("the loader holds no batch", hint="one that was gone through before has to be made anew")
+    chosen = select_sites(find_sites(model, _images(first)[:4].to(device)), sites)
+    with observed(model, chosen, "pooled") as wrapper:
+        observers = [cast(ChannelObserver, wrapper.at(site)) for site in chosen]
+        for n, batch in enumerate(chain([first], batches), start=1):
+            add_batch(wrapper, observers, _images(batch).to(device), n)
+    statistics = tuple(compute(observer.sums, observer.site.name) for observer in observers)
+    return Checkpoint(tuple(chosen), statistics, "pooled", rule=sites)
+
+
+def sparsify(model: nn.Module, statistics: Checkpoint, alpha: float) -> SparsifiedModel:
+    """A copy of ``model`` with the operator (equation 5) in front of each activation, in evaluation mode.
+
+    ``alpha`` in standard deviations of a channel; 0 is the model itself, bit by bit.
+    """
+    return checkpoint.sparsify(copy.deepcopy(model), statistics, alpha=alpha)
+
+
+def evaluate(
+    model: SparsifiedModel,
+    x: Tensor,
+    y: Tensor,
+    *,
+    budget: Budget,
+    attacks: Sequence[str] = ("fast",),
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluation:
+    """``model``, of ``sparsify``, and its base model under the same attacks on the same images, judged afresh.
+
+    ``x`` (n, channels, height, width) float32 in [0, 1], ``y`` (n,) labels; ``attacks`` as ``--attack`` takes them. The
+    outcome has ``verdict``, ``comparisons`` and, of each model, ``outcomes``. Raises ConfigError for an unknown attack,
+    or a model whose sites have several alphas; DataError for images of another kind.
+    """
+    alphas = {operator.shared_alpha for operator in operators_of(model)}
+    if len(alphas) != 1:
+        raise ConfigError(f"{len(alphas)} alphas in this model; expected one at all sites", hint="sparsify(model, ...)")
+    with torch.no_grad():
+        n_classes = model(x[:2].to(device_of(model, x.device))).shape[1]
+    return attacked(Problem(model, budget, n_classes, seed, batch_size, "fp32"), x, y, attacks, alphas.pop())
+
+
+def compare(first: Evaluation, other: Evaluation) -> dict[str, PairedDifference]:
+    """``other`` minus ``first``, their sparsified models: clean, under the plain attacks, in the worst case.
+
+    Both of the same images, in the same order. Raises DataError where they are not.
+    """
+    if not np.array_equal(first.labels, other.labels):
+        raise DataError("the two evaluations are of other images", hint="give both the same x and y")
+    found = {}
+    for row in (CLEAN, PLAIN, WORST_CASE):
+        ours, theirs = (
+            one.outcomes("sparsified").robust_to(attack_groups(one.attacks).get(row, ())) for one in (first, other)
+        )
+        if ours is not None and theirs is not None:
+            found[row] = paired_difference(theirs, ours)
+    return found
+
+
+def _images(batch: Batch) -> Tensor:
+    return batch if isinstance(batch, Tensor) else batch[0]
