@@ -15,7 +15,7 @@
 DATA       ?= $(MEANSPARSE_DATA)
 INSTALLED  ?= $(STAMP)
 MEANSPARSE ?= $(BIN)/meansparse
-OUT        ?= docs/tables
+OUT        ?= runs/tables/pages
 
 $(foreach path,MODEL MODELS RUNS,$(if $(word 2,$($(path))),$(error $(path)=$($(path)): a path without spaces, please)))
 option   = $(if $($1),--$2 '$($1)')

@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from meansparse_cli.cli import app
+from meansparse_cli.settings.commands import COMMANDS as COMMANDS_OF_HELP
+from meansparse_cli.settings.commands import Command
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "src" / "meansparse_cli" / "models" / "weights" / "README.md"
@@ -35,6 +37,14 @@ def test_every_command_and_option_exists(page: Path) -> None:
         assert name in COMMANDS, name
         unknown = {word.split("=")[0] for word in words if word.startswith("--")} - COMMANDS[name]
         assert not unknown, f"{name} has no {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_HELP.values(), ids=lambda command: command.name)
+def test_the_examples_of_a_help_are_its_own(command: Command) -> None:
+    for example in command.examples:
+        program, name, *words = shlex.split(example)
+        assert (program, name) == ("meansparse", command.name)
+        assert {word for word in words if word.startswith("--")} <= COMMANDS[name]
 
 
 def test_commands_are_found_where_pages_have_them() -> None:

@@ -362,3 +362,14 @@ def test_the_gallery_is_part_of_the_page(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, without)
     (without / "gallery.svg").unlink()
     assert "The first examples that were broken" not in done("report", without, "--format", "html").stdout
+
+
+def test_a_card_for_the_hub(run: Path, tmp_path: Path) -> None:
+    path = done("export", run, tmp_path / "README.md", "--hub-card", "--alpha", "0.4", "--allow-code").stdout.strip()
+    _, front, text = Path(path).read_text().split("---\n", 2)
+    header = yaml.safe_load(front)
+    figures = {one["name"]: one["value"] for one in header["model-index"][0]["results"][0]["metrics"]}
+    shown = {row["name"]: round(100 * row["sparsified_accuracy"], 2) for row in results(run)["comparisons"]}
+    assert figures == shown and "load_sparsified(" in text and "Verdict: " in text
+    refused = meansparse("export", run, "--hub-card", "--alpha", "0.2", "--allow-code")
+    assert refused.exit_code == 10 and "--alpha 0.4" in said(refused)

@@ -124,7 +124,7 @@ def cells(data: dict[str, Any], column: str) -> dict[str, dict[str, Any]]:
 
 def test_our_cells_stand_beside_the_papers(run: Path) -> None:
     text, data = page_of("3", str(run))
-    assert Path("docs/tables/table3.md").read_text() == text
+    assert Path("runs/tables/pages/table3.md").read_text() == text
     ours = cells(data, "Linf")["0.2"]
     assert ours["clean"] == 0.88 and ours["robust"] == 0.55 and ours["worst"] == 0.30 and ours["n_examples"] == 100
     assert ours["robust_gain"] == pytest.approx(0.15) and ours["worst_gain"] == pytest.approx(-0.10)
@@ -170,7 +170,7 @@ def test_a_filled_page_is_not_emptied_by_leaving_out_the_runs(run: Path, tmp_pat
     text, _ = page_of("3", str(run))
     refused = meansparse("table", "3")
     assert refused.exit_code == 3 and "would lose its cells" in said(refused)
-    assert Path("docs/tables/table3.md").read_text() == text
+    assert Path("runs/tables/pages/table3.md").read_text() == text
     empty, _ = page_of("3", "--output", str(tmp_path / "elsewhere"))
     assert empty != text
 
@@ -378,7 +378,7 @@ def test_edited_reports_are_refused_and_other_statistics_left_out(run: Path) -> 
     report(run, "calibrate", {}, {"rule": "all", "n_images": 11, "estimator": "pooled", "sites": [{}] * 17})
     left_out = meansparse("table", "3", str(run))
     assert "left out" in said(left_out) and "another calibrate.yaml" in said(left_out)
-    assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"] == {}
+    assert cells(yaml.safe_load(Path("runs/tables/pages/table3.yaml").read_text()), "Linf")["0.2"] == {}
     assert meansparse("table", "3", "nowhere").exit_code == 3
     assert meansparse("table", "99", str(run)).exit_code == 3
 
@@ -389,7 +389,7 @@ def test_results_on_other_images_are_left_out(run: Path) -> None:
     measured(run, "other", rows, APGD, dataset="corrupted.npz")
     result = meansparse("table", "3", str(run))
     assert "left out" in said(result) and "--dataset corrupted.npz" in said(result)
-    assert cells(yaml.safe_load(Path("docs/tables/table3.yaml").read_text()), "Linf")["0.2"]["robust"] == 0.55
+    assert cells(yaml.safe_load(Path("runs/tables/pages/table3.yaml").read_text()), "Linf")["0.2"]["robust"] == 0.55
     measured(run, "same", rows, APGD, dataset="digits")
     words = meansparse("table", "3", str(run)).stderr
     assert "/other/" in words and "/same/" not in words, "the model's own, named, is no other"

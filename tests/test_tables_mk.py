@@ -82,7 +82,7 @@ def test_table_5_in_full() -> None:
             f"--alpha {alpha} {attacks} --no-doubts --data-dir DIR --n-examples 100 {common}"
             for alpha in ("0.2", "0.35")
         ),
-        "meansparse table 5 runs/tables/resnet18-w16 -o docs/tables",
+        "meansparse table 5 runs/tables/resnet18-w16 -o runs/tables/pages",
     ]
 
 

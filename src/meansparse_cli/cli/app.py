@@ -156,6 +156,7 @@ def main(
 
 
 for _command in COMMANDS.values():
-    app.command(_command.name, help=_command.help, rich_help_panel=_command.group)(
+    _examples = "\n\n".join(_command.examples)
+    app.command(_command.name, help=_command.help, rich_help_panel=_command.group, epilog=_examples)(
         typer_function(_command, FUNCTIONS[_command.name])
     )

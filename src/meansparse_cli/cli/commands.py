@@ -90,7 +90,7 @@ def export(_: Flags, given: arguments.Export) -> None:
     """The path of the file."""
     from ..stages.export import export as write_export
 
-    format = "card" if given.card else given.format
+    format = "hub-card" if given.hub_card else "card" if given.card else given.format
     config = StageConfig(run=given.run, allow_pickle=bool(given.allow_pickle), allow_code=bool(given.allow_code))
     with _aside():
         path = write_export(given.file, config=config, format=format, alpha=given.alpha)

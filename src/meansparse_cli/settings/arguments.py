@@ -45,7 +45,7 @@ class Verify(StageArguments):
 class Table(Arguments):
     number: str
     runs: list[str] | None = None
-    output: Path = Path("docs/tables")
+    output: Path = Path("runs/tables/pages")
     data_note: str | None = None
 
 
@@ -78,7 +78,7 @@ class Reproduce(Arguments):
 
     run: Path | None = None
     runs_dir: Path = Path("runs/tables")
-    output: Path = Path("docs/tables")
+    output: Path = Path("runs/tables/pages")
     device: str = "auto"
     batch_size: Count | None = None
     jobs: Width = 1
@@ -92,6 +92,7 @@ class Export(Arguments):
     file: Path | None = None
     format: str = "meansparse"
     card: bool = False
+    hub_card: bool = False
     alpha: float | None = None
     allow_pickle: bool | None = None
     allow_code: bool | None = None

@@ -15,14 +15,15 @@ _CLASSES = vars(stages) | vars(training) | vars(arguments)
 class Command:
     """One command of ``meansparse``, in a ``group`` of the help.
 
-    ``options``: the fields of ``settings`` and ``arguments``, in the order of its help.
-    ``shown``: how the help shows each. ``is_stage``: one of those that ``run`` runs, in order. ``has_section``: a YAML
-    file may have a section of that name.
+    ``options``: the fields of ``settings`` and ``arguments``, in the order of its help. ``examples``: what somebody
+    would type. ``shown``: how the help shows each option. ``is_stage``: one of those that ``run`` runs, in order.
+    ``has_section``: a YAML file may have a section of that name.
     """
 
     name: str
     group: str
     help: str
+    examples: tuple[str, ...]
     options: tuple[str, ...]
     shown: dict[str, dict[str, Any]]
     settings: type[arguments.Settings]
@@ -44,9 +45,8 @@ def _command(name: str, raw: dict[str, Any], shared: dict[str, dict[str, Any]]) 
     shown = shared | _shown(raw.get("own", {}))
     settings = _CLASSES[raw.get("settings", "Settings")]
     is_stage = raw.get("is_stage", False)
-    return Command(
-        name, raw["group"], raw["help"], options, shown, settings, given, is_stage, raw.get("has_section", is_stage)
-    )
+    words, examples = (name, raw["group"], raw["help"]), tuple(raw["examples"])
+    return Command(*words, examples, options, shown, settings, given, is_stage, raw.get("has_section", is_stage))
 
 
 def _shown(panels: dict[str, Any]) -> dict[str, dict[str, Any]]:

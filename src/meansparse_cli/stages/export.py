@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, ConfigError
-from ..files import save_torch, sha256_of
+from ..files import save_torch, sha256_of, write_bytes
 from ..models.export import robustbench_state, save_exported
 from ..models.source import kind_of
 from ..operator.checkpoint import Checkpoint, sparsify
 from ..operator.module import check_alpha
 from ..reporting.card import model_card, n_test_images, save_card
 from ..reporting.console import note
+from ..reporting.hub_card import hub_card
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import checkpoint_in_use, checkpoint_to_evaluate
 from ..settings.stages import EvaluateConfig, StageConfig
 from ..sites.rules import among_published
 
-SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json"}
+SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json", "hub-card": ""}
 
 
 def export(file: Path | None, *, config: StageConfig, format: str, alpha: float | None) -> Path:
@@ -33,7 +34,12 @@ def export(file: Path | None, *, config: StageConfig, format: str, alpha: float 
     if alpha is not None:
         check_alpha(alpha)
     checkpoint = checkpoint_in_use(context, alpha)
-    path = file or folder / file_name(f"{source.name}-meansparse{SUFFIXES[format]}")
+    name = file_name(f"{source.name}-meansparse{SUFFIXES[format]}")
+    path = file or folder / ("README.md" if format == "hub-card" else name)
+    if format == "hub-card":
+        _evaluation_of(context, checkpoint)
+        write_bytes(path, hub_card(folder, source, context.run.norm, f"{name}.safetensors").encode())
+        return path
     if format == "card":
         return _save_card(context, path, checkpoint)
     base = context.base(checkpoint.rule, device="cpu")
