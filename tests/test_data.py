@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
+from meansparse_cli.data import examples
 from meansparse_cli.data.examples import make_loader, stack_examples
 from meansparse_cli.data.identity import content_id
 from meansparse_cli.data.splits import check_images, load_split, take_examples
@@ -167,3 +169,13 @@ def test_a_model_with_more_logits_than_classes_is_let_pass_with_a_note(
 ) -> None:
     check_images(load_split(str(npz), None, "test"), 4, (3, 8, 8), "colours")
     assert "3 classes were found, the model has 4 logits" in caplog.text
+
+
+def test_many_images_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = TensorDataset(torch.rand(200, 3, 8, 8), torch.arange(200) % 10)
+    here = stack_examples(images)  # type: ignore[arg-type]
+    monkeypatch.setattr(examples, "IN_MEMORY", 0)
+    there = stack_examples(images, spill=tmp_path / "state" / "images")  # type: ignore[arg-type]
+    assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
+    assert not list(tmp_path.rglob("images"))  # nothing is left, however the process ends
+    assert f"{tmp_path}/state/images (deleted)" in Path("/proc/self/maps").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,28 +45,58 @@ def make_loader(
     return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
 
 
-def stack_examples(
-    images: Dataset[tuple[Tensor, int]], n_workers: int = 0, on_batch: Callable[[int], None] = lambda n: None
-) -> tuple[Tensor, Tensor]:
-    """All images (n, channels, height, width) and labels (n,) of a split small enough for memory.
+IN_MEMORY = 2 << 30
+"""Bytes of images; more than these lie in a file, of which memory holds what is looked at."""
 
-    ``on_batch`` is told how many images more were read.
+
+def stack_examples(
+    images: Dataset[tuple[Tensor, int]],
+    n_workers: int = 0,
+    on_batch: Callable[[int], None] = lambda n: None,
+    *,
+    spill: Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All images (n, channels, height, width) and labels (n,) of a split.
+
+    ``on_batch`` is told how many images more were read. ``spill``: where images that take more than ``IN_MEMORY`` are
+    put, in a file without a name, which ends with the process.
     """
-    batches = []
-    for x, y in make_loader(images, 64, n_workers):
-        batches.append((x, y))
-        on_batch(len(x))
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    n, done = len(images), 0  # type: ignore[arg-type]
+    x, y = torch.zeros(0, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
+    for part, labels in make_loader(images, 64, n_workers):
+        if not done:
+            x = _room(n, part, spill)
+        elif part.shape[1:] != x.shape[1:]:
+            raise _several_sizes(tuple(x.shape[1:]), tuple(part.shape[1:]))
+        x[done : done + len(part)], y[done : done + len(part)] = part, labels
+        done += len(part)
+        on_batch(len(part))
+    return x, y
+
+
+def _room(n: int, part: Tensor, spill: Path | None) -> Tensor:
+    """For n images like those of ``part`` (m, channels, height, width)."""
+    shape = (n, *part.shape[1:])
+    if spill is None or n * part[0].numel() * part.element_size() <= IN_MEMORY:
+        return torch.empty(shape, dtype=part.dtype)
+    spill.parent.mkdir(parents=True, exist_ok=True)
+    spill.unlink(missing_ok=True)
+    room = torch.from_file(str(spill), shared=True, size=n * part[0].numel(), dtype=part.dtype).view(shape)
+    spill.unlink()
+    return room
 
 
 def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     sizes = sorted({tuple(x.shape) for x, _ in pairs})
     if len(sizes) > 1:
-        raise DataError(
-            f"images of several sizes: {in_words(sizes[0])} and {in_words(sizes[-1])}",
-            hint="bring them to one size first",
-        )
+        raise _several_sizes(sizes[0], sizes[-1])
     return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+
+
+def _several_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"images of several sizes: {in_words(one)} and {in_words(other)}", hint="bring them to one size first"
+    )
 
 
 def in_words(shape: tuple[int, ...]) -> str:

@@ -63,9 +63,14 @@ class Cells:
         """The variant with ``alpha`` at every site, (n_sites,)."""
         return torch.full((len(self.model.sites),), alpha)
 
+    def at(self, rows: Tensor) -> Examples:
+        """These examples on the device of the model; the others stay where they are."""
+        examples = self.examples.at(rows)
+        return examples.to(str(self.problem.device(examples.x.device)))
+
     def correct(self, rows: Tensor, variants: Tensor) -> Tensor:
         """(m,) bool: classified correctly at the clean image; one forward pass each."""
-        examples = self.examples.at(rows)
+        examples = self.at(rows)
         return ~judge(self.problem, examples.x, examples.y, variants).cpu()
 
     def breaks(self, found: FoundImages, variants: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class Distances:
         for attack in self.attacks:
             if name == "base" and twin_on_base(attack) in self.attacks or not len(at):
                 continue
-            result = run_attack(attack, problem, self.cells.examples.at(rows[at]), variant)
+            result = run_attack(attack, problem, self.cells.at(rows[at]), variant)
             broken = result.broken.cpu()
             found = FoundImages(rows[at[broken]], result.adversarial.detach().cpu()[broken])
             self._draw_in(variant, known, at[broken], found, level)

@@ -155,12 +155,12 @@ class EvaluationRun:
         """Every attack on both models: the examples that it has not faced yet are attacked."""
         for name in self.models:
             self._classify_clean(name)
-        problem, examples = self.cells.problem, self.cells.examples
         for attack, name in itertools.product(self.order, self.models):
             known, turn = self.models[name], self._taken_up(name, attack)
             tell = self._teller(name, attack, int(turn.wanted.sum()), int((turn.wanted & turn.attempted).sum()))
             for rows in self._parts(turn.wanted & ~turn.attempted):
-                chunk = chunk_of(rows, run_attack(attack, problem, examples.at(rows), known.variant, on_progress=tell))
+                result = run_attack(attack, self.cells.problem, self.cells.at(rows), known.variant, on_progress=tell)
+                chunk = chunk_of(rows, result)
                 self._add(turn, self.state.append(name, attack, chunk), chunk, is_judged=True)
             known.faced[attack], known.broken[attack], known.spent[attack] = turn.wanted, turn.broken, turn.spent
             tell(0)

@@ -195,7 +195,7 @@ class VariantGrid:
         left = torch.stack(of_family)
         which, rows = left.nonzero(as_tuple=True)
         self.on_progress(left.numel() - len(rows))
-        examples, alphas = self.cells.examples.at(self.blocks[b][rows]), torch.tensor(variants)[which]
+        examples, alphas = self.cells.at(self.blocks[b][rows]), torch.tensor(variants)[which]
         result = run_attack(name, self.cells.problem, examples, alphas, on_progress=self.on_progress)
         broken, is_broken = torch.zeros_like(left), result.broken.cpu()
         broken[which, rows] = is_broken

@@ -296,5 +296,5 @@ class RunContext(Generic[Config]):
     def examples(self, chosen: Split) -> Examples:
         """These images, decoded, on the CPU."""
         with phase("reading", len(chosen), "images") as part:
-            x, y = stack_examples(chosen, self.config.workers, part.advance)
+            x, y = stack_examples(chosen, self.config.workers, part.advance, spill=self.place.paths.state / "images")
         return Examples(x, y, torch.tensor(list(chosen.indices)))

@@ -61,7 +61,7 @@ def problem_of(
 ) -> Problem:
     """The sparsified model at ``alpha`` and a budget, once model, examples and classes are found to fit together."""
     base, config = context.base(checkpoint.rule), context.config
-    n_classes = check_model(context, base, context.split("test"), examples.x[:2])
+    n_classes = check_model(context, base, context.split("test"), examples.x[:2].to(context.device))
     return Problem(
         checkpoint.applied(base, alpha),
         Budget(context.run.norm, eps_value(eps)),  # type: ignore[arg-type]

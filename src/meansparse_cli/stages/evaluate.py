@@ -136,11 +136,11 @@ def _done(context: RunContext[EvaluateConfig], shard: Shard | None) -> Path | No
 
 
 def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
-    """The model and the examples on the device; with ``--fresh``, what was done before is thrown away."""
+    """The model on the device, and the examples; with ``--fresh``, what was done before is thrown away."""
     config, run = context.config, context.run
     if line := split_note(config.split):
         note(line)
-    examples, grid = context.examples(asked.images).to(context.device), eps_grid(str(config.eps))
+    examples, grid = context.examples(asked.images), eps_grid(str(config.eps))
     eps = headline_eps(grid, run.source.dataset, run.norm)
     begins_anew = context.fresh and asked.shard is None
     begun = None if begins_anew else recorded(context.whole.paths.state / "evaluate", "precision")
@@ -148,7 +148,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     problem = problem_of(context, asked.defence, examples, eps, alpha=asked.alpha, precision=precision)
     if isinstance(problem.model, DefendedModel):
         torch.manual_seed(config.seed)  # of a defence that draws
-        check_draws(problem.model, examples.x[: config.batch_size])
+        check_draws(problem.model, examples.x[: config.batch_size].to(context.device))
     is_faster = context.device == "cpu" or problem.precision != "fp32"
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
@@ -167,7 +167,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
 
 @dataclass(frozen=True)
 class _Work:
-    """``eps`` of ``grid`` is what the report opens with, and that of ``problem``; ``examples`` are on the device."""
+    """``eps`` of ``grid`` is what the report opens with, and that of ``problem``; ``examples`` are on the CPU."""
 
     context: RunContext[EvaluateConfig]
     asked: _Asked
@@ -243,7 +243,7 @@ class _Work:
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
         of_what = f"{outcomes.hexdigest()} {self.statistics_id} {self.context.weights_id}"
         key = f"{DOUBTS_VERSION} {of_what} {n} {budget.norm} {budget.eps} {self.problem.seed}"
-        first = self.examples.at(torch.arange(n))
+        first = self.examples.at(torch.arange(n)).to(self.context.device)
         with live("kinds") as view:
             view.begin("doubts", None)
             found = diagnose(

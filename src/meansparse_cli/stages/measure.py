@@ -129,7 +129,7 @@ class _Work:
 
 def _begin(context: RunContext[MeasureConfig], families: tuple[tuple[str, ...], tuple[str, ...]]) -> _Work:
     config = context.config
-    examples = context.examples(context.take(config.split, config.n_examples)).to(context.device)
+    examples = context.examples(context.take(config.split, config.n_examples))
     statistics = load_checkpoint(context.run.paths.statistics)
     checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
     each_eps = eps_grid(str(config.eps)) if families[0] else (str(config.eps),)

@@ -65,13 +65,14 @@ class Pilot:
 
 def pilot(problem: Problem, examples: Examples, variant: Tensor) -> Pilot:
     """The first images under the first steps of what is to come."""
-    few = examples.at(torch.arange(min(FEWEST, len(examples))))
+    cells = Cells(problem, examples)
+    few = cells.at(torch.arange(min(FEWEST, len(examples))))
     with phase("timing"), variants_set(problem.model, variant):
         logits(problem, few.x)  # what is compiled and allocated once
         started = time.perf_counter()
         logits(problem, few.x)
         affordable = SECONDS * len(few) / find_attack(SHORT).cost / (time.perf_counter() - started)
-        few = examples.at(torch.arange(min(len(examples), problem.batch_size, max(FEWEST, int(affordable)))))
+        few = cells.at(torch.arange(min(len(examples), problem.batch_size, max(FEWEST, int(affordable)))))
         started = time.perf_counter()
         clean = logits(problem, few.x)
         forward = (time.perf_counter() - started) / len(few)

@@ -33,7 +33,7 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 
     config, run, folder = context.config, context.run, context.run.paths.state / "sweep-alpha"
     shard = None if config.shard is None else read_shard(config.shard)
-    examples = context.examples(context.take("held-out", config.n_examples)).to(context.device)
+    examples = context.examples(context.take("held-out", config.n_examples))
     checkpoint = with_options(load_checkpoint(run.paths.statistics), config)
     if shard is not None and not config.plan:
         say_begun(context)
