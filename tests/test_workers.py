@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
+from meansparse_cli.stages import workers
 
 ALONE = [sys.executable, "-m", "meansparse_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
@@ -137,3 +139,18 @@ def test_a_time_limit_stops_and_the_command_goes_on(alone: Path) -> None:
     said = typed([*words, "--time-limit", "0.08"], alone, 75)
     assert "stopped at the time limit: nothing finished was lost" in said
     assert list((alone / "limited" / "measurements" / "grid" / "state").rglob("block-*.pt"))
+
+
+def test_ranks_that_do_not_meet_say_so(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(workers, "MEETING", timedelta(seconds=2))
+    said = typed(stage("calibrate", "nowhere"), alone, 3)
+    assert "rank 1 of 2: no other ranks at 127.0.0.1:9" in said and "--rdzv-endpoint" in said
+
+
+def test_a_stage_without_shards_is_refused_under_torchrun(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "each would do all of it" in typed([*ALONE, "run", "--model", "digits"], alone, 3)

@@ -99,7 +99,7 @@ def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tup
     _check_disjoint(context)
     images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
     context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
-    if config.racing and (config.shard is not None or shards_begun(context)):
+    if config.racing and (config.shard is not None or (shards_begun(context) and not context.fresh)):
         context.settle("calibrate", images, families, racing=False)  # which would need the images one block by one
     return families
 

@@ -21,6 +21,8 @@ import torch
 from ..errors import ConfigError, MeanSparseError
 from ..reporting.console import console, note
 
+MEETING = timedelta(minutes=10)
+"""How long ranks look for each other at the beginning."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 PATIENCE = timedelta(days=365)
 """How long the ranks that are done wait for the others: torchrun ends them where one dies."""
@@ -55,7 +57,7 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
     """
     import torch.distributed as distributed
 
-    distributed.init_process_group("gloo", timeout=PATIENCE)  # it carries barriers alone
+    _meet(rank)
     try:
         with _named(f"rank {rank.number} of {rank.world}"):
             if rank.number == 0:
@@ -67,6 +69,23 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
             return gather() if rank.number == 0 else None
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(rank: Rank) -> None:
+    """Join the other ranks, which are to be there soon; afterwards they wait for each other as long as it takes."""
+    import torch.distributed as distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, number, world = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigError(
+            f"rank {rank.number} of {rank.world}: no other ranks at {where}: {str(error).splitlines()[0]}",
+            hint="are all nodes up, and is this address right? torchrun --rdzv-endpoint HOST:PORT",
+        ) from error
 
 
 def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
