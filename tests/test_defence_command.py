@@ -125,3 +125,31 @@ def test_what_means_nothing_is_refused(
     words: tuple[str, ...], said: str, error: type[MeanSparseError], folder: Path
 ) -> None:
     assert said in evaluated("levels", *words, fails_as=error)
+
+
+def test_another_base_of_the_same_name_is_another_evaluation(folder: Path) -> None:
+    Path("plain.py").write_text(
+        "from nets import Behind\nfrom torch import nn\n\n\ndef make():\n    return Behind(nn.Identity())\n"
+    )
+    typed("fetch", "--model", "plain.py:make", "--dataset", "digits", "--run", "plain")
+    evaluated("levels", "--defence", "front", "--base", "plain")
+    Path("plain.py").write_text("# other\n" + Path("plain.py").read_text())
+    assert "--name" in evaluated("levels", "--defence", "front", "--base", "plain", fails_as=ArtifactError)
+
+
+def test_verify_does_not_judge_a_defence_by_another_model(folder: Path) -> None:
+    evaluated("levels", "--defence", "front", "--save-witnesses")
+    said = typed("verify", "levels/witnesses.safetensors", "--run", "levels", "--allow-code", fails_as=ConfigError)
+    assert "--pool" in said.output
+    again = evaluated("levels", "--defence", "front", "--name", "again", "--pool", "levels/witnesses.safetensors")
+    assert again["results"]["pool"]
+
+
+def test_a_random_defence_goes_on_with_what_it_found(folder: Path) -> None:
+    words = "noise", "--defence", "front", "--draws", "2", "--n-examples", "24"
+    first = evaluated(*words)["results"]["comparisons"]
+    for file in ("evaluate.yaml", "state/reports/evaluate.yaml"):
+        (Path("noise") / file).unlink()
+    for before, after in zip(first, evaluated(*words)["results"]["comparisons"], strict=True):
+        if before["attacks"] and "transfer" not in before["attacks"]:
+            assert before["sparsified_accuracy"] == after["sparsified_accuracy"], before["name"]

@@ -101,7 +101,7 @@ def test_no_budget_is_larger_than_the_range_of_pixels(tmp_path: Path, examples: 
 
 def test_the_report_of_nothing_robust() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    report = distances_to_report({"base": (none, none)}, EPS)
+    report = distances_to_report({"base": (none, none)}, EPS, 64)
     assert report["base"] == {"n_robust": 0, "n_beyond": 0, "quantiles": {}}
 
 

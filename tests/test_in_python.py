@@ -57,8 +57,12 @@ def test_the_numbers_are_those_of_the_commands(tmp_path: Path, monkeypatch: pyte
     assert {row: d.difference for row, d in compare(found, found).items()} == {
         "clean": 0, "plain attacks": 0, "worst case": 0,
     }  # fmt: skip
-    with pytest.raises(DataError, match="other images"):
-        compare(found, evaluate(sparse, x[:4], y[:4], budget=Budget("Linf", 0.1), attacks=ATTACKS[:1]))
+    straight = evaluate(sparse, x[:4], y[:4], budget=Budget("Linf", 0.1), attacks=ATTACKS[1:])
+    plain = evaluate(sparse, x[:4], y[:4], budget=Budget("Linf", 0.1), attacks=ATTACKS[:1])
+    assert set(compare(plain, straight)) == {"clean", "worst case"}  # one of them has no plain attack
+    for other in (found, evaluate(sparse, x[:4], y[:4], budget=Budget("Linf", 0.2), attacks=ATTACKS[:1])):
+        with pytest.raises(DataError, match="other images, or of another budget"):
+            compare(plain, other)
 
 
 def test_what_cannot_be_done_is_said() -> None:

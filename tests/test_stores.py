@@ -160,6 +160,16 @@ def broken_class(place: Path) -> None:
         add(tar, "a.cls", b"\xff{")
 
 
+def far_class(place: Path) -> None:
+    with tarfile.open(place / "train-0.tar", "w") as tar:
+        add(tar, "a.png", picture(0))
+        add(tar, "a.cls", b"50000000")
+
+
+def empty_table(place: Path) -> None:
+    write_table(place / "train-0.parquet", {"image": [], "label": []})
+
+
 def other_columns(place: Path) -> None:
     write_table(place / "train-0.parquet", {"text": ["a"]})
 
@@ -183,7 +193,9 @@ def no_table(place: Path) -> None:
         (cut_off, "train-0001"),
         (without_class, "has no class"),
         (without_pictures, "no images"),
-        (broken_class, "not a readable tar"),
+        (broken_class, "no class in it"),
+        (far_class, "fewer than"),
+        (empty_table, "no images"),
         (other_columns, "has the columns text"),
         (secret_classes, "class -1"),
         (paths_alone, "a path and no picture"),
@@ -196,3 +208,16 @@ def test_what_cannot_be_used_is_named(spoil: Callable[[Path], None], said: str, 
         images = FileImages([*sorted(tmp_path.glob("*.tar")), *sorted(tmp_path.glob("*.parquet"))])
         for i in range(len(images)):
             images[i]
+
+
+def test_other_classes_are_other_images(tmp_path: Path) -> None:
+    seen = set()
+    for shift in (0, 1):
+        place = tmp_path / str(shift)
+        place.mkdir()
+        with tarfile.open(place / "set-0.tar", "w") as tar:
+            for i in range(20):
+                add(tar, f"{i}.png", picture(i))
+                add(tar, f"{i}.cls", str((i + shift) % 3).encode())
+        seen.add(content_id(load_split(str(place), None, "calibration")))
+    assert len(seen) == 2

@@ -88,7 +88,7 @@ def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
 
 def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
     typed(stage("calibrate", "killed"), alone)
-    more = ("--n-examples", "36")  # of the attacks, whose blocks take a second each
+    more = ("--n-examples", "56")  # of the attacks, whose blocks take a second each
     process = start(stage("measure", "killed", "--jobs", "2", *more), alone)
     state = alone / "killed" / "measurements" / "grid" / "state"
     until = time.monotonic() + 120
@@ -117,12 +117,37 @@ def test_shards_are_put_together_or_finished(alone: Path) -> None:
         assert not (alone / "shards" / f"{name}.yaml").exists()
         typed(stage(name, "shards", "--finish"), alone)
     assert_equal(alone, "shards", ("calibrate", "sweep-alpha"))
+    other = typed(stage("sweep-alpha", "shards", "--alphas", "0.1"), alone)  # the shards are over and done with
+    assert "sweep-alpha.yaml" in other
+
+
+def test_a_shared_sweep_is_done_though_it_did_not_race(alone: Path) -> None:
+    typed(stage("calibrate", "racing"), alone)
+    words = [word for word in stage("sweep-alpha", "racing") if word != "--no-racing"]
+    for number in ("1/2", "2/2"):
+        typed([*words, "--shard", number], alone)
+    mark = time.time()
+    typed([*words, "--shard", "1/2", "--fresh"], alone)
+    again = [file for file in (alone / "racing").rglob("block-*.pt") if file.stat().st_mtime > mark]
+    assert len(again) == 2  # of three blocks, those of the first shard
+    typed(words, alone)
+    assert report(alone / "racing", "sweep-alpha")["results"].pop("by_workers") is True
+    assert "already done" in typed(words, alone)
+    assert "leave --racing out" in typed([*words, "--racing", "--fresh", "--shard", "1/2"], alone, 3)
+
+
+def test_a_plan_of_a_shard_begins_nothing(alone: Path) -> None:
+    typed(stage("calibrate", "planned"), alone)
+    typed(stage("evaluate", "planned", "--shard", "1/2", "--plan"), alone)
+    assert not list((alone / "planned").rglob("begun*"))
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--shard", "1/2", "--jobs", "2"), "leave --shard out"),
+        (("--jobs", "40"), "cannot be shared by so many"),
+        (("--plan", "--fresh"), "throws away"),
         (("--devices", "some"), "expected all"),
         (("--devices", "all", "--device", "cpu"), "give one of them"),
         (("--time-limit", "0"), "minutes, above 0"),

@@ -20,7 +20,8 @@ def content_id(images: Split) -> str:
         if source.order == "number":
             digest.update(b"classes by number\n")
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
-            digest.update(f"{source.names[index]} {checksum}\n".encode("utf-8", "surrogateescape"))
+            label = f" {source.labels[index]}" if source.is_numbered else ""  # elsewhere the name says it
+            digest.update(f"{source.names[index]} {checksum}{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

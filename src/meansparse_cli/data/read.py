@@ -18,6 +18,8 @@ from .imagenet import Preprocessing, class_numbers
 from .pictures import decode
 from .stores import open_store
 
+MOST_CLASSES = 1_000_000
+
 
 class ArrayImages(Dataset[tuple[Tensor, int]]):
     """Images in memory: ``x`` uint8 (n, height, width, channels) or (n, height, width), ``y`` (n,)."""
@@ -114,6 +116,8 @@ def _numbers(classes: set[str], where: str) -> list[str]:
     if bad := sorted(name for name in classes if not name.isdecimal()):
         hint = "expected numbers from 0 on; a test part without classes cannot be evaluated: use its validation part"
         raise DataError(f"{where}: class {bad[0]}", hint=hint)
+    if int(last := max(classes, key=int)) >= MOST_CLASSES:
+        raise DataError(f"{where}: class {last}; expected fewer than {MOST_CLASSES:,} classes, numbered from 0")
     return sorted(classes, key=int)
 
 

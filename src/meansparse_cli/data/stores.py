@@ -7,6 +7,7 @@ unpacked, and nobody reads a picture that is not asked for.
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 import zipfile
 import zlib
@@ -21,6 +22,8 @@ from ..errors import DataError
 from ..foreign import reading
 from .folders import list_pictures
 from .pictures import SUFFIXES
+
+log = logging.getLogger(__name__)
 
 LARGEST_FILE = 2**30  # bytes of one picture
 READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whether they are the same
@@ -139,6 +142,7 @@ class TarStore(Store):
 def _samples(tar: tarfile.TarFile) -> dict[str, list[Any]]:
     """Key -> [(name, offset, size) of its picture, its class]; either is None where there is none."""
     samples: dict[str, list[Any]] = {}
+    further: list[str] = []
     for member in tar:
         folder, _, base = member.name.rpartition("/")
         stem, _, suffix = base.partition(".")
@@ -150,10 +154,27 @@ def _samples(tar: tarfile.TarFile) -> dict[str, list[Any]]:
         elif suffix in ("cls", "json"):
             content = tar.extractfile(member)
             assert content is not None  # of a regular file
-            found = json.loads(content.read())
-            label = found if suffix == "cls" else next((found[k] for k in ("label", "cls") if k in found), None)
-            sample[1] = label if isinstance(label, int) and suffix == "cls" or sample[1] is None else sample[1]
+            label = _class_in(content.read(), member.name, is_json=suffix == "json")
+            sample[1] = label if suffix == "cls" or sample[1] is None else sample[1]
+        elif f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
+            further.append(member.name)
+    if further:
+        log.warning(
+            f"{tar.name!s}: {len(further):,} pictures that are not KEY.SUFFIX left out: {', '.join(further[:5])}"
+        )
     return samples
+
+
+def _class_in(content: bytes, name: str, *, is_json: bool) -> int | None:
+    """A number as text, or under ``label`` or ``cls`` in JSON; None where JSON says none."""
+    try:
+        if not is_json:
+            return int(content)
+        found = json.loads(content)
+        label = next((found[key] for key in ("label", "cls") if key in found), None)
+        return None if label is None else int(label)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{name}: no class in it: {content[:40]!r}", hint="expected a whole number, as text") from error
 
 
 class ParquetStore(Store):
@@ -187,6 +208,10 @@ class ParquetStore(Store):
                 path = (row.get(self._column) or {}).get("path")
                 names.append(f"{file.name}/{n:06d}" + (f"-{path}" if path else ""))
                 labels.append(f"{row[label]}")
+        if not names:
+            raise DataError(
+                f"no images in {', '.join(map(str, files[:3]))}", hint="expected rows with an image and a label"
+            )
         self._starts = [0, *accumulate(ends[-1] if ends else 0 for ends in self._ends)]
         self._group: tuple[tuple[int, int], list[Any]] | None = None
         super().__init__(files[0].parent, names, labels)

@@ -75,6 +75,11 @@ def load_block(ledger: Ledger, positions: Tensor, ids: Tensor, image_shape: Sequ
         raise ArtifactError(f"{file} is not a block of a sweep", hint=f"delete it and run again: {file}") from error
 
 
+def forget_block(ledger: Ledger, positions: Tensor) -> None:
+    """Remove a block from the disk."""
+    (ledger.folder / f"{_name(positions)}.pt").unlink(missing_ok=True)
+
+
 def save_block(ledger: Ledger, positions: Tensor, ids: Tensor, block: Block) -> None:
     """Replace a block."""
     state = vars(block) | {"ids": ids}

@@ -85,6 +85,8 @@ class Evaluation:
     labels: NDArray[np.int64]
     base: ModelOutcomes
     sparsified: ModelOutcomes
+    about: str = ""
+    """A digest of images and budget, where somebody noted it."""
 
     @property
     def comparisons(self) -> list[Comparison]:

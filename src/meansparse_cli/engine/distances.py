@@ -146,9 +146,11 @@ Levels = dict[ModelName, tuple[Tensor, Tensor]]
 """Model -> the rows (m,) of its robust examples, and their levels (m,)."""
 
 
-def distances_to_report(found: Levels, eps: float) -> dict[str, Any]:
-    """The eps that a share of the robust examples of each model do not withstand; None: above all that was tried."""
-    report: dict[str, Any] = {"budget": eps, "step": eps / PARTS, "largest": eps * MOST}
+def distances_to_report(found: Levels, eps: float, most: int) -> dict[str, Any]:
+    """The eps that a share of the robust examples of each model do not withstand; None: above all
+    that was tried, up to the level ``most``.
+    """
+    report: dict[str, Any] = {"budget": eps, "step": eps / PARTS, "largest": eps * most / PARTS}
     for name, (_, levels) in found.items():
         ascending = [_eps_of(level, eps) for level in sorted(levels.tolist())]
         at = {q: ascending[math.ceil(q / 100 * len(ascending)) - 1] for q in QUANTILES if ascending}

@@ -131,6 +131,7 @@ class EvaluationRun:
         if not len(examples):
             raise ConfigError("n_examples = 0 must be 1 or above")
         self.plan, self.order, self.on_update = plan, run_order(plan.attacks), on_update
+        self.is_random = getattr(problem.model, "n_draws", 1) > 1  # whose draws would not be those that found an image
         self.cells, self.smaller = Cells(problem, examples), smaller
         key = {
             "norm": problem.budget.norm,
@@ -140,10 +141,9 @@ class EvaluationRun:
             "alpha": plan.alpha,
         }
         self.state = EvaluationState(folder, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
-        alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": plan.alpha}
         names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
-        blank, everywhere = self.cells.blank, self.cells.everywhere
-        self.models = {name: _Known(everywhere(alphas[name]), blank(), blank()) for name in names}
+        blank, zero = self.cells.blank, self.cells.everywhere(0.0)
+        self.models = {name: _Known(zero if name == "base" else zero + plan.alpha, blank(), blank()) for name in names}
         self.both_fell, self.missing = blank(), blank()
         if smaller is not None:
             same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
@@ -236,7 +236,7 @@ class EvaluationRun:
             turn.broken, turn.attempted = turn.broken | (known.broken[twin] & wanted), turn.attempted | wanted
         for file, chunk in self.state.chunks(name, attack):
             turn.attempted[chunk.positions] = True
-            self._add(turn, file, chunk, is_judged=False)
+            self._add(turn, file, chunk, is_judged=self.is_random)
         return turn
 
     def _add(self, turn: _Turn, file: str, chunk: Chunk, *, is_judged: bool) -> None:

@@ -22,7 +22,7 @@ from ..attacks.problem import Problem
 from ..attacks.runner import run_attack
 from ..data.examples import Examples
 from ..ledger import Decisions, Ledger
-from .blocks import Block, VariantOutcomes, cut_blocks, load_block, save_block
+from .blocks import Block, VariantOutcomes, cut_blocks, forget_block, load_block, save_block
 from .cells import Cells, FoundImages, Variant, variant_of
 from .outcomes import attack_version
 from .state import example_ids
@@ -139,6 +139,12 @@ class VariantGrid:
                 asked = wanted.get("bpda", ())
                 self._try_pool(b, block, [v for v in block.variants if v in asked or self.is_scored(b, v, "bpda")])
             self._save(b, block)  # a kill costs one family of attacks on one block
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Throw away what was scored on the images of ``blocks``."""
+        for b in blocks:
+            forget_block(self.ledger, self.blocks[b])
+            self._load(b)
 
     def clean(self, variant: Variant, blocks: Iterable[int] | None = None) -> Tensor:
         """(k,) bool: correct at the clean image, on the images of ``blocks`` (all of them)."""

@@ -1,7 +1,9 @@
 """The pipeline on modules and tensors, for notebooks: ``calibrate``, ``sparsify``, ``evaluate``, ``compare``."""
 
 import copy
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import cast
 
@@ -77,20 +79,25 @@ def evaluate(
         raise ConfigError(f"{len(alphas)} alphas in this model; expected one at all sites", hint="sparsify(model, ...)")
     with torch.no_grad():
         n_classes = model(x[:2].to(device_of(model, x.device))).shape[1]
-    return attacked(Problem(model, budget, n_classes, seed, batch_size, "fp32"), x, y, attacks, alphas.pop())
+    found = attacked(Problem(model, budget, n_classes, seed, batch_size, "fp32"), x, y, attacks, alphas.pop())
+    return replace(found, about=f"{budget} {hashlib.sha256(x.detach().cpu().numpy().tobytes()).hexdigest()}")
 
 
 def compare(first: Evaluation, other: Evaluation) -> dict[str, PairedDifference]:
     """``other`` minus ``first``, their sparsified models: clean, under the plain attacks, in the worst case.
 
-    Both of the same images, in the same order. Raises DataError where they are not.
+    Each over the attacks that it was given; what only one of them was given is left out. Raises DataError where the
+    two, of ``evaluate``, are not of the same images, in the same order, at the same budget.
     """
-    if not np.array_equal(first.labels, other.labels):
-        raise DataError("the two evaluations are of other images", hint="give both the same x and y")
+    if first.about != other.about or not np.array_equal(first.labels, other.labels):
+        hint = "give both the same x, y and budget"
+        raise DataError("the two evaluations are of other images, or of another budget", hint=hint)
     found = {}
     for row in (CLEAN, PLAIN, WORST_CASE):
+        groups = [attack_groups(one.attacks).get(row) for one in (first, other)]
         ours, theirs = (
-            one.outcomes("sparsified").robust_to(attack_groups(one.attacks).get(row, ())) for one in (first, other)
+            None if attacks is None else one.outcomes("sparsified").robust_to(attacks)
+            for one, attacks in zip((first, other), groups, strict=True)
         )
         if ours is not None and theirs is not None:
             found[row] = paired_difference(theirs, ours)

@@ -8,7 +8,9 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files import sha256_of
+from ..foreign import reading
 from ..models.factory import code_of, import_named
+from ..models.source import kind_of
 from ..operator.defence import OWN, DefendedModel, Surrogate, defend
 from ..settings.stages import EvaluateConfig, StageConfig
 from .context import RunContext
@@ -16,6 +18,8 @@ from .report import RunPaths
 
 ALPHA = 1.0
 """At which a defence is on."""
+DEFENCE_WORDS = ("defence", "as a defence")
+"""What the words for it begin with: with modules named, and without."""
 IDENTITY, OWN_GRADIENT = "identity", "own"
 
 
@@ -41,7 +45,7 @@ class NamedDefence:
         return defend(model, self.surrogates, base=self.base, n_draws=self.n_draws)
 
     def in_words(self, alpha: float) -> str:
-        words = f"defence {', '.join(self.texts)}" if self.texts else "as a defence"
+        words = f"{DEFENCE_WORDS[0]} {', '.join(self.texts)}" if self.texts else DEFENCE_WORDS[1]
         if self.base is not None:
             words += f" beside {self.base_name}"
         return words if self.n_draws == 1 else f"{words}, {self.n_draws} draws"
@@ -87,14 +91,15 @@ def _surrogate(name: str) -> Surrogate | None:
         raise ConfigError(f"no surrogate {name!r}", hint=hint)
     found = import_named(name)
     if isinstance(found, type):  # a module that takes no arguments
-        found = found()
+        with reading(ConfigError, f"the surrogate {name} cannot be made without arguments"):
+            found = found()
     if not callable(found):
         raise ConfigError(f"the surrogate {name} is a {type(found).__name__}; expected a function of a module's input")
     return found  # type: ignore[no-any-return]
 
 
 def _digest(name: str) -> str:
-    """Of the code of a surrogate, so that outcomes of another one are not taken for its own."""
+    """Of the file that holds a surrogate or a network: outcomes of another one are not taken for its own."""
     place = (code_of(name) or "").rpartition(":")[0].partition(" ")[0]
     return sha256_of(Path(place)) if Path(place).is_file() else place
 
@@ -110,5 +115,6 @@ def _base(context: RunContext[EvaluateConfig], inputs: dict[str, str]) -> tuple[
     allowed = {key: getattr(config, key) for key in ("allow_code", "allow_pickle", "device")}
     other = RunContext("base", StageConfig.model_validate(which | allowed))
     other.verified("fetch")
-    inputs["base"] = f"{other.run.source.name} {other.weights_id}"
+    code = f" {_digest(other.run.source.name)}" if kind_of(other.run.source).names_code else ""
+    inputs["base"] = f"{other.run.source.name} {other.weights_id}{code}"
     return other.base(), other.run.source.name

@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         allowed |= work.allowed(diagnosis.images)
     outputs, distances = [context.place.paths.outcomes], dict[str, Any]()
     if context.config.find_eps:
-        distances, files = find_eps(context, runs[work.eps], work.state_folder, work.fingerprint)
+        distances, files = find_eps(context, runs, work.eps, work.state_folder, work.fingerprint)
         outputs += files
     evaluations = {eps: run.evaluation() for eps, run in runs.items()}
     results = _shown(work, evaluations[work.eps], diagnosis, allowed) | distances
@@ -160,7 +160,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
         )
     if context.fresh:
         work.discard()
-    if asked.shard is not None:
+    if asked.shard is not None and not config.plan:
         say_begun(context)
     return work
 

@@ -1,5 +1,6 @@
 """``evaluate --find-eps``: how far what withstood everything is from what does not."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from ..settings.stages import EvaluateConfig
 
 
 def find_eps(
-    context: RunContext[EvaluateConfig], run: EvaluationRun, state_folder: Path, fingerprint: dict[str, str]
+    context: RunContext[EvaluateConfig],
+    runs: Mapping[str, EvaluationRun],
+    at: str,
+    state_folder: Path,
+    fingerprint: dict[str, str],
 ) -> tuple[dict[str, Any], list[Path]]:
-    """What goes into the report, and ``distances.npz``; what falls inside the budget counts in ``run``."""
+    """What goes into the report, and ``distances.npz``; what falls inside the budget ``at`` counts in all ``runs``."""
+    run = runs[at]
     problem, examples, found, pool = run.cells.problem, run.cells.examples, Levels(), {}
     key = {**fingerprint, "alpha": run.plan.alpha, "precision": problem.precision}
     search = Distances(problem, examples, run.plan.attacks, state_folder / "find-eps" / "levels", key)
@@ -30,12 +36,13 @@ def find_eps(
     if pool:
         n = sum(map(len, pool.values()))
         note(f"find-eps: {n:,} images found on the way break an example inside the budget: they count, as transfer")
-        run.try_pool(pool)
+        for one in runs.values():
+            one.try_pool(pool)
         for name, (rows, levels) in found.items():
             is_robust = run.robust(name)[rows]
             found[name] = rows[is_robust], levels[is_robust]
     place, eps = context.place.paths.folder, problem.budget.eps
-    results = {"distances": distances_to_report(found, eps)}
+    results = {"distances": distances_to_report(found, eps, search.most)}
     file, png, svg = (place / f"distances.{ending}" for ending in ("npz", "png", "svg"))
     write_bytes(file, distances_npz(found, examples, eps))
     withstood = {f"{name}": (levels * (eps / PARTS)).tolist() for name, (_, levels) in found.items()}

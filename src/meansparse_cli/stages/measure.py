@@ -34,7 +34,7 @@ from ..selection.variants import BASE, site_rules_of, variants_of
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
-from .gather import begin_anew, gather_blocks, say_begun, shard_done
+from .gather import begin_anew, forget_shards, gather_blocks, say_begun, shard_done
 from .plan import plan_grid
 
 MEASURES = ("clean", "plain", "bpda", "worst")
@@ -143,6 +143,8 @@ def _shard(work: _Work, shard: Shard) -> Path:
     n_images = 0
     for eps, grid in work.grids():
         own = shard.positions(len(grid.blocks))
+        if work.context.fresh:
+            grid.forget(own)
         work.score(eps, grid, own)
         n_images = sum(len(grid.blocks[b]) for b in own)
     return shard_done(work.context, n_images, len(work.examples))
@@ -172,7 +174,9 @@ def _whole(work: _Work) -> Path:
         "rows": found.rows,
         **found.passes,
     }
-    return context.write([outcomes], results)
+    path = context.write([outcomes], results)
+    forget_shards(context.whole, "measure")
+    return path
 
 
 def _settle(context: RunContext[MeasureConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:

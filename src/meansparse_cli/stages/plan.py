@@ -25,6 +25,7 @@ from ..diagnostics import DIAGNOSTICS_COST
 from ..engine.cells import Cells
 from ..engine.grid import Family, Variant, VariantGrid
 from ..engine.outcomes import run_order, twin_on_base
+from ..engine.state import eps_state_folder
 from ..files import load_torch
 from ..operator.calibration import calibrate_channels
 from ..reporting.console import note, phase
@@ -37,6 +38,8 @@ from ..sites.find import Site
 SHORT = "apgd-margin-30"
 SECONDS, FEWEST = 20.0, 16
 """Of a pilot: images, as many as a batch holds, but for so long at most, and not fewer than these."""
+FIND_EPS = 5
+"""Times that the attacks of an example that survives are run again for its smallest eps, about."""
 MANY = 8
 """Workers that the plan names beside one."""
 
@@ -126,7 +129,8 @@ def plan_evaluation(
     context: RunContext[EvaluateConfig], problem: Problem, examples: Examples, alpha: float, folder: Path
 ) -> None:
     """Of every attack on both models, and the sanity checks, at each eps; ``folder``: what is done already."""
-    config, n, n_eps = context.config, len(examples), len(eps_grid(str(context.config.eps)))
+    config, n, grid = context.config, len(examples), eps_grid(str(context.config.eps))
+    states, n_eps = [eps_state_folder(folder, eps, grid) for eps in grid], len(grid)
     order, cells = run_order(expand_attacks(config.attack)), Cells(problem, examples)
     alphas = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
     passes = seconds = done = 0.0
@@ -135,9 +139,13 @@ def plan_evaluation(
         own = [attack for attack in order if not (name == "base" and twin_on_base(attack) in order)]
         for attack, (n_passes, n_seconds) in _of_attacks(timed, own, n).items():
             passes, seconds = passes + n_passes, seconds + n_seconds
-            n_there = sum(len(load_torch(file)["positions"]) for file in (folder / name / attack).glob("*.pt"))
             n_faced = n * (timed.left if attack != own[0] else timed.right)
-            done += n_seconds * min(1.0, n_there / max(1.0, n_faced))
+            for state in states:
+                n_there = sum(len(load_torch(file)["positions"]) for file in (state / name / attack).glob("*.pt"))
+                done += n_seconds * min(1.0, n_there / max(1.0, n_faced))
+        if config.find_eps:
+            for n_passes, n_seconds in _of_attacks(timed, own, n).values():
+                passes, seconds = passes + FIND_EPS * n_passes / n_eps, seconds + FIND_EPS * n_seconds / n_eps
         if config.doubts:
             n_passes = DIAGNOSTICS_COST * min(config.n_doubt_examples, n) * timed.left
             passes, seconds = passes + n_passes, seconds + n_passes * timed.step / 3

@@ -77,6 +77,8 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
             raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
         return stage.do()
     jobs = n_jobs(given.jobs, given.devices, settings.device)
+    if rank and settings.shard == f"{rank.number + 1}/{rank.world}":  # --shard auto
+        stage, settings = Stage(command, no_shard := settings.model_copy(update={"shard": None}), sources), no_shard
     if rank and not jobs and settings.shard is not None and settings.shard == shard_here():
         return stage.do(fresh=given.fresh)  # an array of such jobs, numbered through
     if settings.shard is not None and (rank or jobs):
@@ -90,6 +92,8 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
     if rank:
         return as_ranks(rank, stage.do_shard, prepare, stage.gather)
     if jobs:
+        if command == "evaluate" and settings.n_examples is not None and settings.n_examples < jobs:
+            raise ConfigError(f"--jobs {jobs}: {settings.n_examples} examples cannot be shared by so many")
         prepare()
         in_processes(jobs, stage.do_shard, on_gpu=settings.device != "cpu" and torch.cuda.is_available())
         return stage.gather()

@@ -7,7 +7,7 @@ from typing import Any
 from ..data.identity import image_ids
 from ..data.splits import DataSet, SplitName
 from ..engine.grid import Variant, VariantGrid, variant_of
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..reporting.console import LiveView, console, live, note
 from ..reporting.curves import draw_alpha_curve
@@ -20,15 +20,18 @@ from ..selection.search import check_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, in_full, sweep_alphas
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import SweepAlphaConfig
-from .gather import begin_anew, gather_blocks, say_begun, shard_done, shards_begun
+from .gather import begin_anew, forget_shards, gather_blocks, say_begun, shard_done, shards_begun
 from .plan import plan_grid
+
+BY_WORKERS = "by_workers"
+"""In a report whose alphas several workers scored: all of them in full."""
 
 
 def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
     """``meansparse.safetensors``, the curve and ``sweep-alpha.yaml``."""
     context = RunContext("sweep-alpha", config, sources, fresh=fresh)
     plain, bpda = families = _settle(context)
-    if done := context.done(whole=True):
+    if done := context.done(whole=True) or _done_by_workers(context):
         return done
 
     config, run, folder = context.config, context.run, context.run.paths.state / "sweep-alpha"
@@ -65,10 +68,14 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         **by_rule,
         **grid.passes(),
     }
+    if context.sources.get("racing", "default") == "default" and shards_begun(context):
+        results[BY_WORKERS] = True
     title = f"{run.source.name}: {len(examples):,} held-out images, {run.norm} {config.eps}"
     draw_alpha_curve(results, title=title, png=run.paths.curve_png, svg=run.paths.curve_svg)
     note(f"curve: {run.paths.curve_png}")
-    return context.write([run.paths.checkpoint], results)
+    path = context.write([run.paths.checkpoint], results)
+    forget_shards(context.whole, "sweep-alpha")
+    return path
 
 
 def _variants(config: SweepAlphaConfig, grid: VariantGrid) -> list[Variant]:
@@ -79,6 +86,8 @@ def _variants(config: SweepAlphaConfig, grid: VariantGrid) -> list[Variant]:
 def _shard(context: RunContext[SweepAlphaConfig], grid: VariantGrid, shard: Shard) -> Path:
     """Every alpha on the blocks of one shard."""
     own, variants = shard.positions(len(grid.blocks)), _variants(context.config, grid)
+    if context.fresh:
+        grid.forget(own)
     with live("pairs") as view:
         grid.classify(variants, own)
         for k, b in enumerate(own):
@@ -100,8 +109,23 @@ def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tup
     images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
     context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
     if config.racing and (config.shard is not None or (shards_begun(context) and not context.fresh)):
+        if context.sources.get("racing") == "flag":
+            raise ConfigError("--racing with workers, who score every alpha in full", hint="leave --racing out")
         context.settle("calibrate", images, families, racing=False)  # which would need the images one block by one
     return families
+
+
+def _done_by_workers(context: RunContext[SweepAlphaConfig]) -> Path | None:
+    """The report, if all of this was done by workers, without racing."""
+    before = context.report_here() if context.config.racing and not context.fresh else None
+    if before is None or not before["results"].get(BY_WORKERS):
+        return None
+    settled = context.config
+    context.config = settled.model_copy(update={"racing": False})
+    if done := context.done(whole=True):
+        return done
+    context.config = settled
+    return None
 
 
 def _check_disjoint(context: RunContext[SweepAlphaConfig]) -> None:

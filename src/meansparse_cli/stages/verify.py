@@ -9,12 +9,13 @@ from ..attacks.problem import Budget, Problem
 from ..data.identity import content_id
 from ..engine.image_files import match_examples, read_images, said_by
 from ..engine.verify import Judgement, judge_images
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..files import sha256_of
 from ..operator.checkpoint import sparsify
 from ..reporting.console import console, note, phase
 from ..reporting.evaluation_tables import judgements_table
 from ..runs.context import RunContext
+from ..runs.defence import DEFENCE_WORDS
 from ..runs.folder import file_name
 from ..runs.operators import alpha_in_use, check_model, checkpoint_to_evaluate, has_alpha
 from ..settings.stages import VerifyConfig
@@ -63,6 +64,11 @@ def _model(
     context: RunContext, config: VerifyConfig, file: Path, about: dict[str, str]
 ) -> tuple[nn.Module, float, str]:
     """The model that judges, its alpha and its operator in words; without an alpha the base model alone."""
+    if about.get("operator", "").startswith(DEFENCE_WORDS):
+        raise ConfigError(
+            f"{file.name} was found with {about['operator']}, and verify knows MeanSparse alone",
+            hint="evaluate --pool FILE, with the same --defence, --base and --draws, judges its images on both models",
+        )
     if not context.has("calibrate") or (config.alpha is None and not has_alpha(context)):
         note(f"verify: {context.run.paths.folder} has no alpha yet, so the base model alone is judged")
         return context.base(), 0.0, ""

@@ -23,6 +23,8 @@ def keep_witnesses(
     clean = dict(zip(examples.indices.tolist(), examples.x.cpu(), strict=True))
     png, svg = folder / "gallery.png", folder / "gallery.svg"
     title = f"{context.run.source.name}, {operator}, {context.run.norm} {eps}: the first examples that were broken"
+    for before in (png, svg):
+        before.unlink(missing_ok=True)
     if draw_gallery(found_on, clean, eps_value(eps), title=title, png=png, svg=svg):
         note(f"gallery: {png}")
     return files

@@ -102,7 +102,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
         for i in range(n):
             ours, theirs = spawn.Pipe(duplex=False)
             n_threads = None if on_gpu else max(1, n_cores // n)
-            process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads))
+            process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads, console.quiet))
             process.start()
             theirs.close()
             workers.append((process, ours))
@@ -119,7 +119,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
             process.join()
 
 
-def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None) -> None:
+def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None, is_quiet: bool) -> None:
     """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -127,7 +127,7 @@ def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None)
     if n_threads is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(n_threads)
     try:
-        with _quiet(i > 0):
+        with _quiet(is_quiet or i > 0):
             work(f"{i + 1}/{n}")
     except MeanSparseError as error:
         pipe.send((error.message, error.hint, error.exit_code))
@@ -169,7 +169,7 @@ def _named(who: str) -> Iterator[None]:
 @contextmanager
 def _quiet(is_quiet: bool) -> Iterator[None]:
     """Nothing is shown of what several do at a time, errors apart."""
-    before, console.quiet = console.quiet, is_quiet
+    before, console.quiet = console.quiet, console.quiet or is_quiet
     try:
         yield
     finally:
