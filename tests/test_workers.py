@@ -92,7 +92,8 @@ def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
     process = start(stage("measure", "killed", "--jobs", "2", *more), alone)
     state = alone / "killed" / "measurements" / "grid" / "state"
     until = time.monotonic() + 120
-    while not list(state.rglob("block-*.pt")) and time.monotonic() < until:
+    begun = state.parent / "shards" / "shard-2-of-2" / "begun-measure.json"
+    while not (begun.exists() and list(state.rglob("block-*.pt"))) and time.monotonic() < until:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
