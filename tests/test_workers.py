@@ -22,9 +22,9 @@ ALONE = [sys.executable, "-m", "meansparse_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 STAGES = {
     "calibrate": "--model digits --n-examples 200 --batch-size 20",
-    "sweep-alpha": "--n-examples 24 --alphas 0.2,0.4 --no-racing --block-size 8",
-    "evaluate": "--n-examples 9 --alpha 0.3 --no-doubts --attack apgd-ce --attack bpda-apgd-ce",
-    "measure": "--n-examples 24 --alphas 0.3 --block-size 8 --attack apgd-ce",
+    "sweep-alpha": "--n-examples 12 --alphas 0.4 --no-racing --block-size 4",
+    "evaluate": "--n-examples 6 --alpha 0.3 --no-doubts --attack apgd-margin-30 --attack bpda-apgd-ce-30",
+    "measure": "--n-examples 12 --alphas 0.3 --block-size 4 --attack none",
 }
 
 
@@ -49,6 +49,11 @@ def typed(words: list[str], folder: Path, code: int = 0) -> str:
 
 def stage(name: str, run: str, *more: str, front: list[str] | None = None) -> list[str]:
     return [*(front or ALONE), name, "--run-dir", run, *STAGES[name].split(), *more]
+
+
+def attacked(run: str, *more: str) -> list[str]:
+    """A measurement that takes its time."""
+    return [word if word != "none" else "apgd-ce" for word in stage("measure", run, *more)]
 
 
 def report(folder: Path, name: str) -> Any:
@@ -88,8 +93,8 @@ def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
 
 def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
     typed(stage("calibrate", "killed"), alone)
-    more = ("--n-examples", "56")  # of the attacks, whose blocks take a second each
-    process = start(stage("measure", "killed", "--jobs", "2", *more), alone)
+    more = ("--n-examples", "20")  # of the attacks, whose blocks take a second each
+    process = start(attacked("killed", "--jobs", "2", *more), alone)
     state = alone / "killed" / "measurements" / "grid" / "state"
     until = time.monotonic() + 120
     begun = state.parent / "shards" / "shard-2-of-2" / "begun-measure.json"
@@ -101,10 +106,10 @@ def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "worker 2 of 2: was ended by SIGKILL" in said, said
     assert "any number of workers" in said
-    gathered = typed(stage("measure", "killed", *more), alone, 10)
+    gathered = typed(attacked("killed", *more), alone, 10)
     assert re.search(r"shard 2/2: \d+ of \d+ images are not done; begun on host", gathered), gathered
-    typed(stage("measure", "killed", "--jobs", "3", *more), alone)
-    typed(stage("measure", "alone", "--name", "more", *more), alone)
+    typed(attacked("killed", "--jobs", "3", *more), alone)
+    typed(attacked("alone", "--name", "more", *more), alone)
     whole = yaml.safe_load((alone / "alone/measurements/more/measure.yaml").read_text())
     assert report(alone / "killed", "measure")["results"] == whole["results"]
 
@@ -161,7 +166,7 @@ def test_what_means_nothing_is_refused(words: tuple[str, ...], said: str, alone:
 
 def test_a_time_limit_stops_and_the_command_goes_on(alone: Path) -> None:
     typed(stage("calibrate", "limited"), alone)
-    words = stage("measure", "limited", "--n-examples", "200", "--block-size", "8")
+    words = attacked("limited", "--n-examples", "200", "--block-size", "8")
     said = typed([*words, "--time-limit", "0.08"], alone, 75)
     assert "stopped at the time limit: nothing finished was lost" in said
     assert list((alone / "limited" / "measurements" / "grid" / "state").rglob("block-*.pt"))
