@@ -22,7 +22,7 @@ from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.splits import Subset, load_split
-from meansparse_cli.engine.outcomes import MODELS, ModelName, run_order, twin_on_base
+from meansparse_cli.engine.outcomes import MODELS, ModelName, run_order, tried_on
 from meansparse_cli.operator.active import set_alpha
 from meansparse_cli.runs.device import keep_freed_memory
 from meansparse_cli.runs.operators import load_sparsified
@@ -77,9 +77,7 @@ def main() -> None:
     attacks = run_order(expand_attacks(options.attack or ["standard", "bpda"]))
     for name, problem, examples in survivors(options):
         n_before = len(examples)
-        for attack in attacks:
-            if name == "base" and twin_on_base(attack) in attacks:
-                continue  # without operators another backward rule is the same attack
+        for attack in tried_on(name, attacks):
             found = run_attack(attack, problem, examples)
             passes = int((found.passes * torch.tensor([1, 2])).sum())
             broken = found.broken.cpu()

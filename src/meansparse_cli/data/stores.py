@@ -11,6 +11,7 @@ import logging
 import tarfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +31,7 @@ READ_AT_MOST = 2**30  # bytes of image files that a stage reads only to know whe
 SHARDS = (".tar", ".parquet")
 
 
-class Store:
+class Store(ABC):
     """``names`` of the pictures; ``labels``: the class folder of each, or, where ``is_numbered``, its class.
 
     ``where`` begins what an error says; ``name`` is a short one.
@@ -44,6 +45,8 @@ class Store:
     def read(self, index: int) -> bytes:
         """The file of one picture. Raises DataError where it cannot be read."""
         with reading(DataError, f"{self.where}/{self.names[index]}: cannot read image"):
+            if (size := self._size(index)) > LARGEST_FILE:
+                raise ValueError(f"it has {size:,} bytes, more than any picture")
             return self._read(index)
 
     def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
@@ -53,16 +56,11 @@ class Store:
             return sizes, True
         return [zlib.crc32(self.read(i)) for i in indices], False
 
-    def _read(self, index: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, index: int) -> bytes: ...
 
-    def _size(self, index: int) -> int:
-        raise NotImplementedError
-
-
-def _refuse_large(size: int) -> None:
-    if size > LARGEST_FILE:
-        raise ValueError(f"it has {size:,} bytes, more than any picture")
+    @abstractmethod
+    def _size(self, index: int) -> int: ...
 
 
 class FolderStore(Store):
@@ -73,7 +71,6 @@ class FolderStore(Store):
         super().__init__(folder, listing.names, listing.labels)
 
     def _read(self, index: int) -> bytes:
-        _refuse_large(self._size(index))
         return (self.where / self.names[index]).read_bytes()
 
     def _size(self, index: int) -> int:
@@ -88,11 +85,16 @@ class ZipStore(Store):
         super().__init__(file, listing.names, listing.labels)
         self._archive: zipfile.ZipFile | None = None
 
-    def _read(self, index: int) -> bytes:
+    def _opened(self) -> zipfile.ZipFile:
         if self._archive is None:
             self._archive = zipfile.ZipFile(self.where)
-        _refuse_large(self._archive.getinfo(self.names[index]).file_size)
-        return self._archive.read(self.names[index])
+        return self._archive
+
+    def _read(self, index: int) -> bytes:
+        return self._opened().read(self.names[index])
+
+    def _size(self, index: int) -> int:
+        return self._opened().getinfo(self.names[index]).file_size
 
     def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
         with zipfile.ZipFile(self.where) as archive:
@@ -127,7 +129,6 @@ class TarStore(Store):
 
     def _read(self, index: int) -> bytes:
         f, offset, size = self._places[index]
-        _refuse_large(size)
         with self._files[f].open("rb") as file:
             file.seek(offset)
             content = file.read(size)
@@ -217,7 +218,7 @@ class ParquetStore(Store):
         super().__init__(files[0].parent, names, labels)
 
     def _read(self, index: int) -> bytes:
-        f = int(np.searchsorted(self._starts, index, side="right")) - 1
+        f = self._file_of(index)
         row = index - self._starts[f]
         g = int(np.searchsorted(self._ends[f], row, side="right"))
         if self._group is None or self._group[0] != (f, g):
@@ -229,9 +230,12 @@ class ParquetStore(Store):
             raise ValueError("the table holds a path and no picture")
         return found
 
+    def _file_of(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
     def _size(self, index: int) -> int:
         """Of its share of the file: what a picture takes is not known without reading it."""
-        f = int(np.searchsorted(self._starts, index, side="right")) - 1
+        f = self._file_of(index)
         return self._files[f].stat().st_size // max(1, self._ends[f][-1])
 
     def __getstate__(self) -> dict[str, object]:

@@ -22,7 +22,7 @@ from ..attacks.runner import run_attack
 from ..data.examples import Examples
 from ..ledger import Ledger, key_digest
 from .cells import Cells, FoundImages
-from .outcomes import ModelName, attack_version, run_order, twin_on_base
+from .outcomes import ModelName, attack_version, run_order, tried_on
 
 PARTS = 8
 """An eps is a multiple of an eighth of the budget."""
@@ -101,9 +101,9 @@ class Distances:
     def _attack(self, name: ModelName, variant: Tensor, rows: Tensor, known: _Known, at: Tensor, level: int) -> None:
         """Every attack at ``level`` on the examples at positions ``at`` of ``rows``, each on what is left."""
         problem = self._problem(level)
-        for attack in self.attacks:
-            if name == "base" and twin_on_base(attack) in self.attacks or not len(at):
-                continue
+        for attack in tried_on(name, self.attacks):
+            if not len(at):
+                break
             result = run_attack(attack, problem, self.cells.at(rows[at]), variant)
             broken = result.broken.cpu()
             found = FoundImages(rows[at[broken]], result.adversarial.detach().cpu()[broken])

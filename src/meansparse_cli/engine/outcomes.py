@@ -76,6 +76,11 @@ def twin_on_base(attack: str) -> str:
     return find_attack(attack).start_of if is_bpda(attack) else ""
 
 
+def tried_on(name: ModelName, attacks: Sequence[str]) -> list[str]:
+    """Those of ``attacks`` that are no repetition on this model: on the base one a twin is its plain attack."""
+    return [attack for attack in attacks if not (name == "base" and twin_on_base(attack) in attacks)]
+
+
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
     """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
 

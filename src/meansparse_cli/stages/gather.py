@@ -4,17 +4,20 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..engine.grid import Variant, VariantGrid
 from ..errors import ArtifactError
 from ..files import discard, read_json, write_json
-from ..reporting.console import note
+from ..reporting.console import live, note
 from ..runs.context import RunContext
 from ..runs.folder import Run
 from ..runs.report import copy_of, with_options
+from ..selection.sweep import in_full
 from ..settings.shard import Shard, read_shard, shard_of
 
 Share = Callable[[Shard], tuple[int, int]]
@@ -87,6 +90,34 @@ def gather_blocks(context: RunContext[Any], blocks: Sequence[Tensor], is_missing
 
     if undone:
         raise missing_shards(context, begun, share, "images")
+
+
+def score_blocks(
+    grid: VariantGrid, variants: Sequence[Variant], blocks: Sequence[int], what: str = "", *, further: int = 0
+) -> None:
+    """Every attack at ``variants`` on the images of ``blocks``; ``further``: images that come after these."""
+    after = sum(len(grid.blocks[b]) for b in blocks) + further
+    with live("pairs") as view:
+        grid.classify(variants, blocks)
+        for b in blocks:
+            after -= len(grid.blocks[b])
+            grid.tell(partial(view.begin, work=(len(grid.blocks[b]), after)), view.advance)
+            grid.score(b, in_full(variants), what)
+
+
+def score_shard(
+    context: RunContext[Any], grid: VariantGrid, variants: Sequence[Variant], what: str = "", *, n_grids: int = 1
+) -> int:
+    """Those blocks that the shard of ``context`` has, with ``--fresh`` from nothing; how many images they hold.
+
+    ``n_grids``: how many grids of the same images are to be scored, this one and those after it.
+    """
+    own = read_shard(context.config.shard).positions(len(grid.blocks))
+    if context.fresh:
+        grid.forget(own)
+    n_images = sum(len(grid.blocks[b]) for b in own)
+    score_blocks(grid, variants, own, what, further=n_images * (n_grids - 1))
+    return n_images
 
 
 def shard_done(context: RunContext[Any], n_images: int, n_all: int) -> Path:

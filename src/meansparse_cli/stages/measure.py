@@ -11,7 +11,7 @@ each.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,17 +24,16 @@ from ..data.examples import Examples
 from ..engine.grid import Variant, VariantGrid
 from ..files import write_bytes
 from ..operator.checkpoint import Checkpoint, load_checkpoint
-from ..reporting.console import console, is_wide, live, note
+from ..reporting.console import console, is_wide, note
 from ..reporting.sweep_tables import measurement_table
 from ..runs.context import RunContext
 from ..runs.operators import open_grid, problem_of, split_note
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
 from ..selection.variants import BASE, site_rules_of, variants_of
-from ..settings.shard import Shard, read_shard
 from ..settings.stages import MeasureConfig
 from ..settings.values import eps_grid, eps_value
-from .gather import begin_anew, forget_shards, gather_blocks, say_begun, shard_done
+from .gather import begin_anew, forget_shards, gather_blocks, say_begun, score_blocks, score_shard, shard_done
 from .plan import plan_grid
 
 MEASURES = ("clean", "plain", "bpda", "worst")
@@ -81,7 +80,7 @@ def measure(config: MeasureConfig, sources: dict[str, str], *, fresh: bool = Fal
         return None
     if context.config.shard is not None:
         say_begun(context)
-        return _shard(_begin(context, families), read_shard(context.config.shard))
+        return _shard(_begin(context, families))
     if fresh:
         begin_anew(context.whole, "measure")
     return _whole(_begin(context, families))
@@ -112,17 +111,6 @@ class _Work:
             problem = replace(problem, budget=replace(problem.budget, eps=eps_value(eps)))
             yield eps, open_grid(context, problem, self.examples, self.families, context.whole.paths.state, **key)
 
-    def score(self, eps: str, grid: VariantGrid, blocks: Sequence[int]) -> None:
-        """Every variant on the images of ``blocks``."""
-        n_images = sum(len(grid.blocks[b]) for b in blocks)
-        with live("pairs") as view:
-            grid.classify(self.wanted, blocks)
-            n_after = n_images * (len(self.each_eps) - self.each_eps.index(eps))
-            for b in blocks:
-                n_after -= len(grid.blocks[b])
-                grid.tell(partial(view.begin, work=(len(grid.blocks[b]), n_after)), view.advance)
-                grid.score(b, in_full(self.wanted), f"eps {eps}, ")
-
     def is_missing(self, grid: VariantGrid, b: int) -> bool:
         return grid.count_missing(b, in_full(self.wanted)) > 0
 
@@ -139,14 +127,11 @@ def _begin(context: RunContext[MeasureConfig], families: tuple[tuple[str, ...], 
     return _Work(context, families, examples, checkpoint, problem, each_eps, variants)
 
 
-def _shard(work: _Work, shard: Shard) -> Path:
-    n_images = 0
+def _shard(work: _Work) -> Path:
+    n_images, n_left = 0, len(work.each_eps)
     for eps, grid in work.grids():
-        own = shard.positions(len(grid.blocks))
-        if work.context.fresh:
-            grid.forget(own)
-        work.score(eps, grid, own)
-        n_images = sum(len(grid.blocks[b]) for b in own)
+        n_images = score_shard(work.context, grid, work.wanted, f"eps {eps}, ", n_grids=n_left)
+        n_left -= 1
     return shard_done(work.context, n_images, len(work.examples))
 
 
@@ -155,7 +140,8 @@ def _whole(work: _Work) -> Path:
     found = _Found(outcomes={name: [] for name in (MEASURES if plain else ("clean",))})
     for eps, grid in work.grids():
         gather_blocks(context, grid.blocks, partial(work.is_missing, grid))
-        work.score(eps, grid, range(len(grid.blocks)))
+        further = len(grid) * (len(work.each_eps) - work.each_eps.index(eps) - 1)
+        score_blocks(grid, work.wanted, range(len(grid.blocks)), f"eps {eps}, ", further=further)
         points = {at: point_of(grid, variant, at[1]) for at, variant in work.variants.items()}
         if not plain:
             none = next(iter(points.values())).clean[:0]  # no curves of attacks that were not run

@@ -24,7 +24,7 @@ from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST
 from ..engine.cells import Cells
 from ..engine.grid import Family, Variant, VariantGrid
-from ..engine.outcomes import run_order, twin_on_base
+from ..engine.outcomes import ModelName, run_order, tried_on
 from ..engine.state import eps_state_folder
 from ..files import load_torch
 from ..operator.calibration import calibrate_channels
@@ -132,20 +132,18 @@ def plan_evaluation(
     config, n, grid = context.config, len(examples), eps_grid(str(context.config.eps))
     states, n_eps = [eps_state_folder(folder, eps, grid) for eps in grid], len(grid)
     order, cells = run_order(expand_attacks(config.attack)), Cells(problem, examples)
-    alphas = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
+    alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
     passes = seconds = done = 0.0
     for name, of_model in alphas.items():
         timed = pilot(problem, examples, cells.everywhere(of_model))
-        own = [attack for attack in order if not (name == "base" and twin_on_base(attack) in order)]
+        own = tried_on(name, order)
+        times = 1 + (FIND_EPS / n_eps if config.find_eps else 0)
         for attack, (n_passes, n_seconds) in _of_attacks(timed, own, n).items():
-            passes, seconds = passes + n_passes, seconds + n_seconds
+            passes, seconds = passes + times * n_passes, seconds + times * n_seconds
             n_faced = n * (timed.left if attack != own[0] else timed.right)
             for state in states:
                 n_there = sum(len(load_torch(file)["positions"]) for file in (state / name / attack).glob("*.pt"))
                 done += n_seconds * min(1.0, n_there / max(1.0, n_faced))
-        if config.find_eps:
-            for n_passes, n_seconds in _of_attacks(timed, own, n).values():
-                passes, seconds = passes + FIND_EPS * n_passes / n_eps, seconds + FIND_EPS * n_seconds / n_eps
         if config.doubts:
             n_passes = DIAGNOSTICS_COST * min(config.n_doubt_examples, n) * timed.left
             passes, seconds = passes + n_passes, seconds + n_passes * timed.step / 3

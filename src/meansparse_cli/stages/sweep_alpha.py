@@ -18,9 +18,8 @@ from ..selection.choice import ChoiceRule, SweepPoint
 from ..selection.rules import alphas_by_rule
 from ..selection.search import check_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, in_full, sweep_alphas
-from ..settings.shard import Shard, read_shard
 from ..settings.stages import SweepAlphaConfig
-from .gather import begin_anew, forget_shards, gather_blocks, say_begun, shard_done, shards_begun
+from .gather import begin_anew, forget_shards, gather_blocks, say_begun, score_shard, shard_done, shards_begun
 from .plan import plan_grid
 
 BY_WORKERS = "by_workers"
@@ -35,10 +34,9 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         return done
 
     config, run, folder = context.config, context.run, context.run.paths.state / "sweep-alpha"
-    shard = None if config.shard is None else read_shard(config.shard)
     examples = context.examples(context.take("held-out", config.n_examples))
     checkpoint = with_options(load_checkpoint(run.paths.statistics), config)
-    if shard is not None and not config.plan:
+    if config.shard is not None and not config.plan:
         say_begun(context)
     elif fresh:
         begin_anew(context.whole, "sweep-alpha")
@@ -50,8 +48,8 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
     if config.plan:
         plan_grid(context, grid, _variants(config, grid))
         return None
-    if shard is not None:
-        return _shard(context, grid, shard)
+    if config.shard is not None:
+        return shard_done(context, score_shard(context, grid, _variants(config, grid)), len(grid))
     wanted = in_full(_variants(config, grid))
     gather_blocks(context, grid.blocks, lambda b: grid.count_missing(b, wanted) > 0)
     sweep, chosen, by_rule = _sweep(config, plain, grid, checkpoint)
@@ -81,20 +79,6 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
 def _variants(config: SweepAlphaConfig, grid: VariantGrid) -> list[Variant]:
     """The same alpha at every site, for each alpha."""
     return [variant_of([alpha] * len(grid.sites)) for alpha in config.alphas]
-
-
-def _shard(context: RunContext[SweepAlphaConfig], grid: VariantGrid, shard: Shard) -> Path:
-    """Every alpha on the blocks of one shard."""
-    own, variants = shard.positions(len(grid.blocks)), _variants(context.config, grid)
-    if context.fresh:
-        grid.forget(own)
-    with live("pairs") as view:
-        grid.classify(variants, own)
-        for k, b in enumerate(own):
-            work = (len(grid.blocks[b]), sum(len(grid.blocks[c]) for c in own[k + 1 :]))
-            grid.tell(partial(view.begin, work=work), view.advance)
-            grid.score(b, in_full(variants))
-    return shard_done(context, sum(len(grid.blocks[b]) for b in own), len(grid))
 
 
 def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
