@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from meansparse_cli.cli import app
+from meansparse_cli.reporting.console import heartbeat
+from meansparse_cli.reporting.heartbeat import SECONDS_BETWEEN_LINES
 from tests.conftest import said
 
 PIPELINE = ["fetch", "calibrate", "sweep-alpha", "evaluate"]
@@ -221,6 +223,12 @@ def test_a_folder_of_one_image_is_no_calibration_split(tmp_path: Path) -> None:
     )
     assert refused.exit_code == 7
     assert "the calibration split is empty" in said(refused)
+
+
+def test_verbose_makes_the_log_line_come_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "every", SECONDS_BETWEEN_LINES)
+    assert CliRunner().invoke(app, ["-v", "models", "--model", "digits"]).exit_code == 0
+    assert heartbeat.every < SECONDS_BETWEEN_LINES / 2
 
 
 def test_quiet_says_errors_and_the_result_alone(tmp_path: Path) -> None:

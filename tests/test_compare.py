@@ -75,6 +75,17 @@ def test_the_base_of_a_run_beside_its_sparsified_model_is_the_gain_of_its_report
     assert "worst case" in compare(f"{run}:base", run, run).stdout
 
 
+def test_a_page_of_a_comparison_escapes_names_and_says_what_made_it(tmp_path: Path) -> None:
+    a = evaluation(tmp_path / "a", {2: "r", 4: "p", 5: "b"})
+    b = evaluation(tmp_path / "b<i>", {2: "r", 4: "r", 5: "r"})
+    result = compare(a, b, a, "--format", "html")
+    assert result.exit_code == 0, result.output
+    page = result.stdout
+    assert "<i>" not in page and "b&lt;i&gt;" in page and "<script" not in page and "http" not in page.split("xmlns")[0]
+    assert page.count("<circle") == 6 and "+66.67" in page  # three rows for each of the two others
+    assert page.count("<dt>") == 3
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import AttackError, DataError, MeanSparseError, StorageError
 from ..foreign import first_line, visible
-from ..reporting.console import be_quiet, note, show_error
+from ..reporting.console import be_quiet, be_verbose, note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
 from .interrupt import Stopped, ctrl_c_quits, quit_at_once, raise_unless_loading, terminate
@@ -142,6 +142,11 @@ def _be_quiet(value: bool) -> None:
         be_quiet()
 
 
+def _be_verbose(value: bool) -> None:
+    if value:
+        be_verbose()
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -150,6 +155,9 @@ def main(
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", callback=_be_quiet, help="Errors and the result alone.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", callback=_be_verbose, help="A log line every 5 seconds, not 30.")
     ] = False,
 ) -> None:
     """Options of every command."""

@@ -74,6 +74,10 @@ class FilledColumn:
     cells: tuple[FilledCell, ...]
 
     @property
+    def is_not_run(self) -> bool:
+        return self.run is None
+
+    @property
     def stands_in(self) -> bool:
         return self.run is not None and not is_of(self.column, self.run)
 

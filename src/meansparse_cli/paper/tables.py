@@ -69,6 +69,7 @@ class Claim:
     ``terms``: cell -> weight; with a ``bound`` other than 0 one cell, or one minus another. ``measure`` is ``robust``,
     ``clean``, or ``attack``: robust, and about an attack, so that a worst case over all of them says nothing.
     ``is_below``: it lies below ``bound`` instead. ``paper``: the paper's own sum, where its cells do not give it.
+    ``is_less``: the claim is that something is less, so people read its sum with the other sign.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Claim:
     bound: float = 0.0
     is_below: bool = False
     paper: float | None = None
+    is_less: bool = False
 
     @property
     def is_level(self) -> bool:
@@ -88,7 +90,8 @@ class Claim:
 
     def number(self, value: float) -> str:
         """A sum of accuracies as the claim means it: an accuracy in %, or a difference in points."""
-        return f"{percent(value)} %" if self.is_level else f"{in_points(value)} points"
+        shown = 0.0 - value if self.is_less else value  # 0.0 -, not -: no minus before zero
+        return f"{percent(value)} %" if self.is_level else f"{in_points(shown)} points"
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def _cell(column: str, row: str, where: Mapping[str, Any], values: Any, scale: f
 
 def _claims(raw: Mapping[str, Any], columns: tuple[Column, ...]) -> list[Claim]:
     bound = raw.get("at_most", raw.get("at_least", 0.0)) / 100
-    rest = (raw.get("of", "robust"), bound, "at_most" in raw, raw["paper"] / 100 if "paper" in raw else None)
+    paper = raw["paper"] / 100 if "paper" in raw else None
+    rest = (raw.get("of", "robust"), bound, "at_most" in raw, paper, raw.get("reads") == "less")
     weights = {f"{key}": float(weight) for key, weight in raw["holds"].items()}
     if "columns" not in raw:
         places = {(key.partition("/")[0], key.partition("/")[2]): weight for key, weight in weights.items()}

@@ -21,9 +21,10 @@ from ..stats.format import interval
 from ..stats.paired import PairedDifference, accuracy_of, paired_difference
 from .console import SafeConsole
 from .table import Table
+from .template import environment
 
 ROWS = (CLEAN, PLAIN, WORST_CASE)
-FORMATS = ("table", "markdown", "json")
+FORMATS = ("table", "markdown", "json", "html")
 SAME = ("eps", "norm", "split")
 """Settings that two evaluations have to share."""
 
@@ -33,6 +34,7 @@ class Judged:
     """One model of one evaluation: ``right``, by name of ``ROWS``, (n,) bool, of the examples ``index``, ascending."""
 
     name: str
+    command: str
     settings: dict[str, Any]
     images: str
     attacks: tuple[str, ...]
@@ -57,7 +59,7 @@ class Paired:
 
 
 def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str, list[str]]:
-    """The comparison as ``table`` (for a terminal), ``markdown`` or ``json``, and what has to be said about it.
+    """The comparison in one of ``FORMATS``, ``table`` for a terminal, and what has to be said about it.
 
     ``texts``: folders of evaluations, each with ``:base`` behind it for the base model. Raises ConfigError for fewer
     than two, ArtifactError for evaluations that cannot be paired.
@@ -67,7 +69,7 @@ def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str
             f"{len(texts)} evaluations, format {format!r}; expected two or more, and one of {', '.join(FORMATS)}",
             hint="meansparse compare runs/A runs/B; the base model of A: runs/A:base",
         )
-    first, *others = (judged(text) for text in texts)
+    first, *others = everyone = [judged(text) for text in texts]
     found = [pair for other in others for pair in paired(first, other)]
     notes = [
         f"{other.name} faced {', '.join(other.attacks)}; {first.name} {', '.join(first.attacks)}"
@@ -79,6 +81,9 @@ def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str
     table = _table(first, found)
     if format == "markdown":
         return f"{table.title}:\n\n{table.to_markdown()}\n", notes
+    if format == "html":
+        page = environment(__package__, is_html=True).get_template("compare.html")
+        return page.render(first=first, judged=everyone, notes=notes, table=table, chart=_chart(found)), notes
     console = SafeConsole(width=max(width, 80), highlight=False)
     with console.capture() as capture:
         console.print(table.to_rich())
@@ -109,6 +114,7 @@ def judged(text: str) -> Judged:
         right[PLAIN] = right[CLEAN] & ~(outcome[:, is_plain] == 1).any(axis=1)
         return Judged(
             text,
+            report["provenance"]["command"],
             report["config"]["settings"],
             report["inputs"].get("images", ""),
             tuple(name for name in names if name not in (CLEAN, TRANSFER)),
@@ -137,6 +143,19 @@ def paired(first: Judged, other: Judged) -> list[Paired]:
         gain = paired_difference(b, a)
         found.append(Paired(other.name, row, accuracy_of(a).fraction, accuracy_of(b).fraction, gain))
     return found
+
+
+def _chart(found: Sequence[Paired]) -> list[dict[str, Any]]:
+    """The differences as the chart of gains takes them, each under the last part of its evaluation's name."""
+    several = len({pair.name for pair in found}) > 1
+    return [
+        {
+            "name": f"{Path(pair.name).name}, {pair.row}" if several else pair.row,
+            "sparsified_minus_base": pair.gain.difference,
+            "sparsified_minus_base_interval_95": list(pair.gain.interval_95),
+        }
+        for pair in found
+    ]
 
 
 def _table(first: Judged, found: Sequence[Paired]) -> Table:

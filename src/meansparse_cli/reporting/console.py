@@ -82,6 +82,11 @@ def be_quiet() -> None:
     console.quiet, heartbeat.say = True, None
 
 
+def be_verbose() -> None:
+    """A line in the log as often as a person at it would look."""
+    heartbeat.every = 5.0
+
+
 def show_error(error: MeanSparseError) -> None:
     body = Text(_shortened(error.message))
     if error.hint:

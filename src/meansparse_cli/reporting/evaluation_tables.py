@@ -79,6 +79,12 @@ def diagnostics_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else []
 
 
+def masked_by_site(results: dict[str, Any]) -> dict[str, float]:
+    """Site, first to last -> the share of its features that operators replace; empty where that was not looked at."""
+    found = [row["details"]["sites"] for row in diagnostics_of(results) if "sites" in (row.get("details") or {})]
+    return found[-1] if found else {}
+
+
 def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
     found = diagnostics_of(results)

@@ -25,6 +25,7 @@ from .evaluation_tables import (
     diagnostics_table,
     distances_table,
     eps_table,
+    masked_by_site,
     show_diagnostics,
 )
 from .examples import examples_csv
@@ -101,6 +102,8 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
         **_content(reports, warnings),
         mood=MOODS.get(results.get("verdict", ""), ""),
         comparisons=results.get("comparisons"),
+        attacks=results.get("attacks"),
+        masked=masked_by_site(results),
         models=MODELS,
         curves=list(_curves(reports, folder)),
     )
