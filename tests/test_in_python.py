@@ -1,5 +1,6 @@
 """The pipeline in a notebook: the page's code runs, and its numbers are those of the commands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from meansparse_cli.models.source import load_model, resolve_model
 from meansparse_cli.operator.active import operators_of
 from meansparse_cli.operator.checkpoint import load_checkpoint
 
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "guide" / "notebook.ipynb"
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "python.md"
 ATTACKS = ("apgd-margin-30", "bpda-apgd-ce-30")
 
@@ -28,6 +30,19 @@ def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, str(PAGE), "exec"), {})
     said = capsys.readouterr().out
     assert "worst case" in said and "points in the worst case" in said
+
+
+@pytest.mark.parametrize("n_cells", [2, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_notebook_prints_what_it_shows(n_cells: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, object] = {}
+    for cell in cells[:n_cells]:
+        if "matplotlib" in (code := "".join(cell["source"])):
+            continue  # a picture
+        exec(compile(code, str(NOTEBOOK), "exec"), names)
+        shown = "".join(text for output in cell["outputs"] for text in output["text"])
+        # another processor may break another image
+        assert re.sub(r"[-+]?\d+\.\d\d", "", capsys.readouterr().out) == re.sub(r"[-+]?\d+\.\d\d", "", shown)
 
 
 def test_the_numbers_are_those_of_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
