@@ -156,15 +156,15 @@ def models(_: Flags, given: arguments.Models) -> None:
         answer(text)
 
 
-def train(flags: Flags, given: arguments.StageArguments) -> None:
-    """The path of the weights; exit code 75 where the time limit came first."""
+def train(flags: Flags, given: arguments.TrainArguments) -> None:
+    """The path of the weights; exit code 75 where the time limit came first. Of several ranks the first answers."""
     settings, sources = resolve("train", TrainConfig, given.config, flags)
-    from ..runs.folder import run_folder_lock
-    from ..stages.train import train as train_network
-    from ..stages.train import train_folder
+    from ..stages.train_together import train_together
+    from ..stages.workers import rank_here
 
-    with run_folder_lock(train_folder(settings)):
-        path = train_network(settings, sources, fresh=given.fresh)
+    path = train_together(settings, sources, given)
+    if (rank := rank_here()) and rank.number > 0:
+        return
     if path is None:
         raise typer.Exit(UNFINISHED)
     _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))

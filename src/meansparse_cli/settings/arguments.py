@@ -38,6 +38,13 @@ class SharedArguments(LongArguments):
     devices: str | None = None
 
 
+class TrainArguments(StageArguments):
+    """What training takes, whose workers share each batch."""
+
+    jobs: Width | None = None
+    devices: str | None = None
+
+
 class Verify(StageArguments):
     file: Path
 

@@ -31,6 +31,7 @@ from ..training.attack import pgd_outcomes
 from ..training.images import Pixels, TrainingData, read_pixels
 from ..training.operators import take_operators
 from ..training.plan import check_settings, check_sizes, shorter_than_the_papers, splits_of, with_eps, with_preset
+from ..training.ranks import rank_and_world, wait_for_all
 from ..training.state import EpochResult, best_epoch, result_settings
 from ..training.train import STATE_FILE, channels_last, train_model
 
@@ -91,8 +92,9 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     started = time.monotonic()
     asked = _asked(with_eps(with_preset(config, sources)), sources, fresh=fresh)
     if fresh:
-        for name in (STATE_FILE, REPORT, WEIGHTS):  # the last one would pass for what is trained now
-            (asked.folder / name).unlink(missing_ok=True)
+        for name in (STATE_FILE, REPORT, WEIGHTS) if rank_and_world()[0] == 0 else ():
+            (asked.folder / name).unlink(missing_ok=True)  # the last one would pass for what is trained now
+        wait_for_all()
     elif (done := _done_before(asked)) is not None:
         note(f"train: done before, {done}")
         return done
@@ -108,7 +110,7 @@ def _asked(config: TrainConfig, sources: dict[str, str], *, fresh: bool) -> _Ask
     config = config.model_copy(update={"held_out_examples": len(selection)})
     if config.n_examples is not None:
         images = take_examples(images, config.n_examples)
-    check_sizes(config, len(images), len(selection))
+    check_sizes(config, len(images), len(selection), rank_and_world()[1])
     return _Asked(config, sources, train_folder(config), device, images, selection, test, content_id(images))
 
 
@@ -147,6 +149,8 @@ def _train(asked: _Asked, started: float) -> _Trained | None:
                 f"train: stopped at the time limit after epoch {len(log)} of {config.epochs}; the same command goes on"
             )
             return None
+        if rank_and_world()[0] > 0:
+            return None  # the first one measures and writes
         model.to(getattr(torch, config.save_dtype)).float()  # measured as they are saved
         test = take_examples(asked.test, min(config.test_examples, len(asked.test)))
         view.begin("testing", len(test))

@@ -7,11 +7,13 @@ without a shard, which gathers. A worker that dies costs what a kill costs, what
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -57,21 +59,45 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
     """
     import torch.distributed as distributed
 
-    _meet(rank)
+    with met(rank):
+        if rank.number == 0:
+            prepare()
+        distributed.barrier()
+        with _quiet(rank.number > 0):
+            work(f"{rank.number + 1}/{rank.world}")
+        distributed.barrier()
+        return gather() if rank.number == 0 else None
+
+
+@contextmanager
+def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
+    """A process group of all ranks; what one of them raises has its number."""
+    import torch.distributed as distributed
+
+    _meet(rank, backend)
     try:
         with _named(f"rank {rank.number} of {rank.world}"):
-            if rank.number == 0:
-                prepare()
-            distributed.barrier()
-            with _quiet(rank.number > 0):
-                work(f"{rank.number + 1}/{rank.world}")
-            distributed.barrier()
-            return gather() if rank.number == 0 else None
+            yield
     finally:
         distributed.destroy_process_group()
 
 
-def _meet(rank: Rank) -> None:
+def as_local_ranks(n: int, work: Work, *, on_gpu: bool) -> None:
+    """``in_processes``, where each process is told what torchrun would tell it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    in_processes(n, partial(_as_local_rank, work, port), on_gpu=on_gpu)
+
+
+def _as_local_rank(work: Work, port: int, shard: str) -> None:
+    number, world = (int(part) for part in shard.split("/"))
+    os.environ |= {"RANK": f"{number - 1}", "WORLD_SIZE": f"{world}", "LOCAL_RANK": f"{number - 1}"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    work(shard)
+
+
+def _meet(rank: Rank, backend: str) -> None:
     """Join the other ranks, which are to be there soon; afterwards they wait for each other as long as it takes."""
     import torch.distributed as distributed
     from torch.distributed.rendezvous import rendezvous
@@ -79,7 +105,7 @@ def _meet(rank: Rank) -> None:
     try:
         store, number, world = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(PATIENCE)
-        distributed.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(

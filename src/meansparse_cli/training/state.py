@@ -13,6 +13,7 @@ from ..ledger import StateFile
 from ..models.networks import ResNet18
 from ..settings.training import TrainConfig
 from .operators import ramp_epochs
+from .ranks import rank_and_world
 
 log = logging.getLogger(__name__)
 NOT_IN_RESULT = {"preset", "run", "data_dir", "device", "workers", "time_limit"}  # where
@@ -109,6 +110,8 @@ class TrainState:
         self.log.append(result)
         if best_epoch(self.log, self.config) is result:
             self.best = {key: value.detach().cpu().clone() for key, value in measured.items()}
+        if rank_and_world()[0] > 0:
+            return  # the first one writes for all
         self.on_disk.put(
             {
                 "model": self.model.state_dict(),

@@ -2,7 +2,8 @@
 
 PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
 order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
-last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch.
+last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch. Several
+ranks share each batch; batch norm is over the part of a rank, its averages over all of them.
 """
 
 import copy
@@ -27,6 +28,7 @@ from ..settings.values import eps_value
 from .attack import Forward, LinfAscent, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
 from .images import DeviceImages, TrainingData
 from .operators import alpha_of_epoch, insert_moving_operators
+from .ranks import average_over_ranks, first_decides, rank_and_world, shared, weight_of
 from .state import EpochResult, TrainState, WeightAverage
 
 OnBatch = Callable[[int, int, int], None]
@@ -72,7 +74,8 @@ def train_model(
     )
     state.resume()
     for epoch in range(len(state.log), config.epochs):
-        if deadline is not None and state.log and time.monotonic() + state.log[-1].seconds > deadline:
+        late = deadline is not None and bool(state.log) and time.monotonic() + state.log[-1].seconds > deadline
+        if first_decides(late, device):
             break
         started = time.monotonic()
         loss = training.run_epoch(epoch)
@@ -104,6 +107,8 @@ class _Training:
         self.measured = copy.deepcopy(self.model)
         self.loss = _BatchLoss(config, self.model, device, self.eps)
         self.generator = torch.Generator(device)
+        rank, world = rank_and_world()
+        self.place = (rank, world) if world > 1 else ()
 
     def _network(self) -> ResNet18:
         config, images = self.config, self.images
@@ -129,9 +134,11 @@ class _Training:
         for batch in range(n_batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config.schedule, config.lr, (epoch + batch / n_batches) / config.epochs)
-            self.generator.manual_seed(seed_of(config.seed, epoch, batch))
+            self.generator.manual_seed(seed_of(config.seed, epoch, batch, *self.place))
             total_loss += self._step(order[batch * batch_size : (batch + 1) * batch_size])
             self.on_batch(epoch, batch, batch_size)
+        averages = self.average.state.values() if self.average is not None else ()
+        average_over_ranks([total_loss, *self.model.buffers(), *averages])
         mean_loss = float(total_loss) / n_batches
         if mean_loss != mean_loss or mean_loss == float("inf"):
             raise ConfigError(
@@ -141,9 +148,10 @@ class _Training:
         return mean_loss
 
     def _step(self, chosen: Tensor) -> Tensor:
-        """One step on the images at ``chosen``; their loss, on the device."""
-        x, y = self.images.batch(chosen, self.generator)
-        loss = self.loss(x, y, self.generator)
+        """One step on the images at ``chosen``, of which a rank takes its part; the loss, on the device."""
+        rank, world = rank_and_world()
+        x, y = self.images.batch(chosen[rank::world], self.generator)
+        loss = self.loss(x, y, self.generator) * weight_of(len(x), len(chosen))
         self.optimizer.zero_grad(set_to_none=True)
         with _sound_weight_gradients(self.config.width, self.device):
             loss.backward()
@@ -156,16 +164,20 @@ class _Training:
         """Clean and PGD accuracy of what this epoch has led to, on the images that choose the best one."""
         self.measured.load_state_dict(self.average.state if self.average is not None else self.model.state_dict())
         self._set_alpha(self.measured, epoch)  # not an average of earlier alphas
-        clean, robust = pgd_outcomes(
+        rank, world = rank_and_world()
+        outcomes = pgd_outcomes(
             self.measured,
-            *self.data.selection,
+            *(part[rank::world] for part in self.data.selection),
             eps=self.eps,
             n_steps=SELECTION_STEPS,
             device=self.device,
             precision=self.config.precision,
             channels_last=self.channels_last,
         )
-        return int(clean.sum()) / len(clean), int(robust.sum()) / len(robust)
+        counts = [torch.tensor(float(right.sum()), dtype=torch.float64, device=self.device) for right in outcomes]
+        average_over_ranks(counts)
+        clean, robust = (float(count) * world / len(self.data.selection[0]) for count in counts)
+        return clean, robust
 
     def _set_alpha(self, model: ResNet18, epoch: int) -> None:
         if self.config.mean_sparse_alpha is not None:
@@ -175,8 +187,16 @@ class _Training:
 class _BatchLoss:
     def __init__(self, config: TrainConfig, model: nn.Module, device: str, eps: float) -> None:
         self.config, self.model, self.eps = config, model, eps
+        learner = shared(model)
         forward: Forward = torch.compile(model, dynamic=False) if config.compile else model
         self.forward = in_precision(forward, device, config.precision)
+        self.learning = (
+            self.forward
+            if learner is model
+            else in_precision(
+                torch.compile(learner, dynamic=False) if config.compile else learner, device, config.precision
+            )
+        )
         self.attack = LinfAscent(
             self.forward,
             divergence if config.method == "trades" else cross_entropy,
@@ -188,20 +208,20 @@ class _BatchLoss:
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         if self.config.method == "standard":
-            return F.cross_entropy(self.forward(x).float(), y)
+            return F.cross_entropy(self.learning(x).float(), y)
         if self.config.method == "pgd":
             with under_attack(self.model):
                 adv = self.attack(x, y, uniform_start(x, self.eps, generator))
-            return F.cross_entropy(self.forward(adv).float(), y)
+            return F.cross_entropy(self.learning(adv).float(), y)
         with under_attack(self.model):
             with torch.no_grad():
                 target = F.softmax(self.forward(x).float(), 1)
             # TRADES starts beside the image: at the image itself the divergence has no gradient
             noise = torch.empty_like(x).normal_(0, 0.001, generator=generator)
             adv = self.attack(x, target, x + noise)
-        logits = self.forward(x).float()
+        logits = self.learning(x).float()
         shift = F.kl_div(
-            F.log_softmax(self.forward(adv).float(), 1),
+            F.log_softmax(self.learning(adv).float(), 1),
             F.log_softmax(logits, 1),
             log_target=True,
             reduction="batchmean",

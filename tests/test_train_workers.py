@@ -1,0 +1,84 @@
+"""``meansparse train`` by several workers: one gradient of all, the same weights however they are started."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from meansparse_cli.files import load_torch
+from meansparse_cli.training import ranks
+
+TRAIN = (
+    "train --width 4 --n-steps 1 --batch-size 25 --crop-padding 1 --held-out-examples 13 --epochs 2 --device cpu "
+    "--n-examples 200 --test-examples 40"
+)
+ALONE = [sys.executable, "-m", "meansparse_cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+ONE_GRADIENT = """
+import copy, torch, torch.distributed as distributed
+from torch import nn
+from meansparse_cli.training.ranks import average_over_ranks, shared, weight_of
+
+distributed.init_process_group("gloo")
+rank, world = distributed.get_rank(), distributed.get_world_size()
+torch.manual_seed(rank)
+model = nn.Linear(4, 3).double()
+learner = shared(model)
+torch.manual_seed(7)
+x, y = torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 0, 1])
+alone = copy.deepcopy(model)
+mine = slice(rank, None, world)
+(nn.functional.cross_entropy(learner(x[mine]), y[mine]) * weight_of(len(x[mine]), 5)).backward()
+nn.functional.cross_entropy(alone(x), y).backward()
+torch.testing.assert_close(model.weight.grad, alone.weight.grad, rtol=1e-12, atol=1e-12)
+mean = torch.tensor(float(rank))
+average_over_ranks([mean, whole := torch.tensor(rank)])
+assert mean == (world - 1) / 2 and whole == rank
+distributed.destroy_process_group()
+"""
+
+
+def typed(words: list[str], folder: Path, code: int = 0) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == code, f"{words}: {result.returncode}\n{result.stdout}{result.stderr}"
+    return " ".join((result.stdout + result.stderr).replace("│", " ").split())
+
+
+def test_the_gradient_of_parts_of_unlike_size_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_GRADIENT)
+    typed([*TORCHRUN, "2", "one.py"], tmp_path)
+
+
+def test_one_process_is_all_ranks() -> None:
+    assert ranks.rank_and_world() == (0, 1) and ranks.weight_of(7, 7) == 1 and ranks.first_decides(True, "cpu")
+
+
+@pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
+def test_jobs_and_torchrun_end_in_the_same_weights_also_after_a_stop(method: str, tmp_path: Path) -> None:
+    words = [*TRAIN.split(), "--method", method, "--ema", "0.9"]
+    said = typed([*ALONE, *words, "--run", "jobs", "--jobs", "2"], tmp_path)
+    assert said.count("epoch 1 of 2: loss") == 1  # by the first worker alone
+    stopped = typed(
+        [*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "r", "--time-limit", "1e-4"], tmp_path, 1
+    )
+    assert "stopped at the time limit after epoch 1 of 2" in stopped
+    assert len(load_torch(tmp_path / "r" / "train-state.pt")["log"]) == 1
+    typed([*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "r"], tmp_path)
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("jobs", "r"))
+    assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+    report = yaml.safe_load((tmp_path / "jobs" / "train.yaml").read_text())
+    assert len(report["results"]["epochs"]) == 2 and "jobs" not in report["config"]
+
+
+def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
+    words = [*ALONE, *TRAIN.split(), "--run", "r"]
+    typed([*words, "--jobs", "2", "--time-limit", "1e-4"], tmp_path, 75)
+    assert "epoch 2 of 2" in typed([*words, "--jobs", "3"], tmp_path)
+    refused = typed([*words, "--fresh", "--jobs", "13"], tmp_path, 3)
+    assert "13 workers share a batch of 25 images" in refused
+    assert (tmp_path / "r" / "train.yaml").exists()
