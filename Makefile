@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP) ## all four stages on the embedded digits model, and the report as a page
 	$(BIN)/meansparse run --config configs/demo.yaml
 	$(BIN)/meansparse report runs/digits-Linf-digits --format html -o runs/digits-Linf-digits/report.html
+	@echo "meansparse by its name, in this shell: . $(BIN)/activate"
 	@echo "open it: $(BIN)/python -m webbrowser -t runs/digits-Linf-digits/report.html"
 
 docs: ## the pages of docs/ as a site, in site/ (its tools go into .venv/docs)

@@ -117,7 +117,7 @@ def parameter(option: Any, context: Any) -> dict[str, Any]:
         "negative": option.secondary_opts,
         "help": option.get_help_record(context),
         "panel": option.rich_help_panel,
-        "type": inspect.formatannotation(option.type_descriptor.annotation),
+        "type": inspect.formatannotation(option.type_descriptor.annotation).replace("pathlib._local.", "pathlib."),
         "range": [option.min, option.max],
         "metavar": option.metavar,
         "required": option.required,

@@ -1,5 +1,7 @@
 """Write the golden runs anew: ``python tests/golden/make.py [SCENE]...`` (a minute on one core).
 
+``python tests/golden/make.py pages`` writes anew what ``report`` and ``table`` say of the runs that are there.
+
 Only for a change that is meant to change results, or for another torch: the point of these folders is that they are
 what an earlier version left. Say in the commit which files changed, and why. What is written, beside this file:
 
@@ -49,6 +51,20 @@ def make_half_way(half: HalfWay, target: Path) -> None:
         keep(Path(place), target)
 
 
+def make_pages(scene: Scene, target: Path) -> None:
+    """Type the pages of a scene on the runs that are kept, and keep what is beside them."""
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(target, place, dirs_exist_ok=True)
+        seal_again(Path(place), PLACEHOLDER, str(weights_place()))
+        set_out(Path(place))
+        for command in scene.pages:
+            type_line(command)
+        seal_again(Path(place), str(weights_place()), PLACEHOLDER)
+        for page in [*Path(place).glob("*.html"), *Path(place).glob("tables/*")]:
+            if page.suffix in (".html", ".md", ".yaml"):
+                (target / page.relative_to(place)).write_text(without_figures(page.read_text()))
+
+
 def keep(place: Path, target: Path) -> None:
     """Copy a folder: figures that no report seals as their sha256, and no path of this machine."""
     figures = {file for pattern in ("*.png", "*.svg") for file in place.rglob(pattern)} - set(place.rglob("train.*"))
@@ -73,6 +89,11 @@ def keep(place: Path, target: Path) -> None:
 def main(*names: str) -> None:
     """All scenes, or those that are named, with what is half-way in them."""
     home = Path.cwd()
+    if names == ("pages",):
+        for scene in SCENES:
+            make_pages(scene, HERE / "done" / scene.name)
+        os.chdir(home)
+        return
     wanted = names or tuple(scene.name for scene in SCENES)
     jobs = [(make_scene, scene, "done") for scene in SCENES if scene.name in wanted]
     jobs += [(make_half_way, half, "half") for half in HALF_WAY if half.scene in wanted]

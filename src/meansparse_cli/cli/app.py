@@ -62,6 +62,13 @@ def _in_words(error: Exception) -> MeanSparseError:
     )
 
 
+def _of_another_command(error: Any) -> None:
+    """Say which commands have an option that this one lacks."""
+    name = getattr(error, "option_name", "")
+    if owners := [c.name for c in COMMANDS.values() if name.removeprefix("--").replace("-", "_") in c.options and name]:
+        error.message += f" {name} is an option of {', '.join(owners)}."
+
+
 class _Group(TyperGroup):
     """Turns our errors into a message on stderr and their exit code; a traceback only with --debug."""
 
@@ -80,6 +87,7 @@ class _Group(TyperGroup):
             note(f"{how.word}: nothing finished was lost; {again} goes on from here")
             raise typer.Exit(how.exit_code) from None
         except _Usage as error:
+            _of_another_command(error)
             error.args = (visible(str(error)),)
             vars(error)["message"] = visible(error.message)
             raise

@@ -1,5 +1,6 @@
 """From the name of a data set, or a path, to its training and its test images."""
 
+import difflib
 import logging
 import re
 from pathlib import Path
@@ -34,7 +35,11 @@ def open_dataset(dataset: str, data_dir: Path | None, order: ClassOrder = "text"
     path = Path(dataset)
     if not path.exists():
         known = ", ".join(KNOWN_DATASETS)
-        raise DataError(f"no data set {dataset!r}: no such path, and not one of {known}")
+        near = difflib.get_close_matches(dataset, KNOWN_DATASETS, n=1)
+        raise DataError(
+            f"no data set {dataset!r}: no such path, and not one of {known}",
+            hint=f"did you mean --dataset {near[0]}?" if near else None,
+        )
     return _open_path(path, order)
 
 
@@ -77,6 +82,8 @@ def _check_folder(dataset: str, data_dir: Path | None) -> Path:
             f"{dataset} needs a folder", hint=f"name it: --data-dir DIR ({layouts}), or set MEANSPARSE_DATA"
         )
     if not data_dir.is_dir():
+        if data_dir.is_file():
+            raise DataError(f"{data_dir} is a file", hint=f"as a data set: --dataset {data_dir}")
         raise DataError(f"no folder {data_dir}", hint=f"--data-dir takes a folder with {layouts}")
     return data_dir
 

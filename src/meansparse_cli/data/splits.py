@@ -116,7 +116,13 @@ def check_images(images: Split, n_classes: int, image_shape: tuple[int, ...], wh
         raise DataError(f"{where} is empty")
     shape = tuple(images[0][0].shape)
     if shape != tuple(image_shape):
-        raise DataError(f"{where}: images are {in_words(shape)}, the model expects {in_words(image_shape)}")
+        turned = sorted(shape) == sorted(image_shape)
+        raise DataError(
+            f"{where}: images are {in_words(shape)}, the model expects {in_words(image_shape)}",
+            hint="an array of images is (n, height, width, channels): transpose it"
+            if turned
+            else "bring the images to that size, or name another data set: --dataset NAME or PATH",
+        )
     found: int = images.dataset.n_classes  # type: ignore[attr-defined]
     if found > n_classes:
         raise DataError(

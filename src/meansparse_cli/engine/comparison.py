@@ -109,6 +109,10 @@ class Evaluation:
     @property
     def verdict(self) -> Verdict:
         """In words; see ``stats.verdict`` for the rule."""
+        if not self.alpha:
+            return Verdict(
+                "no difference", "alpha is 0, where the two models are one: no number of examples would differ"
+            )
         groups = attack_groups(self.attacks)
         outcomes = {
             f"{model}_{key}": self.outcomes(model).robust_to(groups[group])

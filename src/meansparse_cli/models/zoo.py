@@ -99,6 +99,8 @@ def _matching(name: str, entries: list[ZooEntry]) -> list[ZooEntry]:
 def _nearest(name: str, known: list[str]) -> str:
     """The most similar names; a paper's name is compared with what stands before the architecture."""
     by_spelling = {_folded(k).split("_")[0]: k for k in reversed(known)} | {_folded(k): k for k in known}
+    if name.endswith(".py"):
+        return f"a network of your own is named with what builds it: --model {name}:FACTORY"
     close = [by_spelling[s] for s in difflib.get_close_matches(_folded(name), by_spelling, n=5, cutoff=0.55)]
     return f"did you mean {', '.join(dict.fromkeys(close))}" if close else "nothing comes near"
 

@@ -93,6 +93,8 @@ def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str
 def judged(text: str) -> Judged:
     """The outcomes of one evaluation, once they are found to be those that its report was written with."""
     path, _, model = text.rpartition(":")
+    if Path(path).is_dir() and not Path(text).is_dir() and model not in MODELS:
+        raise ConfigError(f"{text}: no model {model!r}", hint=f"{path}:base, or {path} for the sparsified one")
     if Path(text).is_dir() or model not in MODELS:
         path, model = text, MODELS[-1]
     places = RunPaths(Path(path))

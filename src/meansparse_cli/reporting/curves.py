@@ -79,6 +79,7 @@ def _draw_over_alpha(axes: "Axes", rows: Sequence[Row], name: str, value: str, z
     if dropped and value == "accuracy":
         # its own images may be easier or harder than all: the base on all, and the paired difference
         base = whole[0][1]["accuracy"] if whole else 0.0
+        hollow["label"] = f"{CURVES[name]}, dropped early: base on all + paired difference"
         axes.plot(alphas, [100 * (base + row["minus_base"]) for _, row in dropped], **hollow)
     elif dropped:
         errors = [100 * z * row[error] for _, row in dropped]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..attacks import find_attack
 from ..engine.distances import QUANTILES
-from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, ModelName, run_order
+from ..engine.outcomes import CLEAN, MODELS, TRANSFER, WORST_CASE, ModelName, is_bpda, run_order
 from ..stats.format import in_points, interval, percent
 from .console import LiveView
 from .table import Table
@@ -138,6 +138,25 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
         table.body(),
         Text.assemble("verdict: ", (verdict, COLOURS.get(verdict, "bold")), f". {results['reason']}"),
     )
+
+
+def evaluation_notes(results: dict[str, Any], n_classes: int, swept: float | None) -> list[str]:
+    """What a reader has to know before the numbers; ``swept``: the alpha that a sweep chose, if there was one."""
+    rows, alpha = {row["name"]: row for row in results["comparisons"]}, results["alpha"]
+    clean, chance = rows[CLEAN], 1 / n_classes
+    said = []
+    if clean["base_accuracy"] - 2 * clean["base_standard_error"] <= chance:
+        said.append(
+            f"the base model is right on {percent(clean['base_accuracy'])} % of the clean images, where guessing is on "
+            f"{percent(chance)} %: were its weights given (--weights), and are classes and pixels in its order?"
+        )
+    if not alpha:
+        said.append("alpha is 0, so the sparsified model is the base model; to see another: --alpha 0.2")
+    elif swept is not None and swept != alpha:
+        said.append(f"at alpha {alpha:g}, as asked for; the sweep chose {swept:g}")
+    if alpha and "bpda" not in rows and any(is_bpda(step["attack"]) for step in results["attacks"]["sparsified"]):
+        said.append("BPDA counts in the worst case; for a number of its own, and of each attack: --individual")
+    return said
 
 
 def distances_table(results: dict[str, Any]) -> Table:

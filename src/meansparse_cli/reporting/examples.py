@@ -15,7 +15,8 @@ ROBUST = "robust"
 
 
 def examples_csv(report: dict[str, Any] | None, folder: Path, *, mend: str) -> str:
-    """``index``, ``label``; for each model ``first_broken_by``, and per attack 0 withstood, 1 broken, empty not tried.
+    """``index``, ``label``; for each model ``first_broken_by``, and whether ``broken_by`` each attack: 1, 0 withstood,
+    empty not tried.
 
     Raises ConfigError where nothing was evaluated, ArtifactError where the outcomes are not those of ``report``.
     ``mend``: the command that evaluates.
@@ -25,7 +26,10 @@ def examples_csv(report: dict[str, Any] | None, folder: Path, *, mend: str) -> s
     verify_outputs(report, folder, mend=mend)
     with np.load(RunPaths(folder).outcomes) as outcomes:
         names = outcomes["name"].tolist()
-        header = ["index", "label", *(f"{model} {name}" for model in MODELS for name in ("first_broken_by", *names))]
+        header = ["index", "label"]
+        header += [
+            f"{model} {name}" for model in MODELS for name in ("first_broken_by", *(f"broken_by {n}" for n in names))
+        ]
         columns = [outcomes["index"].tolist(), outcomes["label"].tolist()]
         for model in MODELS:
             first = outcomes[f"{model}_first_broken_by"].tolist()

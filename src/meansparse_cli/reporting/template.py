@@ -1,6 +1,7 @@
 """Pages by templates (jinja2), which lie in the package that they are for, and how all of these write values."""
 
 import html
+import math
 import re
 from functools import cache
 from typing import Any
@@ -28,11 +29,22 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
         "thousands": "{:,}".format,
         "percent": percent,
         "points": in_points,
+        "round_up": round_up,
         "as_code": "`{}`".format,
         "row": pipes,
     }
     made.globals["anchor"] = lambda title: "-".join(re.findall(r"[a-z0-9]+", title.lower())[:4])
     return made
+
+
+def round_up(number: float) -> float:
+    """To one digit that has a half.
+
+    >>> [round_up(n) for n in (0.0948, 4.7, 0.02, 61)]
+    [0.1, 6.0, 0.02, 80.0]
+    """
+    size = 10.0 ** math.floor(math.log10(number))
+    return round(size * next(step for step in (1, 2, 4, 6, 8, 10) if step * size >= number * (1 - 1e-9)), 12)
 
 
 def _escaped(value: Any) -> Markup:

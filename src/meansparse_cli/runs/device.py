@@ -1,9 +1,12 @@
-"""The device that a stage computes on, and on a CPU the memory that stays with the process."""
+"""The device that a stage computes on; on a CPU its threads, and the memory that stays with the process."""
 
 import ctypes
 import logging
+import math
 import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -31,7 +34,37 @@ def pick_device(name: str) -> str:
         raise ConfigError(f"device {name!r} cannot be used: {error}", hint="--device auto, cpu or cuda:0") from error
     if name == "cpu":
         keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (n := cores_here()):
+            torch.set_num_threads(n)
     return name
+
+
+def cores_here(control_groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """How many cores this process may use: by its affinity, and by the quotas of its control groups.
+
+    Torch knows the first alone: in a container of 4 of 64 cores, 64 threads would take turns at 4.
+    """
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError):
+        for line in mine.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = control_groups / controllers / path.lstrip("/")
+            for folder in (group, *group.parents) if controllers in ("", "cpu", "cpu,cpuacct") else ():
+                n = min(n, _quota(folder) or n)
+                if folder in (control_groups, control_groups / controllers):
+                    break
+    return n
+
+
+def _quota(group: Path) -> int | None:
+    """Cores by the quota of one control group, rounded up; None where it has none."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        if (file := group / "cpu.max").exists():  # version 2: "200000 100000", or "max 100000"
+            quota, period = file.read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return max(1, math.ceil(int(quota) / int(period))) if int(quota) > 0 else None
+    return None
 
 
 def keep_freed_memory() -> bool:

@@ -143,6 +143,11 @@ def alpha_in_use(context: RunContext, given: float | None) -> tuple[float, str]:
     return float(context.verified("sweep-alpha")["results"]["alpha"]), "sweep-alpha"
 
 
+def swept_alpha(context: RunContext) -> float | None:
+    """What a sweep chose; None where there was none."""
+    return float(context.verified("sweep-alpha")["results"]["alpha"]) if context.has("sweep-alpha") else None
+
+
 def has_alpha(context: RunContext) -> bool:
     """Was one chosen by a sweep, or stored in a published checkpoint?"""
     if context.has("sweep-alpha"):

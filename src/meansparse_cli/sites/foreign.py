@@ -13,7 +13,8 @@ def forward_failed(error: BaseException, where: str) -> DataError:
     """What is said of a network whose own code raises."""
     return DataError(
         f"the model's forward pass failed {where}: {type(error).__name__}: {error}",
-        hint="does the data set's image size fit this model, and does it take batches of any size in float32?",
+        hint="is this the model's data set (--dataset NAME or PATH; cifar10 where none is named), and does the model "
+        "take batches of any size in float32?",
     )
 
 

@@ -2,8 +2,8 @@
 
     evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
 
-In order: what was asked for and what is there already; every attack on every example; the sanity checks, whose own
-breaks count as well; the report.
+In order: what was asked for and is there already; every attack on every example; the sanity checks, whose own breaks
+count as well; the report.
 """
 
 import hashlib
@@ -31,10 +31,17 @@ from ..operator.checkpoint import Checkpoint
 from ..operator.defence import DefendedModel
 from ..reporting.console import console, is_wide, live, note
 from ..reporting.curves import draw_eps_curve
-from ..reporting.evaluation_tables import distances_table, eps_table, show_attacks, show_diagnostics, show_evaluation
+from ..reporting.evaluation_tables import (
+    distances_table,
+    eps_table,
+    evaluation_notes,
+    show_attacks,
+    show_diagnostics,
+    show_evaluation,
+)
 from ..runs.context import RunContext
 from ..runs.defence import ALPHA, NamedDefence, defence_of
-from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note
+from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, split_note, swept_alpha
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
@@ -65,7 +72,6 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     asked = _asked(context)
     if done := _done(context, asked.shard):
         return done
-
     work = _begin(context, asked)
     if context.config.plan:
         plan_evaluation(context, work.problem, work.examples, asked.alpha, work.state_folder)
@@ -267,12 +273,12 @@ def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, all
     results = evaluation.to_report()
     part = "" if asked.shard is None else f" (shard {config.shard})"
     console.print(show_evaluation(results, f"{work.title(part)}, {run.norm} {work.eps}", with_interval=is_wide()))
-    if isinstance(asked.defence, NamedDefence):
-        note("base: without the defence; sparsified: with it")
+    published, is_named = published_results(run.source), isinstance(asked.defence, NamedDefence)
+    notes = evaluation_notes(results, work.problem.n_classes, None if is_named else swept_alpha(work.context))
+    notes += ["base: without the defence; sparsified: with it"] if is_named else []
     if asked.shard is not None:
-        note("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
-    published = published_results(run.source)
-    if line := published_note(published):
+        notes.append("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
+    for line in filter(None, [*notes, published_note(published)]):
         note(line)
     if diagnosis is not None:
         results["doubts"] = [one.to_report() for one in diagnosis.diagnostics]

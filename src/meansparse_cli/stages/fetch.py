@@ -49,7 +49,11 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         seconds=time.monotonic() - started,
     )
     origin = ", ".join(file.origin for file in fetched)
-    came = f"{results['size']:,} bytes from {origin}" if origin else "with the weights that the factory gives it"
+    came = (
+        f"{results['size']:,} bytes from {origin}"
+        if origin
+        else "with the weights that the factory gives it: trained ones are --weights FILE"
+    )
     note(f"fetch: {run.source.name}, {came}")
     return file
 

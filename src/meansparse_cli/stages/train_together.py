@@ -20,7 +20,7 @@ def train_together(config: TrainConfig, sources: dict[str, str], given: TrainArg
     if rank and jobs:
         raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
     n = rank.world if rank else jobs or 1
-    if 1 < n and config.batch_size < 2 * n:
+    if n > 1 and config.batch_size < 2 * n:
         raise ConfigError(f"{n} workers share a batch of {config.batch_size} images: each needs two", hint="take fewer")
     if rank and rank.number > 0:
         return _train_as_rank(config, sources, given.fresh, on_gpu)

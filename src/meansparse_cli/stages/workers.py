@@ -22,6 +22,7 @@ import torch
 
 from ..errors import ConfigError, MeanSparseError
 from ..reporting.console import console, note
+from ..runs.device import cores_here
 
 MEETING = timedelta(minutes=10)
 """How long ranks look for each other at the beginning."""
@@ -119,7 +120,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
 
     Raises the first error of a worker, with its number; the others are ended then.
     """
-    n_cores = len(os.sched_getaffinity(0))
+    n_cores = cores_here()
     if n_cores < n and not on_gpu:
         note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
     spawn = multiprocessing.get_context("spawn")
