@@ -373,3 +373,12 @@ def test_a_card_for_the_hub(run: Path, tmp_path: Path) -> None:
     assert figures == shown and "load_sparsified(" in text and "Verdict: " in text
     refused = meansparse("export", run, "--hub-card", "--alpha", "0.2", "--allow-code")
     assert refused.exit_code == 10 and "--alpha 0.4" in said(refused)
+
+
+def test_each_number_of_a_page_has_an_address_of_its_own() -> None:
+    page = (Path(__file__).parent / "golden" / "done" / "digits" / "page.html").read_text()
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 30
+    assert {"gain", "survival", "masked", "provenance.evaluate"} <= set(ids)
+    assert "accuracy-standard-error-gains.worst-case" in ids and "attacks-in-the-order.bpda-apgd-ce" in ids
+    assert "evaluate --save-witnesses" in page  # it has no gallery

@@ -104,6 +104,7 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
         comparisons=results.get("comparisons"),
         attacks=results.get("attacks"),
         masked=masked_by_site(results),
+        has_gallery="witnesses.safetensors" in reports.get("evaluate", {}).get("outputs", {}),
         models=MODELS,
         curves=list(_curves(reports, folder)),
     )

@@ -33,7 +33,7 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
         "as_code": "`{}`".format,
         "row": pipes,
     }
-    made.globals["anchor"] = lambda title: "-".join(re.findall(r"[a-z0-9]+", title.lower())[:4])
+    made.globals["anchor"] = lambda title, n_words=4: "-".join(re.findall(r"[a-z0-9.]+", title.lower())[:n_words])
     return made
 
 

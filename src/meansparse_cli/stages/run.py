@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..reporting.console import phase
 from ..runs.folder import Run, locate_run, lock_for, places_in
 from ..runs.report import RunPaths
-from ..settings.arguments import SharedArguments, StageArguments
+from ..settings.arguments import SharedArguments, StageArguments, TrainArguments
 from ..settings.commands import COMMANDS, SECTIONS, STAGES
 from ..settings.resolve import resolve
 from ..settings.shard import shard_here
@@ -103,7 +103,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
 def refuse_ranks(rank: Rank | None, command: str) -> None:
     """Refuse a command that would be done by each of several ranks."""
     if rank is not None and rank.world > 1:
-        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, SharedArguments)]
+        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, SharedArguments | TrainArguments)]
         raise ConfigError(
             f"{command} under torchrun with {rank.world} workers: each would do all of it",
             hint=f"run it by itself; {', '.join(shared)} share their work",
