@@ -61,7 +61,7 @@ def main() -> None:
         data_dir=options.data_dir, device=device, batch_size=250, eps="8/255", norm="Linf", seed=0,
         precision=precision_on(device.type, None), compile=False, no_channels_last=False, dry=options.short,
     )  # fmt: skip
-    sizes = ((100, 12, 24), (40, 40)) if options.short else ((1000, 200, 200), (400, 400))
+    sizes = ((100, 12, 24), (40, 40)) if options.short else ((1000, 60, 60), (160, 160))
     for row in (
         *(operator(shape, axis, name, device, rounds) for name, (shape, axis) in SHAPES.items()),
         *on_a_model(attacks, rounds),

@@ -344,7 +344,7 @@ def test_a_line_an_example(run: Path, tmp_path: Path) -> None:
         n_robust = sum(line[f"{model} first_broken_by"] == "robust" for line in lines)
         assert n_robust == (outcomes[f"{model}_first_broken_by"] < 0).sum()
         for k, name in enumerate(outcomes["name"]):
-            codes = [int(line[f"{model} {name}"] or -1) for line in lines]
+            codes = [int(line[f"{model} broken_by {name}"] or -1) for line in lines]
             assert codes == outcomes[f"{model}_outcome"][:, k].tolist()
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)

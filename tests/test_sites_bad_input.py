@@ -83,9 +83,7 @@ class Refuses(nn.Module):
 
 
 def test_forward_refuses_this_image_size_in_its_own_words() -> None:
-    with pytest.raises(
-        DataError, match=r"AssertionError: image size 8, expected 32\ndoes the data set's image size fit"
-    ):
+    with pytest.raises(DataError, match=r"AssertionError: image size 8, expected 32\nis this the model's data set"):
         find_sites(Refuses(), IMAGES)
 
 

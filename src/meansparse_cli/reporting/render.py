@@ -61,7 +61,7 @@ def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> s
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(forms)}")
     reports = read_run(folder)
     warnings = outdated(reports, folder)
-    for sentence in warnings if format in ("json", "csv") or to_file else ():
+    for sentence in warnings:
         note(f"report: {sentence}")
     for other in beside(folder):
         note(f"beside it: meansparse report {other}")

@@ -11,10 +11,6 @@ from rich.text import Text
 
 from ..foreign import visible
 
-SHORT_WORD = 8
-"""Letters that stay in one piece, however narrow the terminal."""
-
-
 @dataclass(frozen=True)
 class Table:
     """``rows`` under ``header``; ``strong``: the rows that stand out.
@@ -46,13 +42,8 @@ class Table:
         shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for i, name in enumerate(self.header):
             kind = self.kind(i)
-            words = [word for row in self.rows for word in row[i].split()]
-            shown.add_column(
-                Text(name),
-                justify="right" if kind == "n" else "left",
-                no_wrap=kind != "f",
-                overflow="fold",
-                min_width=min(max(map(len, words), default=0), SHORT_WORD),  # or words fold before numbers are cut
+            shown.add_column(  # where there is no room, the widest column folds first, a number between its words
+                Text(name), justify="right" if kind == "n" else "left", no_wrap=kind == "t", overflow="fold"
             )
         for i, row in enumerate(self.rows):
             shown.add_row(*(Text(cell) for cell in row), style=strong if i in self.strong else None)
