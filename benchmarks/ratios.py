@@ -1,4 +1,4 @@
-"""Every ratio of speed that this project states, small or at full size, in one run.
+"""The ratios of speed that this project states, sweeps apart (``sweep_speed.py``), in one run.
 
     python benchmarks/ratios.py --data-dir DIR [--short] [--device auto]
 
@@ -50,10 +50,16 @@ class Tokens(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("MEANSPARSE_DATA"), required=False)
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("MEANSPARSE_DATA"),
+    )
     parser.add_argument("--short", action="store_true", help="small sizes, about five minutes on two cores")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    if options.data_dir is None:
+        parser.error("--data-dir DIR: the CIFAR-10 images")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     device, rounds = torch.device(name), 7 if options.short else 25
     print(f"{attack_speed.machine(device)}; {rounds} rounds\n\n| what | ratio | counted |\n|---|---|---|", flush=True)
@@ -171,7 +177,8 @@ def workers(stage: str, n: int, data_dir: Path) -> Row:
         "sweep-alpha": ["--alphas", "0.1,0.2,0.3", "--no-racing"],
     }[stage]
     seconds = []
-    for cores, jobs in (("0", "1"), ("0,1", "2")):
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    for cores, jobs in ((f"{first}", "1"), (f"{first},{second}", "2")):
         with tempfile.TemporaryDirectory() as folder:
             command = ["taskset", "-c", cores, sys.executable, "-m", "meansparse_cli", "-q"]
 

@@ -15,6 +15,8 @@ from meansparse_cli.data.splits import load_split, take_examples
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.errors import ConfigError, MeanSparseError, SiteError
 from meansparse_cli.models.source import load_model, resolve_model
+from meansparse_cli.operator.defence import BAND, SOFT, Defence
+from meansparse_cli.operator.function import IDENTITY
 
 BUDGET = Budget("Linf", 0.1)
 SHORT = ("apgd-margin-30", "bpda-apgd-margin-30", "bpda-apgd-ce-30")
@@ -72,6 +74,11 @@ class Read(nn.Module):
         return x.mean(dim=1, keepdim=True)
 
 
+class Steps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+
 class Behind(nn.Module):
     """``front`` before ``network``."""
 
@@ -109,6 +116,26 @@ def test_masked_gradients_are_called_so(n_levels: int, network: nn.Module, image
     found, name = verdict_of(Behind(Levels(n_levels), network), images)
     assert name == "gradient masking", found.verdict
     assert fallen(found) > 0.05
+
+
+def test_the_slope_of_a_step_is_found_across_the_band() -> None:
+    """round(4 x) / 4 jumps by 1/4 at 0.125: within half a band of it the slope is 1/4 over the band, elsewhere 0."""
+    x = torch.tensor([[[[0.0, 0.120, 0.2, 0.45]]], [[[0.12, 0.12, 0.12, 0.13]]]], requires_grad=True)
+    half = BAND * x.detach().flatten(1).std(dim=1)
+    defended = Defence("step", Steps(), SOFT)
+    defended.rule = IDENTITY
+    out = defended(x)
+    assert torch.equal(out, Steps()(x))
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    expected = torch.zeros(2, 4)
+    expected[0, 1] = 0.25 / (2 * half[0])  # half a band: 0.0095 here, 0.00025 in the second example
+    torch.testing.assert_close(gradient.flatten(1), expected)
+
+
+@pytest.mark.parametrize("n_levels", [4, 16])
+def test_the_slope_of_a_quantiser_shows_its_masking(n_levels: int, network: nn.Module, images: Images) -> None:
+    found, name = verdict_of(Behind(Levels(n_levels), network), images, {"front": SOFT})
+    assert name == "gradient masking" and fallen(found) > 0.05, found.verdict
 
 
 def test_k_winners_fall_to_nothing(network: nn.Module, images: Images) -> None:

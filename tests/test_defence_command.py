@@ -114,7 +114,7 @@ def test_a_random_defence_needs_draws(folder: Path) -> None:
     [
         (("--defence", "frnt"), "front", ConfigError),
         (("--defence", "network.conv1.weight"), "a tensor, not a module", ConfigError),
-        (("--defence", "front=soft"), "expected identity, own", ConfigError),
+        (("--defence", "front=softer"), "expected identity, own", ConfigError),
         (("--defence", "front=nets.py:narrow"), "its surrogate", SiteError),
         (("--defence", "front=nets.py:SLOPE"), "expected a function", ConfigError),
         (("--defence", "front", "--alpha", "0.2"), "--alpha is about MeanSparse", ConfigError),

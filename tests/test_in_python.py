@@ -42,7 +42,7 @@ def test_the_notebook_prints_what_it_shows(n_cells: int | None, capsys: pytest.C
         exec(compile(code, str(NOTEBOOK), "exec"), names)
         shown = "".join(text for output in cell["outputs"] for text in output["text"])
         # another processor may break another image
-        assert re.sub(r"[-+]?\d+\.\d\d", "", capsys.readouterr().out) == re.sub(r"[-+]?\d+\.\d\d", "", shown)
+        assert re.sub(r"[-+]?\d+\.\d+", "", capsys.readouterr().out) == re.sub(r"[-+]?\d+\.\d+", "", shown)
 
 
 def test_the_numbers_are_those_of_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ def results(*, alpha: float = 0.3, clean: float = 0.9, rows: tuple[str, ...] = (
     steps = [{"attack": "apgd-ce"}, {"attack": "bpda-apgd-ce"}]
     return {
         "alpha": alpha,
+        "n_examples": 100,
         "comparisons": [{"name": name} | accuracy for name in rows],
         "attacks": {"sparsified": steps},
     }
@@ -53,10 +54,11 @@ def test_what_has_to_be_known_before_the_numbers(
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("calibrate --model digits --eps 8/255", 2, "--eps is an option of sweep-alpha, evaluate"),
+        ("calibrate --model digits --eps 8/255", 2, "it is an option of sweep-alpha, evaluate"),
         ("fetch --model net.py", 4, "--model net.py:FACTORY"),
-        (f"compare {GOLDEN}:bse {GOLDEN}", 3, f"{GOLDEN}:base, or {GOLDEN}"),
-        (f"report {GOLDEN} -o .", 11, "is a folder"),
+        ("compare run:bse run", 3, "run:base, or run for"),
+        ("compare nowhere run", 10, "nowhere"),
+        ("report run -o .", 11, "is a folder"),
         ("calibrate --model digits --dataset digitz --run r", 7, "did you mean --dataset digits?"),
         ("calibrate --model resnet18-w16 --data-dir images.npz --run r", 7, "--dataset images.npz"),
     ],
@@ -66,6 +68,7 @@ def test_an_error_names_what_mends_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("images.npz").touch()
+    Path("run").symlink_to(GOLDEN)
     result = CliRunner().invoke(app, line.split(), env={"COLUMNS": "400", "NO_COLOR": "1"})
     assert result.exit_code == code, result.output
     assert words in said(result)

@@ -42,6 +42,41 @@ distributed.destroy_process_group()
 """
 
 
+ONE_NETWORK = """
+import sys, torch, torch.distributed as distributed
+from pathlib import Path
+from meansparse_cli.settings.training import TrainConfig
+from meansparse_cli.training.images import TrainingData
+from meansparse_cli.training.train import train_model
+
+distributed.init_process_group("gloo")
+rank, world = distributed.get_rank(), distributed.get_world_size()
+generator = torch.Generator().manual_seed(0)
+pixels = torch.randint(0, 256, (60, 8, 8, 1), generator=generator, dtype=torch.uint8), torch.arange(60) % 10
+config = TrainConfig(method=sys.argv[1], width=8, n_steps=1, epochs=1, batch_size=20, eps="0.1", crop_padding=1,
+                     mean_sparse_alpha=0.2)
+data = TrainingData(pixels, tuple(part[:20] for part in pixels), 10, "images")
+model, log = train_model(config, data, Path("state"), device="cpu")
+for name, tensor in model.state_dict().items():
+    if name.endswith(("num_batches_tracked", "n_batches")):
+        continue
+    all_of_them = [torch.empty_like(tensor) for _ in range(world)]
+    distributed.all_gather(all_of_them, tensor.contiguous())
+    assert all(torch.equal(one, tensor) for one in all_of_them), name
+    if name.endswith(".std"):
+        torch.testing.assert_close(tensor, model.get_buffer(name[:-3] + "variance").sqrt())
+distributed.destroy_process_group()
+"""
+OTHER_FOLDERS = """
+import torch.distributed as distributed
+from meansparse_cli.training.ranks import check_all_alike
+
+distributed.init_process_group("gloo")
+check_all_alike(4, "cpu")
+check_all_alike(3 * distributed.get_rank(), "cpu")
+"""
+
+
 def typed(words: list[str], folder: Path, code: int = 0) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -52,6 +87,17 @@ def typed(words: list[str], folder: Path, code: int = 0) -> str:
 def test_the_gradient_of_parts_of_unlike_size_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(ONE_GRADIENT)
     typed([*TORCHRUN, "2", "one.py"], tmp_path)
+
+
+@pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
+def test_all_ranks_end_with_one_network(method: str, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_NETWORK)
+    typed([*TORCHRUN, "2", "one.py", method], tmp_path)
+
+
+def test_ranks_that_see_other_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(OTHER_FOLDERS)
+    assert "0 to 3 epochs are done" in typed([*TORCHRUN, "2", "other.py"], tmp_path, 1)
 
 
 def test_one_process_is_all_ranks() -> None:
@@ -68,7 +114,8 @@ def test_jobs_and_torchrun_end_in_the_same_weights_also_after_a_stop(method: str
     )
     assert "stopped at the time limit after epoch 1 of 2" in stopped
     assert len(load_torch(tmp_path / "r" / "train-state.pt")["log"]) == 1
-    typed([*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "r"], tmp_path)
+    went_on = typed([*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "r"], tmp_path)
+    assert "epoch 1 of 2: loss" not in went_on and went_on.count("epoch 2 of 2: loss") == 1
     one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("jobs", "r"))
     assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
     report = yaml.safe_load((tmp_path / "jobs" / "train.yaml").read_text())
@@ -78,7 +125,8 @@ def test_jobs_and_torchrun_end_in_the_same_weights_also_after_a_stop(method: str
 def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
     words = [*ALONE, *TRAIN.split(), "--run", "r"]
     typed([*words, "--jobs", "2", "--time-limit", "1e-4"], tmp_path, 75)
-    assert "epoch 2 of 2" in typed([*words, "--jobs", "3"], tmp_path)
+    went_on = typed([*words, "--jobs", "3"], tmp_path)
+    assert "epoch 2 of 2: loss" in went_on and "epoch 1 of 2: loss" not in went_on
     refused = typed([*words, "--fresh", "--jobs", "13"], tmp_path, 3)
     assert "13 workers share a batch of 25 images" in refused
     assert (tmp_path / "r" / "train.yaml").exists()

@@ -29,9 +29,9 @@ _SEAL = 64
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write beside, then move: ``target`` is either the old file or the whole new one, never half of it."""
-    # not the process alone: two machines on one network folder, or two containers, may have the same number
     if target.is_dir():
         raise StorageError(f"{target} is a folder", hint="name a file in it")
+    # not the process alone: two machines on one network folder, or two containers, may have the same number
     temporary = target.with_name(f"{temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

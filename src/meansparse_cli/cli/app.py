@@ -64,9 +64,12 @@ def _in_words(error: Exception) -> MeanSparseError:
 
 def _of_another_command(error: Any) -> None:
     """Say which commands have an option that this one lacks."""
-    name = getattr(error, "option_name", "")
-    if owners := [c.name for c in COMMANDS.values() if name.removeprefix("--").replace("-", "_") in c.options and name]:
-        error.message += f" {name} is an option of {', '.join(owners)}."
+    if type(error).__name__ != "NoSuchOption":
+        return
+    field = error.option_name.removeprefix("--").replace("-", "_")
+    having = [c.name for c in COMMANDS.values() if field in c.options and c.shown[field]["panel"] != "Arguments"]
+    if having:
+        error.message += f"; it is an option of {', '.join(having)}"
 
 
 class _Group(TyperGroup):

@@ -111,7 +111,7 @@ class Evaluation:
         """In words; see ``stats.verdict`` for the rule."""
         if not self.alpha:
             return Verdict(
-                "no difference", "alpha is 0, where the two models are one: no number of examples would differ"
+                "no difference", "alpha is 0, where the two models are one: no number of examples would tell them apart"
             )
         groups = attack_groups(self.attacks)
         outcomes = {

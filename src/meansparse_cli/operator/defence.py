@@ -27,6 +27,15 @@ def OWN(x: Tensor) -> Tensor:  # noqa: N802
     raise NotImplementedError
 
 
+def SOFT(x: Tensor) -> Tensor:  # noqa: N802
+    """In a surrogate's place: the module's slope across a narrow band, for steps and thresholds. It is never called."""
+    raise NotImplementedError
+
+
+BAND = 0.05
+"""Half of that band, in standard deviations of an example's features, as the soft edge of ``soft-0.05``."""
+
+
 class Choice(Operator):
     """``on`` at alpha 1, ``off`` at alpha 0; in one batch each example as its own alpha says."""
 
@@ -63,14 +72,20 @@ class Defence(Choice):
         if self.rule == TRUE_GRADIENT or self.surrogate is OWN:
             # through a step or an argmax autograd has no way at all: that is a gradient of zero
             return out if out.requires_grad or not x.requires_grad else with_gradient_of(out, out + 0 * x.sum())
-        instead = x if self.surrogate is None else self.surrogate(x)
+        instead = x if self.surrogate in (None, SOFT) else self.surrogate(x)  # type: ignore[misc]
         if instead.shape != out.shape:
             what = "its input" if self.surrogate is None else "its surrogate"
             raise SiteError(
                 f"the defence {self.name} gives shape {tuple(out.shape)}, {what} {tuple(instead.shape)}",
                 hint="name a surrogate: a function of its input that gives the shape of its output, and has a gradient",
             )
-        return with_gradient_of(out, instead)
+        return with_gradient_of(out, x * self.slope(x) if self.surrogate is SOFT and x.requires_grad else instead)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """The central difference of a module that keeps the shape of ``x``, each feature as if it moved with all."""
+        with torch.no_grad():
+            half = BAND * x.flatten(1).std(dim=1).clamp_min(1e-12).view(-1, *[1] * (x.ndim - 1))
+            return (self.on(x + half) - self.on(x - half)) / (2 * half)  # type: ignore[no-any-return]
 
 
 class DefendedModel(SparsifiedModel):
@@ -102,7 +117,8 @@ def defend(
 ) -> DefendedModel:
     """A copy of ``model`` whose modules named by the patterns of ``defence`` are its defence.
 
-    ``defence``: pattern (as ``blocks.*.quantise``) -> what to differentiate in such a module's place, None: identity.
+    ``defence``: pattern (as ``blocks.*.quantise``) -> what to differentiate in such a module's place, None: identity;
+    ``OWN`` and ``SOFT`` are those of the module itself.
     ``base``: the model without the defence; by default ``model`` with these modules replaced by identity. ``n_draws``:
     passes to average, for a defence that is random. Raises ConfigError for a pattern that matches no module, or one
     inside another's.

@@ -93,7 +93,7 @@ def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str
 def judged(text: str) -> Judged:
     """The outcomes of one evaluation, once they are found to be those that its report was written with."""
     path, _, model = text.rpartition(":")
-    if Path(path).is_dir() and not Path(text).is_dir() and model not in MODELS:
+    if path and Path(path).is_dir() and not Path(text).is_dir() and model not in MODELS:
         raise ConfigError(f"{text}: no model {model!r}", hint=f"{path}:base, or {path} for the sparsified one")
     if Path(text).is_dir() or model not in MODELS:
         path, model = text, MODELS[-1]
@@ -148,16 +148,25 @@ def paired(first: Judged, other: Judged) -> list[Paired]:
 
 
 def _chart(found: Sequence[Paired]) -> list[dict[str, Any]]:
-    """The differences as the chart of gains takes them, each under the last part of its evaluation's name."""
-    several = len({pair.name for pair in found}) > 1
+    """The differences as the chart of gains takes them; of several evaluations, with what tells their names apart."""
+    short = _short({pair.name for pair in found})
     return [
         {
-            "name": f"{Path(pair.name).name}, {pair.row}" if several else pair.row,
+            "name": f"{short[pair.name]}, {pair.row}" if len(short) > 1 else pair.row,
             "sparsified_minus_base": pair.gain.difference,
             "sparsified_minus_base_interval_95": list(pair.gain.interval_95),
         }
         for pair in found
     ]
+
+
+def _short(names: set[str]) -> dict[str, str]:
+    """Name -> as many of its last parts as tell it from the others."""
+    for n in range(1, max(name.count("/") for name in names) + 2):
+        short = {name: "/".join(name.split("/")[-n:]) for name in names}
+        if len(set(short.values())) == len(names):
+            break
+    return short
 
 
 def _table(first: Judged, found: Sequence[Paired]) -> Table:

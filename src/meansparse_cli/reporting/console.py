@@ -83,7 +83,7 @@ def be_quiet() -> None:
 
 
 def be_verbose() -> None:
-    """A line in the log as often as a person at it would look."""
+    """A line in the log every 5 seconds."""
     heartbeat.every = 5.0
 
 

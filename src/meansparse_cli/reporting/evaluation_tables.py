@@ -141,11 +141,11 @@ def show_evaluation(results: dict[str, Any], title: str, *, with_interval: bool)
 
 
 def evaluation_notes(results: dict[str, Any], n_classes: int, swept: float | None) -> list[str]:
-    """What a reader has to know before the numbers; ``swept``: the alpha that a sweep chose, if there was one."""
+    """What a reader has to know of the numbers; ``swept``: the alpha that a sweep chose, if there was one."""
     rows, alpha = {row["name"]: row for row in results["comparisons"]}, results["alpha"]
     clean, chance = rows[CLEAN], 1 / n_classes
     said = []
-    if clean["base_accuracy"] - 2 * clean["base_standard_error"] <= chance:
+    if results["n_examples"] >= 30 and clean["base_accuracy"] - 2 * clean["base_standard_error"] <= chance:
         said.append(
             f"the base model is right on {percent(clean['base_accuracy'])} % of the clean images, where guessing is on "
             f"{percent(chance)} %: were its weights given (--weights), and are classes and pixels in its order?"

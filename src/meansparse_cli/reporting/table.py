@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..foreign import visible
 
+
 @dataclass(frozen=True)
 class Table:
     """``rows`` under ``header``; ``strong``: the rows that stand out.

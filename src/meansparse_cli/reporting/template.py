@@ -38,7 +38,7 @@ def environment(package: str, *, is_html: bool = False) -> Environment:
 
 
 def round_up(number: float) -> float:
-    """To one digit that has a half.
+    """To one digit, 1 or an even one: half of it is short as well.
 
     >>> [round_up(n) for n in (0.0948, 4.7, 0.02, 61)]
     [0.1, 6.0, 0.02, 80.0]

@@ -11,7 +11,7 @@ from ..files import sha256_of
 from ..foreign import reading
 from ..models.factory import code_of, import_named
 from ..models.source import kind_of
-from ..operator.defence import OWN, DefendedModel, Surrogate, defend
+from ..operator.defence import OWN, SOFT, DefendedModel, Surrogate, defend
 from ..settings.stages import EvaluateConfig, StageConfig
 from .context import RunContext
 from .report import RunPaths
@@ -20,7 +20,7 @@ ALPHA = 1.0
 """At which a defence is on."""
 DEFENCE_WORDS = ("defence", "as a defence")
 """What the words for it begin with: with modules named, and without."""
-IDENTITY, OWN_GRADIENT = "identity", "own"
+IDENTITY, OF_ITSELF = "identity", {"own": OWN, "soft": SOFT}
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ def defence_of(context: RunContext[EvaluateConfig]) -> NamedDefence | None:
 def _surrogate(name: str) -> Surrogate | None:
     if name in ("", IDENTITY):
         return None
-    if name == OWN_GRADIENT:
-        return OWN
+    if name in OF_ITSELF:
+        return OF_ITSELF[name]
     if ":" not in name:
-        hint = f"expected {IDENTITY}, {OWN_GRADIENT} (the module's own gradient), or module:function, file.py:function"
+        hint = f"expected {IDENTITY}, own or soft (the module's own gradient, or its slope across a narrow band), or "
+        hint += "module:function, file.py:function"
         raise ConfigError(f"no surrogate {name!r}", hint=hint)
     found = import_named(name)
     if isinstance(found, type):  # a module that takes no arguments

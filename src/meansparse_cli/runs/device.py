@@ -32,6 +32,8 @@ def pick_device(name: str) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {error}", hint="--device auto, cpu or cuda:0") from error
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)  # where streams and graphs are made
     if name == "cpu":
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (n := cores_here()):
@@ -49,7 +51,7 @@ def cores_here(control_groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path(
         for line in mine.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             group = control_groups / controllers / path.lstrip("/")
-            for folder in (group, *group.parents) if controllers in ("", "cpu", "cpu,cpuacct") else ():
+            for folder in (group, *group.parents) if controllers == "" or "cpu" in controllers.split(",") else ():
                 n = min(n, _quota(folder) or n)
                 if folder in (control_groups, control_groups / controllers):
                     break

@@ -1,5 +1,6 @@
 """The model of a stage: found to fit its images, with the calibrated operators and the alpha in use."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ..attacks.problem import Budget, Problem
 from ..data.examples import Examples
 from ..data.splits import Split, SplitName, check_images
 from ..engine.grid import VariantGrid
-from ..errors import ConfigError, DataError, MeanSparseError
+from ..errors import ArtifactError, ConfigError, DataError, MeanSparseError
 from ..files import sha256_of
 from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
@@ -144,8 +145,10 @@ def alpha_in_use(context: RunContext, given: float | None) -> tuple[float, str]:
 
 
 def swept_alpha(context: RunContext) -> float | None:
-    """What a sweep chose; None where there was none."""
-    return float(context.verified("sweep-alpha")["results"]["alpha"]) if context.has("sweep-alpha") else None
+    """What a sweep chose; None where there was none, or one of other statistics than are there now."""
+    with suppress(ArtifactError):
+        return float(context.verified("sweep-alpha")["results"]["alpha"]) if context.has("sweep-alpha") else None
+    return None
 
 
 def has_alpha(context: RunContext) -> bool:

@@ -31,18 +31,15 @@ class LongArguments(StageArguments):
     time_limit: float | None = None
 
 
-class SharedArguments(LongArguments):
-    """What every stage takes that several workers may share."""
-
-    jobs: Width | None = None
-    devices: str | None = None
-
-
 class TrainArguments(StageArguments):
     """What training takes, whose workers share each batch."""
 
     jobs: Width | None = None
     devices: str | None = None
+
+
+class SharedArguments(TrainArguments, LongArguments):
+    """What every stage takes that several workers may share."""
 
 
 class Verify(StageArguments):

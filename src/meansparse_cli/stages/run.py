@@ -20,7 +20,7 @@ from ..settings.shard import shard_here
 from .beforehand import check_all
 from .fetch import ensure_fetched
 from .gather import begin_anew
-from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here
+from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here, refuse_both
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
@@ -86,8 +86,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
             f"--shard {settings.shard} with {'torchrun' if rank else '--jobs'}, which deals out shards itself",
             hint="leave --shard out",
         )
-    if rank and jobs:
-        raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
+    refuse_both(rank, jobs)
     prepare = partial(stage.prepare, fresh=given.fresh)
     if rank:
         return as_ranks(rank, stage.do_shard, prepare, stage.gather)
@@ -103,7 +102,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
 def refuse_ranks(rank: Rank | None, command: str) -> None:
     """Refuse a command that would be done by each of several ranks."""
     if rank is not None and rank.world > 1:
-        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, SharedArguments | TrainArguments)]
+        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, TrainArguments)]
         raise ConfigError(
             f"{command} under torchrun with {rank.world} workers: each would do all of it",
             hint=f"run it by itself; {', '.join(shared)} share their work",

@@ -1,5 +1,6 @@
 """``meansparse train`` by several workers: they share each batch, and the first one writes."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -10,18 +11,23 @@ from ..runs.folder import run_folder_lock
 from ..settings.arguments import TrainArguments
 from ..settings.training import TrainConfig
 from .train import REPORT, train, train_folder
-from .workers import as_local_ranks, met, n_jobs, rank_here
+from .workers import as_local_ranks, met, n_jobs, quiet, rank_here, refuse_both
 
 
 def train_together(config: TrainConfig, sources: dict[str, str], given: TrainArguments) -> Path | None:
     """``train`` by as many workers as are asked for, which share each batch; None, too, on all ranks but the first."""
     rank, jobs = rank_here(), n_jobs(given.jobs, given.devices, config.device)
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    if rank and jobs:
-        raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
+    refuse_both(rank, jobs)
     n = rank.world if rank else jobs or 1
     if n > 1 and config.batch_size < 2 * n:
         raise ConfigError(f"{n} workers share a batch of {config.batch_size} images: each needs two", hint="take fewer")
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", n)) if rank else n
+    if on_gpu and n_here > 1 and (n_here > torch.cuda.device_count() or config.device.startswith("cuda:")):
+        raise ConfigError(
+            f"{n_here} workers on {torch.cuda.device_count()} GPUs: in training each needs one of its own",
+            hint="--devices all; or --device cpu",
+        )
     if rank and rank.number > 0:
         return _train_as_rank(config, sources, given.fresh, on_gpu)
     with run_folder_lock(folder := train_folder(config)):
@@ -39,5 +45,5 @@ def _train_as_rank(
     """``train`` as one of several ranks, whose number is in the environment; ``shard`` is what a worker is told."""
     rank = rank_here()
     assert rank is not None
-    with met(rank, "cpu:gloo,cuda:nccl" if on_gpu else "gloo"):
+    with met(rank, "cpu:gloo,cuda:nccl" if on_gpu else "gloo"), quiet(rank.number > 0):
         return train(config, sources, fresh=fresh)

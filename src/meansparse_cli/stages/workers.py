@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, MeanSparseError
-from ..reporting.console import console, note
+from ..reporting.console import console, heartbeat, note
 from ..runs.device import cores_here
 
 MEETING = timedelta(minutes=10)
@@ -64,7 +64,7 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
         if rank.number == 0:
             prepare()
         distributed.barrier()
-        with _quiet(rank.number > 0):
+        with quiet(rank.number > 0):
             work(f"{rank.number + 1}/{rank.world}")
         distributed.barrier()
         return gather() if rank.number == 0 else None
@@ -72,15 +72,13 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
 
 @contextmanager
 def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
-    """A process group of all ranks; what one of them raises has its number."""
+    """A process group of all ranks; what one of them raises has its number, and only the first is heard."""
     import torch.distributed as distributed
 
     _meet(rank, backend)
-    try:
-        with _named(f"rank {rank.number} of {rank.world}"):
-            yield
-    finally:
-        distributed.destroy_process_group()
+    with _named(f"rank {rank.number} of {rank.world}"):
+        yield
+    distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
 
 
 def as_local_ranks(n: int, work: Work, *, on_gpu: bool) -> None:
@@ -123,13 +121,15 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
     n_cores = cores_here()
     if n_cores < n and not on_gpu:
         note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
-    spawn = multiprocessing.get_context("spawn")
+    spawn, told = multiprocessing.get_context("spawn"), (console.quiet, heartbeat.every)
     workers = []
     try:
         for i in range(n):
             ours, theirs = spawn.Pipe(duplex=False)
             n_threads = None if on_gpu else max(1, n_cores // n)
-            process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads, console.quiet))
+            process = spawn.Process(
+                target=_worker, args=(theirs, work, i, n, n_threads, (console.quiet, heartbeat.every))
+            )
             process.start()
             theirs.close()
             workers.append((process, ours))
@@ -146,15 +146,19 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
             process.join()
 
 
-def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None, is_quiet: bool) -> None:
-    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C."""
+def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None, told: tuple[bool, float]) -> None:
+    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C.
+
+    ``told``: whether the parent is quiet, and the seconds between its log lines.
+    """
+    heartbeat.every = told[1]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["LOCAL_RANK"] = f"{i}"  # by which it takes a GPU of its own
     if n_threads is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(n_threads)
     try:
-        with _quiet(is_quiet or i > 0):
+        with quiet(told[0] or i > 0):
             work(f"{i + 1}/{n}")
     except MeanSparseError as error:
         pipe.send((error.message, error.hint, error.exit_code))
@@ -194,13 +198,19 @@ def _named(who: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(is_quiet: bool) -> Iterator[None]:
+def quiet(is_quiet: bool) -> Iterator[None]:
     """Nothing is shown of what several do at a time, errors apart."""
     before, console.quiet = console.quiet, console.quiet or is_quiet
     try:
         yield
     finally:
         console.quiet = before
+
+
+def refuse_both(rank: Rank | None, jobs: int | None) -> None:
+    """Refuse processes of our own under torchrun."""
+    if rank and jobs:
+        raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
 
 
 def n_jobs(jobs: int | None, devices: str | None, device: str) -> int | None:

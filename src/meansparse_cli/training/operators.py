@@ -52,6 +52,13 @@ class MovingMeanSparse(MeanSparse):
         self.std.copy_(self.variance.sqrt())
 
 
+def take_std_of_variance(model: nn.Module) -> None:
+    """Once variances were averaged over ranks."""
+    for module in model.modules():
+        if isinstance(module, MovingMeanSparse):
+            module.std.copy_(module.variance.sqrt())
+
+
 def ramp_epochs(config: TrainConfig) -> int:
     """How many epochs alpha grows: ``mean_sparse_ramp``, or half of all; 0 without operators."""
     if config.mean_sparse_alpha is None:

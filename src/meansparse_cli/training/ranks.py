@@ -12,6 +12,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ArtifactError
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number, from 0, and how many there are."""
@@ -47,6 +49,19 @@ def wait_for_all() -> None:
     """Until every rank has come here."""
     if rank_and_world()[1] > 1:
         distributed.barrier()
+
+
+def check_all_alike(n_epochs: int, device: str) -> None:
+    """Refuse ranks that go on from different epochs: they do not see one folder."""
+    if rank_and_world()[1] == 1:
+        return
+    found = torch.tensor([n_epochs, -n_epochs], device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    if int(found[0]) != -int(found[1]):
+        raise ArtifactError(
+            f"{-int(found[1])} to {int(found[0])} epochs are done, as the ranks find them",
+            hint="all machines have to see one run folder: --run-dir on a shared file system",
+        )
 
 
 def first_decides(flag: bool, device: str) -> bool:

@@ -3,7 +3,8 @@
 PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
 order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
 last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch. Several
-ranks share each batch; batch norm is over the part of a rank, its averages over all of them.
+ranks share each batch; batch norm is over the part of a rank, its averages over all of them. Three ranks or more add up
+gradients in an order that a resume may change.
 """
 
 import copy
@@ -27,8 +28,16 @@ from ..settings.training import TrainConfig
 from ..settings.values import eps_value
 from .attack import Forward, LinfAscent, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
 from .images import DeviceImages, TrainingData
-from .operators import alpha_of_epoch, insert_moving_operators
-from .ranks import average_over_ranks, first_decides, rank_and_world, shared, weight_of
+from .operators import alpha_of_epoch, insert_moving_operators, take_std_of_variance
+from .ranks import (
+    average_over_ranks,
+    check_all_alike,
+    first_decides,
+    rank_and_world,
+    shared,
+    wait_for_all,
+    weight_of,
+)
 from .state import EpochResult, TrainState, WeightAverage
 
 OnBatch = Callable[[int, int, int], None]
@@ -72,7 +81,12 @@ def train_model(
     state = TrainState(
         folder / STATE_FILE, config, training.model, training.optimizer, training.average, data.images_id
     )
-    state.resume()
+    rank, _ = rank_and_world()
+    for turn in (rank == 0, rank > 0):  # the first one sets a damaged file aside
+        if turn:
+            state.resume()
+        wait_for_all()
+    check_all_alike(len(state.log), device)
     for epoch in range(len(state.log), config.epochs):
         late = deadline is not None and bool(state.log) and time.monotonic() + state.log[-1].seconds > deadline
         if first_decides(late, device):
@@ -139,6 +153,7 @@ class _Training:
             self.on_batch(epoch, batch, batch_size)
         averages = self.average.state.values() if self.average is not None else ()
         average_over_ranks([total_loss, *self.model.buffers(), *averages])
+        take_std_of_variance(self.model)
         mean_loss = float(total_loss) / n_batches
         if mean_loss != mean_loss or mean_loss == float("inf"):
             raise ConfigError(
@@ -176,7 +191,7 @@ class _Training:
         )
         counts = [torch.tensor(float(right.sum()), dtype=torch.float64, device=self.device) for right in outcomes]
         average_over_ranks(counts)
-        clean, robust = (float(count) * world / len(self.data.selection[0]) for count in counts)
+        clean, robust = (round(float(count) * world) / len(self.data.selection[0]) for count in counts)
         return clean, robust
 
     def _set_alpha(self, model: ResNet18, epoch: int) -> None:
