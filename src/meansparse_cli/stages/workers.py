@@ -127,9 +127,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
         for i in range(n):
             ours, theirs = spawn.Pipe(duplex=False)
             n_threads = None if on_gpu else max(1, n_cores // n)
-            process = spawn.Process(
-                target=_worker, args=(theirs, work, i, n, n_threads, (console.quiet, heartbeat.every))
-            )
+            process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads, told))
             process.start()
             theirs.close()
             workers.append((process, ours))
