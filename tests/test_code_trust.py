@@ -124,3 +124,16 @@ def test_a_place_for_the_record_that_cannot_be_written_is_said(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     assert command("fetch", "--model", f"{code}:make", "--dataset", "digits", "--run", tmp_path / "run").exit_code == 0
     assert "need --model or --allow-code" in caplog.text
+
+
+def test_code_that_is_not_found_from_here_is_called_so(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code.parent)
+    fetched = command("fetch", "--model", "evil.py:make", "--dataset", "digits", "--run", tmp_path / "run")
+    assert fetched.exit_code == 0, fetched.output
+    monkeypatch.chdir(tmp_path)
+    refused = command("calibrate", "--run", tmp_path / "run", "--n-examples", "20")
+    assert refused.exit_code == 10 and "in the folder where the model was fetched" in said(refused)
+    monkeypatch.chdir(code.parent)
+    assert command("calibrate", "--run", tmp_path / "run", "--n-examples", "20").exit_code == 0

@@ -61,6 +61,7 @@ def test_what_has_to_be_known_before_the_numbers(
         ("report run -o .", 11, "is a folder"),
         ("calibrate --model digits --dataset digitz --run r", 7, "did you mean --dataset digits?"),
         ("calibrate --model resnet18-w16 --data-dir images.npz --run r", 7, "--dataset images.npz"),
+        ("calibrate --model resnet18-w16 --data-dir data --run r", 7, "--data-dir data/cifar10"),
     ],
 )
 def test_an_error_names_what_mends_it(
@@ -68,6 +69,7 @@ def test_an_error_names_what_mends_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("images.npz").touch()
+    Path("data/cifar10").mkdir(parents=True)
     Path("run").symlink_to(GOLDEN)
     result = CliRunner().invoke(app, line.split(), env={"COLUMNS": "400", "NO_COLOR": "1"})
     assert result.exit_code == code, result.output

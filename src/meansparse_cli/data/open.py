@@ -31,7 +31,12 @@ def open_dataset(dataset: str, data_dir: Path | None, order: ClassOrder = "text"
         return _open_digits()
     if dataset in KNOWN_DATASETS:
         data_dir = _check_folder(dataset, data_dir)
-        return _open_torchvision_cifar(dataset, data_dir) or _open_path(data_dir, order)
+        try:
+            return _open_torchvision_cifar(dataset, data_dir) or _open_path(data_dir, order)
+        except DataError as error:
+            if (inside := data_dir / dataset).is_dir():
+                error.hint = f"is it the folder in it? --data-dir {inside}"
+            raise
     path = Path(dataset)
     if not path.exists():
         known = ", ".join(KNOWN_DATASETS)

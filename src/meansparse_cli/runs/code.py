@@ -25,7 +25,12 @@ def check_code(run: Run, config: ModelConfig) -> None:
     if not kind_of(run.source).names_code or config.model is not None or config.allow_code:
         return
     code = code_of(run.source.name)
-    if code is None or not _is_recorded(code):
+    if code is None:
+        raise ArtifactError(
+            f"{run.paths.folder} names code as its network, {run.source.name}, which is not found from {Path.cwd()}",
+            hint="type the command in the folder where the model was fetched",
+        )
+    if not _is_recorded(code):
         raise ArtifactError(
             f"{run.paths.folder} names code as its network, {run.source.name}, which would be run; "
             "you did not fetch it from there yourself",
