@@ -47,7 +47,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "begun").mkdir()
     typed("meansparse calibrate --model digits --run runs/R --n-examples 200", folder, "begun")
     typed(
-        "meansparse sweep-alpha --run runs/R --alphas 0.4 --attack none --n-examples 20 --min-gain -9", folder, "begun"
+        "meansparse sweep-alpha --run runs/R --alphas 0.1 --attack apgd-ce --n-examples 60 --min-gain 0",
+        folder,
+        "begun",
     )
     return folder
 
