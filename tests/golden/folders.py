@@ -122,8 +122,8 @@ def steady(value: Any) -> Any:
 def steady_text(text: str) -> str:
     """A page without its times, machine and versions, and with each figure's sha256 in its place."""
     text = re.sub(r"sha256 of its content [0-9a-f]{64}, [0-9TZ:-]{20}", "sha256 of its content", text)
-    text = re.sub(r"(`?versions:? ?`?|<dt>versions</dt><dd>)[^`<\n]*", r"\1", text)
-    text = re.sub(r"(machine: `|<dt>machine</dt><dd>)[^`<\n]*", r"\1", text)
+    text = re.sub(r"(`?versions:? ?`?|<dt[^>]*>versions</dt><dd>)[^`<\n]*", r"\1", text)
+    text = re.sub(r"(machine: `|<dt[^>]*>machine</dt><dd>)[^`<\n]*", r"\1", text)
     text = re.sub(r"^Measured on .*$", "Measured", text, flags=re.MULTILINE)
     return without_figures(text)
 
