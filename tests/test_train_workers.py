@@ -17,7 +17,7 @@ TRAIN = (
     "--n-examples 200 --test-examples 40"
 )
 ALONE = [sys.executable, "-m", "meansparse_cli"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # a port of its own
 ONE_GRADIENT = """
 import copy, torch, torch.distributed as distributed
 from torch import nn

@@ -19,7 +19,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.stages import workers
 
 ALONE = [sys.executable, "-m", "meansparse_cli"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # a port of its own
 STAGES = {
     "calibrate": "--model digits --n-examples 200 --batch-size 20",
     "sweep-alpha": "--n-examples 12 --alphas 0.4 --no-racing --block-size 4",
