@@ -48,7 +48,7 @@ check: $(STAMP) ## format, lint, types, which room may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## every ratio of speed: make bench DATA=DIR (half an hour on two cores; SHORT=1 minutes; BENCH="--device cuda" on a GPU)
+bench: $(STAMP) ## the ratios of speed: make bench DATA=DIR (half an hour on two cores; SHORT=1 minutes; BENCH="--device cuda" on a GPU)
 	$(BIN)/python benchmarks/ratios.py $(if $(SHORT),--short) $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
 
 bench-sweep: $(STAMP) ## our sweep beside one pyautoattack run an alpha: make bench-sweep DATA=DIR (half an hour on two cores)

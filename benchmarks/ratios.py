@@ -50,11 +50,7 @@ class Tokens(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=os.environ.get("MEANSPARSE_DATA"),
-    )
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("MEANSPARSE_DATA"))
     parser.add_argument("--short", action="store_true", help="small sizes, about five minutes on two cores")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
@@ -68,10 +64,9 @@ def main() -> None:
         precision=precision_on(device.type, None), compile=False, no_channels_last=False, dry=options.short,
     )  # fmt: skip
     sizes = ((100, 12, 24), (40, 40)) if options.short else ((1000, 60, 60), (160, 160))
-    for row in (
-        *(operator(shape, axis, name, device, rounds) for name, (shape, axis) in SHAPES.items()),
-        *on_a_model(attacks, rounds),
-    ):
+    for name, (shape, axis) in SHAPES.items():
+        say(*operator(shape, axis, name, device, rounds))
+    for row in on_a_model(attacks, rounds):
         say(*row)
     for what, n in zip(("apgd-ce", "standard", "fast"), sizes[0], strict=True):
         theirs = "standard" if what == "fast" else what
