@@ -22,6 +22,7 @@ from ..foreign import reading
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from ..operator.insertion import CHILD_NAME, SparsifiedModel
 from ..operator.module import MeanSparse
+from ..operator.shapes import HARD
 from .names import ModelSource
 from .published_checkpoint import published_architecture
 from .source import kind_of
@@ -97,6 +98,9 @@ def robustbench_state(source: ModelSource, model: SparsifiedModel) -> dict[str, 
                 hint=f"use the authors' sites: meansparse calibrate --model {source.name} --sites published",
             )
         operator = cast(MeanSparse, model.at(site))
+        if operator.shape != HARD:
+            hint = "the other format takes any operator: --format meansparse"
+            raise ConfigError(f"RobustBench's operator is the paper's, not of shape {operator.shape}", hint=hint)
         buffers = {name: tensor.clone() for name, tensor in template.items()}
         buffers["running_mean"] = operator.mean.to(buffers["running_mean"])
         buffers["running_var"] = operator.std.square().to(buffers["running_var"])

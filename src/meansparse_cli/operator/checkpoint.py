@@ -1,10 +1,12 @@
 """The two safetensors files of a run: statistics per site, and the same with a chosen alpha.
 
-Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated; the header holds the sites, the
-counts, the estimator and, in ``meansparse.safetensors``, alpha and how it is applied: centre, spread, a weight for each
-site. The base model's weights stay where they are: the run's ``fetch.yaml`` names them.
+Tensors ``<index>.mean`` and ``<index>.std`` (channels,), float64, as calibrated, ``<index>.weight`` of learned
+thresholds; the header holds the sites, the counts, the estimator and, in ``meansparse.safetensors``, alpha and how
+it is applied: centre, spread, shape, a weight for each site. The base model's weights stay where they are: the run's
+``fetch.yaml`` names them.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Centre = Literal["channel-mean", "zero", "global-mean"]
 Spread = Literal["channel-std", "site-std"]
+Shape = Literal["hard", "soft", "garrote", "firm", "half", "smooth", "edge", "widen"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Checkpoint:
     ``site_weights`` (None: 1 everywhere): the alpha of a site is ``alpha`` times its weight, in [0, 1]; a site of
     weight 0 gets no operator. ``centre``: what a feature is replaced by and measured from, its channel's mean, zero, or
     the mean over all channels of the site (paper, Table 8). ``spread``: the threshold is alpha times the std of the
-    channel, or of the whole site, around their own means.
+    channel, or of the whole site, around their own means. ``shape``: the rule within it (``shapes.SHAPES``).
+    ``channel_weights``: (channels,) float64 in [0, 1] a site, which multiply the alpha of each channel further.
     """
 
     sites: "tuple[Site, ...]"
@@ -45,6 +49,8 @@ class Checkpoint:
     site_weights: tuple[float, ...] | None = None
     centre: Centre = "channel-mean"
     spread: Spread = "channel-std"
+    shape: Shape = "hard"
+    channel_weights: "tuple[Tensor, ...] | None" = None
 
     def __post_init__(self) -> None:
         weights = self.site_weights
@@ -54,11 +60,15 @@ class Checkpoint:
             raise ConfigError(
                 f"site weights {weights} for {len(self.sites)} sites; expected one a site, in [0, 1], not all 0"
             )
-        if self.centre not in get_args(Centre) or self.spread not in get_args(Spread):
-            raise ConfigError(
-                f"centre {self.centre!r} and spread {self.spread!r}",
-                hint=f"centre: {', '.join(get_args(Centre))}; spread: {', '.join(get_args(Spread))}",
-            )
+        for name, known in (("centre", Centre), ("spread", Spread), ("shape", Shape)):
+            if getattr(self, name) not in get_args(known):
+                raise ConfigError(f"{name} {getattr(self, name)!r}", hint=f"{name}: {', '.join(get_args(known))}")
+        if self.channel_weights is not None:
+            for site, weight in zip(self.sites, self.channel_weights, strict=True):
+                if weight.shape != (site.channels,) or not ((weight >= 0) & (weight <= 1)).all():
+                    raise ConfigError(
+                        f"{site.name}: weights of {tuple(weight.shape)}; expected one a channel, in [0, 1]"
+                    )
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -80,9 +90,12 @@ class Checkpoint:
         words = f"alphas {min(values):g} to {max(values):g}" if len(values) > 1 else f"alpha {alpha:g}"
         if len(self.active) < len(self.sites):
             words += f" at {len(self.active)} of {len(self.sites)} sites"
-        if self.centre != "channel-mean":
-            words += f", centre {self.centre}"
-        return words if self.spread == "channel-std" else f"{words}, spread {self.spread}"
+        if self.channel_weights is not None:
+            words += ", learned for each channel"
+        options = {"centre": "channel-mean", "spread": "channel-std", "shape": "hard"}
+        return words + "".join(
+            f", {name} {getattr(self, name)}" for name, default in options.items() if getattr(self, name) != default
+        )
 
     def applied(self, model: "nn.Module", alpha: float) -> "SparsifiedModel":
         """``sparsify`` at ``alpha``."""
@@ -90,7 +103,11 @@ class Checkpoint:
 
     def options_id(self) -> str:
         """The options that tell this checkpoint from one with the same statistics; empty where none does."""
-        options = (self.site_weights, self.centre, self.spread)
+        options: tuple[Any, ...] = (self.site_weights, self.centre, self.spread)
+        if self.shape != "hard":
+            options += (self.shape,)
+        if self.channel_weights is not None:
+            options += (hashlib.sha256(b"".join(w.numpy().tobytes() for w in self.channel_weights)).hexdigest(),)
         return "" if options == (None, "channel-mean", "channel-std") else repr(options)
 
 
@@ -101,6 +118,8 @@ def save_checkpoint(
     tensors = dict(tensors or {})
     for i, s in enumerate(checkpoint.statistics):
         tensors |= {f"{i:04d}.mean": s.mean.contiguous(), f"{i:04d}.std": s.std.contiguous()}
+    for i, weight in enumerate(checkpoint.channel_weights or ()):
+        tensors[f"{i:04d}.weight"] = weight.contiguous()
     header = (header or {}) | {
         "sites": [asdict(site) for site in checkpoint.sites],
         "counts": [s.count for s in checkpoint.statistics],
@@ -113,6 +132,10 @@ def save_checkpoint(
         header["site_weights"] = list(checkpoint.site_weights)
     if (checkpoint.centre, checkpoint.spread) != ("channel-mean", "channel-std"):
         header |= {"centre": checkpoint.centre, "spread": checkpoint.spread}
+    if checkpoint.shape != "hard":
+        header["shape"] = checkpoint.shape
+    if checkpoint.channel_weights is not None:
+        header["has_channel_weights"] = True
     save_tensors(path, tensors, {"meansparse": json.dumps(header)})
 
 
@@ -137,7 +160,7 @@ def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again
                 check_alpha(header["alpha"])
             for site, statistic in zip(sites, statistics, strict=True):
                 _check_fit(site, statistic)
-            weights = header.get("site_weights")
+            weights, keys = header.get("site_weights"), [f"{i:04d}.weight" for i in range(len(sites))]
             return Checkpoint(
                 sites,
                 statistics,
@@ -147,6 +170,8 @@ def load_checkpoint(path: Path, *, mend: str = "run `meansparse calibrate` again
                 site_weights=None if weights is None else tuple(weights),
                 centre=header.get("centre", "channel-mean"),
                 spread=header.get("spread", "channel-std"),
+                shape=header.get("shape", "hard"),
+                channel_weights=tuple(map(file.get_tensor, keys)) if header.get("has_channel_weights") else None,
             )
     except (ConfigError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(f"{path} is not a MeanSparse checkpoint: {error}", hint=mend) from error
@@ -178,10 +203,18 @@ def sparsify(model: "nn.Module", checkpoint: Checkpoint, *, alpha: float | None 
 
     value = alpha if alpha is not None else checkpoint.alpha or 0.0
     weights, device = checkpoint.weights, device_of(model)
-    options = (checkpoint.centre, checkpoint.spread)
+    of_channels: Sequence[Any] = checkpoint.channel_weights or (1.0,) * len(weights)
     modules: Sequence[Any] = [
-        MeanSparse(*centred(statistic, *options), value, site.channel_axis, weight=weight).to(device)
-        for site, statistic, weight in zip(checkpoint.sites, checkpoint.statistics, weights, strict=True)
+        MeanSparse(
+            *centred(statistic, checkpoint.centre, checkpoint.spread),
+            value,
+            site.channel_axis,
+            weight=weight * of_channel,
+            shape=checkpoint.shape,
+        ).to(device)
+        for site, statistic, weight, of_channel in zip(
+            checkpoint.sites, checkpoint.statistics, weights, of_channels, strict=True
+        )
         if weight > 0
     ]
     return insert(model, checkpoint.active, modules).eval()

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, SiteError
 from .function import IDENTITY, TRUE_GRADIENT, mean_sparsify
+from .shapes import HARD, reshaped
+
+SMALLEST_WEIGHT = 1e-6
+"""A channel's weight is divided by where an edge goes back to standard deviations."""
 
 
 class Operator(nn.Module):
@@ -63,32 +67,49 @@ class Operator(nn.Module):
 class MeanSparse(Operator):
     """The operator of one site: ``mean`` and ``std`` (channels,), ``alpha`` in standard deviations.
 
-    ``weight``, above 0, multiplies alpha at this site and nothing else: the threshold is alpha * weight * std, the
-    edge of a soft surrogate gradient stays in stds of the channel. The buffer ``std`` holds weight * std.
+    ``weight``, above 0, or (channels,) and at least 0, multiplies alpha here and nothing else: the threshold is alpha *
+    weight * std, the edge of a soft surrogate gradient stays in stds of the channel. The buffer ``std`` holds weight *
+    std. ``shape``: the rule within the threshold, ``hard`` or one of ``shapes.SHAPES``.
     ``channel_axis`` is the axis of its input that the statistics belong to. At alpha = 0 the input itself is returned,
     so that values *and* gradients are those of the base model, also in channels of zero variance.
     """
 
     mean: Tensor
     std: Tensor
+    weight: float | Tensor
 
     def __init__(
-        self, mean: Tensor, std: Tensor, alpha: float = 0.0, channel_axis: int = 1, *, weight: float = 1.0
+        self,
+        mean: Tensor,
+        std: Tensor,
+        alpha: float = 0.0,
+        channel_axis: int = 1,
+        *,
+        weight: float | Tensor = 1.0,
+        shape: str = HARD,
     ) -> None:
         super().__init__(alpha)
         if mean.ndim != 1 or mean.shape != std.shape:
             raise ConfigError(f"mean and std must be of one shape (channels,), found {mean.shape} and {std.shape}")
         self.register_buffer("mean", mean.detach().to(torch.get_default_dtype()).clone())
         self.register_buffer("std", (std.detach() * weight).to(torch.get_default_dtype()).clone())
-        self.channel_axis, self.weight = channel_axis, weight
+        if isinstance(weight, Tensor):
+            self.register_buffer("weight", weight.to(self.std.dtype).clamp(min=SMALLEST_WEIGHT), persistent=False)
+        else:
+            self.weight = weight
+        self.channel_axis, self.shape = channel_axis, shape
 
     def forward(self, x: Tensor) -> Tensor:
         if self._does_nothing:
             return x
         mean, threshold, std = self._at(x)
-        if self.rule.temperature is None:
-            return mean_sparsify(x, mean, threshold, straight_through=self.straight_through)
-        return mean_sparsify(x, mean, threshold, soft_edge=self.rule.temperature / self.weight * std)
+        edge = None
+        if self.rule.temperature is not None:
+            scale = self.rule.temperature / self.weight
+            edge = (scale.view(std.shape) if isinstance(scale, Tensor) else scale) * std
+        if self.shape != HARD:
+            return reshaped(x, mean, threshold, self.shape, straight_through=self.straight_through, soft_edge=edge)
+        return mean_sparsify(x, mean, threshold, straight_through=self.straight_through, soft_edge=edge)
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, threshold and std in the shape that broadcasts against ``x``."""

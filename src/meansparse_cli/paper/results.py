@@ -28,7 +28,7 @@ _Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
 """One model at one eps in a report: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
 PLACES = ("evaluate.yaml", "evaluations/*/evaluate.yaml", "measurements/*/measure.yaml")
 READ: dict[str, Callable[[str], object]] = {"alpha": Fraction, "eps": Fraction}
-OF_THE_OPERATOR = ("sites", "centre", "spread", "alpha_rule")
+OF_THE_OPERATOR = ("sites", "centre", "spread", "shape", "alpha_rule")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _verified(file: Path, folder: Path) -> dict[str, Any] | None:
             return None
     if "sweep-alpha.yaml" in report["inputs"]:
         swept = read_report(RunPaths(folder).report("sweep-alpha"), "sweep-alpha", mend=mend)["config"]["settings"]
-        report["config"]["settings"] |= {key: swept[key] for key in OF_THE_OPERATOR}
+        report["config"]["settings"] |= {key: swept.get(key) for key in OF_THE_OPERATOR}
     return report
 
 
@@ -184,8 +184,12 @@ def _results(file: Path, report: dict[str, Any], calibrated_rule: str) -> list[R
             attacks = tuple(f"{name}" for name in arrays["name"] if name not in (CLEAN, TRANSFER))
             rows = list(_of_evaluation(settings, results, arrays))
     # one alpha for all sites, in each channel's own standard deviations: what every table of the paper has
-    rule_and_spread = settings.get("alpha_rule", "shared"), settings.get("spread", "channel-std")
-    is_the_papers = rule_and_spread == ("shared", "channel-std")
+    options = (
+        settings.get("alpha_rule", "shared"),
+        settings.get("spread", "channel-std"),
+        settings.get("shape") or "hard",
+    )
+    is_the_papers = options == ("shared", "channel-std", "hard")
     for own, clean, worst, broken in rows:
         is_base = not own["alpha"]
         if is_base or is_the_papers:

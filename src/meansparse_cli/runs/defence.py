@@ -68,7 +68,7 @@ def defence_of(context: RunContext[EvaluateConfig]) -> NamedDefence | None:
         if config.draws is not None:
             raise ConfigError("--draws is about a defence", hint="name its modules: --defence PATTERN")
         return None
-    for option in ("alpha", "sites", "centre", "spread"):
+    for option in ("alpha", "sites", "centre", "spread", "shape"):
         if context.sources.get(option, "default") != "default":
             raise ConfigError(f"--{option} is about MeanSparse, not about a defence of other modules")
     surrogates, inputs = dict[str, Surrogate | None](), dict[str, str]()

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
-from ..settings.stages import EvaluateConfig, StageConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.stages import EvaluateConfig, OperatorConfig, StageConfig, SweepAlphaConfig, VerifyConfig
 from ..settings.values import eps_value
 from ..sites.foreign import forward_failed
 from ..sites.rules import among_published, select_sites
@@ -25,7 +26,7 @@ from .context import RunContext
 from .defence import NamedDefence
 
 Names = tuple[str, ...]
-DEFAULT_OPTIONS = ("all", "channel-mean", "channel-std")
+DEFAULT_OPTIONS = ("all", "channel-mean", "channel-std", None)
 
 
 def load_sparsified(
@@ -166,15 +167,20 @@ def checkpoint_in_use(context: RunContext, given: float | None) -> Checkpoint:
     return replace(load_checkpoint(file), alpha=alpha)
 
 
+def operator_options(config: OperatorConfig) -> dict[str, Any]:
+    """What the settings say of a ``Checkpoint`` besides its sites."""
+    return {"centre": config.centre, "spread": config.spread, "shape": config.shape or "hard"}
+
+
 def with_options(statistics: Checkpoint, config: SweepAlphaConfig | EvaluateConfig | VerifyConfig) -> Checkpoint:
-    """The statistics with the sites, the centre and the spread that the settings ask for."""
+    """The statistics with the sites and the options that the settings ask for."""
     weights = None
     if config.sites != "all":
         rule = among_published(config.sites) or config.sites
         used = {site.index for site in select_sites(list(statistics.sites), rule)}
         if len(used) < len(statistics.sites):
             weights = tuple(float(site.index in used) for site in statistics.sites)
-    return replace(statistics, site_weights=weights, centre=config.centre, spread=config.spread)
+    return replace(statistics, site_weights=weights, **operator_options(config))
 
 
 def checkpoint_to_evaluate(context: RunContext, config: EvaluateConfig | VerifyConfig, upstream: str) -> Checkpoint:
@@ -182,11 +188,12 @@ def checkpoint_to_evaluate(context: RunContext, config: EvaluateConfig | VerifyC
     paths = context.run.paths
     if upstream == "calibrate":
         return with_options(load_checkpoint(paths.statistics), config)
-    asked = (config.sites, config.centre, config.spread)
+    asked = (config.sites, config.centre, config.spread, config.shape)
     swept = context.verified("sweep-alpha")["config"]["settings"]
-    if asked not in (DEFAULT_OPTIONS, tuple(swept[key] for key in ("sites", "centre", "spread"))):
+    if asked not in (DEFAULT_OPTIONS, tuple(swept.get(key) for key in ("sites", "centre", "spread", "shape"))):
         raise ConfigError(
-            "--sites, --centre and --spread of evaluate go with --alpha: without it, the sweep's checkpoint decides",
+            "--sites, --centre, --spread and --shape of evaluate go with --alpha: "
+            "without it, the sweep's checkpoint decides",
             hint="give an alpha, or choose one with them: "
             f"{context.run.command('sweep-alpha')} --centre {config.centre}",
         )

@@ -50,7 +50,7 @@ _NOT_IN_RESULT = _NOT_IN_REPORT | {
     "shard",
 }
 """Settings that change how fast or where a result is computed, not which; of a ``pool``, the content is an input."""
-_ONLY_IF_GIVEN = {"class_order", "weights_key", "defence", "base", "draws", "find_eps"}
+_ONLY_IF_GIVEN = {"class_order", "weights_key", "defence", "base", "draws", "find_eps", "shape"}
 PARTS = ("config", "inputs", "outputs", "results", "provenance")
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate", "measure")
 

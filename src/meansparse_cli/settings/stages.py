@@ -30,6 +30,7 @@ Threat = Annotated[Literal["Linf", "L2", "corruptions"], as_spelled("Linf", "L2"
 Split = Literal["test", "held-out", "calibration"]
 Centre = Literal["channel-mean", "zero", "global-mean"]
 Spread = Literal["channel-std", "site-std"]
+Shape = Literal["hard", "soft", "garrote", "firm", "half", "smooth", "edge", "widen"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
@@ -90,17 +91,24 @@ class AttackConfig(StageConfig):
     eps: EpsText | None = None
 
 
-class SweepAlphaConfig(AttackConfig, SharedConfig):
+class OperatorConfig(StageConfig):
+    """What the commands that apply operators have in common."""
+
+    centre: Centre = "channel-mean"
+    spread: Spread = "channel-std"
+    shape: Shape | None = None
+    """``hard``, the paper's, when not given."""
+
+
+class SweepAlphaConfig(AttackConfig, OperatorConfig, SharedConfig):
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     attack: Names = ()
     """The attacks of the plain curve; those of the objective when not given. Their BPDA twins run too."""
     objective: Literal["apgd-ce", "apgd", "bpda", "worst"] = "apgd-ce"
     max_clean_drop: NotNegative = 0.5
     min_gain: NotNegative | None = None
-    alpha_rule: Literal["shared", "per-depth", "per-site"] = "shared"
+    alpha_rule: Literal["shared", "per-depth", "per-site", "learned"] = "shared"
     sites: SiteRule = "all"
-    centre: Centre = "channel-mean"
-    spread: Spread = "channel-std"
     racing: bool = True
     refine: Whole = 0
     precision: Precision | None = None
@@ -108,14 +116,12 @@ class SweepAlphaConfig(AttackConfig, SharedConfig):
     block_size: Count = 64
 
 
-class EvaluateConfig(AttackConfig):
-    """``meansparse evaluate``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
+class EvaluateConfig(AttackConfig, OperatorConfig):
+    """``meansparse evaluate``. ``sites``, ``centre``, ``spread`` and ``shape`` go with ``alpha``."""
 
     attack: Names = ("fast",)
     alpha: Alpha | None = None
     sites: SiteRule = "all"
-    centre: Centre = "channel-mean"
-    spread: Spread = "channel-std"
     individual: bool = False
     defence: Names | None = None
     """Modules, in the place of MeanSparse: PATTERN or PATTERN=SURROGATE."""
@@ -144,27 +150,23 @@ class RunConfig(FetchConfig, CalibrateConfig, EvaluateConfig, SweepAlphaConfig):
     eps: EpsText | None = None
 
 
-class MeasureConfig(AttackConfig, SharedConfig):
+class MeasureConfig(AttackConfig, OperatorConfig, SharedConfig):
     name: FolderName = "grid"
     alphas: AlphaGrid = parse_alphas("0.05:0.5:0.05")
     sites: Names = ("all",)
     attack: Names = ("apgd",)
     """The attacks of the plain columns; their BPDA twins run too."""
     eps: EpsGridText | None = None
-    centre: Centre = "channel-mean"
-    spread: Spread = "channel-std"
     split: Split = "test"
     precision: Precision | None = None
     block_size: Count = 256
 
 
-class VerifyConfig(AttackConfig):
-    """``meansparse verify``. ``sites``, ``centre`` and ``spread`` go with ``alpha``."""
+class VerifyConfig(AttackConfig, OperatorConfig):
+    """``meansparse verify``. ``sites``, ``centre``, ``spread`` and ``shape`` go with ``alpha``."""
 
     alpha: Alpha | None = None
     sites: SiteRule = "all"
-    centre: Centre = "channel-mean"
-    spread: Spread = "channel-std"
     split: Split = "test"
 
 

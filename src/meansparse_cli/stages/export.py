@@ -98,11 +98,11 @@ def _evaluation_of(context: RunContext, checkpoint: Checkpoint) -> dict[str, Any
             f"evaluate.yaml is of alpha {evaluated_at:g}, this is a card for alpha {checkpoint.alpha:g}",
             hint=f"evaluate this one, or export that one: --alpha {evaluated_at:g}",
         )
-    names = ("alpha", "sites", "centre", "spread")
+    names = ("alpha", "sites", "centre", "spread", "shape")
     evaluated = EvaluateConfig(**{k: v for k, v in settings.items() if k in names})
     if checkpoint_to_evaluate(context, evaluated, upstream).options_id() != checkpoint.options_id():
         raise ArtifactError(
-            "evaluate.yaml is of operators at other sites, or with another centre or spread, than this card",
+            "evaluate.yaml is of operators at other sites, or with another centre, spread or shape, than this card",
             hint=f"choose them with sweep-alpha, then evaluate without --alpha: {command} --fresh",
         )
     return report

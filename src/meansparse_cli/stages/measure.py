@@ -27,7 +27,7 @@ from ..operator.checkpoint import Checkpoint, load_checkpoint
 from ..reporting.console import console, is_wide, note
 from ..reporting.sweep_tables import measurement_table
 from ..runs.context import RunContext
-from ..runs.operators import open_grid, problem_of, split_note
+from ..runs.operators import open_grid, operator_options, problem_of, split_note
 from ..selection.choice import SweepPoint
 from ..selection.sweep import families_of, in_full, point_of
 from ..selection.variants import BASE, site_rules_of, variants_of
@@ -119,7 +119,7 @@ def _begin(context: RunContext[MeasureConfig], families: tuple[tuple[str, ...], 
     config = context.config
     examples = context.examples(context.take(config.split, config.n_examples))
     statistics = load_checkpoint(context.run.paths.statistics)
-    checkpoint = replace(statistics, centre=config.centre, spread=config.spread)
+    checkpoint = replace(statistics, **operator_options(config))
     each_eps = eps_grid(str(config.eps)) if families[0] else (str(config.eps),)
     problem = problem_of(context, checkpoint, examples, each_eps[0], precision=config.precision)
     sites = checkpoint.active

@@ -1,22 +1,27 @@
 """``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.examples import Examples
 from ..data.identity import image_ids
 from ..data.splits import DataSet, SplitName
 from ..engine.grid import Variant, VariantGrid, variant_of
 from ..errors import ConfigError, DataError
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..reporting.console import LiveView, console, live, note
+from ..reporting.console import LiveView, console, live, note, phase
 from ..reporting.curves import draw_alpha_curve
 from ..reporting.sweep_tables import say_sweep, show_sweep
 from ..runs.context import RunContext
 from ..runs.operators import open_grid, problem_of, with_options
 from ..selection.choice import ChoiceRule, SweepPoint
-from ..selection.rules import alphas_by_rule
-from ..selection.search import check_blocks
+from ..selection.learned import N_EPOCHS, N_IMAGES, Lesson, check_learnable
+from ..selection.rules import alphas_by_rule, thresholds_by_rule
+from ..selection.search import check_blocks, unseen_blocks
 from ..selection.sweep import Sweep, SweepSettings, families_of, grid_of, in_full, sweep_alphas
 from ..settings.stages import SweepAlphaConfig
 from .gather import begin_anew, forget_shards, gather_blocks, say_begun, score_shard, shard_done, shards_begun
@@ -52,7 +57,12 @@ def sweep_alpha(config: SweepAlphaConfig, sources: dict[str, str], *, fresh: boo
         return shard_done(context, score_shard(context, grid, _variants(config, grid)), len(grid))
     wanted = in_full(_variants(config, grid))
     gather_blocks(context, grid.blocks, lambda b: grid.count_missing(b, wanted) > 0)
-    sweep, chosen, by_rule = _sweep(config, plain, grid, checkpoint)
+    settings, sweep, chosen, by_rule = _sweep(config, plain, grid, checkpoint)
+    if config.alpha_rule == "learned":
+        lesson = Lesson(problem, checkpoint, *_lesson_images(context, grid))
+        chosen, by_rule = _learned(context, lesson, grid, settings, chosen, **key)
+    for line in by_rule.get("in_words", []):
+        note(line)
 
     save_checkpoint(run.paths.checkpoint, chosen)
     results = sweep.to_report() | {
@@ -90,6 +100,8 @@ def _settle(context: RunContext[SweepAlphaConfig]) -> tuple[tuple[str, ...], tup
     if changes and context.sources.get("alphas") != "default":
         note(f"alphas: {changes}: {', '.join(f'{alpha:g}' for alpha in alphas)}")
     _check_disjoint(context)
+    if config.alpha_rule == "learned":
+        check_learnable(context.run.norm, config.shape)
     images = context.take("held-out", config.n_examples, clamp=context.sources.get("n_examples") == "default")
     context.settle("calibrate", images, families, eps=eps, alphas=alphas, n_examples=len(images))
     if config.racing and (config.shard is not None or (shards_begun(context) and not context.fresh)):
@@ -150,7 +162,7 @@ def _tell_block(view: LiveView, grid: VariantGrid, ahead: list[int], *, is_all: 
 
 def _sweep(
     config: SweepAlphaConfig, plain: tuple[str, ...], grid: VariantGrid, checkpoint: Checkpoint
-) -> tuple[Sweep, Checkpoint, dict[str, Any]]:
+) -> tuple[SweepSettings, Sweep, Checkpoint, dict[str, Any]]:
     """The sweep, the checkpoint that its rule leads to, and what goes into the report about the rule."""
     settings = SweepSettings(
         alphas=config.alphas,
@@ -178,6 +190,33 @@ def _sweep(
     if not console.is_terminal:
         console.print(table)
     say_sweep(sweep, note)
-    for line in by_rule.get("in_words", []):
-        note(line)
-    return sweep, chosen, by_rule
+    return settings, sweep, chosen, by_rule
+
+
+def _lesson_images(context: RunContext[SweepAlphaConfig], grid: VariantGrid) -> tuple[Examples, Examples]:
+    """Training images to learn on; the held-out images of all blocks that do not judge."""
+    judges = unseen_blocks(len(grid.blocks))
+    early = torch.cat([block for b, block in enumerate(grid.blocks) if b not in judges])
+    return context.examples(context.take("calibration", N_IMAGES, clamp=True)), grid.cells.examples.at(early)
+
+
+def _learned(
+    context: RunContext[SweepAlphaConfig],
+    lesson: Lesson,
+    grid: VariantGrid,
+    settings: SweepSettings,
+    shared: Checkpoint,
+    **key: str,
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint that learned thresholds lead to, and what goes into the report about them."""
+    start = shared.alpha or min(alpha for alpha in settings.alphas if alpha)
+    decisions = grid.decisions("learned", start, N_EPOCHS, len(lesson.training), lesson.training.indices.tolist())
+    with phase("learning", N_EPOCHS * len(lesson.training), "images") as part:
+        learned = lesson.learn(start, decisions, part.advance)
+    problem = replace(lesson.problem, model=learned.checkpoint.applied(context.base(lesson.checkpoint.rule), 0.0))
+    key |= {"options": learned.checkpoint.options_id()}
+    families = grid.attacks["plain"], grid.attacks["bpda"]
+    theirs = open_grid(context, problem, grid.cells.examples, families, grid.ledger.folder.parent, **key)
+    with live("pairs") as view:
+        theirs.tell(view.begin, view.advance)
+        return thresholds_by_rule(learned, theirs, grid, settings, shared)

@@ -65,7 +65,7 @@ class PairedDifference:
         """The 95 % interval of Agresti and Min (2005): the normal one after half an example is added to each of the
         four cells. It keeps its promise where few examples changed sides, and is not of width 0 where none did.
         """
-        low, high = interval_95_of(self.gained - self.lost, self.gained + self.lost, self.n)
+        low, high = interval_of(self.gained - self.lost, self.gained + self.lost, self.n)
         return max(low, -1.0), min(high, 1.0)
 
     @property
@@ -105,7 +105,7 @@ def side_of_zero(differences: NDArray[Any]) -> int:
     """
     if np.count_nonzero(differences) < MIN_FLIPS:
         return 0
-    low, high = interval_95_of(float(differences.sum()), float((differences**2).sum()), len(differences))
+    low, high = interval_of(float(differences.sum()), float((differences**2).sum()), len(differences))
     return int(low > 0) - int(high < 0)
 
 
@@ -154,9 +154,9 @@ def differences_of(correct: Outcomes, reference: Outcomes) -> NDArray[np.int64]:
     return mine.astype(np.int64) - theirs.astype(np.int64)
 
 
-def interval_95_of(total: float, squares: float, n: int) -> tuple[float, float]:
+def interval_of(total: float, squares: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Of a mean of n differences that sum to ``total``, their squares to ``squares`` (Agresti and Min 2005)."""
     n += 2
     middle = total / n
-    half = Z_95 * math.sqrt(squares + 1 - total**2 / n) / n
+    half = z * math.sqrt(squares + 1 - total**2 / n) / n
     return middle - half, middle + half

@@ -10,7 +10,7 @@ from .paired import (
     Outcomes,
     PairedDifference,
     differences_of,
-    interval_95_of,
+    interval_of,
     paired_difference,
     side_of_zero,
 )
@@ -109,7 +109,7 @@ def examples_to_tell(found: PairedDifference, margin: float) -> int:
 
     def would_tell(n: int) -> bool:
         net, flips = ((found.gained + sign * found.lost) * n / found.n for sign in (-1, 1))
-        low, high = interval_95_of(net, flips, n)
+        low, high = interval_of(net, flips, n)
         return is_inside((low, high), margin) or (flips >= MIN_FLIPS and not low <= 0 <= high)
 
     enough = 2 * found.n
