@@ -6,7 +6,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-slow zoo-check check bench bench-sweep gpu-suite clean
+.PHONY: help setup demo docs test test-slow zoo-check check bench bench-sweep gpu-bench gpu-suite clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,11 +48,14 @@ check: $(STAMP) ## format, lint, types, which room may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## the ratios of speed: make bench DATA=DIR (half an hour on two cores; SHORT=1 minutes; BENCH="--device cuda" on a GPU)
+bench: $(STAMP) ## the ratios of speed: make bench DATA=DIR (half an hour on two cores; SHORT=1 minutes)
 	$(BIN)/python benchmarks/ratios.py $(if $(SHORT),--short) $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
 
 bench-sweep: $(STAMP) ## our sweep beside one pyautoattack run an alpha: make bench-sweep DATA=DIR (half an hour on two cores)
 	$(BIN)/python benchmarks/sweep_speed.py $(if $(DATA),--data-dir '$(DATA)') $(BENCH)
+
+gpu-bench: ## the same on a GPU: make gpu-bench DATA=DIR
+	$(MAKE) bench BENCH='--device cuda $(BENCH)'
 
 gpu-suite: $(STAMP) ## benchmark, trainings and tables on a GPU: make gpu-suite DATA=DIR OUT=runs/gpu-suite (DO="wide finish tables": these)
 	PYTHON=$(abspath $(BIN))/python MEANSPARSE=$(abspath $(BIN))/meansparse benchmarks/gpu_suite.sh $(DO)
