@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from ..data.facts import KNOWN_DATASETS
+from ..foreign import first_line
 from ..operator.active import set_alpha, straight_through
 from ..operator.calibration import calibrate_channels
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
@@ -59,7 +60,7 @@ def check_entry(entry: ZooEntry) -> Row:
                 take_out(zoo.build_zoo_model(entry)), images, Path(scratch) / "meansparse.safetensors"
             )
         except Exception as error:  # the architectures are other people's code
-            problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"]
+            problems = [f"{type(error).__name__}: {first_line(error)}"]
     gc.collect()
     return asdict(entry) | facts | {"problems": problems, "seconds": round(time.monotonic() - started, 1)}
 

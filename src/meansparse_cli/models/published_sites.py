@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, DataError, SiteError
+from ..errors import CheckpointError, SiteError
 from ..sites.channels import layout_of
 from ..sites.find import Site, find_sites, untouched, unwrap
+from ..sites.foreign import forward_failed
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, PublishedFile, bare_path
 
 
@@ -29,9 +30,6 @@ class OperatorPlace(nn.Identity):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-
-    def extra_repr(self) -> str:
-        return f"{self.channels} channels"
 
 
 def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
@@ -54,10 +52,7 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
                 hooks.enter_context(module.register_forward_pre_hook(partial(see, path=path)))
             model(images)
     except Exception as error:  # the user's code may raise anything
-        raise DataError(
-            f"the model's forward pass failed on images of shape {tuple(images.shape)}: {error}",
-            hint="does the data set's image size fit this model?",
-        ) from error
+        raise forward_failed(error, f"on images of shape {tuple(images.shape)}") from error
     return [_site(index, path, operators[path], shapes) for index, (path, shapes) in enumerate(seen.items())]
 
 
