@@ -58,11 +58,6 @@ def save_card(path: Path, card: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def n_test_images(source: ModelSource) -> int | None:
-    """How many images a leaderboard figure is measured on; None for a data set without a leaderboard."""
-    return N_IMAGES.get(source.dataset)
-
-
 def _footnote(
     source: ModelSource, norm: str, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool
 ) -> str:
@@ -76,7 +71,7 @@ def _footnote(
             checkpoint=checkpoint,
             results=results,
             worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
-            total=n_test_images(source),
+            total=N_IMAGES.get(source.dataset),
             data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
             has_bpda=has_bpda,
         )

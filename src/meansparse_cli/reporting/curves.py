@@ -121,7 +121,7 @@ def draw_eps_curve(results: Row, *, norm: str, title: str, png: Path, svg: Path)
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title=title, rounded=False)
+    save_figure(draw, (7.2, 4.2), png, svg, title=title)
 
 
 def draw_distances(
@@ -148,7 +148,7 @@ def draw_distances(
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title="Withstood beyond the budget", rounded=False)
+    save_figure(draw, (7.2, 4.2), png, svg, title="Withstood beyond the budget")
 
 
 def draw_training_curve(
@@ -176,4 +176,4 @@ def draw_training_curve(
             axes.axvline(best + 1, color="0.25", linewidth=1.1, linestyle="--")
             draw_grid(axes)
 
-    save_figure(draw, (7.2, 6.0), png, svg, title=title, rounded=False)
+    save_figure(draw, (7.2, 6.0), png, svg, title=title)
