@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,15 +39,15 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
     operators = _operators(model)
     if not operators:
         return []
+    path_of = {module: path for path, module in operators.items()}
     seen: dict[str, list[tuple[int, ...]]] = {}
 
-    def see(module: nn.Module, args: tuple[Tensor, ...], *, path: str) -> None:
-        seen.setdefault(path, []).append(tuple(args[0].shape))
+    def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module in path_of:
+            seen.setdefault(path_of[module], []).append(tuple(args[0].shape))
 
     try:
-        with untouched(model), torch.no_grad(), ExitStack() as hooks:
-            for path, module in operators.items():
-                hooks.enter_context(module.register_forward_pre_hook(partial(see, path=path)))
+        with untouched(model), torch.no_grad(), nn.modules.module.register_module_forward_pre_hook(see):
             model(images)
     except Exception as error:  # the user's code may raise anything
         raise forward_failed(error, f"on images of shape {tuple(images.shape)}") from error

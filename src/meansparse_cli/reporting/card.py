@@ -10,7 +10,7 @@ from ..engine.outcomes import WORST_CASE, is_bpda
 from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
 from ..stats.format import percent
-from .template import environment
+from .template import fill
 
 if TYPE_CHECKING:
     from ..models.names import ModelSource
@@ -62,19 +62,17 @@ def _footnote(
     source: ModelSource, norm: str, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool
 ) -> str:
     results, settings = (evaluation["results"], evaluation["config"]["settings"]) if evaluation else ({}, {})
-    text = (
-        environment(__package__)
-        .get_template("footnote.txt")
-        .render(
-            name=source.name,
-            norm=norm,
-            checkpoint=checkpoint,
-            results=results,
-            worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
-            total=N_IMAGES.get(source.dataset),
-            data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
-            has_bpda=has_bpda,
-        )
+    text = fill(
+        __package__,
+        "footnote.txt",
+        name=source.name,
+        norm=norm,
+        checkpoint=checkpoint,
+        results=results,
+        worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
+        total=N_IMAGES.get(source.dataset),
+        data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
+        has_bpda=has_bpda,
     )
     return " ".join(text.split())
 

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from ..stats.format import percent
 from .table import Table
-from .template import environment
+from .template import fill
 
 if TYPE_CHECKING:
     from ..models.check import Row
@@ -109,8 +109,8 @@ def checks_table(rows: "Sequence[Row]", title: str = "", *, left_out: "set[str]"
 def checks_markdown(rows: "Sequence[Row]", provenance: dict[str, Any], peak_rss_gib: float) -> str:
     """The same as a page, with what was checked and on what."""
     table = replace(checks_table(rows, left_out=set()), strong=frozenset())
-    page = environment(__package__).get_template("zoo-check.md")
-    return page.render(summary=summary(rows), made=provenance, peak_rss_gib=peak_rss_gib, table=table.to_markdown())
+    about: dict[str, Any] = {"summary": summary(rows), "made": provenance, "peak_rss_gib": peak_rss_gib}
+    return fill(__package__, "zoo-check.md", table=table.to_markdown(), **about)
 
 
 def summary(rows: "Sequence[Row]") -> str:

@@ -31,7 +31,7 @@ from .evaluation_tables import (
 from .examples import examples_csv
 from .sweep_tables import measurement_table, sweep_table
 from .table import Table
-from .template import environment
+from .template import fill
 
 Reports = dict[str, dict[str, Any]]
 CODE_NOT_SEEN = "no operator in code whose insides cannot be seen"
@@ -83,7 +83,7 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
 
 def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
     """For a README or an appendix: the tables, the verdict, the diagnostics, and what made them."""
-    return environment(__package__).get_template("page.md").render(_content(reports, warnings))
+    return fill(__package__, "page.md", **_content(reports, warnings))
 
 
 def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> str:
@@ -91,8 +91,11 @@ def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> s
 
     ``folder`` holds the curves, which become part of it.
     """
-    results, page = results_of(reports, "evaluate"), environment(__package__, is_html=True).get_template("page.html")
-    return page.render(
+    results = results_of(reports, "evaluate")
+    return fill(
+        __package__,
+        "page.html",
+        is_html=True,
         **_content(reports, warnings),
         mood=MOODS.get(results.get("verdict", ""), ""),
         comparisons=results.get("comparisons"),
