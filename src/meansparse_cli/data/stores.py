@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import tarfile
 import zipfile
@@ -74,12 +75,13 @@ class FolderStore(Store):
 class ZipStore(Store):
     """A zip of such a folder."""
 
-    _archive: zipfile.ZipFile | None = None
+    _archive: tuple[int, zipfile.ZipFile] | None = None
 
     def _opened(self) -> zipfile.ZipFile:
-        if self._archive is None:
-            self._archive = zipfile.ZipFile(self.where)
-        return self._archive
+        """An open file cannot travel to a DataLoader worker, and one that was forked would share its place in it."""
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = os.getpid(), zipfile.ZipFile(self.where)
+        return self._archive[1]
 
     def _read(self, index: int) -> bytes:
         return self._opened().read(self.names[index])
@@ -88,11 +90,10 @@ class ZipStore(Store):
         return self._opened().getinfo(self.names[index]).file_size
 
     def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
-        with zipfile.ZipFile(self.where) as archive:
-            return [archive.getinfo(self.names[i]).CRC for i in indices], False
+        return [self._opened().getinfo(self.names[i]).CRC for i in indices], False
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_archive": None}  # an open file cannot travel to a DataLoader worker
+        return self.__dict__ | {"_archive": None}
 
 
 class TarStore(Store):
@@ -105,17 +106,14 @@ class TarStore(Store):
         self._files, self._places = list(files), list[tuple[int, int, int]]()
         for f, file in enumerate(files):
             with reading(DataError, f"{file} is not a readable tar"), tarfile.open(file, "r:") as tar:
-                for key, (place, label) in sorted(_samples(tar).items()):
-                    if place is None:
-                        continue
-                    if label is None:
+                pictures, classes = _samples(tar)
+                for key, member in sorted(pictures.items()):
+                    if key not in classes:
                         hint = "expected KEY.cls, or KEY.json with a label, beside each picture"
                         raise DataError(f"{file}: {key} has no class", hint=hint)
-                    names.append(f"{file.name}/{place[0]}")
-                    labels.append(f"{label}")
-                    self._places.append((f, *place[1:]))
-        if not names:
-            raise DataError(f"no images in {', '.join(map(str, files[:3]))}", hint=f"one of {', '.join(SUFFIXES)}")
+                    names.append(f"{file.name}/{member.name}")
+                    labels.append(f"{classes[key]}")
+                    self._places.append((f, member.offset_data, member.size))
         super().__init__(files[0].parent, names, labels)
 
     def _read(self, index: int) -> bytes:
@@ -131,30 +129,30 @@ class TarStore(Store):
         return self._places[index][2]
 
 
-def _samples(tar: tarfile.TarFile) -> dict[str, list[Any]]:
-    """Key -> [(name, offset, size) of its picture, its class]; either is None where there is none."""
-    samples: dict[str, list[Any]] = {}
-    further: list[str] = []
+def _samples(tar: tarfile.TarFile) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
+    """Key -> its picture; key -> its class."""
+    pictures, classes, further = dict[str, tarfile.TarInfo](), dict[str, int](), list[str]()
     for member in tar:
         folder, _, base = member.name.rpartition("/")
         stem, _, suffix = base.partition(".")
         if not member.isfile() or base.startswith("."):
             continue
-        sample = samples.setdefault(f"{folder}/{stem}", [None, None])
+        key = f"{folder}/{stem}"
         if f".{suffix.lower()}" in SUFFIXES:
-            sample[0] = (member.name, member.offset_data, member.size)
+            pictures[key] = member
         elif suffix in ("cls", "json"):
             content = tar.extractfile(member)
             assert content is not None  # of a regular file
             label = _class_in(content.read(), member.name, is_json=suffix == "json")
-            sample[1] = label if suffix == "cls" or sample[1] is None else sample[1]
+            if label is not None and (suffix == "cls" or key not in classes):
+                classes[key] = label
         elif f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
             further.append(member.name)
     if further:
         log.warning(
             f"{tar.name!s}: {len(further):,} pictures that are not KEY.SUFFIX left out: {', '.join(further[:5])}"
         )
-    return samples
+    return pictures, classes
 
 
 def _class_in(content: bytes, name: str, *, is_json: bool) -> int | None:
@@ -204,10 +202,6 @@ class ParquetStore(Store):
                 path = (row.get(self._column) or {}).get("path")
                 names.append(f"{file.name}/{n:06d}" + (f"-{path}" if path else ""))
                 labels.append(f"{row[label]}")
-        if not names:
-            raise DataError(
-                f"no images in {', '.join(map(str, files[:3]))}", hint="expected rows with an image and a label"
-            )
         self._group: tuple[int, list[Any]] | None = None
         super().__init__(files[0].parent, names, labels)
 
@@ -250,7 +244,11 @@ def open_store(source: Path | Sequence[Path]) -> Store:
         if not shards:
             return (FolderStore if source.is_dir() else ZipStore)(source, *list_pictures(source))
         source = shards
-    return TarStore(source) if source[0].suffix == ".tar" else ParquetStore(source)
+    store = TarStore(source) if source[0].suffix == ".tar" else ParquetStore(source)
+    if not store.names:
+        hint = f"expected KEY.SUFFIX ({', '.join(SUFFIXES)}) in tars, rows with an image and a label in Parquet files"
+        raise DataError(f"no images in {', '.join(map(str, source[:3]))}", hint=hint)
+    return store
 
 
 def shards_of(folder: Path, *parts: str) -> list[Path]:
