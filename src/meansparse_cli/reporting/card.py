@@ -22,11 +22,9 @@ def model_card(
 ) -> dict[str, Any]:
     """The fields of a ``model_info`` JSON, in its order, for one sparsified model; percentages as text, as there.
 
-    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc`` and ``reported`` are measured or
-    empty; ``external`` (the worst case over all attacks, BPDA included) is there where it was measured, because
-    RobustBench's generator takes its presence for a number; ``link``, ``name``, ``authors`` and
-    ``venue`` are the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report
-    this defence.
+    ``evaluation`` is an ``evaluate.yaml`` or None. What was not measured is empty, but for ``external`` (the worst
+    case, BPDA included), whose presence RobustBench's generator takes for a number. ``unreliable`` is true where BPDA
+    was not run: plain attacks over-report this defence. ``link``, ``name``, ``authors``, ``venue`` are the submitter's.
     """
     results = evaluation["results"] if evaluation is not None else {}
     rows = {row["name"]: row for row in results.get("comparisons", [])}
