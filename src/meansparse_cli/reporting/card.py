@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.outcomes import WORST_CASE, is_bpda
-from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
 from ..stats.format import percent
 from .template import fill
@@ -49,11 +47,6 @@ def model_card(
         "footnote": _footnote(source, norm, checkpoint, evaluation, has_bpda=has_bpda),
         "unreliable": None if evaluation is None else not has_bpda,
     }
-
-
-def save_card(path: Path, card: dict[str, Any]) -> None:
-    """The card as JSON, atomically."""
-    write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _footnote(

@@ -1,10 +1,9 @@
 """``meansparse train``: adversarial training of the ResNet-18 that the embedded models and the ablations use.
 
-PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
-order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
-last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch. Several
-ranks share each batch; batch norm is over the part of a rank, its averages over all of them. Three ranks or more add up
-gradients in an order that a resume may change.
+PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. What
+is drawn is a function of (seed, epoch, batch), so a run that was killed goes on from its last finished epoch and, on a
+CPU, ends in the same weights bit for bit; but not with three ranks or more, which add up gradients in any order. Batch
+norm is over the part of a rank, its averages over all of them.
 """
 
 import copy
@@ -73,8 +72,7 @@ def train_model(
     state = TrainState(
         folder / STATE_FILE, config, training.model, training.optimizer, training.average, data.images_id
     )
-    rank, _ = ranks.rank_and_world()
-    for turn in (rank == 0, rank > 0):  # the first one sets a damaged file aside
+    for turn in (training.rank == 0, training.rank > 0):  # the first one sets a damaged file aside
         if turn:
             state.resume()
         ranks.wait_for_all()
@@ -113,8 +111,8 @@ class _Training:
         self.measured = copy.deepcopy(self.model)
         self.loss = _BatchLoss(config, self.model, device, self.eps)
         self.generator = torch.Generator(device)
-        rank, world = ranks.rank_and_world()
-        self.place = (rank, world) if world > 1 else ()
+        self.rank, self.world = ranks.rank_and_world()
+        self.place = (self.rank, self.world) if self.world > 1 else ()
 
     def _network(self) -> ResNet18:
         config, images = self.config, self.images
@@ -156,8 +154,7 @@ class _Training:
 
     def _step(self, chosen: Tensor) -> Tensor:
         """One step on the images at ``chosen``, of which a rank takes its part; the loss, on the device."""
-        rank, world = ranks.rank_and_world()
-        x, y = self.images.batch(chosen[rank::world], self.generator)
+        x, y = self.images.batch(chosen[self.rank :: self.world], self.generator)
         loss = self.loss(x, y, self.generator) * ranks.weight_of(len(x), len(chosen))
         self.optimizer.zero_grad(set_to_none=True)
         with _sound_weight_gradients(self.config.width, self.device):
@@ -171,10 +168,9 @@ class _Training:
         """Clean and PGD accuracy of what this epoch has led to, on the images that choose the best one."""
         self.measured.load_state_dict(self.average.state if self.average is not None else self.model.state_dict())
         self._set_alpha(self.measured, epoch)  # not an average of earlier alphas
-        rank, world = ranks.rank_and_world()
         outcomes = pgd_outcomes(
             self.measured,
-            *(part[rank::world] for part in self.data.selection),
+            *(part[self.rank :: self.world] for part in self.data.selection),
             eps=self.eps,
             n_steps=SELECTION_STEPS,
             device=self.device,
@@ -183,7 +179,7 @@ class _Training:
         )
         counts = [torch.tensor(float(right.sum()), dtype=torch.float64, device=self.device) for right in outcomes]
         ranks.average_over_ranks(counts)
-        clean, robust = (round(float(count) * world) / len(self.data.selection[0]) for count in counts)
+        clean, robust = (round(float(count) * self.world) / len(self.data.selection[0]) for count in counts)
         return clean, robust
 
     def _set_alpha(self, model: ResNet18, epoch: int) -> None:
