@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..foreign import reading
 from .facts import KNOWN_DATASETS
 from .folders import ClassOrder
 from .imagenet import Preprocessing, evaluation_images
@@ -110,10 +111,8 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
     cls = CIFAR10 if dataset == "cifar10" else CIFAR100
     if not (data_dir / cls.base_folder).is_dir():
         return None
-    try:
+    with reading(DataError, f"{data_dir / cls.base_folder}"):
         train, test = (cls(str(data_dir), train=is_train, download=False) for is_train in (True, False))
-    except RuntimeError as error:
-        raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
     images = [ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)) for part in (train, test)]
     return images[0], images[1]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import DataError, ModelNotFound
+from ..foreign import reading
 from ..sites.find import unwrap
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,9 @@ def as_classifier(network: nn.Module, name: str) -> nn.Module:
                 f"{name}() gave a network whose {key} is {reason}",
                 hint="let the factory give it in floating point, dense, filled, and called once if it has lazy layers",
             )
-    try:
+    unmoved = f"{name}() gave a network that cannot be put in eval mode, as one of torch.export"
+    with reading(ModelNotFound, unmoved, "give the network itself, not its export"):
         network.eval()
-    except NotImplementedError as error:
-        raise ModelNotFound(
-            f"{name}() gave a network that cannot be put in eval mode, as one of torch.export: {error}",
-            hint="give the network itself, not its export",
-        ) from error
     inner = unwrap(network)
     if not isinstance(inner, torch.jit.ScriptModule):  # it takes no hooks, and no operator either
         inner.register_forward_pre_hook(_on_a_copy)
