@@ -112,7 +112,7 @@ def draw_eps_curve(results: Row, *, norm: str, title: str, png: Path, svg: Path)
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title=title)
+    save_figure(draw, (7.2, 4.2), png, svg, title=title, rounded=False)
 
 
 def draw_distances(
@@ -139,7 +139,7 @@ def draw_distances(
         draw_grid(axes)
         axes.legend(loc="best", frameon=False)
 
-    save_figure(draw, (7.2, 4.2), png, svg, title="Withstood beyond the budget")
+    save_figure(draw, (7.2, 4.2), png, svg, title="Withstood beyond the budget", rounded=False)
 
 
 def draw_training_curve(
@@ -167,4 +167,4 @@ def draw_training_curve(
             axes.axvline(best + 1, color="0.25", linewidth=1.1, linestyle="--")
             draw_grid(axes)
 
-    save_figure(draw, (7.2, 6.0), png, svg, title=title)
+    save_figure(draw, (7.2, 6.0), png, svg, title=title, rounded=False)

@@ -15,11 +15,18 @@ BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 
 def save_figure(
-    draw: "Callable[[Figure], None]", size: tuple[float, float], png: Path, svg: Path, *, title: str
+    draw: "Callable[[Figure], None]",
+    size: tuple[float, float],
+    png: Path,
+    svg: Path,
+    *,
+    title: str,
+    rounded: bool = True,
 ) -> None:
     """Call ``draw(figure)`` on a new figure of ``size`` inches and write it twice, with equal bytes for equal content.
 
-    Needs no display. Raises ``StorageError`` where a file cannot be written.
+    ``rounded``: places of the axes to five digits, where the solver's last ones differ from run to run. Needs no
+    display. Raises ``StorageError`` where a file cannot be written.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,12 +39,12 @@ def save_figure(
         FigureCanvasAgg(figure)
         draw(figure)
         figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-        # laid out once: the solver's last digits differ from run to run, and would show in the files
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for axes in figure.axes:
-            left, bottom, width, height = (round(at, 5) for at in axes.get_position(original=True).bounds)
-            axes.set_position((left, bottom, width, height))
+        if rounded:  # laid out once: the solver's last digits differ from run to run, and would show in the files
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            for axes in figure.axes:
+                left, bottom, width, height = (round(at, 5) for at in axes.get_position(original=True).bounds)
+                axes.set_position((left, bottom, width, height))
         with atomic_write(png) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         with atomic_write(svg) as temporary:

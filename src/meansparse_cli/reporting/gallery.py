@@ -47,7 +47,7 @@ def draw_gallery(found_on: Found, clean: dict[int, Tensor], eps: float, *, title
                 _show(left, image, found.found_by[place])
                 _show(right, (0.5 + (image - clean[index]) / (2 * eps)).clamp(0, 1), "")
 
-    save_figure(draw, (7.2, 1.5 * len(shown) + 0.6), png, svg, title=title)
+    save_figure(draw, (7.2, 1.5 * len(shown) + 0.6), png, svg, title=title, rounded=False)
     return len(shown)
 
 
