@@ -56,9 +56,8 @@ def check_entry(entry: ZooEntry) -> Row:
     with quietly(), tempfile.TemporaryDirectory() as scratch:
         try:
             # as it is loaded, without weights; no name holds the network, so that it can go before the next one comes
-            facts, problems = check_model(
-                take_out(zoo.build_zoo_model(entry)), images, Path(scratch) / "meansparse.safetensors"
-            )
+            file = Path(scratch) / "meansparse.safetensors"
+            facts, problems = check_model(take_out(zoo.build_zoo_model(entry)), images, file)
         except Exception as error:  # the architectures are other people's code
             problems = [f"{type(error).__name__}: {first_line(error)}"]
     gc.collect()

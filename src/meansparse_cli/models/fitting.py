@@ -139,10 +139,7 @@ def _prefixes(target: _Target, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _compare(target: _Target, tensors: Mapping[str, Tensor], prefix: str) -> tuple[int, str] | None:
-    """What stands in the way, counted and in words: tensors missing, of another shape, or further ones of its layers.
-
-    None where nothing does.
-    """
+    """What stands in the way, counted and in words: tensors missing, reshaped, or more of its layers; None: nothing."""
     own = target.module.state_dict()
     missing = [k for k in target.required() if prefix + k not in tensors]
     reshaped = [

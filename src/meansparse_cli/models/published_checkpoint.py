@@ -84,10 +84,7 @@ class PublishedCheckpoint:
 
 
 def published_architecture(entry: ZooEntry | None) -> ZooEntry | None:
-    """The entry of the zoo whose architecture has the authors' operators and takes the weights of ``entry``.
-
-    An ``Amini2024MeanSparse_*`` entry is its own. None where RobustBench has no such architecture.
-    """
+    """The entry of the zoo whose architecture has the authors' operators and takes the weights of ``entry``, if any."""
     return next((file.model for file in published_files_of(entry) if file.entry is not None), None)
 
 

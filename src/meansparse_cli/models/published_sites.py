@@ -1,8 +1,8 @@
 """Networks with published MeanSparse operators, which give way to sites for ours.
 
 RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
-no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under the base
-model's own tensor names. A site at that place takes an operator like any other.
+no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under its own
+tensor names.
 """
 
 from __future__ import annotations

@@ -153,8 +153,7 @@ def load_zoo_weights(
     """Fill ``build_zoo_model(entry)`` from the files of ``zoo_source(entry)``, in that order, as RobustBench does.
 
     One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included; what
-    was found in it is returned.
-    Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
+    was found in it is returned. Raises CheckpointError for a file that cannot be read or is of another model.
     """
     mend = f"download the right file with: {fetch_command(entry)}"
     n_files = len(zoo_source(entry))

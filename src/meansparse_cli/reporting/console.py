@@ -102,10 +102,7 @@ def live(unit: str = "images") -> Iterator["LiveView"]:
 
 
 class LiveView:
-    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it.
-
-    ``told`` is the phase that a log hears of.
-    """
+    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it. A log hears ``told``."""
 
     def __init__(self, unit: str, told: Phase) -> None:
         self.unit, self.told = unit, told

@@ -60,10 +60,7 @@ def models_tables(models: "Sequence[PublishedModel]", *, width: int) -> Iterator
 
 
 def show_sites(sites: "Sequence[Site]", chosen_by: Mapping[int, str]) -> RenderableType:
-    """For the terminal: all sites of a model, those in use with the part of the rule that chose them, the others dim.
-
-    A function is followed by ``()``.
-    """
+    """For the terminal: all sites, those in use with the part of the rule that chose them, the others dim."""
     n_gates = sum(site.gate for site in sites)
     gates = f"; {n_gates} of the {len(sites)} are gates" if n_gates else ""
     rows = [

@@ -87,10 +87,7 @@ def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
 
 
 def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> str:
-    """One page with everything inside: no script, no font, no picture from elsewhere; light and dark.
-
-    ``folder`` holds the curves, which become part of it.
-    """
+    """One page with everything inside, the curves in ``folder`` too: no script, no font, no picture from elsewhere."""
     results = results_of(reports, "evaluate")
     return fill(
         __package__,

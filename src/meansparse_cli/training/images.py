@@ -63,10 +63,7 @@ class DeviceImages:
         return self.n
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (batch, channels, height, width) in [0, 1] and labels, of the positions ``chosen``.
-
-        ``chosen`` and ``generator`` are on the device.
-        """
+        """Images (batch, channels, height, width) in [0, 1] and labels, at ``chosen``; all of it on the device."""
         n, device = len(chosen), chosen.device
         rows = torch.arange(self.height, device=device).expand(n, -1)
         columns = torch.arange(self.width, device=device).expand(n, -1)

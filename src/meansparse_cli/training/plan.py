@@ -60,10 +60,7 @@ def check_settings(config: TrainConfig, device: str, *, fresh: bool) -> None:
 
 
 def check_sizes(config: TrainConfig, n_train: int, n_selection: int, n_workers: int = 1) -> None:
-    """Batch normalisation has no variance in a batch of one, and no epoch is best without an image to choose by.
-
-    Each of several workers needs as much.
-    """
+    """Batch normalisation has no variance in a batch of one, and no epoch is best without an image to choose by."""
     batch_size = min(config.batch_size, n_train)
     if batch_size < 2:
         raise ConfigError(
