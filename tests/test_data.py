@@ -114,6 +114,14 @@ def test_content_id_sees_a_picture_of_the_same_length(tmp_path: Path) -> None:
     assert content_id(load_split(str(folder), None, "calibration")) != before
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
+def test_workers_do_not_share_the_place_in_an_open_zip(tmp_path: Path) -> None:
+    archive = zipped(image_folder(tmp_path / "train", n=400), tmp_path / "pictures.zip")
+    split = load_split(str(archive), None, "calibration")  # which looks into the zip, so that it is open in each worker
+    assert torch.equal(stack_examples(split, 4)[0], stack_examples(split)[0])
+
+
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_pictures_of_several_sizes_are_refused_in_words(tmp_path: Path, n_workers: int) -> None:
     folder = image_folder(tmp_path / "pictures", n=20)

@@ -17,7 +17,7 @@ from meansparse_cli.models.names import ZooEntry
 from meansparse_cli.models.published_checkpoint import (
     PUBLISHED_FILES,
     PublishedFile,
-    has_operators,
+    operator_paths,
     published_architecture,
     split_published,
 )
@@ -254,7 +254,7 @@ def on_meta() -> Iterator[None]:
 
 def test_a_model_without_published_operators_is_refused() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-    assert not has_operators(plain.state_dict()) and not find_published_operators(plain, IMAGES)
-    assert has_operators(wrn_94().state_dict()) and not has_operators(take_out(wrn_94()).state_dict())
+    assert not operator_paths(plain.state_dict()) and not find_published_operators(plain, IMAGES)
+    assert operator_paths(wrn_94().state_dict()) and not operator_paths(take_out(wrn_94()).state_dict())
     with pytest.raises(SiteError, match="no published MeanSparse model"):
         published_sites(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), IMAGES, None, ())

@@ -38,11 +38,22 @@ class Examples:
         return Examples(self.x.to(device), self.y.to(device), self.indices)
 
 
+def stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """A batch of images and their labels (n,). Raises DataError for images of several sizes."""
+    sizes = sorted({tuple(x.shape) for x, _ in pairs})
+    if len(sizes) > 1:
+        raise _several_sizes(sizes[0], sizes[-1])
+    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+
+
+Collate = Callable[[Sequence[tuple[Tensor, int]]], tuple[Tensor, Tensor]]
+
+
 def make_loader(
-    images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0
+    images: Dataset[tuple[Tensor, int]], batch_size: int, n_workers: int = 0, collate: Collate = stack
 ) -> DataLoader[tuple[Tensor, int]]:
     """Batches of (images, labels) in order; nothing is shuffled, nothing is dropped."""
-    return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=_stack)
+    return DataLoader(images, batch_size=batch_size, num_workers=n_workers, collate_fn=collate)
 
 
 IN_MEMORY = 2 << 30
@@ -55,15 +66,16 @@ def stack_examples(
     on_batch: Callable[[int], None] = lambda n: None,
     *,
     spill: Path | None = None,
+    collate: Collate = stack,
 ) -> tuple[Tensor, Tensor]:
-    """All images (n, channels, height, width) and labels (n,) of a split.
+    """All images (n, channels, height, width), or what ``collate`` makes of them, and labels (n,) of a split.
 
     ``on_batch`` is told how many images more were read. ``spill``: where images that take more than ``IN_MEMORY`` are
     put, in a file without a name, which ends with the process.
     """
     n, done = len(images), 0  # type: ignore[arg-type]
     x, y = torch.zeros(0, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
-    for part, labels in make_loader(images, 64, n_workers):
+    for part, labels in make_loader(images, 64, n_workers, collate):
         if not done:
             x = _room(n, part, spill)
         elif part.shape[1:] != x.shape[1:]:
@@ -84,13 +96,6 @@ def _room(n: int, part: Tensor, spill: Path | None) -> Tensor:
     room = torch.from_file(str(spill), shared=True, size=n * part[0].numel(), dtype=part.dtype).view(shape)
     spill.unlink()
     return room
-
-
-def _stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    sizes = sorted({tuple(x.shape) for x, _ in pairs})
-    if len(sizes) > 1:
-        raise _several_sizes(sizes[0], sizes[-1])
-    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
 
 def _several_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> DataError:

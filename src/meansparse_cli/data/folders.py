@@ -9,7 +9,6 @@ import os
 import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,16 +26,11 @@ OTHER_PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Listing:
-    """``names`` of the pictures in a fixed order, with ``/``; ``labels``: the folder that is the class of each."""
+def list_pictures(source: Path) -> tuple[list[str], list[str]]:
+    """The names of the pictures of a folder or a zip, in a fixed order, with ``/``; the class folder of each.
 
-    names: list[str]
-    labels: list[str]
-
-
-def list_pictures(source: Path) -> Listing:
-    """The pictures of a folder or a zip. Raises DataError where there are none, or folders that are no classes."""
+    Raises DataError where there are none, or folders that are no classes.
+    """
     files, folders = _in_folder(source) if source.is_dir() else _in_zip(source)
     hidden = [name for name in (*files, *folders) if _is_hidden(name)]
     seen = [name for name in files if not _is_hidden(name)]
@@ -65,18 +59,16 @@ def list_pictures(source: Path) -> Listing:
             if source.is_dir()
             else "unpack it and name the folder around the classes",
         )
-    return Listing(names, labels)
+    return names, labels
 
 
 def in_order(classes: Iterable[str], order: ClassOrder, where: str) -> list[str]:
     """The class folders in the order of the logits: as text, as ImageFolder has them, or as whole numbers."""
     by_text = sorted(classes)
-    if not all(name.isascii() and name.isdigit() for name in by_text):
+    if others := [name for name in by_text if not (name.isascii() and name.isdigit())]:
         if order == "number":
-            other = next(name for name in by_text if not (name.isascii() and name.isdigit()))
-            raise DataError(
-                f"{where}: class folder {other!r} is no whole number", hint="leave out --class-order number"
-            )
+            hint = "leave out --class-order number"
+            raise DataError(f"{where}: class folder {others[0]!r} is no whole number", hint=hint)
         return by_text
     by_number = sorted(by_text, key=lambda name: (int(name), name))
     chosen = by_number if order == "number" else by_text
@@ -128,11 +120,8 @@ def _entries(folder: str) -> list["os.DirEntry[str]"]:
 
 
 def _in_zip(source: Path) -> tuple[list[str], list[str]]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{source} is not a readable zip: {error}") from error
+    with reading(DataError, f"{source} is not a readable zip"), zipfile.ZipFile(source) as archive:
+        members = archive.namelist()
     files = sorted({name for name in members if not name.endswith("/")})
     return files, [name.rstrip("/") for name in members if name.endswith("/")]
 

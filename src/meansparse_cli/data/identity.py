@@ -20,7 +20,7 @@ def content_id(images: Split) -> str:
         if source.order == "number":
             digest.update(b"classes by number\n")
         for index, checksum in zip(indices, source.checksums(indices.tolist()), strict=True):
-            label = f" {source.labels[index]}" if source.is_numbered else ""  # elsewhere the name says it
+            label = f" {source.labels[index]}" if source.store.is_numbered else ""  # elsewhere the name says it
             digest.update(f"{source.names[index]} {checksum}{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -39,5 +39,5 @@ def image_ids(images: Split) -> set[bytes]:
     if isinstance(source, ArrayImages):
         return {hashlib.blake2b(source.x[i].numpy().tobytes(), digest_size=16).digest() for i in indices}
     if isinstance(source, FileImages):
-        return {hashlib.blake2b(source.read(i), digest_size=16).digest() for i in indices}
+        return {hashlib.blake2b(source.store.read(i), digest_size=16).digest() for i in indices}
     return set()

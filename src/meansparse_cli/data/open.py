@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..foreign import reading
 from .facts import KNOWN_DATASETS
 from .folders import ClassOrder
 from .imagenet import Preprocessing, evaluation_images
@@ -110,10 +111,8 @@ def _open_torchvision_cifar(dataset: str, data_dir: Path) -> tuple[ImageSet, Ima
     cls = CIFAR10 if dataset == "cifar10" else CIFAR100
     if not (data_dir / cls.base_folder).is_dir():
         return None
-    try:
+    with reading(DataError, f"{data_dir / cls.base_folder}"):
         train, test = (cls(str(data_dir), train=is_train, download=False) for is_train in (True, False))
-    except RuntimeError as error:
-        raise DataError(f"{data_dir / cls.base_folder}: {error}") from error
     images = [ArrayImages(part.data, np.asarray(part.targets), source=str(data_dir)) for part in (train, test)]
     return images[0], images[1]
 
@@ -123,11 +122,12 @@ def _open_path(path: Path, order: ClassOrder) -> tuple[ImageSet, ImageSet | None
         return open_images(path, order=order), None
     if (test := _find_part(path, *TEST_NAMES)) is None:
         raise DataError(
-            f"{path} holds {_name_of(train)} but no test set", hint=f"expected one of {', '.join(TEST_NAMES)}"
+            f"{path} holds {(train if isinstance(train, Path) else train[0]).name} but no test set",
+            hint=f"expected one of {', '.join(TEST_NAMES)}",
         )
     images, test_images = open_images(train, order=order), open_images(test, order=order)
     if isinstance(images, FileImages) and isinstance(test_images, FileImages):
-        if images.is_numbered and test_images.is_numbered:
+        if images.store.is_numbered and test_images.store.is_numbered:
             images.n_classes = test_images.n_classes = max(images.n_classes, test_images.n_classes)
         else:
             _number_as(images, test_images)
@@ -158,7 +158,3 @@ def _find_part(path: Path, *names: str) -> Path | list[Path] | None:
         shards = shards_of(path, *names) or ([] if found is None else shards_in(found))
         return shards or found
     return found
-
-
-def _name_of(part: Path | list[Path]) -> str:
-    return part.name if isinstance(part, Path) else part[0].name

@@ -61,17 +61,13 @@ class FileImages(Dataset[tuple[Tensor, int]]):
     """Images decoded on demand; class folders in alphabetical order, classes that are numbers as they are."""
 
     def __init__(
-        self,
-        source: Path | Sequence[Path],
-        *,
-        preprocessing: Preprocessing | None = None,
-        order: ClassOrder = "text",
+        self, source: Path | Sequence[Path], *, preprocessing: Preprocessing | None = None, order: ClassOrder = "text"
     ) -> None:
         self.store, self.preprocessing, self.order = open_store(source), preprocessing, order
         self.channels = 3
         self.sizes_alone = False
         self.source, self.names, self._classes = self.store.where, self.store.names, self.store.labels
-        if self.is_numbered:
+        if self.store.is_numbered:
             self.classes = _numbers(set(self._classes), f"{self.source}")
             self.number_classes({f"{number}": number for number in range(int(self.classes[-1]) + 1)})
             return
@@ -80,11 +76,6 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         if preprocessing is not None and numbers.keys() <= class_numbers().keys():
             numbers = class_numbers()  # right also where a part of the classes is not there
         self.number_classes(numbers)
-
-    @property
-    def is_numbered(self) -> bool:
-        """Do the files say numbers, not names?"""
-        return self.store.is_numbered
 
     def number_classes(self, numbers: Mapping[str, int]) -> None:
         """Give each class the logit that ``numbers`` has for it."""
@@ -99,12 +90,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         found, self.sizes_alone = self.store.checksums(indices)
         return found
 
-    def read(self, index: int) -> bytes:
-        """The file of one image."""
-        return self.store.read(index)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = decode(self.read(index), f"{self.source}/{self.names[index]}", channels=self.channels)
+        image = decode(self.store.read(index), f"{self.source}/{self.names[index]}", channels=self.channels)
         if self.preprocessing is not None:
             image = self.preprocessing.apply(image)
         pixels = torch.from_numpy(np.array(image))

@@ -61,7 +61,7 @@ class DataSet:
             self._splits[name] = self._cut_imagenet(name) if self.dataset == "imagenet" else self._cut(name)
             source = self._splits[name].dataset
             if isinstance(source, FileImages) and source.preprocessing is None:
-                source.channels = 1 if is_grey(source.read(0), source.names[0]) and self.channels() == 1 else 3
+                source.channels = 1 if is_grey(source.store.read(0), source.names[0]) and self.channels() == 1 else 3
         return self._splits[name]
 
     @cached_property

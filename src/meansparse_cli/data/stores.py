@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,12 @@ SHARDS = (".tar", ".parquet")
 
 
 class Store(ABC):
-    """``names`` of the pictures; ``labels``: the class folder of each, or, where ``is_numbered``, its class.
-
-    ``where`` begins what an error says; ``name`` is a short one.
-    """
+    """``names`` of the pictures in ``where``; ``labels``: of each its class folder, or class where ``is_numbered``."""
 
     is_numbered = False
 
     def __init__(self, where: Path, names: list[str], labels: list[str]) -> None:
-        self.where, self.name, self.names, self.labels = where, where.name, names, labels
+        self.where, self.names, self.labels = where, names, labels
 
     def read(self, index: int) -> bytes:
         """The file of one picture. Raises DataError where it cannot be read."""
@@ -66,10 +65,6 @@ class Store(ABC):
 class FolderStore(Store):
     """One folder a class."""
 
-    def __init__(self, folder: Path) -> None:
-        listing = list_pictures(folder)
-        super().__init__(folder, listing.names, listing.labels)
-
     def _read(self, index: int) -> bytes:
         return (self.where / self.names[index]).read_bytes()
 
@@ -80,15 +75,13 @@ class FolderStore(Store):
 class ZipStore(Store):
     """A zip of such a folder."""
 
-    def __init__(self, file: Path) -> None:
-        listing = list_pictures(file)
-        super().__init__(file, listing.names, listing.labels)
-        self._archive: zipfile.ZipFile | None = None
+    _archive: tuple[int, zipfile.ZipFile] | None = None
 
     def _opened(self) -> zipfile.ZipFile:
-        if self._archive is None:
-            self._archive = zipfile.ZipFile(self.where)
-        return self._archive
+        """An open file cannot travel to a DataLoader worker, and one that was forked would share its place in it."""
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = os.getpid(), zipfile.ZipFile(self.where)
+        return self._archive[1]
 
     def _read(self, index: int) -> bytes:
         return self._opened().read(self.names[index])
@@ -97,11 +90,10 @@ class ZipStore(Store):
         return self._opened().getinfo(self.names[index]).file_size
 
     def checksums(self, indices: Sequence[int]) -> tuple[list[int], bool]:
-        with zipfile.ZipFile(self.where) as archive:
-            return [archive.getinfo(self.names[i]).CRC for i in indices], False
+        return [self._opened().getinfo(self.names[i]).CRC for i in indices], False
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_archive": None}  # an open file cannot travel to a DataLoader worker
+        return self.__dict__ | {"_archive": None}
 
 
 class TarStore(Store):
@@ -114,17 +106,14 @@ class TarStore(Store):
         self._files, self._places = list(files), list[tuple[int, int, int]]()
         for f, file in enumerate(files):
             with reading(DataError, f"{file} is not a readable tar"), tarfile.open(file, "r:") as tar:
-                for key, (place, label) in sorted(_samples(tar).items()):
-                    if place is None:
-                        continue
-                    if label is None:
+                pictures, classes = _samples(tar)
+                for key, member in sorted(pictures.items()):
+                    if key not in classes:
                         hint = "expected KEY.cls, or KEY.json with a label, beside each picture"
                         raise DataError(f"{file}: {key} has no class", hint=hint)
-                    names.append(f"{file.name}/{place[0]}")
-                    labels.append(f"{label}")
-                    self._places.append((f, *place[1:]))
-        if not names:
-            raise DataError(f"no images in {', '.join(map(str, files[:3]))}", hint=f"one of {', '.join(SUFFIXES)}")
+                    names.append(f"{file.name}/{member.name}")
+                    labels.append(f"{classes[key]}")
+                    self._places.append((f, member.offset_data, member.size))
         super().__init__(files[0].parent, names, labels)
 
     def _read(self, index: int) -> bytes:
@@ -140,30 +129,30 @@ class TarStore(Store):
         return self._places[index][2]
 
 
-def _samples(tar: tarfile.TarFile) -> dict[str, list[Any]]:
-    """Key -> [(name, offset, size) of its picture, its class]; either is None where there is none."""
-    samples: dict[str, list[Any]] = {}
-    further: list[str] = []
+def _samples(tar: tarfile.TarFile) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
+    """Key -> its picture; key -> its class."""
+    pictures, classes, further = dict[str, tarfile.TarInfo](), dict[str, int](), list[str]()
     for member in tar:
         folder, _, base = member.name.rpartition("/")
         stem, _, suffix = base.partition(".")
         if not member.isfile() or base.startswith("."):
             continue
-        sample = samples.setdefault(f"{folder}/{stem}", [None, None])
+        key = f"{folder}/{stem}"
         if f".{suffix.lower()}" in SUFFIXES:
-            sample[0] = (member.name, member.offset_data, member.size)
+            pictures[key] = member
         elif suffix in ("cls", "json"):
             content = tar.extractfile(member)
             assert content is not None  # of a regular file
             label = _class_in(content.read(), member.name, is_json=suffix == "json")
-            sample[1] = label if suffix == "cls" or sample[1] is None else sample[1]
+            if label is not None and (suffix == "cls" or key not in classes):
+                classes[key] = label
         elif f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
             further.append(member.name)
     if further:
         log.warning(
             f"{tar.name!s}: {len(further):,} pictures that are not KEY.SUFFIX left out: {', '.join(further[:5])}"
         )
-    return samples
+    return pictures, classes
 
 
 def _class_in(content: bytes, name: str, *, is_json: bool) -> int | None:
@@ -188,8 +177,9 @@ class ParquetStore(Store):
     IMAGE, LABEL = ("image", "img"), ("label", "labels", "fine_label", "cls")
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._files, names, labels = list(files), list[str](), list[str]()
-        self._ends: list[list[int]] = []  # of each file, where its groups of rows end
+        names, labels = list[str](), list[str]()
+        self._sizes, self._ends = list[int](), list[int]()
+        self._groups: list[tuple[Path, int]] = []  # of rows, each with its place in its file
         for file in files:
             with reading(DataError, f"{file} is not a readable Parquet file"):
                 table = _parquet().ParquetFile(file)
@@ -201,42 +191,34 @@ class ParquetStore(Store):
                     raise DataError(
                         f"{file} has the columns {', '.join(columns)}", hint="expected image and label, as on the Hub"
                     )
-                groups = range(table.num_row_groups)
-                self._ends.append(list(accumulate(table.metadata.row_group(g).num_rows for g in groups)))
+                for g in range(table.num_row_groups):
+                    self._groups.append((file, g))
+                    self._ends.append(table.metadata.row_group(g).num_rows + (self._ends[-1] if self._ends else 0))
                 fields = [label, *([f"{self._column}.path"] if _has_path(table, self._column) else [])]
                 rows = table.read(columns=fields).to_pylist()
+            # what a picture takes is not known without reading it: its share of the file
+            self._sizes += [file.stat().st_size // max(1, len(rows))] * len(rows)
             for n, row in enumerate(rows):
                 path = (row.get(self._column) or {}).get("path")
                 names.append(f"{file.name}/{n:06d}" + (f"-{path}" if path else ""))
                 labels.append(f"{row[label]}")
-        if not names:
-            raise DataError(
-                f"no images in {', '.join(map(str, files[:3]))}", hint="expected rows with an image and a label"
-            )
-        self._starts = [0, *accumulate(ends[-1] if ends else 0 for ends in self._ends)]
-        self._group: tuple[tuple[int, int], list[Any]] | None = None
+        self._group: tuple[int, list[Any]] | None = None
         super().__init__(files[0].parent, names, labels)
 
     def _read(self, index: int) -> bytes:
-        f = self._file_of(index)
-        row = index - self._starts[f]
-        g = int(np.searchsorted(self._ends[f], row, side="right"))
-        if self._group is None or self._group[0] != (f, g):
-            table = _parquet().ParquetFile(self._files[f]).read_row_group(g, columns=[self._column])
-            self._group = (f, g), table.column(0).to_pylist()
-        content = self._group[1][row - ([0, *self._ends[f]][g])]
+        at = int(np.searchsorted(self._ends, index, side="right"))
+        if self._group is None or self._group[0] != at:
+            file, g = self._groups[at]
+            table = _parquet().ParquetFile(file).read_row_group(g, columns=[self._column])
+            self._group = at, table.column(0).to_pylist()
+        content = self._group[1][index - self._ends[at]]  # below 0: counted from the end of the group
         found = content["bytes"] if isinstance(content, dict) else content
         if not isinstance(found, bytes):
             raise ValueError("the table holds a path and no picture")
         return found
 
-    def _file_of(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
-
     def _size(self, index: int) -> int:
-        """Of its share of the file: what a picture takes is not known without reading it."""
-        f = self._file_of(index)
-        return self._files[f].stat().st_size // max(1, self._ends[f][-1])
+        return self._sizes[index]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_group": None}
@@ -260,29 +242,25 @@ def open_store(source: Path | Sequence[Path]) -> Store:
     if isinstance(source, Path):
         shards = shards_in(source) if source.is_dir() else [source] if source.suffix in SHARDS else []
         if not shards:
-            return FolderStore(source) if source.is_dir() else ZipStore(source)
+            return (FolderStore if source.is_dir() else ZipStore)(source, *list_pictures(source))
         source = shards
-    return TarStore(source) if source[0].suffix == ".tar" else ParquetStore(source)
+    store = TarStore(source) if source[0].suffix == ".tar" else ParquetStore(source)
+    if not store.names:
+        hint = f"expected KEY.SUFFIX ({', '.join(SUFFIXES)}) in tars, rows with an image and a label in Parquet files"
+        raise DataError(f"no images in {', '.join(map(str, source[:3]))}", hint=hint)
+    return store
 
 
 def shards_of(folder: Path, *parts: str) -> list[Path]:
     """The tars or Parquet files of the first of ``parts`` that has any: ``train-00000-of-00010.parquet``, in ``folder``
     or a folder of it."""
-    for part in parts:
-        for suffix in SHARDS:
-            files = [
-                f for f in sorted(folder.glob(f"*{suffix}")) + sorted(folder.glob(f"*/*{suffix}")) if _is_of(f, part)
-            ]
-            if files:
-                return files
+    for part, suffix in product(parts, SHARDS):
+        found = [*sorted(folder.glob(f"*{suffix}")), *sorted(folder.glob(f"*/*{suffix}"))]
+        if files := [file for file in found if part in re.split("[-_.]", file.stem.lower())]:
+            return files
     return []
 
 
 def shards_in(folder: Path) -> list[Path]:
     """The tars of ``folder``, or else its Parquet files."""
     return next((files for suffix in SHARDS if (files := sorted(folder.glob(f"*{suffix}")))), [])
-
-
-def _is_of(file: Path, part: str) -> bool:
-    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return part in words

@@ -15,9 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,11 +25,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from ..data.facts import KNOWN_DATASETS
+from ..foreign import first_line
 from ..operator.active import set_alpha, straight_through
 from ..operator.calibration import calibrate_channels
 from ..operator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sparsify
 from ..operator.insertion import SparsifiedModel, remove
 from ..operator.module import MeanSparse
+from ..operator.observe import inputs_shown
 from ..sites.find import Site, find_sites
 from . import zoo
 from .evidence import ChannelEvidence, channel_evidence
@@ -55,11 +56,10 @@ def check_entry(entry: ZooEntry) -> Row:
     with quietly(), tempfile.TemporaryDirectory() as scratch:
         try:
             # as it is loaded, without weights; no name holds the network, so that it can go before the next one comes
-            facts, problems = check_model(
-                take_out(zoo.build_zoo_model(entry)), images, Path(scratch) / "meansparse.safetensors"
-            )
+            file = Path(scratch) / "meansparse.safetensors"
+            facts, problems = check_model(take_out(zoo.build_zoo_model(entry)), images, file)
         except Exception as error:  # the architectures are other people's code
-            problems = [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"]
+            problems = [f"{type(error).__name__}: {first_line(error)}"]
     gc.collect()
     return asdict(entry) | facts | {"problems": problems, "seconds": round(time.monotonic() - started, 1)}
 
@@ -105,12 +105,13 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
     """
 
     def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().transpose(0, 1).flatten(1)
-        norm = cast(nn.BatchNorm2d, module)
-        if norm.running_mean is not None and norm.running_var is not None:
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return
+        if module.running_mean is not None and module.running_var is not None:
+            x = args[0].detach().transpose(0, 1).flatten(1)
             variance = x.var(1, correction=0)
-            norm.running_mean.copy_(x.mean(1))
-            norm.running_var.copy_(variance.clamp_min(0.1 * float(variance.mean()) + 1e-6))
+            module.running_mean.copy_(x.mean(1))
+            module.running_var.copy_(variance.clamp_min(0.1 * float(variance.mean()) + 1e-6))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -121,10 +122,7 @@ def settle(model: nn.Module, images: Tensor) -> list[str]:
                 else:
                     parameter.fill_(1.0)
         written = {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
-        with ExitStack() as hooks:
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    hooks.enter_context(module.register_forward_pre_hook(measure))
+        with nn.modules.module.register_module_forward_pre_hook(measure):
             model(images)
     return [name for name, p in model.named_parameters() if written[name] != (p.data_ptr(), p._version)]
 
@@ -221,13 +219,12 @@ def _logits_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tens
 def _watched(model: SparsifiedModel, look: Any) -> Iterator[dict[int, Any]]:
     """What ``look(tensor, site, operator)`` makes of each site's tensor during the next forward pass, by site index."""
     seen: dict[int, Any] = {}
+    site_of = {model.at(site): site for site in model.sites}
 
-    def hook(operator: nn.Module, args: tuple[Tensor, ...], *, site: Site) -> None:
-        seen[site.index] = look(args[0], site, operator)
+    def see(operator: MeanSparse, x: Tensor) -> None:
+        seen[site_of[operator].index] = look(x, site_of[operator], operator)
 
-    with ExitStack() as hooks:
-        for site in model.sites:
-            hooks.enter_context(model.at(site).register_forward_pre_hook(partial(hook, site=site)))
+    with inputs_shown(model, see):
         yield seen
 
 

@@ -5,6 +5,7 @@ Here alone a network's output becomes logits, for all that ask it: sites, statis
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import DataError, ModelNotFound
+from ..foreign import reading
 from ..sites.find import unwrap
 
 log = logging.getLogger(__name__)
@@ -31,17 +33,13 @@ def as_classifier(network: nn.Module, name: str) -> nn.Module:
                 f"{name}() gave a network whose {key} is {reason}",
                 hint="let the factory give it in floating point, dense, filled, and called once if it has lazy layers",
             )
-    try:
+    unmoved = f"{name}() gave a network that cannot be put in eval mode, as one of torch.export"
+    with reading(ModelNotFound, unmoved, "give the network itself, not its export"):
         network.eval()
-    except NotImplementedError as error:
-        raise ModelNotFound(
-            f"{name}() gave a network that cannot be put in eval mode, as one of torch.export: {error}",
-            hint="give the network itself, not its export",
-        ) from error
     inner = unwrap(network)
     if not isinstance(inner, torch.jit.ScriptModule):  # it takes no hooks, and no operator either
         inner.register_forward_pre_hook(_on_a_copy)
-        inner.register_forward_hook(_Logits(name))
+        inner.register_forward_hook(partial(_logits, name))
     return network
 
 
@@ -61,35 +59,31 @@ def _on_a_copy(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
 
 
-class _Logits:
+def _logits(name: str, network: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
     """A forward hook: ``logits`` of what the network of this name gave, or its first tensor."""
+    logits = output if isinstance(output, Tensor) else _logits_within(output, name)
+    n = len(args[0])
+    if logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
+        raise DataError(
+            f"the model gives {logits.dtype} of shape {tuple(logits.shape)} for {n} images; "
+            f"expected floating-point logits (batch, classes) = ({n}, classes)",
+            hint=f"let {name} return its logits alone, for a batch of any size",
+        )
+    return logits
 
-    def __init__(self, name: str) -> None:
-        self.name = name
 
-    def __call__(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        logits = output if isinstance(output, Tensor) else self._within(output)
-        n = len(args[0])
-        if logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
-            raise DataError(
-                f"the model gives {logits.dtype} of shape {tuple(logits.shape)} for {n} images; "
-                f"expected floating-point logits (batch, classes) = ({n}, classes)",
-                hint=f"let {self.name} return its logits alone, for a batch of any size",
-            )
-        return logits
-
-    def _within(self, output: Any) -> Tensor:
-        kind, is_dict = type(output).__name__, isinstance(output, Mapping)
-        named = output.get("logits") if is_dict else getattr(output, "logits", None)
-        values = output.values() if is_dict else output if isinstance(output, Iterable) else ()
-        found = [x for x in (named, *values) if isinstance(x, Tensor)]
-        if not found:
-            raise DataError(
-                f"the model gives {kind} without a tensor in it; expected logits (batch, classes)",
-                hint=f"let {self.name} return its logits alone",
-            )
-        what = "logits are" if found[0] is named else "first tensor is"
-        if (taken := f"{self.name} gives {kind}: its {what} taken as logits") not in _said:
-            _said.add(taken)
-            log.info(taken)
-        return found[0]
+def _logits_within(output: Any, name: str) -> Tensor:
+    kind, is_dict = type(output).__name__, isinstance(output, Mapping)
+    named = output.get("logits") if is_dict else getattr(output, "logits", None)
+    values = output.values() if is_dict else output if isinstance(output, Iterable) else ()
+    found = [x for x in (named, *values) if isinstance(x, Tensor)]
+    if not found:
+        raise DataError(
+            f"the model gives {kind} without a tensor in it; expected logits (batch, classes)",
+            hint=f"let {name} return its logits alone",
+        )
+    what = "logits are" if found[0] is named else "first tensor is"
+    if (taken := f"{name} gives {kind}: its {what} taken as logits") not in _said:
+        _said.add(taken)
+        log.info(taken)
+    return found[0]

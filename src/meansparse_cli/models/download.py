@@ -101,10 +101,8 @@ def download(
     except requests.RequestException as error:  # before OSError, of which it is one
         raise DownloadError(f"{url}: {error}") from error
     except OSError as error:
-        raise StorageError(
-            f"cannot write {error.filename or target}: {error.strerror or error}",
-            hint="free some space, or set MEANSPARSE_CACHE to another folder, then type the same command again",
-        ) from error
+        hint = "free some space, or set MEANSPARSE_CACHE to another folder, then type the same command again"
+        raise StorageError.of(error, f"cannot write {error.filename or target}", hint=hint) from error
 
 
 def _receive(http: requests.Session, part: _Part, on_progress: Progress | None) -> None:

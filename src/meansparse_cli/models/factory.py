@@ -8,6 +8,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,10 +36,7 @@ class FactoryModel(ModelKind):
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
         """Weights drawn at random are the same in each stage: PyTorch's generator is seeded meanwhile."""
         name = self.source.name
-        module_name = name.rpartition(":")[0]
-        said_to_people = contextlib.redirect_stdout(sys.stderr)  # stdout is for the path of the report
-        found_first = mock.patch.object(sys, "path", _places(module_name))
-        with found_first, torch.random.fork_rng(devices=[]), said_to_people:
+        with _among_theirs(name), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             factory = import_named(name)
             try:
@@ -56,8 +54,14 @@ class FactoryModel(ModelKind):
 def import_named(name: str) -> Any:
     """What ``module:attribute`` or ``file.py:attribute`` is. Raises ModelNotFound; importing is running code."""
     module_name, _, attribute = name.rpartition(":")
-    with mock.patch.object(sys, "path", _places(module_name)), contextlib.redirect_stdout(sys.stderr):
-        return _attribute(_import_module(module_name), module_name, attribute)
+    with _among_theirs(name):
+        module = _import_module(module_name)
+    if hasattr(module, attribute):
+        return getattr(module, attribute)
+    public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+    close = difflib.get_close_matches(attribute, public, n=5, cutoff=0)
+    hint = f"it has {', '.join(close) or 'nothing that can be called'}"
+    raise ModelNotFound(f"{module_name} has no {attribute!r}", hint=hint)
 
 
 def code_of(name: str) -> str | None:
@@ -66,20 +70,11 @@ def code_of(name: str) -> str | None:
     if module_name.endswith(".py"):
         file = Path(module_name).resolve()
         return f"{file}:{attribute}" if file.is_file() else None
-    with mock.patch.object(sys, "path", _places(module_name)):
+    with _among_theirs(name):
         # the package at the top alone: to look for what is inside of it would import it
         spec = importlib.machinery.PathFinder.find_spec(module_name.partition(".")[0])
     places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     return f"{Path(places[0]).resolve()} {module_name}:{attribute}" if places and places[0] else None
-
-
-def _attribute(module: ModuleType, module_name: str, attribute: str) -> Any:
-    if hasattr(module, attribute):
-        return getattr(module, attribute)
-    public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-    close = difflib.get_close_matches(attribute, public, n=5, cutoff=0)
-    hint = f"it has {', '.join(close) or 'nothing that can be called'}"
-    raise ModelNotFound(f"{module_name} has no {attribute!r}", hint=hint)
 
 
 def _import_module(name: str) -> ModuleType:
@@ -100,8 +95,15 @@ def _import_module(name: str) -> ModuleType:
         ) from error
 
 
-def _places(module_name: str) -> list[str]:
-    """Where modules are found: in the current directory, and beside a ``file.py``, before what is installed."""
+@contextlib.contextmanager
+def _among_theirs(name: str) -> Iterator[None]:
+    """Modules are found in the current directory, and beside a ``file.py``, before what is installed.
+
+    What code prints meanwhile goes to people: stdout is for the path of the report.
+    """
     importlib.invalidate_caches()  # the file may be younger than the directory's listing
+    module_name = name.rpartition(":")[0]
     beside = [str(Path(module_name).resolve().parent)] if module_name.endswith(".py") else []
-    return [str(Path.cwd()), *beside, *sys.path]
+    places = [str(Path.cwd()), *beside, *sys.path]
+    with mock.patch.object(sys, "path", places), contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -64,8 +64,9 @@ def fetch_weights(
     """
     model = kind_of(source)
     if weights is not None:
-        check_whole(paths := [path for path in model.paths(weights) if path.is_file() or _identify(path, "")])
-        return tuple(_identify(path, str(path)) for path in paths)
+        given = tuple(_identify(path, str(path)) for path in model.paths(weights))
+        check_whole([file.path for file in given])
+        return given
     if model.cache_subfolder is None:
         if from_file is not None:
             raise ConfigError(

@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -64,8 +63,11 @@ def fit_weights(
     tensors = dict(_tensors_in(checkpoint))
     if not tensors:
         state_dict_of(checkpoint, what)  # says what there is instead
+    nearest: list[tuple[int, str]] = []
     for target, found in _readings(module, tensors):
-        fits = sorted((p for p in _prefixes(target, found) if not any(_compare(target, found, p))), key=_rank)
+        problems = {p: _compare(target, found, p) for p in _prefixes(target, found)}
+        nearest += [problem for problem in problems.values() if problem is not None]
+        fits = sorted((p for p, problem in problems.items() if problem is None), key=_rank)
         chosen = fits if key is None else [p for p in fits if p.rstrip(".") == key]
         if fits and not chosen:
             listed = ", ".join(p.rstrip(".") or "(the file itself)" for p in fits)
@@ -82,7 +84,8 @@ def fit_weights(
         fitted = Fitted(chosen[0].rstrip("."), others, left)
         _say(fitted, what, is_asked=key is not None)
         return fitted
-    raise CheckpointError(f"{what}: the weights are of another model: {_nearest(module, tensors)}", hint=mend)
+    words = min(nearest, key=lambda problem: problem[0], default=(0, "nothing to compare"))[1]
+    raise CheckpointError(f"{what}: the weights are of another model: {words}", hint=mend)
 
 
 def _tensors_in(held: Any, path: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
@@ -128,15 +131,15 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _prefixes(target: _Target, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Where in the file the tensor with the longest name of the network stands: ``""``, or with a dot at the end."""
-    anchor = max(target.required(), key=len, default=None)
-    if anchor is None:
-        return []
-    return [k.removesuffix(anchor) for k in tensors if k == anchor or k.endswith(f".{anchor}")]
+    """Where in the file the network's first tensors stand, ``""`` or with a dot at the end: where all do, and a few."""
+    names = target.required()[:50]
+    places = Counter(k.removesuffix(n) for n in names for k in tensors if k == n or k.endswith(f".{n}"))
+    ranked = places.most_common()
+    return [p for i, (p, n) in enumerate(ranked) if n == len(names) or i < 3] or ([""] if names else [])
 
 
-def _compare(target: _Target, tensors: Mapping[str, Tensor], prefix: str) -> tuple[list[str], list[str], list[str]]:
-    """What stands in the way: tensors that are missing, of another shape, or further ones of the same layers."""
+def _compare(target: _Target, tensors: Mapping[str, Tensor], prefix: str) -> tuple[int, str] | None:
+    """What stands in the way, counted and in words: tensors missing, reshaped, or more of its layers; None: nothing."""
     own = target.module.state_dict()
     missing = [k for k in target.required() if prefix + k not in tensors]
     reshaped = [
@@ -153,7 +156,9 @@ def _compare(target: _Target, tensors: Mapping[str, Tensor], prefix: str) -> tup
         and k.rpartition(".")[2] not in COUNTERS
         and ((k.rpartition(".")[0] in leaves and k.rpartition(".")[2] in ACTING) or _is_further_layer(k, parents))
     ]
-    return missing, reshaped, further
+    problems = {f"of {len(target.names)} tensors missing": missing, "of another shape": reshaped, "unexpected": further}
+    words = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in problems.items() if names)
+    return (len(missing) + len(reshaped) + len(further), words) if words else None
 
 
 def _is_further_layer(key: str, parents: set[str]) -> bool:
@@ -163,27 +168,6 @@ def _is_further_layer(key: str, parents: set[str]) -> bool:
         part.isdigit() and ".".join([*parts[:i], "0"]) in parents and ".".join(parts[: i + 1]) not in parents
         for i, part in enumerate(parts[:-1])
     )
-
-
-def _nearest(module: nn.Module, tensors: dict[str, Tensor]) -> str:
-    """What stands in the way of the set that comes nearest, in words."""
-    nearest: tuple[int, str] | None = None
-    for target, found in _readings(module, tensors):
-        places: Counter[str] = Counter()
-        for name in islice(target.required(), 50):
-            places.update(k.removesuffix(name) for k in found if k == name or k.endswith(f".{name}"))
-        for prefix, _ in places.most_common(3) or [("", 0)]:
-            missing, reshaped, further = _compare(target, found, prefix)
-            problems = {
-                f"of {len(target.names)} tensors missing": missing,
-                "of another shape": reshaped,
-                "unexpected": further,
-            }
-            words = "; ".join(f"{len(k)} {what} ({_some(k)})" for what, k in problems.items() if k)
-            n = len(missing) + len(reshaped) + len(further)
-            if nearest is None or n < nearest[0]:
-                nearest = n, words
-    return nearest[1] if nearest else "nothing to compare"
 
 
 def _check_numbers(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.imagenet import Preprocessing
 from ..errors import DownloadError, ModelNotFound
+from ..foreign import reading
 from .kind import ModelKind
 from .names import ModelSource, WeightFile, plain_name
 
@@ -66,21 +67,14 @@ class LibraryModel(ModelKind):
         return (WeightFile(f"{plain_name(self.source.name)}.pt", self.source.name),)
 
     def build(self, *, published_sites: bool = False, settings: dict[str, Any] | None = None) -> nn.Module:
-        try:
+        with reading(ModelNotFound, f"{self.kind} cannot build {self.bare!r}"):  # the libraries raise their own kinds
             return self._create(with_weights=False)
-        except Exception as error:  # the libraries raise their own kinds
-            raise ModelNotFound(f"{self.kind} cannot build {self.bare!r}: {error}") from error
 
     def _load_own(self) -> nn.Module:
-        try:
+        place = self._address() or f"{self.kind}'s model page"
+        hint = f"get the file by hand from {place}, then: meansparse fetch --model {self.source.name} --from-file FILE"
+        with reading(DownloadError, f"{self.kind} could not fetch the weights of {self.bare!r}", hint):
             return self._create(with_weights=True)
-        except Exception as error:  # the library, its hub client and their network layers each raise their own kinds
-            place = self._address() or f"{self.kind}'s model page"
-            raise DownloadError(
-                f"{self.kind} could not fetch the weights of {self.bare!r}: {error}",
-                hint=f"get the file by hand from {place}, then: "
-                f"meansparse fetch --model {self.source.name} --from-file FILE",
-            ) from error
 
     @classmethod
     @abstractmethod

@@ -6,22 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..stats.format import percent
-from .names import ModelSource, package_data
+from .names import ModelSource, ZooEntry, package_data
 
 N_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """How many images of the original test set (ImageNet: validation set) RobustBench evaluates on."""
 
 
 @dataclass(frozen=True)
-class PublishedModel:
+class PublishedModel(ZooEntry):
     """One leaderboard card, accuracies as fractions; None where it has no such figure.
 
     ``external_accuracy`` is under a stronger attack than AutoAttack, found by somebody else.
     """
 
-    name: str
-    dataset: str
-    threat: str
     architecture: str
     parameters: int | None = None
     eps: str | None = None

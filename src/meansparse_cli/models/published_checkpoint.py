@@ -7,7 +7,7 @@ alpha), and some that are of no use afterwards. What is left are the base's tens
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,6 @@ class PublishedFile:
         """Whether the file can be loaded as this entry of the zoo: RobustBench's for it, or its base."""
         return (entry.dataset, entry.threat) == (self.dataset, self.threat) and entry.name in (self.base, self.entry)
 
-    def has_paths(self, paths: Collection[str]) -> bool:
-        """Whether its operators are at these paths."""
-        return len(paths) == self.n_sites and all(re.fullmatch(self.pattern, path) for path in paths)
-
 
 PUBLISHED_FILES = tuple(PublishedFile(**row) for row in package_data("zoo.yaml")["published"])
 
@@ -88,10 +84,7 @@ class PublishedCheckpoint:
 
 
 def published_architecture(entry: ZooEntry | None) -> ZooEntry | None:
-    """The entry of the zoo whose architecture has the authors' operators and takes the weights of ``entry``.
-
-    An ``Amini2024MeanSparse_*`` entry is its own. None where RobustBench has no such architecture.
-    """
+    """The entry of the zoo whose architecture has the authors' operators and takes the weights of ``entry``, if any."""
     return next((file.model for file in published_files_of(entry) if file.entry is not None), None)
 
 
@@ -100,27 +93,24 @@ def published_files_of(entry: ZooEntry | None) -> list[PublishedFile]:
     return [file for file in PUBLISHED_FILES if entry is not None and file.is_for(entry)]
 
 
-def has_operators(state: Iterable[str]) -> bool:
-    """Whether tensors of these names are a network with published operators."""
-    return bool(_operator_paths(state))
-
-
 def read_published(path: Path, *, allow_pickle: bool = False) -> PublishedCheckpoint | None:
     """The base and the operators of a checkpoint file, or None if it has no operators."""
-    state = state_dict_of(read_checkpoint(path, allow_pickle=allow_pickle), str(path))
-    return split_published(state, what=str(path)) if has_operators(state) else None
+    return split_published(read_checkpoint(path, allow_pickle=allow_pickle), what=str(path))
 
 
-def split_published(state: Mapping[str, Tensor], *, what: str) -> PublishedCheckpoint:
-    """Take the operators' buffers off a state dict, which may have the prefixes of DataParallel and other wrappers."""
-    paths = _operator_paths(state)
+def split_published(checkpoint: Any, *, what: str) -> PublishedCheckpoint | None:
+    """Take the operators' buffers off the weights, whose names may have the prefixes of DataParallel and its like."""
+    state = state_dict_of(checkpoint, what)
+    if not (paths := operator_paths(state)):
+        return None
     buffers = {f"{path}.{name}" for path in paths for name in (*NEEDED_BUFFERS, *OTHER_BUFFERS)}
     base = {key: tensor for key, tensor in state.items() if key not in buffers}
     statistics = {bare_path(path): _statistics(state, path, what) for path in paths}
     # the number a person typed: 0.15, not the float32 nearest to it written out
     alphas = {bare_path(p): float(str(state[f"{p}.threshold"].detach().float().cpu().numpy())) for p in paths}
     n_classes = next((len(base[k]) for k in reversed(base) if re.search(r"(logits|fc|head|linear)\.weight$", k)), None)
-    file = next((f for f in PUBLISHED_FILES if f.n_classes == n_classes and f.has_paths(statistics)), None)
+    is_as_large = [f for f in PUBLISHED_FILES if (f.n_classes, f.n_sites) == (n_classes, len(statistics))]
+    file = next((f for f in is_as_large if all(re.fullmatch(f.pattern, path) for path in statistics)), None)
     return PublishedCheckpoint(base, statistics, alphas, file)
 
 
@@ -129,10 +119,8 @@ def without_operators(checkpoint: Any, entry: ZooEntry, what: str) -> Any:
 
     Raises CheckpointError if they are those of another published model, which may differ in nothing but its weights.
     """
-    state = state_dict_of(checkpoint, what)
-    if not has_operators(state):
+    if (held := split_published(checkpoint, what=what)) is None:
         return checkpoint
-    held = split_published(state, what=what)
     if (file := held.file) is not None and not file.is_for(entry):
         raise CheckpointError(
             f"{what} is MeanSparse's {file.name} for {file.dataset}, {file.threat} ({file.n_sites} operators, "
@@ -148,7 +136,8 @@ def bare_path(path: str) -> str:
     return re.sub(r"^((module|_orig_mod|model)\.)+", "", path)
 
 
-def _operator_paths(state: Iterable[str]) -> list[str]:
+def operator_paths(state: Iterable[str]) -> list[str]:
+    """Where the published operators are in a network whose tensors have these names."""
     keys = set(state)
     ends = f".{NEEDED_BUFFERS[0]}"
     found = [key.removesuffix(ends) for key in keys if key.endswith(ends)]

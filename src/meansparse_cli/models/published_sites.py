@@ -1,25 +1,24 @@
 """Networks with published MeanSparse operators, which give way to sites for ours.
 
 RobustBench's ``Amini2024MeanSparse_*`` architectures hold MeanSparse modules of their own making, also where there is
-no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under the base
-model's own tensor names. A site at that place takes an operator like any other.
+no activation. Each is replaced by an ``OperatorPlace``, so that the network is the base model again, under its own
+tensor names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, DataError, SiteError
+from ..errors import CheckpointError, SiteError
 from ..sites.channels import layout_of
 from ..sites.find import Site, find_sites, untouched, unwrap
+from ..sites.foreign import forward_failed
 from .published_checkpoint import NEEDED_BUFFERS, PublishedCheckpoint, PublishedFile, bare_path
 
 
@@ -29,9 +28,6 @@ class OperatorPlace(nn.Identity):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-
-    def extra_repr(self) -> str:
-        return f"{self.channels} channels"
 
 
 def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
@@ -43,21 +39,18 @@ def find_published_operators(model: nn.Module, images: Tensor) -> list[Site]:
     operators = _operators(model)
     if not operators:
         return []
+    path_of = {module: path for path, module in operators.items()}
     seen: dict[str, list[tuple[int, ...]]] = {}
 
-    def see(module: nn.Module, args: tuple[Tensor, ...], *, path: str) -> None:
-        seen.setdefault(path, []).append(tuple(args[0].shape))
+    def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module in path_of:
+            seen.setdefault(path_of[module], []).append(tuple(args[0].shape))
 
     try:
-        with untouched(model), torch.no_grad(), ExitStack() as hooks:
-            for path, module in operators.items():
-                hooks.enter_context(module.register_forward_pre_hook(partial(see, path=path)))
+        with untouched(model), torch.no_grad(), nn.modules.module.register_module_forward_pre_hook(see):
             model(images)
     except Exception as error:  # the user's code may raise anything
-        raise DataError(
-            f"the model's forward pass failed on images of shape {tuple(images.shape)}: {error}",
-            hint="does the data set's image size fit this model?",
-        ) from error
+        raise forward_failed(error, f"on images of shape {tuple(images.shape)}") from error
     return [_site(index, path, operators[path], shapes) for index, (path, shapes) in enumerate(seen.items())]
 
 

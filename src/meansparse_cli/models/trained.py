@@ -8,10 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from ..errors import CheckpointError
+from ..foreign import reading
 from .fitting import fit_weights
 from .kind import ModelKind
 from .names import EMBEDDED, ModelSource, WeightFile
@@ -68,15 +69,11 @@ class EmbeddedModel(ModelKind):
 
     def _load(self, paths: Sequence[Path], allow_pickle: bool, published_sites: bool) -> nn.Module:
         path = paths[0]
-        try:
+        if "network" not in _read_header(path):
+            hint = "expected a file that `meansparse train` wrote"
+            raise CheckpointError(f"{path} does not say which network it is for", hint=hint)
+        with reading(CheckpointError, f"{path}: its header describes no network", TRAIN_AGAIN):
             network = self.build(settings=self.network_settings(paths))
-        except KeyError as error:
-            raise CheckpointError(
-                f"{path} does not say which network it is for ({error} not found in its header)",
-                hint="expected a file that `meansparse train` wrote",
-            ) from error
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: its header describes no network: {error}", hint=TRAIN_AGAIN) from error
         what = f"{path.name} as {self.source.name}"
         fit_weights(network, read_checkpoint(path), what=what, mend=TRAIN_AGAIN, key=self.weights_key)
         return network
@@ -85,8 +82,8 @@ class EmbeddedModel(ModelKind):
 def _read_header(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise CheckpointError(f"no file {path}", hint="name a file that `meansparse train` wrote")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return dict(tensors.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}", hint=TRAIN_AGAIN) from error
+    with (
+        reading(CheckpointError, f"{path} is not a whole safetensors file", TRAIN_AGAIN),
+        safe_open(path, framework="pt") as tensors,
+    ):
+        return dict(tensors.metadata() or {})

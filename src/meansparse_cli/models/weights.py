@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..foreign import first_line, reading
 
 ALLOW_PICKLE_HINT = "if you trust where the file comes from, let it run its code: the same command with --allow-pickle"
 
@@ -39,10 +39,8 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
     if (kind := _other_kind(path, head)) is not None:
         raise CheckpointError(f"{path} is {kind[0]}, whatever its name says", hint=kind[1])
     if path.suffix == ".safetensors" or _is_safetensors(path, head):
-        try:
+        with reading(CheckpointError, f"{path} is not a whole safetensors file", again):
             return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a whole safetensors file: {error}", hint=again) from error
     is_zip = zipfile.is_zipfile(path)
     if head.startswith(b"PK") and not is_zip:
         raise CheckpointError(f"{path} ends too early: {path.stat().st_size:,} bytes of a longer file", hint=again)
@@ -54,14 +52,14 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
         if not allow_pickle and _needs_code(str(error), is_pickle=is_zip or head.startswith(b"\x80")):
             reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
             raise CheckpointError(f"{path} holds more than tensors: {reason}", hint=ALLOW_PICKLE_HINT) from error
-        raise CheckpointError(f"{path} is not a checkpoint: {_first_line(error)}", hint=again) from error
+        raise CheckpointError(f"{path} is not a checkpoint: {first_line(error)}", hint=again) from error
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
             f"{path} holds Python objects whose code is not installed: {error}",
             hint="save the weights alone: torch.save(model.state_dict(), FILE)",
         ) from error
     except Exception as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {_first_line(error)}", hint=again) from error
+        raise CheckpointError(f"{path} is not a whole checkpoint: {first_line(error)}", hint=again) from error
 
 
 OTHER_KINDS: dict[bytes, tuple[str, str]] = {
@@ -131,10 +129,6 @@ def _needs_code(refusal: str, *, is_pickle: bool) -> bool:
     """Whether torch refused a file for what it would run, and not because it is no pickle at all."""
     names_a_type = any(word in refusal for word in ("GLOBAL", "unsupported class", "Unsupported class", "is blocked"))
     return names_a_type or (is_pickle and "Unsupported operand" in refusal)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _harmless_types() -> list[Any]:

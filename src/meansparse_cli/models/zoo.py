@@ -19,7 +19,7 @@ from .fitting import Fitted, fit_weights
 from .kind import ModelKind
 from .libraries import timm_preprocessing
 from .names import EMBEDDED, ModelSource, WeightFile, ZooEntry, fetch_command, package_data
-from .published_checkpoint import has_operators, published_architecture, without_operators
+from .published_checkpoint import operator_paths, published_architecture, without_operators
 from .published_sites import take_out
 from .robustbench import quietly, robustbench_tables
 from .weights import read_checkpoint, state_dict_of
@@ -153,14 +153,13 @@ def load_zoo_weights(
     """Fill ``build_zoo_model(entry)`` from the files of ``zoo_source(entry)``, in that order, as RobustBench does.
 
     One file with the whole model's own keys (``model.state_dict()``) is taken for any entry, ensembles included; what
-    was found in it is returned.
-    Raises CheckpointError when a file cannot be read, needs more than tensors, or is of another model.
+    was found in it is returned. Raises CheckpointError for a file that cannot be read or is of another model.
     """
     mend = f"download the right file with: {fetch_command(entry)}"
     n_files = len(zoo_source(entry))
     for i, path in enumerate(paths):
         checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
-        if n_files == 1 and not has_operators(model.state_dict()):
+        if n_files == 1 and not operator_paths(model.state_dict()):
             checkpoint = without_operators(checkpoint, entry, path.name)
         if len(paths) == 1 and (n_files == 1 or set(state_dict_of(checkpoint, str(path))) == set(model.state_dict())):
             parts = [(model, checkpoint)]

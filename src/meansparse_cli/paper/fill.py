@@ -74,10 +74,6 @@ class FilledColumn:
     cells: tuple[FilledCell, ...]
 
     @property
-    def is_not_run(self) -> bool:
-        return self.run is None
-
-    @property
     def stands_in(self) -> bool:
         return self.run is not None and not is_of(self.column, self.run)
 
@@ -136,7 +132,8 @@ def fill_table(table: PaperTable, runs: Sequence[tuple[str | None, RunResults]])
         filled[column.name] = FilledColumn(column, its_run, tuple(fill_cell(cell, results) for cell in column.cells))
     judgements, of_claims = list[Judged](), list[Result]()
     for claim in table.claims:
-        paper = sum(weight * _paper_value(table.cell(*place), claim) for place, weight in claim.terms.items())
+        figure = "clean" if claim.measure == "clean" else "robust"
+        paper = sum(weight * getattr(table.cell(*place), figure) for place, weight in claim.terms.items())
         stand_in = _stand_in(claim, filled)
         answers = list[Judgement]()
         for measure in ("robust", "worst") if claim.measure == "robust" else (claim.measure,):
@@ -205,12 +202,6 @@ def _in_order_of_use(column: Column, results: Sequence[Result]) -> list[Result]:
         return n_filled, len(found[0].clean), found[0].finished
 
     return [result for found in sorted(by_report.values(), key=worth, reverse=True) for result in found]
-
-
-def _paper_value(cell: Cell, claim: Claim) -> float:
-    value = cell.clean if claim.measure == "clean" else cell.robust
-    assert value is not None
-    return value
 
 
 def _results_of(

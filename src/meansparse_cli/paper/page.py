@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from ..errors import ArtifactError, ConfigError
 from ..foreign import read_yaml
-from ..reporting.template import environment
+from ..reporting.template import fill
 from .claims import RULE, Answer, Judgement, claims_data
 from .fill import FilledTable
 from .results import Result, RunResults, without_machine_paths
@@ -25,7 +25,7 @@ MEASURES = ("under the paper's attack", "clean accuracy", "in the worst case, BP
 
 
 def render(template: str, **context: Any) -> str:
-    return environment(__package__).get_template(template).render(context, rule=RULE)
+    return fill(__package__, template, rule=RULE, **context)
 
 
 def table_page(filled: FilledTable, *, command: str, data_note: str | None) -> str:

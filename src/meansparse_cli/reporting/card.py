@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.outcomes import WORST_CASE, is_bpda
-from ..files import write_bytes
 from ..models.published import N_IMAGES, published_card
 from ..stats.format import percent
-from .template import environment
+from .template import fill
 
 if TYPE_CHECKING:
     from ..models.names import ModelSource
@@ -22,11 +20,9 @@ def model_card(
 ) -> dict[str, Any]:
     """The fields of a ``model_info`` JSON, in its order, for one sparsified model; percentages as text, as there.
 
-    ``evaluation`` is an ``evaluate.yaml`` or None. ``clean_acc``, ``autoattack_acc`` and ``reported`` are measured or
-    empty; ``external`` (the worst case over all attacks, BPDA included) is there where it was measured, because
-    RobustBench's generator takes its presence for a number; ``link``, ``name``, ``authors`` and
-    ``venue`` are the submitter's to fill in. ``unreliable`` is true where BPDA was not run: plain attacks over-report
-    this defence.
+    ``evaluation`` is an ``evaluate.yaml`` or None. What was not measured is empty, but for ``external`` (the worst
+    case, BPDA included), whose presence RobustBench's generator takes for a number. ``unreliable`` is true where BPDA
+    was not run: plain attacks over-report this defence. ``link``, ``name``, ``authors``, ``venue`` are the submitter's.
     """
     results = evaluation["results"] if evaluation is not None else {}
     rows = {row["name"]: row for row in results.get("comparisons", [])}
@@ -53,33 +49,21 @@ def model_card(
     }
 
 
-def save_card(path: Path, card: dict[str, Any]) -> None:
-    """The card as JSON, atomically."""
-    write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def n_test_images(source: ModelSource) -> int | None:
-    """How many images a leaderboard figure is measured on; None for a data set without a leaderboard."""
-    return N_IMAGES.get(source.dataset)
-
-
 def _footnote(
     source: ModelSource, norm: str, checkpoint: Checkpoint, evaluation: dict[str, Any] | None, *, has_bpda: bool
 ) -> str:
     results, settings = (evaluation["results"], evaluation["config"]["settings"]) if evaluation else ({}, {})
-    text = (
-        environment(__package__)
-        .get_template("footnote.txt")
-        .render(
-            name=source.name,
-            norm=norm,
-            checkpoint=checkpoint,
-            results=results,
-            worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
-            total=n_test_images(source),
-            data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
-            has_bpda=has_bpda,
-        )
+    text = fill(
+        __package__,
+        "footnote.txt",
+        name=source.name,
+        norm=norm,
+        checkpoint=checkpoint,
+        results=results,
+        worst=next((row for row in results.get("comparisons", ()) if row["name"] == WORST_CASE), None),
+        total=N_IMAGES.get(source.dataset),
+        data=Path(settings["dataset"]).name if settings.get("dataset") not in (None, source.dataset) else "",
+        has_bpda=has_bpda,
     )
     return " ".join(text.split())
 

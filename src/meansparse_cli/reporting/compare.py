@@ -21,7 +21,7 @@ from ..stats.format import interval
 from ..stats.paired import PairedDifference, accuracy_of, paired_difference
 from .console import SafeConsole
 from .table import Table
-from .template import environment
+from .template import fill
 
 ROWS = (CLEAN, PLAIN, WORST_CASE)
 FORMATS = ("table", "markdown", "json", "html")
@@ -82,8 +82,8 @@ def compare(texts: Sequence[str], format: str, *, width: int = 120) -> tuple[str
     if format == "markdown":
         return f"{table.title}:\n\n{table.to_markdown()}\n", notes
     if format == "html":
-        page = environment(__package__, is_html=True).get_template("compare.html")
-        return page.render(first=first, judged=everyone, notes=notes, table=table, chart=_chart(found)), notes
+        facts = {"first": first, "judged": everyone, "notes": notes, "table": table, "chart": _chart(found)}
+        return fill(__package__, "compare.html", is_html=True, **facts), notes
     console = SafeConsole(width=max(width, 80), highlight=False)
     with console.capture() as capture:
         console.print(table.to_rich())

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -46,11 +47,7 @@ def note(message: str) -> None:
     console.print(message, markup=False)
 
 
-def _log_line(message: str) -> None:
-    console.print(message, markup=False, soft_wrap=True)
-
-
-heartbeat = Heartbeat(None if console.is_terminal else _log_line)
+heartbeat = Heartbeat(None if console.is_terminal else partial(console.print, markup=False, soft_wrap=True))
 phase = heartbeat.phase
 """A part of a command, by its name in a log: ``with phase("reading", 200, "images") as part: part.advance(1)``."""
 
@@ -105,10 +102,7 @@ def live(unit: str = "images") -> Iterator["LiveView"]:
 
 
 class LiveView:
-    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it.
-
-    ``told`` is the phase that a log hears of.
-    """
+    """What a running stage shows: ``begin`` a bar, ``advance`` it, ``show`` a table above it. A log hears ``told``."""
 
     def __init__(self, unit: str, told: Phase) -> None:
         self.unit, self.told = unit, told

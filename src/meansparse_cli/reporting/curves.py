@@ -62,18 +62,9 @@ def _draw_over_alpha(axes: "Axes", rows: Sequence[Row], name: str, value: str, z
     dropped = [(alpha, row) for alpha, row in scored if row["n_examples"] < n_all]
     colour, marker = STYLES[name]
     error = "standard_error" if value == "accuracy" else f"{value}_standard_error"
-    draw_band(
-        axes,
-        [alpha for alpha, _ in whole],
-        [100 * row[value] for _, row in whole],
-        [100 * z * row[error] for _, row in whole],
-        opacity=0.13,
-        color=colour,
-        marker=marker,
-        markersize=4,
-        linewidth=1.6,
-        label=label,
-    )
+    values, errors = [100 * row[value] for _, row in whole], [100 * z * row[error] for _, row in whole]
+    line: Row = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.6, "label": label}
+    draw_band(axes, [alpha for alpha, _ in whole], values, errors, opacity=0.13, **line)
     hollow: Row = {"color": colour, "marker": marker, "markerfacecolor": "white", "markersize": 5, "linestyle": "none"}
     alphas = [alpha for alpha, _ in dropped]
     if dropped and value == "accuracy":

@@ -89,18 +89,17 @@ def diagnostics_table(results: dict[str, Any]) -> Table:
     """A row a check: its status and value on each model, and the limit."""
     found = diagnostics_of(results)
     of = {(row["name"], row["model"]): row for row in found}
-    one = {row["name"]: row for row in reversed(found)}
+    checks = {row["name"]: row for row in reversed(found)}
     names = list(dict.fromkeys(row["name"] for row in found))
-    limits = [
-        f"{'≥' if one[name]['at_least'] else '≤'} {_value(one[name]['limit'], one[name]['unit'])}" for name in names
-    ]
     columns: dict[str, list[str]] = {"": names}
     columns |= {model: [_status(of.get((name, model))) for name in names] for model in MODELS}
-    warned = {row["name"] for row in found if row["status"] == "warn"}
-    n = sum(row["status"] == "warn" for row in found)
-    strong = frozenset(i for i, name in enumerate(names) if name in warned)
-    title = f"Doubts: {n or 'no'} warning{'s' * (n != 1)}"
-    return Table.of(title, columns | {"limit": limits}, strong=strong)
+    columns["limit"] = [
+        f"{'≥' if checks[name]['at_least'] else '≤'} {_value(checks[name]['limit'], checks[name]['unit'])}"
+        for name in names
+    ]
+    warned = [row["name"] for row in found if row["status"] == "warn"]
+    title = f"Doubts: {len(warned) or 'no'} warning{'s' * (len(warned) != 1)}"
+    return Table.of(title, columns, strong=frozenset(i for i, name in enumerate(names) if name in warned))
 
 
 def diagnostic_sentences(results: dict[str, Any], *statuses: str) -> list[tuple[str, str]]:

@@ -15,11 +15,9 @@ ROBUST = "robust"
 
 
 def examples_csv(report: dict[str, Any] | None, folder: Path, *, mend: str) -> str:
-    """``index``, ``label``; for each model ``first_broken_by``, and whether ``broken_by`` each attack: 1, 0 withstood,
-    empty not tried.
+    """``broken_by`` an attack: 1, withstood: 0, not tried: empty. ``mend``: the command that evaluates.
 
     Raises ConfigError where nothing was evaluated, ArtifactError where the outcomes are not those of ``report``.
-    ``mend``: the command that evaluates.
     """
     if report is None:
         raise ConfigError(f"{folder} holds no evaluation, so no outcomes", hint=f"run: {mend}")

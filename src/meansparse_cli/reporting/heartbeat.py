@@ -1,8 +1,7 @@
 """What a log shows while a command works: a line at least each half minute, in the middle of one long step too.
 
 A command, and each part of it that takes time, is a phase; a phase in a phase is what is worked on. While there is one,
-a thread says a line as often as is due: time of day, phases, done of total, and of the whole run the time left where it
-can be known.
+a thread says a line as often as is due.
 """
 
 import os

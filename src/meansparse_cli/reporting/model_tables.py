@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from ..stats.format import percent
 from .table import Table
-from .template import environment
+from .template import fill
 
 if TYPE_CHECKING:
     from ..models.check import Row
@@ -60,10 +60,7 @@ def models_tables(models: "Sequence[PublishedModel]", *, width: int) -> Iterator
 
 
 def show_sites(sites: "Sequence[Site]", chosen_by: Mapping[int, str]) -> RenderableType:
-    """For the terminal: all sites of a model, those in use with the part of the rule that chose them, the others dim.
-
-    A function is followed by ``()``.
-    """
+    """For the terminal: all sites, those in use with the part of the rule that chose them, the others dim."""
     n_gates = sum(site.gate for site in sites)
     gates = f"; {n_gates} of the {len(sites)} are gates" if n_gates else ""
     rows = [
@@ -109,8 +106,8 @@ def checks_table(rows: "Sequence[Row]", title: str = "", *, left_out: "set[str]"
 def checks_markdown(rows: "Sequence[Row]", provenance: dict[str, Any], peak_rss_gib: float) -> str:
     """The same as a page, with what was checked and on what."""
     table = replace(checks_table(rows, left_out=set()), strong=frozenset())
-    page = environment(__package__).get_template("zoo-check.md")
-    return page.render(summary=summary(rows), made=provenance, peak_rss_gib=peak_rss_gib, table=table.to_markdown())
+    about: dict[str, Any] = {"summary": summary(rows), "made": provenance, "peak_rss_gib": peak_rss_gib}
+    return fill(__package__, "zoo-check.md", table=table.to_markdown(), **about)
 
 
 def summary(rows: "Sequence[Row]") -> str:

@@ -1,7 +1,6 @@
 """Pictures of what the operator does: the share of features it blocks at each site, and one channel before and after.
 
-The second is the paper's Figure 1. Both are drawn from held-out images through the model as the run's checkpoint has
-it.
+The second is the paper's Figure 1.
 """
 
 from collections.abc import Sequence

@@ -31,17 +31,11 @@ from .evaluation_tables import (
 from .examples import examples_csv
 from .sweep_tables import measurement_table, sweep_table
 from .table import Table
-from .template import environment
+from .template import fill
 
 Reports = dict[str, dict[str, Any]]
 CODE_NOT_SEEN = "no operator in code whose insides cannot be seen"
 MOODS = {"real gain": "good", "gradient masking": "bad", "worse": "bad"}
-CURVES = {
-    "sweep-alpha.svg": "Sweep over alpha, held-out images",
-    "eps-curve.svg": "Worst case by eps",
-    "gallery.svg": "The first examples that were broken: clean, adversarial, and the difference, eps black or white",
-    "distances.svg": "What the examples that withstood everything withstand beyond the budget",
-}
 
 
 def render(folder: Path, format: str, *, width: int, to_file: bool = False) -> str:
@@ -89,22 +83,22 @@ def terminal_text(reports: Reports, width: int, warnings: Sequence[str] = (), *,
 
 def markdown(reports: Reports, warnings: Sequence[str] = ()) -> str:
     """For a README or an appendix: the tables, the verdict, the diagnostics, and what made them."""
-    return environment(__package__).get_template("page.md").render(_content(reports, warnings))
+    return fill(__package__, "page.md", **_content(reports, warnings))
 
 
 def html_page(reports: Reports, folder: Path, warnings: Sequence[str] = ()) -> str:
-    """One page with everything inside: no script, no font, no picture from elsewhere; light and dark.
-
-    ``folder`` holds the curves, which become part of it.
-    """
-    results, page = results_of(reports, "evaluate"), environment(__package__, is_html=True).get_template("page.html")
-    return page.render(
+    """One page with everything inside, the curves in ``folder`` too: no script, no font, no picture from elsewhere."""
+    results = results_of(reports, "evaluate")
+    return fill(
+        __package__,
+        "page.html",
+        is_html=True,
         **_content(reports, warnings),
         mood=MOODS.get(results.get("verdict", ""), ""),
         comparisons=results.get("comparisons"),
         attacks=results.get("attacks"),
         masked=masked_by_site(results),
-        has_gallery="witnesses.safetensors" in reports.get("evaluate", {}).get("outputs", {}),
+        has_gallery=has_gallery(reports),
         models=MODELS,
         curves=list(_curves(reports, folder)),
     )
@@ -126,15 +120,21 @@ def _content(reports: Reports, warnings: Sequence[str]) -> dict[str, Any]:
 
 def _curves(reports: Reports, folder: Path) -> Iterator[tuple[str, str]]:
     """(title, base64) of each curve that belongs to these reports: one of an earlier evaluation may still lie there."""
-    is_drawn = {
-        "sweep-alpha.svg": "sweep-alpha" in reports,
-        "eps-curve.svg": "eps_curve" in results_of(reports, "evaluate"),
-        "gallery.svg": "witnesses.safetensors" in reports.get("evaluate", {}).get("outputs", {}),
-        "distances.svg": "distances" in results_of(reports, "evaluate"),
-    }
-    for name, title in CURVES.items():
-        if is_drawn[name] and (folder / name).exists():
+    evaluated = results_of(reports, "evaluate")
+    gallery = "The first examples that were broken: clean, adversarial, and the difference, eps black or white"
+    distances = "What the examples that withstood everything withstand beyond the budget"
+    for name, is_drawn, title in (
+        ("sweep-alpha.svg", "sweep-alpha" in reports, "Sweep over alpha, held-out images"),
+        ("eps-curve.svg", "eps_curve" in evaluated, "Worst case by eps"),
+        ("gallery.svg", has_gallery(reports), gallery),
+        ("distances.svg", "distances" in evaluated, distances),
+    ):
+        if is_drawn and (folder / name).exists():
             yield title, base64.b64encode((folder / name).read_bytes()).decode()
+
+
+def has_gallery(reports: Reports) -> bool:
+    return "witnesses.safetensors" in reports.get("evaluate", {}).get("outputs", {})
 
 
 def read_run(folder: Path) -> Reports:

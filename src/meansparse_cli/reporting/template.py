@@ -14,8 +14,13 @@ from ..stats.format import in_points, percent
 from .table import pipes
 
 
+def fill(package: str, template: str, *, is_html: bool = False, **values: Any) -> str:
+    """The page that ``template`` of ``package`` makes of ``values``."""
+    return _environment(package, is_html).get_template(template).render(values)
+
+
 @cache
-def environment(package: str, *, is_html: bool = False) -> Environment:
+def _environment(package: str, is_html: bool) -> Environment:
     """The templates of ``package``: in HTML values are escaped, as ``html.escape`` does; in Markdown None is empty."""
     made = Environment(
         loader=PackageLoader(package),

@@ -1,15 +1,17 @@
 """``meansparse export``: the sparsified model of a run as one file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, ConfigError
 from ..files import save_torch, sha256_of, write_bytes
 from ..models.export import robustbench_state, save_exported
+from ..models.published import N_IMAGES
 from ..models.source import kind_of
 from ..operator.checkpoint import Checkpoint, sparsify
 from ..operator.module import check_alpha
-from ..reporting.card import model_card, n_test_images, save_card
+from ..reporting.card import model_card
 from ..reporting.console import note
 from ..reporting.hub_card import hub_card
 from ..runs.context import RunContext
@@ -59,8 +61,9 @@ def export(file: Path | None, *, config: StageConfig, format: str, alpha: float 
 def _save_card(context: RunContext, path: Path, checkpoint: Checkpoint) -> Path:
     run, evaluation = context.run, _evaluation_of(context, checkpoint)
     norm = run.norm if evaluation is None else evaluation["config"]["settings"]["norm"]
-    save_card(path, model_card(run.source, norm, checkpoint, evaluation))
-    total, n = n_test_images(run.source), evaluation["results"]["n_examples"] if evaluation else 0
+    card = model_card(run.source, norm, checkpoint, evaluation)
+    write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+    total, n = N_IMAGES.get(run.source.dataset), evaluation["results"]["n_examples"] if evaluation else 0
     if total and n < total:
         note(
             f"export: a leaderboard asks for all {total:,} test images, these figures are of {n:,}: "

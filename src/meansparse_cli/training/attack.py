@@ -83,8 +83,7 @@ class LinfAscent:
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """A point drawn uniformly from the Linf ball around ``x``; ``generator`` is on the device of ``x``."""
-    noise = torch.empty_like(x).uniform_(-eps, eps, generator=generator)
-    return x + noise
+    return x + torch.empty_like(x).uniform_(-eps, eps, generator=generator)
 
 
 def pgd_outcomes(

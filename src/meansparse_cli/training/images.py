@@ -3,19 +3,18 @@
 They are augmented there: no loop over images, no wait, no workers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from ..data.examples import stack, stack_examples
 from ..data.read import ArrayImages
 from ..data.splits import Split
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 
 Pixels = tuple[Tensor, Tensor]
 """uint8 images (n, height, width, channels) and labels (n,)."""
@@ -37,27 +36,12 @@ def read_pixels(images: Split, n_workers: int = 0, on_images: Callable[[int], No
     if isinstance(source, ArrayImages):
         indices = np.asarray(list(images.indices))
         return source.x[torch.from_numpy(indices)], torch.from_numpy(source.y[indices])
-    pixels, labels = [], []
-    loader: DataLoader[Any] = DataLoader(images, batch_size=128, num_workers=n_workers, collate_fn=_as_bytes)
-    for x, y in loader:
-        pixels.append(x)
-        labels.append(y)
-        if on_images is not None:
-            on_images(len(y))
-    _check_one_size({tuple(x.shape[1:]) for x in pixels})
-    return torch.cat(pixels), torch.cat(labels)
+    return stack_examples(images, n_workers, on_images or (lambda n: None), collate=_as_bytes)
 
 
-def _as_bytes(examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    _check_one_size({tuple(x.shape) for x, _ in examples})
-    x = torch.stack([x for x, _ in examples])
-    return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.tensor([y for _, y in examples])
-
-
-def _check_one_size(shapes: set[tuple[int, ...]]) -> None:
-    if len(shapes) > 1:
-        some = ", ".join(map(str, sorted(shapes)[:4]))
-        raise DataError(f"the images have several sizes: {some}, ...; training needs one")
+def _as_bytes(examples: Sequence[tuple[Tensor, int]]) -> Pixels:
+    x, y = stack(examples)
+    return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), y
 
 
 class DeviceImages:
@@ -79,10 +63,7 @@ class DeviceImages:
         return self.n
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (batch, channels, height, width) in [0, 1] and labels, of the positions ``chosen``.
-
-        ``chosen`` and ``generator`` are on the device.
-        """
+        """Images (batch, channels, height, width) in [0, 1] and labels, at ``chosen``; all of it on the device."""
         n, device = len(chosen), chosen.device
         rows = torch.arange(self.height, device=device).expand(n, -1)
         columns = torch.arange(self.width, device=device).expand(n, -1)

@@ -19,7 +19,7 @@ from ..operator.insertion import CHILD_NAME, SparsifiedModel, insert, remove
 from ..operator.module import MeanSparse
 from ..operator.statistics import ChannelStatistics
 from ..settings.training import TrainConfig
-from ..sites.find import Site, find_sites
+from ..sites.find import find_sites
 
 SHARE_OF_A_BATCH = 0.01
 ESTIMATOR = "moving-average"
@@ -84,12 +84,7 @@ def insert_moving_operators(model: ResNet18, image_shape: tuple[int, ...]) -> No
 def take_operators(model: ResNet18, image_shape: tuple[int, ...]) -> tuple[ResNet18, Checkpoint]:
     """The network without its operators (a new one), and these, for ``save_checkpoint``; their counts are batches."""
     base = cast(ResNet18, remove(SparsifiedModel(copy.deepcopy(model).cpu(), ())))
-    sites: list[Site] = find_sites(base.eval(), torch.rand(2, *image_shape))
-    operators: list[nn.Module] = [model.get_submodule(site.path).get_submodule(CHILD_NAME) for site in sites]
-    statistics, alpha = [], 0.0
-    for operator in operators:
-        assert isinstance(operator, MovingMeanSparse)
-        mean, std = operator.mean.double().cpu(), operator.std.double().cpu()
-        statistics.append(ChannelStatistics(int(operator.n_batches), mean, std))
-        alpha = float(operator.alpha)
-    return base, Checkpoint(tuple(sites), tuple(statistics), ESTIMATOR, alpha)
+    sites = find_sites(base.eval(), torch.rand(2, *image_shape))
+    operators = [cast(MovingMeanSparse, model.get_submodule(f"{site.path}.{CHILD_NAME}")) for site in sites]
+    statistics = [ChannelStatistics(int(o.n_batches), o.mean.double().cpu(), o.std.double().cpu()) for o in operators]
+    return base, Checkpoint(tuple(sites), tuple(statistics), ESTIMATOR, float(operators[0].alpha))

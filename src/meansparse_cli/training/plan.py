@@ -60,19 +60,17 @@ def check_settings(config: TrainConfig, device: str, *, fresh: bool) -> None:
 
 
 def check_sizes(config: TrainConfig, n_train: int, n_selection: int, n_workers: int = 1) -> None:
-    """Batch normalisation has no variance in a batch of one, and no epoch is best without an image to choose by.
-
-    Each of several workers needs as much.
-    """
-    if min(config.batch_size, n_train) < 2:
+    """Batch normalisation has no variance in a batch of one, and no epoch is best without an image to choose by."""
+    batch_size = min(config.batch_size, n_train)
+    if batch_size < 2:
         raise ConfigError(
             f"a batch is of {config.batch_size} images out of {n_train}: batch normalisation needs two at least",
             hint="raise --batch-size" if n_train > 1 else "raise --n-examples",
         )
-    if min(min(config.batch_size, n_train) // 2, n_selection) < n_workers and n_workers > 1:
+    if min(batch_size // 2, n_selection) < n_workers and n_workers > 1:
         raise ConfigError(
-            f"{n_workers} workers share a batch of {min(config.batch_size, n_train)} images and {n_selection} held-out "
-            "ones: each needs two of a batch and one of these",
+            f"{n_workers} workers share a batch of {batch_size} images and {n_selection} held-out ones: each needs two "
+            "of a batch and one of these",
             hint="take fewer workers",
         )
     if not n_selection:

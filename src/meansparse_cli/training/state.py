@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 NOT_IN_RESULT = {"preset", "run", "data_dir", "device", "workers", "time_limit"}  # where
 NOT_IN_RESULT |= {"compile", "cuda_graphs", "channels_last", "test_examples", "save_dtype"}  # how
 NOT_IN_RESULT |= {"class_order"}  # which tells the images from others
-"""Settings that say where or how a network is trained or written, not which."""
 MEND = "use another --run, or --fresh"
 
 

@@ -1,10 +1,9 @@
 """``meansparse train``: adversarial training of the ResNet-18 that the embedded models and the ablations use.
 
-PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. Data
-order, augmentation and random starts are functions of (seed, epoch, batch), so a run that was killed goes on from its
-last finished epoch and, on a CPU, ends in the same weights bit for bit. The device is read once an epoch. Several
-ranks share each batch; batch norm is over the part of a rank, its averages over all of them. Three ranks or more add up
-gradients in an order that a resume may change.
+PGD adversarial training (Madry et al. 2018; paper, section A.1), TRADES (Zhang et al. 2019), standard training. What
+is drawn is a function of (seed, epoch, batch), so a run that was killed goes on from its last finished epoch and, on a
+CPU, ends in the same weights bit for bit; but not with three ranks or more, which add up gradients in any order. Batch
+norm is over the part of a rank, its averages over all of them.
 """
 
 import copy
@@ -26,18 +25,10 @@ from ..models.networks import ResNet18
 from ..operator.active import set_alpha
 from ..settings.training import TrainConfig
 from ..settings.values import eps_value
+from . import ranks
 from .attack import Forward, LinfAscent, cross_entropy, divergence, in_precision, pgd_outcomes, uniform_start
 from .images import DeviceImages, TrainingData
 from .operators import alpha_of_epoch, insert_moving_operators, take_std_of_variance
-from .ranks import (
-    average_over_ranks,
-    check_all_alike,
-    first_decides,
-    rank_and_world,
-    shared,
-    wait_for_all,
-    weight_of,
-)
 from .state import EpochResult, TrainState, WeightAverage
 
 OnBatch = Callable[[int, int, int], None]
@@ -81,15 +72,14 @@ def train_model(
     state = TrainState(
         folder / STATE_FILE, config, training.model, training.optimizer, training.average, data.images_id
     )
-    rank, _ = rank_and_world()
-    for turn in (rank == 0, rank > 0):  # the first one sets a damaged file aside
+    for turn in (training.rank == 0, training.rank > 0):  # the first one sets a damaged file aside
         if turn:
             state.resume()
-        wait_for_all()
-    check_all_alike(len(state.log), device)
+        ranks.wait_for_all()
+    ranks.check_all_alike(len(state.log), device)
     for epoch in range(len(state.log), config.epochs):
         late = deadline is not None and bool(state.log) and time.monotonic() + state.log[-1].seconds > deadline
-        if first_decides(late, device):
+        if ranks.first_decides(late, device):
             break
         started = time.monotonic()
         loss = training.run_epoch(epoch)
@@ -121,8 +111,8 @@ class _Training:
         self.measured = copy.deepcopy(self.model)
         self.loss = _BatchLoss(config, self.model, device, self.eps)
         self.generator = torch.Generator(device)
-        rank, world = rank_and_world()
-        self.place = (rank, world) if world > 1 else ()
+        self.rank, self.world = ranks.rank_and_world()
+        self.place = (self.rank, self.world) if self.world > 1 else ()
 
     def _network(self) -> ResNet18:
         config, images = self.config, self.images
@@ -152,7 +142,7 @@ class _Training:
             total_loss += self._step(order[batch * batch_size : (batch + 1) * batch_size])
             self.on_batch(epoch, batch, batch_size)
         averages = self.average.state.values() if self.average is not None else ()
-        average_over_ranks([total_loss, *self.model.buffers(), *averages])
+        ranks.average_over_ranks([total_loss, *self.model.buffers(), *averages])
         take_std_of_variance(self.model)
         mean_loss = float(total_loss) / n_batches
         if mean_loss != mean_loss or mean_loss == float("inf"):
@@ -164,9 +154,8 @@ class _Training:
 
     def _step(self, chosen: Tensor) -> Tensor:
         """One step on the images at ``chosen``, of which a rank takes its part; the loss, on the device."""
-        rank, world = rank_and_world()
-        x, y = self.images.batch(chosen[rank::world], self.generator)
-        loss = self.loss(x, y, self.generator) * weight_of(len(x), len(chosen))
+        x, y = self.images.batch(chosen[self.rank :: self.world], self.generator)
+        loss = self.loss(x, y, self.generator) * ranks.weight_of(len(x), len(chosen))
         self.optimizer.zero_grad(set_to_none=True)
         with _sound_weight_gradients(self.config.width, self.device):
             loss.backward()
@@ -179,10 +168,9 @@ class _Training:
         """Clean and PGD accuracy of what this epoch has led to, on the images that choose the best one."""
         self.measured.load_state_dict(self.average.state if self.average is not None else self.model.state_dict())
         self._set_alpha(self.measured, epoch)  # not an average of earlier alphas
-        rank, world = rank_and_world()
         outcomes = pgd_outcomes(
             self.measured,
-            *(part[rank::world] for part in self.data.selection),
+            *(part[self.rank :: self.world] for part in self.data.selection),
             eps=self.eps,
             n_steps=SELECTION_STEPS,
             device=self.device,
@@ -190,8 +178,8 @@ class _Training:
             channels_last=self.channels_last,
         )
         counts = [torch.tensor(float(right.sum()), dtype=torch.float64, device=self.device) for right in outcomes]
-        average_over_ranks(counts)
-        clean, robust = (round(float(count) * world) / len(self.data.selection[0]) for count in counts)
+        ranks.average_over_ranks(counts)
+        clean, robust = (round(float(count) * self.world) / len(self.data.selection[0]) for count in counts)
         return clean, robust
 
     def _set_alpha(self, model: ResNet18, epoch: int) -> None:
@@ -202,16 +190,14 @@ class _Training:
 class _BatchLoss:
     def __init__(self, config: TrainConfig, model: nn.Module, device: str, eps: float) -> None:
         self.config, self.model, self.eps = config, model, eps
-        learner = shared(model)
-        forward: Forward = torch.compile(model, dynamic=False) if config.compile else model
-        self.forward = in_precision(forward, device, config.precision)
-        self.learning = (
-            self.forward
-            if learner is model
-            else in_precision(
-                torch.compile(learner, dynamic=False) if config.compile else learner, device, config.precision
-            )
-        )
+
+        def as_set(network: nn.Module) -> Forward:
+            compiled = torch.compile(network, dynamic=False) if config.compile else network
+            return in_precision(compiled, device, config.precision)
+
+        learner = ranks.shared(model)
+        self.forward = as_set(model)
+        self.learning = self.forward if learner is model else as_set(learner)
         self.attack = LinfAscent(
             self.forward,
             divergence if config.method == "trades" else cross_entropy,
