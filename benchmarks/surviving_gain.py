@@ -184,9 +184,12 @@ def register(options: argparse.Namespace) -> None:
     for out in options.out:
         rows = [json.loads(line) for line in (out / "explored.jsonl").read_text().splitlines()]
         last = [row for row in rows if row["part"] == len(PARTS)]
-        best = sorted(last, key=lambda row: -row["worst_gain"]["difference"])[:N_REGISTERED]
-        names = Candidate.__dataclass_fields__
-        chosen += [{name: row[name] for name in names} | {"eps": row["eps"]} for row in best]
+        alike: set[str] = set()  # behind a ReLU some operators are one
+        for row in sorted(last, key=lambda row: -row["worst_gain"]["difference"]):
+            outcomes = json.dumps([row[key] for key in sorted(row) if key.endswith("_gain")])
+            if outcomes not in alike and len(alike) < N_REGISTERED:
+                alike.add(outcomes)
+                chosen.append({name: row[name] for name in (*Candidate.__dataclass_fields__, "eps")})
     file = Path("candidates.yaml")
     file.write_text(yaml.safe_dump(chosen, sort_keys=False))
     print(file, hashlib.sha256(file.read_bytes()).hexdigest())
