@@ -1,9 +1,9 @@
 """Is there an operator whose gain survives the worst case? A search over many, then one confirmation.
 
     python benchmarks/surviving_gain.py explore RUN --eps 2/255 --data-dir DIR -o OUT
-    python benchmarks/surviving_gain.py register OUT...                     OUT/explored.jsonl -> candidates.yaml
-    python benchmarks/surviving_gain.py confirm candidates.yaml --data-dir DIR [--attack full --top 1]
-    python benchmarks/surviving_gain.py page OUT... confirmed.yaml...       Markdown rows
+    python benchmarks/surviving_gain.py register OUT                OUT/explored.jsonl -> OUT/candidates.yaml
+    python benchmarks/surviving_gain.py confirm OUT --data-dir DIR [--attack full --top 1 --n-examples 1000]
+    python benchmarks/surviving_gain.py page OUT...                 Markdown rows of all that was confirmed
 
 ``RUN`` is a calibrated run folder. A candidate is an operator (shape, centre, spread), the images of its statistics,
 the sites and alpha. ``explore`` looks at held-out images in three parts; who comes to a later part was among the best
@@ -180,29 +180,25 @@ def best_of(found: dict[Candidate, tuple[float, float]], n: int) -> list[Candida
 
 
 def register(options: argparse.Namespace) -> None:
-    chosen = []
-    for out in options.out:
-        rows = [json.loads(line) for line in (out / "explored.jsonl").read_text().splitlines()]
-        last = [row for row in rows if row["part"] == len(PARTS)]
-        alike: set[str] = set()  # behind a ReLU some operators are one
-        for row in sorted(last, key=lambda row: -row["worst_gain"]["difference"]):
-            outcomes = json.dumps([row[key] for key in sorted(row) if key.endswith("_gain")])
-            if outcomes not in alike and len(alike) < N_REGISTERED:
-                alike.add(outcomes)
-                chosen.append({name: row[name] for name in (*Candidate.__dataclass_fields__, "eps")})
-    file = Path("candidates.yaml")
+    rows = [json.loads(line) for line in (options.out / "explored.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["part"] == len(PARTS)]
+    chosen, alike = list[dict[str, Any]](), set[str]()  # behind a ReLU some operators are one
+    for row in sorted(last, key=lambda row: -row["worst_gain"]["difference"]):
+        outcomes = json.dumps([row[key] for key in sorted(row) if key.endswith("_gain")])
+        if outcomes not in alike and len(chosen) < N_REGISTERED:
+            alike.add(outcomes)
+            chosen.append({name: row[name] for name in (*Candidate.__dataclass_fields__, "eps")})
+    file = options.out / "candidates.yaml"
     file.write_text(yaml.safe_dump(chosen, sort_keys=False))
     print(file, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def confirm(options: argparse.Namespace) -> None:
-    digest = hashlib.sha256(options.file.read_bytes()).hexdigest()
-    registered = yaml.safe_load(options.file.read_text())
+    file = options.out / "candidates.yaml"
+    digest, registered = hashlib.sha256(file.read_bytes()).hexdigest(), yaml.safe_load(file.read_text())
     results = []
-    for number, row in enumerate(registered):
+    for row in registered[: options.top]:
         eps = row.pop("eps")
-        if options.top is not None and number % N_REGISTERED >= options.top:
-            continue
         rest = ["--eps", eps, "--data-dir", options.data_dir, "--allow-code", "--n-examples", options.n_examples]
         rest += ["--block-size", 500, "--attack", options.attack]
         for candidate, outcomes in measured([Candidate(**row)], f"confirm-{options.attack}", rest):
@@ -210,16 +206,17 @@ def confirm(options: argparse.Namespace) -> None:
             halves = [summary_of(candidate, outcomes, half) for half in (slice(0, n // 2), slice(n // 2, n))]
             gains = [half["worst_gain"] for half in halves]
             results.append(summary_of(candidate, outcomes, slice(0, n)) | {"eps": eps, "halves": gains})
-    file = options.file.with_name(f"confirmed-{options.attack}.yaml")
+    file = options.out / f"confirmed-{options.attack}.yaml"
     facts = {"registered": digest, "n_registered": len(registered), "attack": options.attack, "results": results}
     file.write_text(yaml.safe_dump(facts, sort_keys=False))
     print(file)
 
 
 def page(options: argparse.Namespace) -> None:
-    for file in options.file:
-        held = yaml.safe_load(file.read_text())
-        z = float(norm.isf(LEVEL / 2 / held["n_registered"]))
+    files = [file for out in options.out for file in sorted(out.glob("confirmed-*.yaml"))]
+    n_registered = sum(len(yaml.safe_load((out / "candidates.yaml").read_text())) for out in options.out)
+    z = float(norm.isf(LEVEL / 2 / n_registered))
+    for held in (yaml.safe_load(file.read_text()) for file in files):
         for row in held["results"]:
             clean, plain, worst = (PairedDifference(**row[f"{name}_gain"]) for name in ("clean", "plain", "worst"))
             low, high = interval_of(worst.gained - worst.lost, worst.gained + worst.lost, worst.n, z)
@@ -240,18 +237,18 @@ def main() -> None:
     one.add_argument("-o", "--out", type=Path, required=True)
     one.set_defaults(run_it=explore)
     two = commands.add_parser("register")
-    two.add_argument("out", type=Path, nargs="+")
+    two.add_argument("out", type=Path)
     two.set_defaults(run_it=register)
     three = commands.add_parser("confirm")
-    three.add_argument("file", type=Path)
+    three.add_argument("out", type=Path)
     three.add_argument("--attack", default="fast")
-    three.add_argument("--top", type=int, help="of each network's candidates, the first so many")
+    three.add_argument("--top", type=int, help="the first so many of the candidates")
     three.add_argument("--n-examples", type=int, default=N_TEST)
     three.set_defaults(run_it=confirm)
     for sub in (one, three):
         sub.add_argument("--data-dir", type=Path, required=True)
     four = commands.add_parser("page")
-    four.add_argument("file", type=Path, nargs="+")
+    four.add_argument("out", type=Path, nargs="+")
     four.set_defaults(run_it=page)
     options = parser.parse_args()
     options.run_it(options)

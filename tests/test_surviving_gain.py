@@ -64,10 +64,10 @@ def test_a_search_ends_in_rows_of_what_was_registered(
     assert {row["run"] for row in first} == {"runs/net", "runs/net-adversarial"}
     assert all(row["worst_gain"]["n"] == 10 for row in rows), "each part looks at images of its own"
     assert "candidates.yaml" in run("register", "out")
-    registered = yaml.safe_load(Path("candidates.yaml").read_text())
+    registered = yaml.safe_load(Path("out/candidates.yaml").read_text())
     assert len(registered) == 2
-    run("confirm", "candidates.yaml", "--data-dir", ".", "--attack", "apgd-margin-2", "--n-examples", "30")
-    confirmed = yaml.safe_load(Path("confirmed-apgd-margin-2.yaml").read_text())
+    run("confirm", "out", "--data-dir", ".", "--attack", "apgd-margin-2", "--n-examples", "30")
+    confirmed = yaml.safe_load(Path("out/confirmed-apgd-margin-2.yaml").read_text())
     assert [row["alpha"] for row in confirmed["results"]] == [0.2, 0.2]
     assert [half["n"] for half in confirmed["results"][0]["halves"]] == [15, 15]
-    assert run("page", "confirmed-apgd-margin-2.yaml").count("| net |") == 2
+    assert run("page", "out").count("| net |") == 2
