@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .ascent import Ascent
-from .budget import per_image, project_l2, unit_l2
+from .budget import per_image, project, steepest
 from .losses import N_TARGETS, LossName, choose_loss
 from .problem import Problem
 from .queue import Batch
@@ -52,9 +52,6 @@ class APGDRule(Ascent):
         batch["next_check"] = torch.full_like(step, self.first_interval)
         batch["best_loss_at_check"] = zeros
         batch["halved_at_check"] = torch.ones_like(step, dtype=torch.bool)
-        if self.budget.norm == "Linf":
-            batch["lower"] = (x - self.budget.eps).clamp(min=0.0)
-            batch["upper"] = (x + self.budget.eps).clamp(max=1.0)
 
     def move(self, batch: Batch) -> None:
         loss, grad = batch.pop("loss"), batch.pop("grad")
@@ -65,17 +62,11 @@ class APGDRule(Ascent):
         # The momentum is measured from the last point visited, also after a return to the best one.
         last_move = point - batch["previous_point"]
         weight = per_image(torch.where(batch["step"] == 0, 1.0, MOMENTUM))
-        size = per_image(batch["step_size"])
-        if self.budget.norm == "Linf":
-            moved = (point + size * grad.sign()).clamp(batch["lower"], batch["upper"])
-            moved = point + (moved - point) * weight + last_move * (1 - weight)
-            moved = moved.clamp(batch["lower"], batch["upper"])
-        else:
-            moved = project_l2(point + size * unit_l2(grad), batch["x"], self.budget.eps)
-            moved = point + (moved - point) * weight + last_move * (1 - weight)
-            moved = project_l2(moved, batch["x"], self.budget.eps)
+        step = per_image(batch["step_size"]) * steepest(grad, self.budget.norm)
+        moved = project(point + step, batch["x"], self.budget)
+        moved = point + (moved - point) * weight + last_move * (1 - weight)
         batch["previous_point"] = point
-        batch["point"] = moved
+        batch["point"] = project(moved, batch["x"], self.budget)
 
     def _check_step_size(self, batch: Batch, loss: Tensor) -> Tensor:
         """Halve the step size of rows at a checkpoint that do not progress; returns those rows, (n,) bool.

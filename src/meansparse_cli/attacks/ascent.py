@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .budget import finite, per_image
+from .budget import finite, per_image, project, steepest
 from .judge import CountedModel, misclassified
 from .losses import Loss
 from .problem import Budget
@@ -55,6 +55,12 @@ class Ascent:
         batch["forward"] = batch["forward"] + (model.forward_passes - n_forward) // n
         batch["backward"] = batch["backward"] + (model.backward_passes - n_backward) // n * ~leaving
         return left
+
+    def step_along(self, batch: Batch, size: float | Tensor) -> None:
+        """Along the gradient by ``size``, in pixel units, or one (n, 1, 1, 1) a row, and back into the budget."""
+        del batch["loss"]
+        step = size * steepest(batch.pop("grad"), self.budget.norm)
+        batch["point"] = project(batch["point"] + step, batch["x"], self.budget)
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The misclassified point, or the best one of an attempt survived."""

@@ -42,11 +42,18 @@ def unit_l2(images: Tensor) -> Tensor:
     return images / per_image(length + 1e-12)
 
 
-def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Into the L2 ball of radius ``eps`` around ``x``, then into [0, 1], which keeps a point inside the ball."""
+def steepest(grad: Tensor, norm: Norm) -> Tensor:
+    """The direction of length one, in ``norm``, that a gradient says to go."""
+    return grad.sign() if norm == "Linf" else unit_l2(grad)
+
+
+def project(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
+    """Into the ball around ``x``, up to rounding, then into [0, 1], which keeps a point inside the ball."""
+    if budget.norm == "Linf":
+        return points.clamp(x - budget.eps, x + budget.eps).clamp(0.0, 1.0)
     delta = points - x
     length = l2_norm(delta)
-    return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=eps))).clamp(0.0, 1.0)
+    return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=budget.eps))).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)

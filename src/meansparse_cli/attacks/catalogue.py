@@ -62,22 +62,18 @@ TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
 
-def _backward(prefix: str) -> tuple[str, str]:
-    """The backward rule that is written in front of an attack's name, and its words."""
-    if prefix == "bpda":
-        return "identity", ", with gradients straight through MeanSparse (BPDA)"
-    if prefix == "base-gradient":
-        return "base", ", with the base model's gradients (BPDA)"
-    temperature = prefix.removeprefix("soft-")
-    words = f", with the gradients of a band whose edge is {temperature} std soft"
-    return f"soft:{temperature}", words + (" (BPDA)" if float(temperature) >= SHARPEST_BAND else "")
-
-
 def _through(prefix: str | None, plain: AttackSpec, *, start_of: str = "") -> AttackSpec:
     """An attack through the backward rule that ``prefix`` names; the ``plain`` one itself without a prefix."""
     if not prefix:
         return plain
-    backward, words = _backward(prefix)
+    if prefix == "bpda":
+        backward, words = "identity", ", with gradients straight through MeanSparse (BPDA)"
+    elif prefix == "base-gradient":
+        backward, words = "base", ", with the base model's gradients (BPDA)"
+    else:
+        temperature = prefix.removeprefix("soft-")
+        backward, words = f"soft:{temperature}", f", with the gradients of a band whose edge is {temperature} std soft"
+        words += " (BPDA)" if float(temperature) >= SHARPEST_BAND else ""
     passes = 4 / 3 if backward == "base" else 1  # two forward passes a step
     return replace(
         plain,
@@ -214,19 +210,15 @@ def expand_attacks(names: Iterable[str]) -> list[str]:
 
     Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
     """
-    wanted: dict[str, AttackSpec] = {}
-    given = list(names)
-    if given and set(given) == {"transfer"}:
+    named = list(names)
+    given = [name for name in named if name != "transfer"]  # which is always part of an evaluation
+    if named and not given:
         raise ConfigError(
             "transfer tries the images that other attacks found", hint="name one of these too: --attack apgd-ce"
         )
-    for name in given:
-        if name == "transfer":
-            continue  # always part of an evaluation
-        for member in PRESETS.get(name) or (name,):
-            wanted[member] = find_attack(member)
-    if not wanted:
+    if not given:
         raise ConfigError("no attack was named", hint=f"Attacks: {', '.join(ATTACKS)}.")
+    wanted = {member: find_attack(member) for name in given for member in PRESETS.get(name, (name,))}
     place = {name: i for i, name in enumerate(ATTACKS)}
     fast = {name: i for i, name in enumerate(FAST if "fast" in given else ())}
     return sorted(

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -19,11 +19,10 @@ from .adaptive import AdaptiveRule
 from .apgd import APGDRule
 from .budget import enforce_budget
 from .catalogue import AttackSpec, find_attack
-from .cosine import CosineRule
 from .fab import FABRule
 from .folding import N_PROBES, find_folds, folded
 from .judge import CountedModel, judge, logits, misclassified, under_attack, variants_set
-from .pgd import PGDRule
+from .pgd import CosineRule, PGDRule
 from .problem import AttackResult, Problem
 from .queue import AttackTask, Rule, SearchOutcome, search
 from .square import SquareRule
@@ -45,7 +44,6 @@ SEARCHES: dict[str, Callable[..., Rule]] = {
     "adaptive": AdaptiveRule,
 }
 """Family -> what makes its rule of a ``Problem`` and the options of the ``AttackSpec``."""
-
 
 _FITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """The largest batch that a model did not run out of memory with, once it did with a larger one."""
@@ -80,9 +78,9 @@ def run_attack(
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
     told = _Told(on_progress or (lambda n_examples: None))
     while True:
-        size = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size))
+        size, told.n_done = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size)), 0
         try:
-            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.from_the_start())
+            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.advance)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -91,23 +89,19 @@ def run_attack(
         log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")
 
 
+@dataclass
 class _Told:
     """Progress that is told once, however often a search has to begin anew."""
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell, self.n_told = tell, 0
+    tell: Callable[[int], None]
+    n_done: int = 0
+    n_told: int = 0
 
-    def from_the_start(self) -> Callable[[int], None]:
-        n_done = 0
-
-        def advance(n_examples: int) -> None:
-            nonlocal n_done
-            n_done += n_examples
-            if n_done > self.n_told:
-                self.tell(n_done - self.n_told)
-                self.n_told = n_done
-
-        return advance
+    def advance(self, n_examples: int) -> None:
+        self.n_done += n_examples
+        if self.n_done > self.n_told:
+            self.tell(self.n_done - self.n_told)
+            self.n_told = self.n_done
 
 
 @torch.inference_mode(False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AttackError
-from .budget import l2_norm, per_image
+from .budget import l2_norm, per_image, project
 from .judge import CountedModel, misclassified
 from .losses import margin
 from .problem import Budget, Problem
@@ -98,7 +98,7 @@ class SquareRule:
         """The next image of every row, and which of them need an answer."""
         x, best, query = batch["x"], batch["best"], batch["step"]
         draw, side = batch["draws"][torch.arange(len(query), device=query.device), query], self.sides[query]
-        patched = (linf_patch if self.is_linf else l2_patch)(x, best, draw, side, self.budget.eps)
+        patched = (linf_patch if self.is_linf else l2_patch)(x, best, draw, side, self.budget)
         proposal = torch.where(per_image(query == 0), batch["start"], patched)
         return proposal, (query == 0) | (proposal != best).flatten(1).any(dim=1)
 
@@ -108,14 +108,14 @@ class SquareRule:
 # of each row's patch, in pixels.
 
 
-def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, budget: Budget) -> Tensor:
     """``best`` with one square, of one colour, moved to the budget's edge."""
     inside = _window(x, draw[:, 0], draw[:, 1], side)
-    edge = torch.minimum(torch.maximum(best + 2 * eps * signs(draw[:, 2:, None, None]), x - eps), x + eps).clamp(0, 1)
+    edge = project(best + 2 * budget.eps * signs(draw[:, 2:, None, None]), x, budget)
     return torch.where(inside, edge, best)
 
 
-def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, budget: Budget) -> Tensor:
     """The mass of one window, and what the budget has left, moved into another in the shape of ``pattern_of``."""
     delta, channels = best - x, x.shape[1]
     window, giving = _window(x, draw[:, 0], draw[:, 1], side), _window(x, draw[:, 2], draw[:, 3], side)
@@ -123,11 +123,11 @@ def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) ->
     shape = _placed(x, draw, side) * signs(draw[:, 5:, None, None])
     old = delta * window
     shape = shape + old / (_channel_norm(old) + 1e-12)
-    left = (eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
+    left = (budget.eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
     mass = (left + _channel_norm(delta * both) ** 2).sqrt()
     shape = shape / (_channel_norm(shape) + 1e-12) * mass
     delta = torch.where(window, shape, torch.where(both, 0.0, delta))
-    return (x + delta / per_image(l2_norm(delta) + 1e-12) * eps).clamp(0, 1)
+    return (x + delta / per_image(l2_norm(delta) + 1e-12) * budget.eps).clamp(0, 1)
 
 
 def _placed(x: Tensor, draw: Tensor, side: Tensor) -> Tensor:
