@@ -1,5 +1,6 @@
-"""Files: every name in a run folder, atomic writes, checked reads, sha256."""
+"""Files: atomic writes, checked reads, sha256, and a lock that the system releases however its holder ends."""
 
+import errno
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ArtifactError, StorageError
 from .foreign import parse_json, reading
@@ -52,7 +53,6 @@ def temporary_prefix(target: Path) -> str:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Replace ``target`` by ``data``, atomically."""
     with atomic_write(target) as temporary:
         temporary.write_bytes(data)
 
@@ -86,7 +86,6 @@ def set_aside(path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while piece := handle.read(1 << 20):
@@ -172,3 +171,30 @@ def _checked(path: Path, load: Callable[[], Any]) -> Any:
 
 def _again(path: Path) -> str:
     return f"delete it, then run the same command again: {shlex.join(['rm', '-r', str(path)])}"
+
+
+@contextmanager
+def locked(file: Path, *, shared: bool = False, wait: bool = False) -> Iterator[str | None]:
+    """Hold ``file`` alone; or, ``shared``, together with others who do, as long as nobody has it alone.
+
+    Yields None, or why there is no lock: nothing then keeps others away. Raises BlockingIOError where another holds the
+    file and ``wait`` is False, OSError where it cannot be opened.
+    """
+    # "a+": a network folder gives a shared lock only on a file open for reading, an exclusive one on one for writing
+    with open(file, "a+") as handle:
+        yield _lock(handle, shared, wait)
+
+
+def _lock(handle: IO[str], shared: bool, wait: bool) -> str | None:
+    try:
+        import fcntl
+    except ImportError:
+        return "no locks on this system"
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
+        return error.strerror or str(error)
+    return None

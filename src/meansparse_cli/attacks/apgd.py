@@ -18,12 +18,9 @@ RHO = 0.75  # below this fraction of increasing steps, the step size halves
 
 
 class APGDRule(Ascent):
-    """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
+    """APGD on ``loss``: per example the trajectory of AutoAttack's from the same start, up to the break.
 
-    Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``, ``n_attempts`` to
-    the ``N_TARGETS`` likeliest classes of a targeted loss, else to one start. A row carries its
-    step size, the move before, the gradient at the best point and the counters of the checkpoints.
+    ``n_attempts`` defaults to the ``N_TARGETS`` likeliest classes of a targeted loss, else to one start.
     """
 
     def __init__(
@@ -39,7 +36,6 @@ class APGDRule(Ascent):
         self.least_interval = max(int(0.06 * n_steps), 1)
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
-        """State of rows at their start; the values that the first step sets are placeholders."""
         super().begin(batch, generators)
         x, step = batch["x"], batch["step"]
         zeros = torch.zeros(len(step), device=x.device)

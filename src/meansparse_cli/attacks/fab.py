@@ -30,9 +30,7 @@ NEWTON_STEPS = 20  # at most; three or four are the rule
 class FABRule:
     """FAB aimed in turn at the ``min(9, n_classes - 1)`` likeliest other classes, from the clean image.
 
-    An image farther than eps is not claimed. It has no random part, so its result does not depend on the seed, nor on
-    the batch. ``n_steps`` defaults to ``N_STEPS``, one iteration each; where a row is broken, ``point`` is the
-    adversarial image.
+    An image farther than eps is not claimed. It has no random part.
     """
 
     is_targeted, n_attempts = True, N_TARGETS

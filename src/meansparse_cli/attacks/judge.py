@@ -63,11 +63,7 @@ def variants_set(model: nn.Module, alphas: Tensor | None) -> Iterator[Tensor | N
 
 @contextmanager
 def under_attack(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters, restored on leaving.
-
-    Frozen, because an attack wants the gradient of the image: pyautoattack's ``backward`` would fill ``.grad`` of every
-    parameter, and pay for it.
-    """
+    """Evaluation mode and frozen parameters, restored on leaving: an attack wants the image's gradient alone."""
     training = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -86,8 +82,8 @@ def under_attack(model: nn.Module) -> Iterator[None]:
 class CountedModel:
     """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
 
-    ``forward_passes`` and ``backward_passes`` count examples, not calls. Raises ``AttackError`` when the output is
-    anything but (n, n_classes) finite logits, or has no gradient where one is asked for.
+    Passes are counted in examples. Raises ``AttackError`` when the output is anything but (n, n_classes) finite logits,
+    or has no gradient where one is asked for.
 
     With ``base_gradient`` the logits are the model's, their gradient in the image is the base model's (every MeanSparse
     operator off), from a second forward pass: a loss is climbed at its true value, along the base model's Jacobian.

@@ -55,9 +55,8 @@ class AttackTask:
 class SearchOutcome:
     """The claims of a search, before the judge has seen them.
 
-    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
-    of highest loss in the last attempt, or the clean one. ``passes`` (n, 2) int64 on the CPU: forward and backward
-    passes spent on each example.
+    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere any.
+    ``passes`` (n, 2) int64 on the CPU: forward and backward passes spent on each example.
     """
 
     points: Tensor
@@ -91,16 +90,9 @@ class Rule(Protocol):
         ...
 
 
-def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> SearchOutcome:
-    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
-
-    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted attacks. None: as
-    ``rule.is_targeted`` says.
-    """
-    if targets is None:
-        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
-        targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
-    queue = _Queue(task, rule, targets)
+def search(task: AttackTask, rule: Rule) -> SearchOutcome:
+    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs."""
+    queue = _Queue(task, rule)
     while queue.admit():
         left = rule.look(task.model, queue.batch)
         if any(left):
@@ -114,9 +106,11 @@ def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> Searc
 class _Queue:
     """The examples that wait, those in the batch, and the outcomes of the others."""
 
-    def __init__(self, task: AttackTask, rule: Rule, targets: Tensor) -> None:
-        self.task, self.rule, self.targets = task, rule, targets
-        (n, self.n_attempts), x = targets.shape, task.examples.x
+    def __init__(self, task: AttackTask, rule: Rule) -> None:
+        self.task, self.rule, x = task, rule, task.examples.x
+        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
+        self.targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
+        n, self.n_attempts = self.targets.shape
         self.points, self.claimed = x.clone(), torch.zeros(n, dtype=torch.bool, device=x.device)
         self.passes = torch.zeros(n, 2, dtype=torch.int64)
         self.waiting = deque((example, 0) for example in range(n))

@@ -57,20 +57,14 @@ def run_attack(
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> AttackResult:
-    """Attack n examples and judge every break afresh.
+    """Attack n examples, on any device, and judge each break afresh; images returned are exactly inside the budget.
 
-    The images may be on another device than the model. ``alphas`` is a variant of ``problem.model``, a
-    ``SparsifiedModel``: an alpha for each site, (n_sites,), or for each example and site, (n, n_sites), so that one
-    batch serves many variants; None: the model as it stands. An example starts at the same point whatever its variant.
-    Examples misclassified at the clean image are broken as they are and cost one forward pass. ``on_progress`` is
-    called with the number of examples finished since its last call; over a run these add up to n.
-
-    Returns adversarial images inside the budget and [0, 1], exactly, on the device of the examples. An example counts
-    as broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An
-    example has the same result whatever the batch size, the order, and the other examples, as far as the model's own
-    outputs do.
-
-    Where the memory of a GPU ends, the attack begins anew with half the batch, which this model keeps from then on.
+    ``alphas``: a variant of ``problem.model``, (n_sites,), or one for each example, (n, n_sites), so that one batch
+    serves many; None: the model as it stands. An example has the same start whatever its variant, and the same result
+    whatever the batch size, the order, and the other examples, as far as the model's own outputs do. Examples
+    misclassified at the clean image are broken as they are, for one forward pass. ``on_progress`` is called with the
+    number of examples finished since its last call. Where the memory of a GPU ends, the attack begins anew with half
+    the batch, which this model keeps from then on.
 
     Raises ``ConfigError`` (unknown attack), ``DataError`` (images or labels of the wrong kind), ``AttackError`` (the
     model's outputs are not (n, n_classes) finite logits) and ``torch.OutOfMemoryError`` (one image is too large).

@@ -23,10 +23,9 @@ def example_generator(seed: int, attack: str, attempt: int, index: int) -> torch
 
 
 def boundary_start(image: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
-    """APGD's start: a random direction scaled to the budget's boundary, clipped to [0, 1].
+    """APGD's start, as in AutoAttack: a random direction scaled to the budget's boundary, clipped to [0, 1].
 
-    ``image`` (channels, height, width). Linf: uniform noise divided by its largest entry; L2: a uniform direction
-    (Croce & Hein 2020, as AutoAttack implements it).
+    ``image`` (channels, height, width). Linf: uniform noise divided by its largest entry; L2: a uniform direction.
     """
     if budget.norm == "Linf":
         noise = 2 * torch.rand(image.shape, generator=generator) - 1

@@ -36,7 +36,6 @@ class TimeUp(Stopped):
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """A handler for the signals of batch systems."""
     raise Terminated
 
 

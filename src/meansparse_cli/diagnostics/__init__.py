@@ -1,9 +1,9 @@
 """Sanity checks of an evaluation: reasons not to believe it, each with the number behind it. A file a question.
 
-``diagnose``, below, asks all of them. They are what a sceptical reader asks for after "Evaluating adversarial
-robustness" (Carlini et al. 2019), what AutoAttack flags, the indicators of attack failure of Pintor et al. (2022), and
-what follows from the operator itself: what it masks, and where its gradient points. An image that breaks an example on
-the way counts in the worst case. In options, reports and state folders the checks are called ``doubts``.
+``diagnose``, below, asks all of them. They are from "Evaluating adversarial robustness" (Carlini et al. 2019), what
+AutoAttack flags, the indicators of attack failure of Pintor et al. (2022), and what follows from the operator itself.
+An image that breaks an example on the way counts in the worst case. In options, reports and state folders the checks
+are called ``doubts``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.cells import FoundImages
 from ..engine.comparison import Evaluation
-from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
+from ..engine.outcomes import MODELS, WORST_CASE, is_bpda
 from ..ledger import Ledger
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
@@ -55,10 +55,9 @@ def diagnose(
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
 
-    ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the
-    model's device. ``kept``: each kind of check is kept there as it ends, and read back. ``on_kind`` is called as each
-    kind begins, with what it is of, how many are done and how many there are. Nothing is left changed on the model.
-    Costs about ``DIAGNOSTICS_COST``.
+    ``problem``: as it was evaluated. ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each
+    kind of check is kept there as it ends, and read back. ``on_kind`` is called as each kind begins, with what it is
+    of, how many are done and how many there are.
     """
     found: list[Diagnostic] = []
     images: dict[str, FoundImages] = {}
@@ -72,12 +71,11 @@ def diagnose(
     names = MODELS if evaluation.alpha else MODELS[:1]
     for m, name in enumerate(names):
         with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
-            outcomes = evaluation.outcomes(name)
-            robust = outcomes.robust_to(attack_groups(evaluation.attacks)[WORST_CASE])
+            robust = evaluation.robust(name, WORST_CASE)
             assert robust is not None  # what every attack has been given is known
             right, withstood = (
                 torch.from_numpy(mask[: len(examples)].copy()).to(examples.x.device)
-                for mask in (outcomes.correct, robust)
+                for mask in (evaluation.outcomes(name).correct, robust)
             )
             bpda = any(is_bpda(attack) for attack in evaluation.attacks)
             subject = Subject(name, problem, examples, right, withstood, bpda)
@@ -101,10 +99,7 @@ def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
 
 
 class KeptAnswers:
-    """Answers that outlive a kill, each kind of check of each model as it ends.
-
-    In ``folder``, a folder for each ``key``, which names all that the answers depend on.
-    """
+    """Answers that outlive a kill: in ``folder``, a folder for each ``key``, all that they depend on."""
 
     def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:
         # below a folder of its own: two folders below an evaluation's state, every file is taken for outcomes

@@ -36,8 +36,8 @@ def audit(
     """``model`` with and without its defence under the same attacks, judged afresh; ``.verdict`` says what it is worth.
 
     ``x`` (n, channels, height, width) float32 in [0, 1], ``y`` (n,) labels; ``model`` gives logits (n, n_classes).
-    ``defence``: a pattern of the names of its modules, or pattern -> surrogate: what an attack differentiates in their
-    place (BPDA), a function of a module's input that gives the shape of its output; None: identity. ``base``: the model
+    ``defence``: a pattern of the names of its modules, or pattern -> surrogate: a function of a module's input that an
+    attack differentiates in its place (BPDA); None: identity. ``base``: the model
     to compare with, by default ``model`` with these modules replaced by identity. ``n_draws``: for a random defence,
     passes that each prediction and each gradient averages (EOT, Athalye et al. 2018). Neither model is changed. In the
     outcome ``sparsified`` is the model with its defence.

@@ -70,8 +70,7 @@ class Distances:
     ) -> tuple[Tensor, FoundImages]:
         """The levels (m,) int64, ``NOWHERE`` at most, of examples at ``rows`` (m,) that are robust on ``name``.
 
-        And the images inside the budget that were found on the way: they break what every attack had left.
-        ``on_progress`` is told how many more are known.
+        And the images inside the budget that were found on the way. ``on_progress`` is told how many more are known.
         """
         variant, levels, inside = self.cells.everywhere(alpha), [torch.zeros(0, dtype=torch.int64)], []
         for part in rows.split(self.cells.problem.batch_size) if len(rows) else ():

@@ -25,10 +25,9 @@ from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
 @dataclass(frozen=True)
 class Plan:
-    """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
+    """``individual``: each attack is tried on every example that is correct at its clean image, at a higher cost.
 
-    ``individual``: each attack is tried on every example that is correct at its clean image, which gives each a number
-    of its own and costs several times as much. ``finish``: what is not on disk is done, not noted as ``missing``.
+    ``finish``: what is not on disk is done, not noted as ``missing``.
     """
 
     attacks: tuple[str, ...]
@@ -105,11 +104,10 @@ class _Turn:
 class EvaluationRun:
     """n ``examples`` on both models of ``problem``, whose ``batch_size`` is also what a kill can cost.
 
-    Finished chunks are read back from ``folder``; killed at any moment and run again, the outcomes are the same. More
-    examples or a further attack add to what is there; batch size, device and form of the search may change.
-    ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here, by the same image.
-    It is not attacked again once both models have fallen: until then one model's images at this eps are still to be
-    tried on the other.
+    What ``folder`` has is read back; more examples or a further attack add to it, batch size, device and form of the
+    search may change. ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here,
+    by the same image. It is not attacked again once both models have fallen: until then one model's images at this eps
+    are still to be tried on the other.
 
     Raises ``ArtifactError`` where the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and
     ``AttackError`` as ``run_attack`` does.
@@ -175,7 +173,6 @@ class EvaluationRun:
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
-        """The outcomes so far."""
         examples, alpha = self.cells.examples, self.plan.alpha
         base = self._outcomes("base")
         nothing_spent = dict.fromkeys(base.spent, Spent())
@@ -288,8 +285,7 @@ def evaluate_each_eps(
 ) -> dict[str, EvaluationRun]:
     """``begin(eps, the run before)`` for every eps of ``grid``, ascending; its attacks, then images from elsewhere.
 
-    An image that broke an example at one eps is inside every larger budget: from the smallest eps up, nobody is
-    attacked again by what has already broken it.
+    An image that broke an example at one eps is inside every larger budget.
     """
     runs: dict[str, EvaluationRun] = {}
     smaller: EvaluationRun | None = None

@@ -25,7 +25,7 @@ from ..sites.rules import select_sites
 from ..stats.paired import PairedDifference, paired_difference
 from .audit import BATCH_SIZE, attacked
 from .comparison import Evaluation
-from .outcomes import CLEAN, PLAIN, WORST_CASE, attack_groups
+from .outcomes import ROWS
 
 Batch = Tensor | Sequence[Tensor]
 
@@ -33,9 +33,9 @@ Batch = Tensor | Sequence[Tensor]
 def calibrate(model: nn.Module, loader: Iterable[Batch], *, sites: str = "all") -> Checkpoint:
     """Channel means and standard deviations at the activations of ``model``, over one pass of ``loader``.
 
-    A batch is images (n, channels, height, width) in [0, 1], or begins with them, as those of a ``DataLoader`` do.
-    ``sites``: a rule as ``--sites`` takes it. The model is left as it was. Equations 2 and 3 of the paper, pooled over
-    all images. Raises DataError for no batch, SiteError and StatisticsError as ``meansparse calibrate`` does.
+    A batch is images (n, channels, height, width) in [0, 1], or begins with them. ``sites``: as ``--sites`` takes it.
+    Equations 2 and 3 of the paper, pooled over all images. Raises DataError for no batch, SiteError and StatisticsError
+    as ``meansparse calibrate`` does.
     """
     batches, device = iter(loader), device_of(model)
     first = next(batches, None)
@@ -93,12 +93,8 @@ def compare(first: Evaluation, other: Evaluation) -> dict[str, PairedDifference]
         hint = "give both the same x, y and budget"
         raise DataError("the two evaluations are of other images, or of another budget", hint=hint)
     found = {}
-    for row in (CLEAN, PLAIN, WORST_CASE):
-        groups = [attack_groups(one.attacks).get(row) for one in (first, other)]
-        ours, theirs = (
-            None if attacks is None else one.outcomes("sparsified").robust_to(attacks)
-            for one, attacks in zip((first, other), groups, strict=True)
-        )
+    for row in ROWS:
+        ours, theirs = (one.robust("sparsified", row) for one in (first, other))
         if ours is not None and theirs is not None:
             found[row] = paired_difference(theirs, ours)
     return found

@@ -15,16 +15,17 @@ MODELS: tuple[ModelName, ModelName] = ("base", "sparsified")
 ATTACKS_VERSION = 2
 """Raised when an attack of the catalogue finds other images than before."""
 CLEAN, PLAIN, TRANSFER, WORST_CASE = "clean", "plain attacks", "transfer", "worst case"
+ROWS = (CLEAN, PLAIN, WORST_CASE)
+"""What two evaluations are compared by."""
 
 
 @dataclass(frozen=True)
 class Spent:
     """The cost of an attack on one model, over every session that worked on it; passes are counted in examples.
 
-    ``rejected``: breaks claimed by the attack and refused by the judge. ``unconfirmed``: breaks that an earlier session
-    kept and that do not hold when they are read back and judged, and so do not count. ``n_attacked`` examples were
-    searched, not taken over from a smaller eps, ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the
-    passes.
+    ``rejected``: breaks refused by the judge. ``unconfirmed``: breaks that an earlier session kept and that do not hold
+    when they are judged again. ``n_attacked`` examples were searched, not taken over from a smaller eps,
+    ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the passes.
     """
 
     forward_passes: int = 0
@@ -67,7 +68,6 @@ class ModelOutcomes:
 
 
 def is_bpda(attack: str) -> bool:
-    """See ``AttackSpec.is_bpda``."""
     return attack != TRANSFER and find_attack(attack).is_bpda
 
 

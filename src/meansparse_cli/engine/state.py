@@ -107,10 +107,9 @@ def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
 class EvaluationState:
     """The state folder of one evaluation, as the n ``examples`` see it.
 
-    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` must be that
-    of everybody who wrote here, ``attack_versions`` (attack -> what it does) must agree for the attacks both know;
-    further attacks may join later. More examples may follow, none may change. Raises ``ArtifactError`` with the
-    differences.
+    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` and
+    ``attack_versions`` (attack -> what it does) as in ``Ledger``. More examples may follow, none may change. Raises
+    ``ArtifactError`` with the differences.
     """
 
     def __init__(
@@ -147,7 +146,6 @@ class EvaluationState:
             row_of[chunk.positions[known]] = -1  # two shardings may have attacked the same example at the same time
 
     def append(self, model: str, attack: str, chunk: Chunk) -> str:
-        """Put a finished chunk on disk; returns its name."""
         return self.ledger.append(f"{model}/{attack}", vars(replace(chunk, positions=self.positions[chunk.positions])))
 
     def _check_examples(self, examples: Examples) -> None:

@@ -45,7 +45,6 @@ class Judgement:
         return self.n_not_finite + self.n_outside_range + self.n_outside_budget == 0
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values; accuracies are fractions."""
         row: dict[str, Any] = {key: value for key, value in vars(self).items() if not isinstance(value, dict)}
         for model, robust in self.robust.items():
             row[model] = {
@@ -58,10 +57,9 @@ class Judgement:
 
 
 def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alpha: float) -> Judgement:
-    """Check ``given`` against the n examples that it is of.
+    """Check ``given`` against the n examples that it is of, by a sparsified model at 0 and at ``alpha``, or a base one.
 
-    The model is a ``SparsifiedModel``, judged at alpha = 0 and at ``alpha``, or a plain base model. An image that
-    breaks the rules shows nothing: its example counts as if it had none.
+    An image that breaks the rules shows nothing: its example counts as if it had none.
     """
     images, clean, budget = given.images, examples.x[given.rows], problem.budget
     kept = compliance(images, clean, budget, slack=ROUNDING[budget.norm])

@@ -86,23 +86,6 @@ Found = Mapping[ModelName, AdversarialExamples]
 """Model -> what broke an example of it."""
 
 
-def save_witnesses(
-    folder: Path, found_on: Found, run: EvaluationRun, test: "Subset[tuple[Tensor, int]]", operator: str
-) -> list[Path]:
-    """``witnesses.safetensors``, and a ``.pt`` for each model the size of ``test``; returns the files.
-
-    ``operator``: ``Checkpoint.in_words``.
-    """
-    files = [folder / "witnesses.safetensors"]
-    save_adversarial(files[0], found_on, run, operator)
-    for name, found in found_on.items():
-        file = folder / f"witnesses-{name}.pt"
-        if save_external(file, test, found, len(run.cells)):
-            files.append(file)
-    log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({files[0]})")
-    return files
-
-
 def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: str) -> None:
     """Write ``witnesses.safetensors``; equal examples give equal bytes. ``operator``: ``Checkpoint.in_words``."""
     names = sorted({name for found in found_on.values() for name in found.found_by})
@@ -124,6 +107,7 @@ def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: 
         "found_by": json.dumps(names),
     }
     save_tensors(path, tensors, about)
+    log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({path})")
 
 
 def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", found: AdversarialExamples, n_evaluated: int) -> bool:

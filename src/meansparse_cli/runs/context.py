@@ -44,6 +44,7 @@ from .report import (
     plain,
     read_report,
     verify_outputs,
+    with_options,
     write_report,
 )
 
@@ -62,11 +63,7 @@ class RunContext(Generic[Config]):
     def __init__(
         self, stage: str, config: Config, sources: dict[str, str] | None = None, *, fresh: bool = False
     ) -> None:
-        """Open the run that the settings mean.
-
-        Raises ArtifactError where its folder is of another model, or where ``--weights`` of a later stage are not those
-        that were fetched: it would not use them.
-        """
+        """Raises ArtifactError where the run is of another model, or ``--weights`` are not those that were fetched."""
         self.stage, self.config, self.sources = stage, config, sources or {}
         self.fresh, self.started = fresh, time.monotonic()
         self.inputs: dict[str, str] = {}
@@ -152,7 +149,6 @@ class RunContext(Generic[Config]):
     def write(
         self, outputs: list[Path], results: dict[str, Any], *, device: str | None = None, path: Path | None = None
     ) -> Path:
-        """Write the report of the stage, the last thing it does."""
         path = path or self.place.paths.report(self.stage)
         parts: dict[str, Any] = {
             "config": config_block(self.config, self.sources),
@@ -198,10 +194,7 @@ class RunContext(Generic[Config]):
         return self.report("fetch")["results"]["sha256"]  # type: ignore[no-any-return]
 
     def base(self, rule: str = "all", *, device: str | None = None) -> nn.Module:
-        """The base model; its architecture has places for the authors' operators where the site rule speaks of them.
-
-        Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
-        """
+        """The base model; its architecture has places for the authors' operators where the site rule speaks of them."""
         check_code(self.run, self.config)
         model = load_model(
             self.run.source,
@@ -219,7 +212,6 @@ class RunContext(Generic[Config]):
         return model.to(device or self.device).eval()
 
     def eps_of(self, given: str | None) -> str:
-        """The budget or grid of budgets: ``eps_for``."""
         return eps_for(given, self.run.source.dataset, self.run.norm)
 
     def _check_weights(self, weights: Path) -> None:
@@ -234,9 +226,8 @@ class RunContext(Generic[Config]):
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
         given, names = self.report("fetch")["config"]["settings"], ("norm", "weights", "weights_key", "from_file")
-        words = [w for k in names if given.get(k) is not None for w in (f"--{k.replace('_', '-')}", str(given[k]))]
-        words += ["--run", str(self.run.paths.folder), "--fresh"]
-        return f"{fetch_command(self.run.source)} {shlex.join(words)}"
+        command = shlex.join(with_options(fetch_command(self.run.source), "fetch", given, names))
+        return f"{command} {shlex.join(['--run', str(self.run.paths.folder), '--fresh'])}"
 
     # ---- images
 

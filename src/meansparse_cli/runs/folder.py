@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, CheckpointError, ConfigError, StorageError
+from ..files import locked
 from ..ledger import key_digest
-from ..lock import locked
 from ..models.names import model_options
 from ..models.published_checkpoint import read_published
 from ..models.source import ModelSource, resolve_model
@@ -42,10 +42,8 @@ class Run:
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
         folder = self.paths.folder
-        if self.shard is not None:
-            folder = folder.parent.parent
-        if self.name is not None:
-            folder = folder.parent.parent
+        for part in (self.shard, self.name):
+            folder = folder if part is None else folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
             model = model_options(self.source)

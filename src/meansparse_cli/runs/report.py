@@ -68,7 +68,6 @@ class RunPaths:
         self.state = folder / "state"
 
     def report(self, stage: str) -> Path:
-        """The YAML of a stage."""
         return self.folder / f"{stage}.yaml"
 
 
@@ -258,23 +257,20 @@ def _content_hash(report: dict[str, Any]) -> str:
 
 
 def _provenance(device: str, seconds: float) -> dict[str, Any]:
+    gpu = {}
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = {"gpu": torch.cuda.get_device_name(device)}
     return {
         "versions": versions(),
         "device": device,
-        **_gpu(device),
+        **gpu,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _gpu(device: str) -> dict[str, str]:
-    if not device.startswith("cuda"):
-        return {}
-    import torch
-
-    return {"gpu": torch.cuda.get_device_name(device)}
 
 
 def machine_of(provenance: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
 from .find_eps import find_eps
-from .gather import every_nth, missing_shards, say_begun, shards_begun
+from .gather import begin_shard, missing_shards, shards_begun
 from .plan import plan_evaluation
 from .witnesses import keep_witnesses
 
@@ -73,11 +73,14 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if done := _done(context, asked.shard):
         return done
     work = _begin(context, asked)
+    allowed = work.allowed(asked.pool)
+    for name, found in asked.pool.items():
+        of_these = f"{len(found):,} images of {name} are of these {len(work.examples):,} examples"
+        note(f"pool: {of_these}, {allowed[name]:,} inside the budget")
     if context.config.plan:
         plan_evaluation(context, work.problem, work.examples, asked.alpha, work.state_folder)
         return None
     runs = work.attack()
-    allowed = work.allowed(asked.pool)
     diagnosis = None
     if context.config.doubts:
         diagnosis = work.diagnose(runs[work.eps].evaluation())
@@ -159,15 +162,11 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
     work = _Work(context, asked, replace(problem, search_model=form), examples, grid, eps, channels_last)
-    for name, n_allowed in work.allowed(asked.pool).items():
-        note(
-            f"pool: {len(asked.pool[name]):,} images of {name} are of these {len(examples):,} examples, "
-            f"{n_allowed:,} inside the budget"
-        )
-    if context.fresh:
-        work.discard()
+    if begins_anew:
+        discard(work.state_folder)
+        discard(context.whole.paths.folder / "shards")  # reports about what is gone now
     if asked.shard is not None and not config.plan:
-        say_begun(context)
+        begin_shard(context, work.state_folder)
     return work
 
 
@@ -206,15 +205,6 @@ class _Work:
         source, split = self.context.run.source.name, self.context.config.split
         return f"{source}, {self.operator}, {len(self.examples):,} {split} images{part}"
 
-    def discard(self) -> None:
-        """Throw away what was done before; a shard what it wrote itself."""
-        if self.asked.shard is not None:
-            for file in self.asked.shard.files_in(self.state_folder):
-                file.unlink()
-            return
-        discard(self.state_folder)
-        discard(self.context.whole.paths.folder / "shards")  # reports about what is gone now
-
     def allowed(self, pool: Pool) -> dict[str, int]:
         """How many images of a pool an attacker may use, by where from."""
         cells = Cells(self.problem, self.examples)
@@ -240,7 +230,8 @@ class _Work:
             runs = evaluate_each_eps(begin, self.grid, self.asked.pool)
         missing = torch.stack([run.missing for run in runs.values()]).any(dim=0)
         if missing.any():
-            raise missing_shards(context, begun, every_nth(missing.tolist()))
+            undone = missing.nonzero().flatten().tolist()
+            raise missing_shards(context, begun, [1] * len(missing), undone, "examples")
         return runs
 
     def diagnose(self, evaluation: Evaluation) -> Diagnosis:

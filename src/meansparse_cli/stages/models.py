@@ -13,10 +13,7 @@ from ..reporting.model_tables import models_tables
 def select_models(
     dataset: str | None = None, threat: str | None = None, pattern: str | None = None
 ) -> list[PublishedModel]:
-    """The models that fit every filter; ``pattern`` is a glob (``wang2023*``) or a part of a name, in any case.
-
-    Raises ConfigError for a data set or threat nobody has, ModelNotFound if nothing is left.
-    """
+    """The models that fit every filter; ``pattern`` is a glob (``wang2023*``) or a part of a name, in any case."""
     models = published_models()
     for option, value, known in (
         ("dataset", dataset, dict.fromkeys(m.dataset for m in models)),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..engine.evaluate import EvaluationRun
-from ..engine.witnesses import collect_adversarial, save_witnesses
+from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
 from ..reporting.console import note
 from ..reporting.gallery import draw_gallery
 from ..runs.context import RunContext
@@ -19,7 +19,11 @@ def keep_witnesses(
     up_to_this = [run for one, run in runs.items() if eps_value(one) <= eps_value(eps)]
     folder, test = context.place.paths.folder, context.split(context.config.split)
     found_on, examples = collect_adversarial(up_to_this), up_to_this[-1].cells.examples
-    files = save_witnesses(folder, found_on, up_to_this[-1], test, operator)
+    files = [folder / "witnesses.safetensors"]
+    save_adversarial(files[0], found_on, up_to_this[-1], operator)
+    for name, found in found_on.items():
+        file = folder / f"witnesses-{name}.pt"
+        files += [file] if save_external(file, test, found, len(examples)) else []
     clean = dict(zip(examples.indices.tolist(), examples.x.cpu(), strict=True))
     png, svg = folder / "gallery.png", folder / "gallery.svg"
     title = f"{context.run.source.name}, {operator}, {context.run.norm} {eps}: the first examples that were broken"

@@ -53,11 +53,8 @@ def rank_here() -> Rank | None:
         return None
 
 
-def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path]) -> Path | None:
-    """The shard of this rank; then, on the first, all of them gathered. The others return None.
-
-    Raises what the shard raises, with the number of the rank.
-    """
+def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path | None]) -> Path | None:
+    """The shard of this rank; then, on the first, all of them gathered. The others return None."""
     import torch.distributed as distributed
 
     with met(rank):
@@ -72,12 +69,29 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
 
 @contextmanager
 def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
-    """A process group of all ranks; what one of them raises has its number, and only the first is heard."""
-    import torch.distributed as distributed
+    """A process group of all ranks, who are to be there soon and then wait for each other as long as it takes.
 
-    _meet(rank, backend)
-    with _named(f"rank {rank.number} of {rank.world}"):
+    What one of them raises has its number.
+    """
+    import torch.distributed as distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    who = f"rank {rank.number} of {rank.world}"
+    try:
+        store, number, world = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigError(
+            f"{who}: no other ranks at {where}: {str(error).splitlines()[0]}",
+            hint="are all nodes up, and is this address right? torchrun --rdzv-endpoint HOST:PORT",
+        ) from error
+    try:
         yield
+    except MeanSparseError as error:
+        error.message = f"{who}: {error.message}"
+        raise
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
 
 
@@ -96,28 +110,8 @@ def _as_local_rank(work: Work, port: int, shard: str) -> None:
     work(shard)
 
 
-def _meet(rank: Rank, backend: str) -> None:
-    """Join the other ranks, which are to be there soon; afterwards they wait for each other as long as it takes."""
-    import torch.distributed as distributed
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store, number, world = next(rendezvous("env://", timeout=MEETING))
-        store.set_timeout(PATIENCE)
-        distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise ConfigError(
-            f"rank {rank.number} of {rank.world}: no other ranks at {where}: {str(error).splitlines()[0]}",
-            hint="are all nodes up, and is this address right? torchrun --rdzv-endpoint HOST:PORT",
-        ) from error
-
-
 def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
-    """All shards, each in a process of its own; the first one shows how far it is.
-
-    Raises the first error of a worker, with its number; the others are ended then.
-    """
+    """All shards, each in a process of its own, of which the first shows how far it is; the first error ends all."""
     n_cores = cores_here()
     if n_cores < n and not on_gpu:
         note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
@@ -145,10 +139,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
 
 
 def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None, told: tuple[bool, float]) -> None:
-    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C.
-
-    ``told``: whether the parent is quiet, and the seconds between its log lines.
-    """
+    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C."""
     heartbeat.every = told[1]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -158,11 +149,9 @@ def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None,
     try:
         with quiet(told[0] or i > 0):
             work(f"{i + 1}/{n}")
-    except MeanSparseError as error:
-        pipe.send((error.message, error.hint, error.exit_code))
-        os._exit(1)
     except Exception as error:
-        pipe.send((f"{type(error).__name__}: {error}", None, MeanSparseError.exit_code))
+        known = error if isinstance(error, MeanSparseError) else MeanSparseError(f"{type(error).__name__}: {error}")
+        pipe.send((known.message, known.hint, known.exit_code))
         os._exit(1)
 
 
@@ -184,15 +173,6 @@ def _failure(who: str, exit_code: int | None, pipe: Connection) -> MeanSparseErr
     failure = MeanSparseError(f"{who}: {message}", hint=hint or again)
     failure.exit_code = code
     return failure
-
-
-@contextmanager
-def _named(who: str) -> Iterator[None]:
-    try:
-        yield
-    except MeanSparseError as error:
-        error.message = f"{who}: {error.message}"
-        raise
 
 
 @contextmanager

@@ -76,10 +76,7 @@ def _key(row: Row | ZooEntry) -> tuple[str, ...]:
 
 
 def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float]:
-    """Rows of an earlier check that need not be done again, its peak memory and its wall time.
-
-    None if the versions changed.
-    """
+    """Rows of an earlier check that need not be done again, its peak memory and its wall time."""
     if not path.exists():
         return {}, 0.0, 0.0
     report = read_report(path, STAGE, mend="meansparse models --check")

@@ -99,10 +99,7 @@ def paired_difference(correct: Outcomes, reference: Outcomes) -> PairedDifferenc
 
 
 def side_of_zero(differences: NDArray[Any]) -> int:
-    """Is the mean of per-example differences (n,) above zero (1), below it (-1), or is that not clear (0)?
-
-    As ``PairedDifference.is_clear``, for differences of any size, such as those between two gains.
-    """
+    """On which side of zero is the mean of differences (n,) of any size, as in ``PairedDifference.is_clear``?"""
     if np.count_nonzero(differences) < MIN_FLIPS:
         return 0
     low, high = interval_95_of(float(differences.sum()), float((differences**2).sum()), len(differences))
