@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.apgd import APGDRule
+from meansparse_cli.attacks.budget import boundary_start, example_generator, uniform_start
 from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.losses import (
     choose_loss,
@@ -22,7 +23,6 @@ from meansparse_cli.attacks.losses import (
 )
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, SearchOutcome, search
-from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
 from meansparse_cli.data.examples import Examples
 
 N_EXAMPLES = 10

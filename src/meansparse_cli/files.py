@@ -104,17 +104,13 @@ def read_json(path: Path) -> dict[str, Any]:
     content = _checked(path, lambda: parse_json(path.read_bytes()))
     digest = content.pop(DIGEST, None)
     if digest is None:  # older files have none; nor has one whose name for it was damaged
-        digests = (key for key, value in content.items() if isinstance(value, str) and len(value) == _SEAL)
-        damaged = any(_digest(_without(content, key)) == content[key] for key in digests)
+        digests = [key for key, value in content.items() if isinstance(value, str) and len(value) == _SEAL]
+        damaged = any(_digest({k: content[k] for k in content if k != key}) == content[key] for key in digests)
     else:
         damaged = digest != _digest(content)
     if damaged:
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
     return content  # type: ignore[no-any-return]
-
-
-def _without(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {other: value for other, value in content.items() if other != key}
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -140,19 +136,13 @@ def load_torch(path: Path) -> dict[str, Any]:
     import torch
 
     data = _checked(path, path.read_bytes)
-    if not _is_sealed(data) and not (_has_no_seal(data) and is_whole(path)):
+    is_sealed = data[-_SEAL:] == hashlib.sha256(data[:-_SEAL]).hexdigest().encode()
+    # older files have no seal: the zip ends as torch ends it, with the 22 bytes of its last record and no comment
+    is_older = data[-22:-18] == b"PK\x05\x06" and data[-2:] == b"\0\0"
+    if not is_sealed and not (is_older and is_whole(path)):
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
     loaded = _checked(path, lambda: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return loaded  # type: ignore[no-any-return]
-
-
-def _is_sealed(data: bytes) -> bool:
-    return data[-_SEAL:] == hashlib.sha256(data[:-_SEAL]).hexdigest().encode()
-
-
-def _has_no_seal(data: bytes) -> bool:
-    """Whether the zip ends as torch ends it: with the 22 bytes of its last record, and an empty comment."""
-    return data[-22:-18] == b"PK\x05\x06" and data[-2:] == b"\0\0"
 
 
 def is_whole(path: Path) -> bool:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from .ascent import Ascent
-from .budget import per_image, project, steepest
+from .budget import boundary_start, per_image, project, steepest
 from .losses import N_TARGETS, LossName, choose_loss
 from .problem import Problem
 from .queue import Batch
-from .starts import boundary_start
 
 N_STEPS = 100
 MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against the last move

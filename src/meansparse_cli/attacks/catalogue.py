@@ -34,12 +34,7 @@ class AttackSpec:
 
     @property
     def is_bpda(self) -> bool:
-        """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base
-        model?
-
-        A band whose edge is sharper than ``SHARPEST_BAND`` is next to the operator itself: such an attack rules nothing
-        out.
-        """
+        """Do its gradients meet something else than the operator's derivative? A very sharp band is next to that."""
         if self.backward.startswith("soft:"):
             return float(self.backward.removeprefix("soft:")) >= SHARPEST_BAND
         return self.backward != "true"
@@ -206,10 +201,7 @@ def find_attack(name: str) -> AttackSpec:
 
 
 def expand_attacks(names: Iterable[str]) -> list[str]:
-    """Names of attacks and presets -> names of attacks, each once, cheapest first.
-
-    Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
-    """
+    """Names of attacks and presets -> names of attacks, each once, cheapest first; ``ConfigError`` for an unknown."""
     named = list(names)
     given = [name for name in named if name != "transfer"]  # which is always part of an evaluation
     if named and not given:

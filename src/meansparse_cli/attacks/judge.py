@@ -17,10 +17,7 @@ from .problem import Problem
 
 
 def judge(problem: Problem, images: Tensor, y: Tensor, alphas: Tensor | None = None) -> Tensor:
-    """(n,) bool, on the device of ``images``: misclassified, by a forward pass each as in ``logits``; ``y`` (n,).
-
-    ``alphas`` as in ``variants_set``.
-    """
+    """(n,) bool: misclassified, by a forward pass each as in ``logits``; ``y`` (n,), ``alphas`` of ``variants_set``."""
     with variants_set(problem.model, alphas) as each:
         return misclassified(logits(problem, images, each), y)
 
@@ -49,10 +46,9 @@ def logits(problem: Problem, images: Tensor, alphas: Tensor | None = None) -> Te
 
 @contextmanager
 def variants_set(model: nn.Module, alphas: Tensor | None) -> Iterator[Tensor | None]:
-    """One variant for all images, (n_sites,), for a while; yields what each forward pass has to be given: None.
+    """One variant for all images, (n_sites,), for a while; or one for each, (n, n_sites); None: the model as it stands.
 
-    Or those of ``alphas`` (n, n_sites), a variant for each image. None: the model as it stands. One for all is set in
-    the model, so that any model can be asked, whatever it does to its batch axis, in whatever form.
+    Yields what each forward pass has to be given: None where one for all is set in the model, which then may be any.
     """
     if alphas is None or alphas.ndim == 2:
         yield alphas

@@ -7,11 +7,10 @@ import math
 import torch
 
 from .ascent import Ascent
-from .budget import per_image
+from .budget import per_image, uniform_start
 from .losses import LossName, choose_loss, cross_entropy
 from .problem import Problem
 from .queue import Batch
-from .starts import uniform_start
 
 N_STEPS = 50
 PAPER_STEP_SIZE = 0.0078  # Linf, in pixel units: the reference code's value for 50 steps
@@ -19,10 +18,9 @@ STEP_SIZE = 2 / 255  # for any other number of steps
 
 
 class PGDRule(Ascent):
-    """PGD on cross-entropy from one start, uniform in the ball.
+    """PGD on cross-entropy from one start, uniform in the ball; ``n_steps`` defaults to ``N_STEPS``.
 
-    x <- projection(x + step_size * sign(gradient)), or the unit gradient for L2. ``n_steps`` defaults to ``N_STEPS``;
-    ``step_size``, in pixel units, to the constants above for Linf and to 2.5 eps / n_steps for L2.
+    ``step_size``, in pixel units, defaults to the constants above for Linf and to 2.5 eps / n_steps for L2.
     """
 
     def __init__(self, problem: Problem, *, n_steps: int | None = None, step_size: float | None = None) -> None:

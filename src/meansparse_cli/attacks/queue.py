@@ -1,8 +1,7 @@
 """Keeps a search's batch full: an example that is broken leaves at once and the next one takes its place.
 
-Every example carries its own step counter and state, so an example that has just been admitted sits beside older ones,
-and its trajectory is the one it would have alone. An example that survives an attempt (a target class) queues again for
-the next, behind the others: the batch then stays full until the last attempts.
+Every example carries its own step counter and state, so its trajectory is the one it would have alone. One that
+survives an attempt (a target class) queues again for the next, behind the others.
 """
 
 from collections import deque
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..data.examples import Examples
+from .budget import example_generator
 from .judge import CountedModel
 from .losses import likely_targets
 from .problem import Problem
-from .starts import example_generator
 
 Batch = dict[str, Tensor]
 """Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position),
@@ -67,9 +66,9 @@ class SearchOutcome:
 class Rule(Protocol):
     """One attack, as the queue runs it; it keeps nothing of an example but in the batch."""
 
-    is_targeted: bool
-    """True: each attempt aims at another of the likeliest classes at the clean image."""
-    n_attempts: int
+    is_targeted: bool = False
+    """Whether each attempt aims at another of the likeliest classes at the clean image."""
+    n_attempts: int = 1
     """How often an example that is not broken comes round again, each time from another start; at most as often as
     there are other classes where the rule is targeted."""
 
@@ -82,8 +81,7 @@ class Rule(Protocol):
         ...
 
     def move(self, batch: Batch) -> None:
-        """Move the rows that stay to their next point."""
-        ...
+        """Move the rows that stay to their next point, where ``look`` has not done so."""
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The images (m, channels, height, width) with which ``rows`` (m,) leave: misclassified ones where broken."""

@@ -195,8 +195,7 @@ class _Run:
         return backward_rule(self.problem.model, "true" if self.spec.backward == "base" else self.spec.backward)
 
     def _counted(self, model: nn.Module) -> CountedModel:
-        is_base_gradient = self.spec.backward == "base"
-        return CountedModel(model, n_classes=self.problem.n_classes, device=self.device, base_gradient=is_base_gradient)
+        return CountedModel(model, self.problem.n_classes, self.device, self.spec.backward == "base")
 
 
 def _checked(examples: Examples, n_classes: int) -> Examples:

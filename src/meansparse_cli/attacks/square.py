@@ -17,7 +17,7 @@ from .budget import l2_norm, per_image, project
 from .judge import CountedModel, misclassified
 from .losses import margin
 from .problem import Budget, Problem
-from .queue import Batch, alphas_of
+from .queue import Batch, Rule, alphas_of
 
 N_QUERIES = 5000
 P_INIT = 0.8  # the share of pixels in the first squares; AutoAttack's setting
@@ -35,13 +35,11 @@ def side_of(query: int, budget: Budget, height: int, width: int) -> int:
     return min(side, height, width)
 
 
-class SquareRule:
+class SquareRule(Rule):
     """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
 
     A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
     """
-
-    is_targeted, n_attempts = False, 1
 
     def __init__(self, problem: Problem, *, n_queries: int | None = None) -> None:
         self.budget, self.is_linf = problem.budget, problem.budget.norm == "Linf"
@@ -87,9 +85,6 @@ class SquareRule:
             batch["broken"] = batch["broken"].index_copy(0, which, broken)
             batch["forward"] = batch["forward"] + asked
         return (batch["broken"] | (batch["step"] + 1 >= len(self.sides))).tolist()  # type: ignore[no-any-return]
-
-    def move(self, batch: Batch) -> None:
-        """The next proposal is drawn when it is shown."""
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         return batch["best"][rows]

@@ -37,10 +37,9 @@ def audit(
 
     ``x`` (n, channels, height, width) float32 in [0, 1], ``y`` (n,) labels; ``model`` gives logits (n, n_classes).
     ``defence``: a pattern of the names of its modules, or pattern -> surrogate: a function of a module's input that an
-    attack differentiates in its place (BPDA); None: identity. ``base``: the model
-    to compare with, by default ``model`` with these modules replaced by identity. ``n_draws``: for a random defence,
-    passes that each prediction and each gradient averages (EOT, Athalye et al. 2018). Neither model is changed. In the
-    outcome ``sparsified`` is the model with its defence.
+    attack differentiates in its place (BPDA); None: identity. ``base``: the model to compare with, by default ``model``
+    with these modules replaced by identity. ``n_draws``: for a random defence, passes that each prediction and each
+    gradient averages (EOT, Athalye et al. 2018). In the outcome ``sparsified`` is the model with its defence.
 
     Raises ConfigError for a pattern that matches no module, and for a defence that is random with one draw; SiteError
     for a surrogate of another shape, or a defence that changes the batch.

@@ -87,20 +87,17 @@ class Evaluation:
     @property
     def comparisons(self) -> list[Comparison]:
         """``clean``, every group of attacks whose worst case is known for both models, ``worst case`` last."""
-        groups = attack_groups(self.attacks)
-        return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
+        found = []
+        for name, attacks in attack_groups(self.attacks).items():
+            base, sparsified = self.base.robust_to(attacks), self.sparsified.robust_to(attacks)
+            if base is not None and sparsified is not None:
+                gain = paired_difference(sparsified, base)
+                found.append(Comparison(name, attacks, accuracy_of(base), accuracy_of(sparsified), gain))
+        return found
 
     def comparison(self, name: str) -> Comparison:
         """The one called ``name``; there are always ``clean`` and ``worst case``, at times ``plain attacks``."""
         return next(found for found in self.comparisons if found.name == name)
-
-    def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
-        """Worst case over ``attacks``, or None where it is not known for both models."""
-        base, sparsified = self.base.robust_to(attacks), self.sparsified.robust_to(attacks)
-        if base is None or sparsified is None:
-            return None
-        gain = paired_difference(sparsified, base)
-        return Comparison(name, tuple(attacks), accuracy_of(base), accuracy_of(sparsified), gain)
 
     @property
     def verdict(self) -> Verdict:

@@ -50,10 +50,7 @@ class _Known:
 
 
 class Distances:
-    """The search on n ``examples`` of ``problem``, by ``attacks``; ``key``: what else it depends on.
-
-    Kept in ``folder`` batch by batch: a kill costs the batch in flight.
-    """
+    """The search on ``examples``, kept in ``folder`` batch by batch; ``key``: what else it depends on."""
 
     def __init__(
         self, problem: Problem, examples: Examples, attacks: Sequence[str], folder: Path, key: dict[str, Any]

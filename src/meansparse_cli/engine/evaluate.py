@@ -107,10 +107,7 @@ class EvaluationRun:
     What ``folder`` has is read back; more examples or a further attack add to it, batch size, device and form of the
     search may change. ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here,
     by the same image. It is not attacked again once both models have fallen: until then one model's images at this eps
-    are still to be tried on the other.
-
-    Raises ``ArtifactError`` where the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and
-    ``AttackError`` as ``run_attack`` does.
+    are still to be tried on the other. Raises ``ArtifactError`` where the folder is of other settings or examples.
     """
 
     def __init__(

@@ -82,11 +82,7 @@ def tried_on(name: ModelName, attacks: Sequence[str]) -> list[str]:
 
 
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
-    """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
-
-    So AutoAttack's worst case and that of all plain attacks are known even if each attack is tried on no more than
-    what the ones before it have left.
-    """
+    """AutoAttack's own first and in its order, then the other plain ones, BPDA last: each worst case becomes known."""
     wanted = list(dict.fromkeys(attacks))
     standard = [name for name in PRESETS["standard"] if name in wanted]
     plain = [name for name in wanted if name not in standard and not is_bpda(name)]

@@ -4,9 +4,8 @@
     <state folder>/examples.pt                  a digest of each example
     <state folder>/<model>/<attack>/<number>.pt one chunk of examples under one attack, or ``clean``
 
-A chunk is written once its attack is over: a kill costs the chunk in flight. Chunks are cut in order from the examples
-that an attack was not tried on yet, so that one that is done again holds the same examples as before; a larger
-``n_examples`` only appends. Each shard is a writer of its own (``ledger``); everybody reads what anybody wrote.
+Chunks are cut in order from the examples that an attack was not tried on yet, so that one that is done again holds the
+same examples as before. Each shard is a writer of its own (``ledger``).
 """
 
 import hashlib
@@ -94,10 +93,7 @@ class StateFolder:
 
 
 def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
-    """The state folder of the evaluation at ``eps``: one for each eps of a grid, ``folder`` for a single one.
-
-    What either has begun, the other goes on with.
-    """
+    """That at ``eps``: one for each eps of a grid, ``folder`` for a single one; either goes on with what it finds."""
     own = folder / f"eps-{eps.replace('/', '_')}"
     if own.exists():
         return own

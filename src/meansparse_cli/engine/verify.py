@@ -1,8 +1,4 @@
-"""``meansparse verify FILE``: adversarial images from anywhere, judged against the test set.
-
-Nothing in the file is believed: size, range and budget are checked against the true test images, and both models
-classify each image in float32 and evaluation mode.
-"""
+"""``meansparse verify``: images from anywhere against the true test images; nothing in their file is believed."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -43,10 +43,7 @@ class AdversarialExamples:
 
 
 def collect_adversarial(runs: Sequence[EvaluationRun]) -> dict[ModelName, AdversarialExamples]:
-    """The first image that broke each broken example of the last of ``runs``, which ascend in eps, by model.
-
-    What was broken at a smaller eps has its image there. Raises ``ArtifactError`` where a file has gone meanwhile.
-    """
+    """The first image that broke each broken example of the last of ``runs``, which ascend in eps, by model."""
     return {name: _collect(name, runs) for name in runs[-1].models}
 
 
@@ -111,10 +108,7 @@ def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: 
 
 
 def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", found: AdversarialExamples, n_evaluated: int) -> bool:
-    """One tensor the size of the test set, the clean image where there is no adversarial one.
-
-    ``n_evaluated`` examples of it were attacked. False where it would be too large.
-    """
+    """One tensor the size of the test set, clean images where there are no others; False where it is too large."""
     size = len(test) * test[0][0].numel() * 4
     if size > LARGEST_TENSOR:
         log.info(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")

@@ -4,7 +4,6 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
@@ -31,16 +30,15 @@ from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
 from ..sites.rules import among_published
-from .code import check_code
 from .device import pick_device
-from .folder import locate_run, places_in
+from .folder import check_code, locate_run, places_in
 from .report import (
     STAGES,
     RunPaths,
     config_block,
     done_before,
     mend_outputs,
-    mend_report,
+    own_report,
     plain,
     read_report,
     verify_outputs,
@@ -94,12 +92,11 @@ class RunContext(Generic[Config]):
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
     def report_here(self, path: Path | None = None) -> dict[str, Any] | None:
-        """The report of this very stage by an earlier session; a damaged one is put back from its copy, or is None."""
+        """``own_report`` of this very stage."""
         path = path or self.place.paths.report(self.stage)
-        with suppress(ArtifactError):
-            return self._read(path, self.stage, mend="")
-        mend_report(path, self.stage)
-        return self._read(path, self.stage, mend="") if path.exists() else None
+        if path not in self._reports and (found := own_report(path, self.stage)) is not None:
+            self._reports[path] = found
+        return self._reports.get(path)
 
     def verified(self, stage: str) -> dict[str, Any]:
         """The report of ``stage`` with its whole chain checked back to fetch."""

@@ -115,10 +115,7 @@ def copy_of(path: Path) -> Path:
 
 
 def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
-    """Read a report and refuse it if it is missing, damaged, edited, or of another schema.
-
-    ``mend`` is the command that writes it; the message adds the options that it was given.
-    """
+    """A report; refused where it is missing, damaged, edited, or of another schema; ``mend``: what writes it anew."""
     if not os.path.lexists(path):
         raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {_mending(path, stage, mend)}")
     try:
@@ -128,16 +125,17 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
         raise ArtifactError(damage.message, hint=hint) from damage
 
 
-def mend_report(path: Path, stage: str) -> None:
-    """Put a report that is damaged or gone back from its copy; one without a copy is set aside."""
-    is_there = os.path.lexists(path)
-    if stage not in STAGES or (is_there and _whole(path, stage) is not None):
-        return
-    if is_there:
-        log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
-    if os.path.lexists(copy_of(path)) and _whole(copy_of(path), stage) is not None:
-        write_bytes(path, copy_of(path).read_bytes())
-        log.warning(f"{path} is put back from its copy")
+def own_report(path: Path, stage: str) -> dict[str, Any] | None:
+    """What an earlier session of ``stage`` itself wrote; put back from its copy, or set aside, where it is damaged."""
+    found = _whole(path, stage)
+    if found is None and stage in STAGES:
+        if os.path.lexists(path):
+            log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
+        found = _whole(copy_of(path), stage)
+        if found is not None:
+            write_bytes(path, copy_of(path).read_bytes())
+            log.warning(f"{path} is put back from its copy")
+    return found
 
 
 def _read(path: Path, stage: str) -> dict[str, Any]:

@@ -77,10 +77,7 @@ def may_be_activation(module: nn.Module, x: Tensor) -> bool:
 
 
 def is_elementwise_nonlinear(module: nn.Module, x: Tensor) -> bool:
-    """Whether each output element depends on its own input element alone, and not linearly.
-
-    ``x`` is one input the module really received; its shape must equal the output's.
-    """
+    """Whether each output element depends on its own input element alone, and not linearly; ``x``: a real input."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator).to(x)
     scale = x.std().clamp_min(1e-3) if x.numel() > 1 else torch.ones_like(x)

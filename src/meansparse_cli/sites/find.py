@@ -5,9 +5,6 @@ by reading its source. Two kinds exist:
 
 - ``module``: a leaf module that acts element by element and not linearly, whatever its class is called;
 - ``function``: a call such as ``F.relu`` or ``torch.relu_`` made by a module that is no activation itself.
-
-What counts as an activation is in ``activations.py``, the channel axis in ``channels.py``, residual additions in
-``residual.py``; ``trace.py`` runs the model.
 """
 
 from __future__ import annotations

@@ -206,11 +206,7 @@ class Tracer(TorchFunctionMode):
 
 
 def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool]) -> Tracer:
-    """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
-
-    ``is_activation`` keeps what was found out about modules from one run to the next. Raises DataError if its forward
-    pass fails.
-    """
+    """Run ``model`` once on ``images``, eagerly; ``is_activation``: what earlier runs found out about its modules."""
     tracer, handles = Tracer(model, is_activation), []
     images = images.clone()
     handles.append(nn.modules.module.register_module_forward_pre_hook(lambda module, args: tracer.look_at(module)))

@@ -1,7 +1,5 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks, judged afresh.
 
-    evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
-
 In order: what was asked for and is there already; every attack on every example; the sanity checks, whose own breaks
 count as well; the report.
 """
@@ -45,10 +43,9 @@ from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, s
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
-from .find_eps import find_eps
+from .extras import find_eps, keep_witnesses
 from .gather import begin_shard, missing_shards, shards_begun
 from .plan import plan_evaluation
-from .witnesses import keep_witnesses
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""

@@ -57,10 +57,7 @@ class Pilot:
     step: float
 
     def of_attacks(self, attacks: Sequence[str], n: int) -> dict[str, tuple[float, float]]:
-        """Attack -> passes and seconds on n images, each attack on what the ones before have left.
-
-        Those that the first one breaks cost it the share ``early``.
-        """
+        """Attack -> passes and seconds on n images, each on what the ones before have left."""
         costs, n_full = {}, n * (self.left + (self.right - self.left) * self.early)
         for spec in map(find_attack, attacks):
             seconds = self.forward if spec.search == "square" else self.step / 3

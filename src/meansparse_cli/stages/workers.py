@@ -69,10 +69,7 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
 
 @contextmanager
 def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
-    """A process group of all ranks, who are to be there soon and then wait for each other as long as it takes.
-
-    What one of them raises has its number.
-    """
+    """A process group of all ranks, who wait for each other for long; what one of them raises has its number."""
     import torch.distributed as distributed
     from torch.distributed.rendezvous import rendezvous
 
