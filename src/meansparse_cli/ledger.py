@@ -69,20 +69,14 @@ class Ledger:
         mend: Callable[[str | None], str] | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        self.writer, self._note = writer, note or (lambda text: None)
+        self._note, self.prefix = note or (lambda text: None), "" if writer is None else f"{writer}-"
         self._mend = mend or (lambda theirs: "add --fresh to throw it away and start anew")
-        self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=str))
+        text = json.dumps(dict(key), sort_keys=True, default=str)
+        self.folder, self.key = folder, dict[str, Any](json.loads(text))
         if on_change == "beside":
-            text = json.dumps(dict(key), sort_keys=True, default=str)
             self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-            return
-        self.folder = folder
-        self._agree(self.key, dict(parts or {}))
-
-    @property
-    def prefix(self) -> str:
-        """What the names of this writer's files begin with."""
-        return "" if self.writer is None else f"{self.writer}-"
+        else:
+            self._agree(self.key, dict(parts or {}))
 
     # ---- pieces: appended, never changed
 

@@ -95,8 +95,6 @@ class CountedModel:
     def __call__(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
         """``alphas`` (n, n_sites): a variant of its own for each image; None: the model as it stands."""
         n = images.shape[0]
-        if n == 0:  # many networks fail on an empty batch
-            return images.new_zeros(0, self.n_classes)
         self.forward_passes += n
         wants_gradient = images.requires_grad and torch.is_grad_enabled()
         with nullcontext() if alphas is None else example_alphas_set(cast(SparsifiedModel, self.model), alphas):

@@ -19,7 +19,7 @@ from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.cells import FoundImages
 from ..engine.comparison import Evaluation
-from ..engine.outcomes import MODELS, WORST_CASE, is_bpda
+from ..engine.outcomes import WORST_CASE, each_model, is_bpda
 from ..ledger import Ledger
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
@@ -68,9 +68,9 @@ def diagnose(
         "outcomes": lambda subject: check_outcomes(subject, evaluation),
         "search": check_search,
     }
-    names = MODELS if evaluation.alpha else MODELS[:1]
-    for m, name in enumerate(names):
-        with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
+    alphas = each_model(evaluation.alpha)
+    for m, (name, alpha) in enumerate(alphas.items()):
+        with under_attack(model), alpha_set(model, alpha):
             robust = evaluation.robust(name, WORST_CASE)
             assert robust is not None  # what every attack has been given is known
             right, withstood = (
@@ -81,7 +81,7 @@ def diagnose(
             subject = Subject(name, problem, examples, right, withstood, bpda)
             for k, (kind, check) in enumerate(kinds.items()):
                 if on_kind is not None:
-                    on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))
+                    on_kind(f"{kind} of {name}", m * len(kinds) + k, len(alphas) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
         if (broken := _as_pool(subject.broken_by)) is not None:
             images[f"doubts of {name}"] = broken

@@ -19,7 +19,7 @@ from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages
 from .comparison import Evaluation
-from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order, twin_on_base
+from .outcomes import CLEAN, TRANSFER, ModelName, ModelOutcomes, Spent, each_model, run_order, twin_on_base
 from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
 
@@ -135,16 +135,15 @@ class EvaluationRun:
             "precision": problem.precision,
             "alpha": plan.alpha,
         }
-        self.state = EvaluationState(folder, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
-        names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
-        blank, zero = self.cells.blank, self.cells.everywhere(0.0)
-        self.models = {name: _Known(zero if name == "base" else zero + plan.alpha, blank(), blank()) for name in names}
+        self.state = EvaluationState(folder, key, sorted(self.order), examples)
+        alphas, blank = each_model(plan.alpha), self.cells.blank
+        self.models = {name: _Known(self.cells.everywhere(a), blank(), blank()) for name, a in alphas.items()}
         self.both_fell, self.missing = blank(), blank()
         if smaller is not None:
             same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
             if not same or smaller.plan.alpha != plan.alpha:
                 raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
-            self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
+            self.both_fell = ~torch.stack([smaller.robust(name) for name in alphas]).any(dim=0)
 
     def attack(self) -> Evaluation:
         """Every attack on both models: the examples that it has not faced yet are attacked."""

@@ -19,6 +19,11 @@ ROWS = (CLEAN, PLAIN, WORST_CASE)
 """What two evaluations are compared by."""
 
 
+def each_model(alpha: float) -> dict[ModelName, float]:
+    """The alpha of each model that is attacked: at alpha = 0 the two are one."""
+    return {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
+
+
 @dataclass(frozen=True)
 class Spent:
     """The cost of an attack on one model, over every session that worked on it; passes are counted in examples.

@@ -26,7 +26,7 @@ from ..ledger import Ledger, is_begun_with, writer_of
 from ..settings.shard import Shard, shard_of
 from ..settings.values import eps_value
 from .cells import FoundImages
-from .outcomes import Spent
+from .outcomes import Spent, attack_version
 
 log = logging.getLogger(__name__)
 
@@ -103,21 +103,18 @@ def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
 class EvaluationState:
     """The state folder of one evaluation, as the n ``examples`` see it.
 
-    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` and
-    ``attack_versions`` (attack -> what it does) as in ``Ledger``. More examples may follow, none may change. Raises
-    ``ArtifactError`` with the differences.
+    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` as in
+    ``Ledger``, whose parts are the attacks. More examples may follow, none may change.
     """
 
-    def __init__(
-        self, folder: StateFolder, key: Mapping[str, Any], attack_versions: Mapping[str, str], examples: Examples
-    ) -> None:
+    def __init__(self, folder: StateFolder, key: Mapping[str, Any], attacks: Sequence[str], examples: Examples) -> None:
         n, shard = len(examples), folder.shard
         self.folder, self.writer = folder.path, None if shard is None else shard.name
         self.positions = torch.arange(n) if shard is None else torch.tensor(shard.positions(n * shard.count))
         self.ledger = Ledger(
             folder.path,
             {"format": FORMAT, **key, **folder.fingerprint},
-            parts=attack_versions,
+            parts={name: attack_version(name) for name in attacks},
             writer=self.writer,
             mend=self._anew,
             note=log.warning,

@@ -13,7 +13,7 @@ from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
 from .image_files import MatchedImages
-from .outcomes import ModelName
+from .outcomes import ModelName, each_model
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,8 @@ def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alp
     shown = examples.x.clone()
     shown[given.rows] = torch.where(per_image(kept.allowed), images, clean)
 
-    alphas: dict[ModelName, float] = {"base": 0.0}
-    if isinstance(problem.model, SparsifiedModel) and alpha:
-        alphas["sparsified"] = alpha
     n_misclassified, accuracy, robust = {}, {}, {}
-    for name, value in alphas.items():
+    for name, value in each_model(alpha if isinstance(problem.model, SparsifiedModel) else 0.0).items():
         with alpha_set(problem.model, value):
             correct, withstood = (~judge(problem, batch, examples.y) for batch in (examples.x, shown))
         n_misclassified[name] = int((~withstood[given.rows] & kept.allowed).sum())

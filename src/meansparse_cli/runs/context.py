@@ -175,10 +175,9 @@ class RunContext(Generic[Config]):
     def weights(self) -> list[Path]:
         """The files that fetch recorded, unchanged since."""
         again = f"put it back, or fetch anew: {self._fetch_anew()}"
-        files, model, paths = self.report("fetch")["results"]["files"], kind_of(self.run.source), []
-        for file in files:
-            path = model.path_now(Path(file["path"]), file["origin"])
-            paths.append(path)
+        files, model = self.report("fetch")["results"]["files"], kind_of(self.run.source)
+        paths = [model.path_now(Path(file["path"]), file["origin"]) for file in files]
+        for path, file in zip(paths, files, strict=True):
             if not path.exists():
                 raise ArtifactError(f"the weights {path} are gone", hint=again)
             if sha256_of(path) != file["sha256"]:

@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from ..errors import ArtifactError
 from ..files import set_aside, sha256_of, write_bytes
@@ -189,7 +190,7 @@ def with_options(command: str, stage: str, settings: dict[str, Any], given: Iter
 
 def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: dict[str, str]) -> str:
     """ "" where ``report`` is that of ``stage`` with these settings and inputs; else what differs, in words."""
-    before, now = report["config"]["settings"], plain(config.model_dump(mode="json"))
+    before, now = report["config"]["settings"], config.model_dump(mode="json")
     is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
     skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
     if now.get("precision", "") is None:  # left to the device: done is done, on whichever that was
@@ -206,20 +207,14 @@ def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: d
 
 def config_block(config: BaseModel, sources: dict[str, str]) -> dict[str, Any]:
     """The settings of a stage for its report, and where those that are no defaults came from."""
-    settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IN_REPORT}
     settings = {k: v for k, v in settings.items() if v is not None or k not in _ONLY_IF_GIVEN}
     return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
 
 
 def plain(value: Any) -> Any:
     """Only what YAML and JSON know: no tuples, paths or numpy numbers."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return to_jsonable_python(value, fallback=lambda number: number.item())
 
 
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..engine.distances import MOST, PARTS, Distances, Levels, distances_npz, distances_to_report
 from ..engine.evaluate import EvaluationRun
+from ..engine.outcomes import each_model
 from ..engine.witnesses import collect_adversarial, save_adversarial, save_external
 from ..files import write_bytes
 from ..reporting.console import live, note
@@ -29,10 +30,10 @@ def find_eps(
     key = {**fingerprint, "alpha": run.plan.alpha, "precision": problem.precision}
     search = Distances(problem, examples, run.plan.attacks, state_folder / "find-eps" / "levels", key)
     with live("examples") as view:
-        for name in run.models:
+        for name, alpha in each_model(run.plan.alpha).items():
             rows = run.robust(name).nonzero().flatten()
             view.begin(f"smallest eps on {name}", len(rows))
-            levels, inside = search.of(name, run.plan.alpha if name == "sparsified" else 0.0, rows, view.advance)
+            levels, inside = search.of(name, alpha, rows, view.advance)
             found[name] = rows, levels
             if len(inside):
                 pool[f"find-eps on {name}"] = inside

@@ -33,7 +33,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         "model": asdict(run.source),
         "sha256": sha256,
         "size": sum(file.size for file in fetched),
-        "files": [plain(asdict(file)) for file in fetched],
+        "files": plain([asdict(file) for file in fetched]),
         **about,
     }
     remember_code(run)

@@ -24,7 +24,7 @@ from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST
 from ..engine.cells import Cells
 from ..engine.grid import Family, Variant, VariantGrid
-from ..engine.outcomes import ModelName, run_order, tried_on
+from ..engine.outcomes import each_model, run_order, tried_on
 from ..engine.state import eps_state_folder
 from ..files import load_torch
 from ..operator.calibration import calibrate_channels
@@ -112,7 +112,7 @@ def plan_evaluation(
     config, n, grid = context.config, len(examples), eps_grid(str(context.config.eps))
     states, n_eps = [eps_state_folder(folder, eps, grid) for eps in grid], len(grid)
     order, cells = run_order(expand_attacks(config.attack)), Cells(problem, examples)
-    alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
+    alphas = each_model(alpha)
     passes = seconds = done = 0.0
     for name, of_model in alphas.items():
         timed = pilot(problem, examples, cells.everywhere(of_model))

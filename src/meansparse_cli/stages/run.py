@@ -29,7 +29,7 @@ from ..settings.values import eps_for
 from .calibrate import chosen_images
 from .fetch import ensure_fetched
 from .gather import begin_anew
-from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here, refuse_both
+from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
@@ -78,17 +78,16 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
         if given.fresh:
             raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
         return stage.do()
-    jobs = n_jobs(given.jobs, given.devices, settings.device)
+    jobs = n_jobs(given, settings.device, rank)
     if rank and settings.shard == f"{rank.number + 1}/{rank.world}":  # --shard auto
         stage, settings = Stage(command, no_shard := settings.model_copy(update={"shard": None}), sources), no_shard
-    if rank and not jobs and settings.shard is not None and settings.shard == shard_here():
+    if rank and settings.shard is not None and settings.shard == shard_here():
         return stage.do(fresh=given.fresh)  # an array of such jobs, numbered through
     if settings.shard is not None and (rank or jobs):
         raise ConfigError(
             f"--shard {settings.shard} with {'torchrun' if rank else '--jobs'}, which deals out shards itself",
             hint="leave --shard out",
         )
-    refuse_both(rank, jobs)
     prepare, gather = partial(stage.prepare, fresh=given.fresh), partial(stage.do, finish=True)
     if rank:
         return as_ranks(rank, stage.do_shard, prepare, gather)

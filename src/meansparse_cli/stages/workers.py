@@ -23,6 +23,7 @@ import torch
 from ..errors import ConfigError, MeanSparseError
 from ..reporting.console import console, heartbeat, note
 from ..runs.device import cores_here
+from ..settings.arguments import TrainArguments
 
 MEETING = timedelta(minutes=10)
 """How long ranks look for each other at the beginning."""
@@ -182,17 +183,13 @@ def quiet(is_quiet: bool) -> Iterator[None]:
         console.quiet = before
 
 
-def refuse_both(rank: Rank | None, jobs: int | None) -> None:
-    """Refuse processes of our own under torchrun."""
+def n_jobs(given: TrainArguments, device: str, rank: Rank | None) -> int | None:
+    """How many processes are asked for; None: this one alone, or those of torchrun."""
+    if given.devices is not None and given.devices != "all":
+        raise ConfigError(f"--devices {given.devices}; expected all", hint="one of them is --device cuda:0")
+    if given.devices == "all" and device != "auto":
+        raise ConfigError(f"--devices all with --device {device}", hint="give one of them")
+    jobs = given.jobs or (torch.cuda.device_count() if given.devices == "all" else 0) or None
     if rank and jobs:
         raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
-
-
-def n_jobs(jobs: int | None, devices: str | None, device: str) -> int | None:
-    """How many processes are asked for; None: this one alone."""
-    if devices is not None and devices != "all":
-        raise ConfigError(f"--devices {devices}; expected all", hint="one of them is --device cuda:0")
-    if devices == "all" and device != "auto":
-        raise ConfigError(f"--devices all with --device {device}", hint="give one of them")
-    n_gpus = torch.cuda.device_count() if devices == "all" else 0
-    return jobs or n_gpus or None
+    return jobs
