@@ -51,7 +51,7 @@ def diagnose(
     evaluation: Evaluation,
     *,
     kept: "KeptAnswers | None" = None,
-    on_kind: Callable[[str, int, int], None] | None = None,
+    on_kind: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Diagnosis:
     """Every check of both models (of the base alone at alpha = 0), in the order of the report.
 
@@ -80,8 +80,7 @@ def diagnose(
             bpda = any(is_bpda(attack) for attack in evaluation.attacks)
             subject = Subject(name, problem, examples, right, withstood, bpda)
             for k, (kind, check) in enumerate(kinds.items()):
-                if on_kind is not None:
-                    on_kind(f"{kind} of {name}", m * len(kinds) + k, len(alphas) * len(kinds))
+                on_kind(f"{kind} of {name}", m * len(kinds) + k, len(alphas) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
         if (broken := _as_pool(subject.broken_by)) is not None:
             images[f"doubts of {name}"] = broken

@@ -156,20 +156,20 @@ class Evaluation:
     def counts(self) -> dict[str, dict[str, int]]:
         """Counts that ought to be small, a model each."""
         counts: dict[str, dict[str, int]] = {}
+        names = (CLEAN, *self.attacks, TRANSFER)
         for model in MODELS:
-            outcomes, steps = self.outcomes(model), self.steps(model)
-            first = self.first_broken_by(model)
-            names = (CLEAN, *self.attacks, TRANSFER)
-            firsts = [names[code] for code in first if code > 0]
-            counts[model] = {
+            steps, firsts = self.steps(model), [names[code] for code in self.first_broken_by(model) if code > 0]
+            of_model = {
                 "claims_rejected": sum(step.spent.rejected for step in steps),
                 "breaks_unconfirmed": sum(step.spent.unconfirmed for step in steps),
                 "first_broken_by_square": firsts.count("square"),
                 "first_broken_by_bpda": sum(is_bpda(name) for name in firsts),
                 "first_broken_by_transfer": firsts.count(TRANSFER),
-                "misclassified_clean": int((~outcomes.correct).sum()),
+                "misclassified_clean": int((~self.outcomes(model).correct).sum()),
             }
-        return {name: {model: counts[model][name] for model in MODELS} for name in counts["base"]}
+            for name, n in of_model.items():
+                counts.setdefault(name, {})[model] = n
+        return counts
 
     def outcomes_npz(self) -> bytes:
         """Every per-example outcome as a compressed ``.npz``; equal outcomes give equal bytes.

@@ -284,9 +284,8 @@ def evaluate_each_eps(
     An image that broke an example at one eps is inside every larger budget.
     """
     runs: dict[str, EvaluationRun] = {}
-    smaller: EvaluationRun | None = None
     for eps in grid:
-        smaller = runs[eps] = begin(eps, smaller)
-        smaller.attack()
-        smaller.try_pool(pool or {})
+        run = runs[eps] = begin(eps, next(reversed(runs.values()), None))
+        run.attack()
+        run.try_pool(pool or {})
     return runs

@@ -16,11 +16,11 @@ from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
-from ..engine.audit import check_draws
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
 from ..engine.image_files import read_pool
+from ..engine.in_python import check_draws
 from ..engine.state import StateFolder, eps_state_folder
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded

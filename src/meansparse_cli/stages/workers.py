@@ -114,7 +114,7 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
     if n_cores < n and not on_gpu:
         note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
     spawn, told = multiprocessing.get_context("spawn"), (console.quiet, heartbeat.every)
-    workers = []
+    left = {}
     try:
         for i in range(n):
             ours, theirs = spawn.Pipe(duplex=False)
@@ -122,16 +122,15 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
             process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads, told))
             process.start()
             theirs.close()
-            workers.append((process, ours))
-        left = {process.sentinel: (i, process, ours) for i, (process, ours) in enumerate(workers, 1)}
+            left[process.sentinel] = i + 1, process, ours
         while left:
             for sentinel in wait(list(left)):
-                i, process, ours = left.pop(sentinel)  # type: ignore[arg-type]
+                number, process, ours = left.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode != 0:
-                    raise _failure(f"worker {i} of {n}", process.exitcode, ours)
+                    raise _failure(f"worker {number} of {n}", process.exitcode, ours)
     finally:
-        for process, _ in workers:
+        for _, process, _ in left.values():
             process.terminate()
             process.join()
 
