@@ -32,13 +32,7 @@ class AdaptiveRule(PGDRule):
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        *,
-        p: float = 1,
-        q: float = 1,
-        weight: float | None = None,
-        n_steps: int = N_STEPS,
+        self, problem: Problem, *, p: float = 1, q: float = 1, weight: float | None = None, n_steps: int = N_STEPS
     ) -> None:
         super().__init__(problem, n_steps=n_steps, step_size=STEP_SIZE if problem.budget.norm == "Linf" else None)
         self.p, self.q, self.weight = p, q, weight

@@ -7,7 +7,7 @@ are called ``doubts``.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -29,20 +29,12 @@ from .outputs import check_outputs
 from .search import check_search
 from .subject import Diagnostic, Subject
 
-__all__ = ["DIAGNOSTICS_COST", "DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
+__all__ = ["DIAGNOSTICS_COST", "DOUBTS_VERSION", "Diagnostic", "KeptAnswers", "diagnose"]
 
 DOUBTS_VERSION = 2
 """Raised when a check finds other numbers than before."""
 DIAGNOSTICS_COST = 2000
 """Forward passes of all checks, about, an example that survives and a model; a backward pass counted as two."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool for each model."""
-
-    diagnostics: list[Diagnostic]
-    images: dict[str, FoundImages]
 
 
 def diagnose(
@@ -52,8 +44,8 @@ def diagnose(
     *,
     kept: "KeptAnswers | None" = None,
     on_kind: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Diagnosis:
-    """Every check of both models (of the base alone at alpha = 0), in the order of the report.
+) -> tuple[list[Diagnostic], dict[str, FoundImages]]:
+    """Every check of both models (of the base alone at alpha = 0), in the order of the report; and what they broke.
 
     ``problem``: as it was evaluated. ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each
     kind of check is kept there as it ends, and read back. ``on_kind`` is called as each kind begins, with what it is
@@ -82,19 +74,17 @@ def diagnose(
             for k, (kind, check) in enumerate(kinds.items()):
                 on_kind(f"{kind} of {name}", m * len(kinds) + k, len(alphas) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
-        if (broken := _as_pool(subject.broken_by)) is not None:
-            images[f"doubts of {name}"] = broken
-    return Diagnosis(found, images)
+        if any(len(rows) for rows, _ in subject.broken_by):
+            images[f"doubts of {name}"] = _as_pool(subject.broken_by)
+    return found, images
 
 
-def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
-    """The first image of each position, in order; None where nothing was broken."""
+def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages:
+    """The first image of each position, in order."""
     first: dict[int, Tensor] = {}
     for rows, images in reversed(broken_by):
         first |= dict(zip(rows.flip(0).tolist(), images.flip(0), strict=True))
-    return (
-        FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)])) if first else None
-    )
+    return FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)]))
 
 
 class KeptAnswers:

@@ -15,7 +15,7 @@ from ..attacks import expand_attacks
 from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
-from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
+from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnostic, KeptAnswers, diagnose
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
@@ -78,18 +78,18 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
         plan_evaluation(context, work.problem, work.examples, asked.alpha, work.state_folder)
         return None
     runs = work.attack()
-    diagnosis = None
+    diagnostics = None
     if context.config.doubts:
-        diagnosis = work.diagnose(runs[work.eps].evaluation())
+        diagnostics, images = work.diagnose(runs[work.eps].evaluation())
         for run in runs.values():  # everything that is known to break an example counts
-            run.try_pool(diagnosis.images)
-        allowed |= work.allowed(diagnosis.images)
+            run.try_pool(images)
+        allowed |= work.allowed(images)
     outputs, distances = [context.place.paths.outcomes], dict[str, Any]()
     if context.config.find_eps:
         distances, files = find_eps(context, runs, work.eps, work.state_folder, work.fingerprint)
         outputs += files
     evaluations = {eps: run.evaluation() for eps, run in runs.items()}
-    results = _shown(work, evaluations[work.eps], diagnosis, allowed) | distances
+    results = _shown(work, evaluations[work.eps], diagnostics, allowed) | distances
     if distances:
         console.print(distances_table(results).to_rich())
     if context.config.save_witnesses:
@@ -231,7 +231,7 @@ class _Work:
             raise missing_shards(context, begun, [1] * len(missing), undone, "examples")
         return runs
 
-    def diagnose(self, evaluation: Evaluation) -> Diagnosis:
+    def diagnose(self, evaluation: Evaluation) -> tuple[list[Diagnostic], Pool]:
         """The sanity checks on the first examples, and the images that break one on the way."""
         budget, n = self.problem.budget, min(self.context.config.n_doubt_examples, len(self.examples))
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
@@ -240,22 +240,24 @@ class _Work:
         first = self.examples.at(torch.arange(n)).to(self.context.device)
         with live("kinds") as view:
             view.begin("doubts", None)
-            found = diagnose(
+            diagnostics, found = diagnose(
                 self.problem,
                 first,
                 evaluation,
                 kept=KeptAnswers(self.state_folder / "doubts", key, note),
                 on_kind=lambda what, done, total: view.begin(f"doubts: {what}", total, done),
             )
-        if n_images := sum(len(images) for images in found.images.values()):
+        if n_images := sum(map(len, found.values())):
             note(
                 f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
                 "they count, as transfer"
             )
-        return found
+        return diagnostics, found
 
 
-def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
+def _shown(
+    work: _Work, evaluation: Evaluation, diagnostics: list[Diagnostic] | None, allowed: dict[str, int]
+) -> dict[str, Any]:
     """The results for the report, once they are on the screen."""
     asked, config, run = work.asked, work.context.config, work.context.run
     results = evaluation.to_report()
@@ -268,21 +270,16 @@ def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, all
         notes.append("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     for line in filter(None, [*notes, published_note(published)]):
         note(line)
-    if diagnosis is not None:
-        results["doubts"] = [one.to_report() for one in diagnosis.diagnostics]
+    if diagnostics is not None:
+        results["doubts"] = [one.to_report() for one in diagnostics]
         console.print(show_diagnostics(results))
-    return (
-        results
-        | published
-        | {
-            "eps": work.eps,
-            "operator": work.operator,
-            "pool": allowed,
-            "site_alphas": asked.defence.site_alphas(asked.alpha),
-            "search": {
-                "precision": work.problem.precision,
-                "compile": config.compile,
-                "channels_last": work.channels_last,
-            },
-        }
-    )
+    search = {"precision": work.problem.precision, "compile": config.compile, "channels_last": work.channels_last}
+    return {
+        **results,
+        **published,
+        "eps": work.eps,
+        "operator": work.operator,
+        "pool": allowed,
+        "site_alphas": asked.defence.site_alphas(asked.alpha),
+        "search": search,
+    }

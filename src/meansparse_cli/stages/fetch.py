@@ -41,18 +41,11 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         note(f"fetch: {run.source.name} is already there")
         return file
     write_report(
-        file,
-        stage="fetch",
-        config=config_block(config, sources),
-        results=results,
-        seconds=time.monotonic() - started,
+        file, stage="fetch", config=config_block(config, sources), results=results, seconds=time.monotonic() - started
     )
     origin = ", ".join(file.origin for file in fetched)
-    came = (
-        f"{results['size']:,} bytes from {origin}"
-        if origin
-        else "with the weights that the factory gives it: trained ones are --weights FILE"
-    )
+    came = f"{results['size']:,} bytes from {origin}"
+    came = came if origin else "with the weights that the factory gives it: trained ones are --weights FILE"
     note(f"fetch: {run.source.name}, {came}")
     return file
 
