@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from attack_speed import leave_alone, machine
+from meansparse_cli.attacks.budget import boundary_start, example_generator
 from meansparse_cli.attacks.judge import CountedModel, judge, under_attack
 from meansparse_cli.attacks.problem import Budget, Problem
-from meansparse_cli.attacks.starts import boundary_start, example_generator
 from meansparse_cli.data.examples import Examples, stack_examples
 from meansparse_cli.data.facts import KNOWN_DATASETS
 from meansparse_cli.data.splits import load_split, take_examples

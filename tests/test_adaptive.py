@@ -98,7 +98,7 @@ def test_it_is_pgd_without_penalty_and_on_the_base_model(model: SparsifiedModel)
     y = model(x).argmax(1)
 
     def points(rule: PGDRule) -> Tensor:
-        return search(task_of("a", model, x, y, BUDGET), rule, targets=y[:, None]).points
+        return search(task_of("a", model, x, y, BUDGET), rule).points
 
     problem = Problem(model, BUDGET, 4, seed=0, batch_size=4)
     plain = PGDRule(problem, n_steps=5, step_size=1 / 255)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.attacks.apgd import APGDRule
+from meansparse_cli.attacks.budget import boundary_start, example_generator, uniform_start
 from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.losses import (
     choose_loss,
@@ -22,7 +23,6 @@ from meansparse_cli.attacks.losses import (
 )
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, SearchOutcome, search
-from meansparse_cli.attacks.starts import boundary_start, example_generator, uniform_start
 from meansparse_cli.data.examples import Examples
 
 N_EXAMPLES = 10
@@ -105,11 +105,11 @@ def test_same_trajectory_as_pyautoattack(loss: str, norm: str, n_steps: int) -> 
     best, correct, best_loss, _ = theirs(loss, net, task, n_steps).attack_single_run(x, y, x_init=starts)
     their_points = torch.stack(net.visited)  # (n_steps + 1, n, channels, height, width)
 
-    rule = APGDRule(task.problem, loss=loss, n_steps=n_steps)  # type: ignore[arg-type]
+    rule = APGDRule(task.problem, loss=loss, n_steps=n_steps, n_attempts=1)  # type: ignore[arg-type]
 
     def run(one: AttackTask, start: Tensor) -> SearchOutcome:
         rule.start = lambda image, generator, budget: start
-        return search(one, rule, targets=likely_targets(one.clean_logits)[:, :1])
+        return search(one, rule)
 
     n_broken = 0
     for example in range(N_EXAMPLES):
@@ -138,8 +138,7 @@ def test_result_does_not_depend_on_batch_size_order_or_company(loss: str, norm: 
         """From two starts an example where one is the rule: the second waits behind the others."""
         if loss == "dlr-targeted":
             return search(task, APGDRule(task.problem, loss=loss, n_steps=20))
-        rule = APGDRule(task.problem, loss=loss, n_steps=20)  # type: ignore[arg-type]
-        return search(task, rule, targets=task.examples.y[:, None].expand(-1, 2))
+        return search(task, APGDRule(task.problem, loss=loss, n_steps=20, n_attempts=2))  # type: ignore[arg-type]
 
     def run(batch_size: int, order: Tensor) -> tuple[Tensor, Tensor]:
         outcome = attack(some_of(make_task(net, BUDGETS[norm], n_classes=6), order, batch_size))

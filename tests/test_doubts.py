@@ -113,7 +113,7 @@ def doubts_of(
     problem = Problem(model, Budget("Linf", EPS), n_classes=3, seed=0, batch_size=256, precision="fp32")
     evaluation = EvaluationRun(problem, Examples(x, y, indices), Plan(attacks, alpha), StateFolder(tmp_path)).attack()
     problem = Problem(model, Budget("Linf", EPS), 3, 0, batch_size)
-    found = diagnose(problem, Examples(x, y, indices), evaluation, kept=kept).diagnostics
+    found, _ = diagnose(problem, Examples(x, y, indices), evaluation, kept=kept)
     return {(doubt.model, doubt.name): doubt for doubt in found}
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from meansparse_cli.attacks.budget import boundary_start
 from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.attacks.runner import run_attack
-from meansparse_cli.attacks.starts import boundary_start
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.grid import VariantGrid, variant_of
 from meansparse_cli.operator.active import alpha_set, straight_through

@@ -15,12 +15,11 @@ __all__ = ["Budget", "__version__", "audit", "calibrate", "compare", "evaluate",
 
 if TYPE_CHECKING:
     from .attacks.problem import Budget
-    from .engine.audit import audit
-    from .engine.in_python import calibrate, compare, evaluate, sparsify
+    from .engine.in_python import audit, calibrate, compare, evaluate, sparsify
     from .runs.operators import load_sparsified
 
-_WHERE = {"Budget": "attacks.problem", "audit": "engine.audit", "load_sparsified": "runs.operators"}
-_WHERE |= dict.fromkeys(("calibrate", "compare", "evaluate", "sparsify"), "engine.in_python")
+_WHERE = {"Budget": "attacks.problem", "load_sparsified": "runs.operators"}
+_WHERE |= dict.fromkeys(("audit", "calibrate", "compare", "evaluate", "sparsify"), "engine.in_python")
 
 
 def __getattr__(name: str) -> Any:

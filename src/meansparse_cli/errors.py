@@ -46,56 +46,38 @@ class MeanSparseError(Exception):
 
 
 class ConfigError(MeanSparseError):
-    """A setting that cannot be used."""
-
     exit_code = 3
 
 
 class ModelNotFound(MeanSparseError):
-    """No model, or more than one, goes by that name."""
-
     exit_code = 4
 
 
 class DownloadError(MeanSparseError):
-    """The weights could not be fetched whole."""
-
     exit_code = 5
 
 
 class CheckpointError(MeanSparseError):
-    """A file of weights that is corrupt, unsafe to load, or made for another model."""
-
     exit_code = 6
 
 
 class DataError(MeanSparseError):
-    """Images that are missing, or of the wrong size, class count or range."""
-
     exit_code = 7
 
 
 class SiteError(MeanSparseError):
-    """No activation was found, or the sites cannot be told apart reliably."""
-
     exit_code = 8
 
 
 class StatisticsError(MeanSparseError):
-    """Channel statistics that cannot be computed or used."""
-
     exit_code = 9
 
 
 class ArtifactError(MeanSparseError):
-    """A file of an earlier stage is missing, edited, or belongs to other inputs."""
-
     exit_code = 10
 
 
 class StorageError(MeanSparseError):
-    """The disk is full, or a file or folder cannot be written or read."""
-
     exit_code = 11
 
     @classmethod
@@ -112,6 +94,4 @@ class StorageError(MeanSparseError):
 
 
 class AttackError(MeanSparseError):
-    """An attack that cannot run on this model."""
-
     exit_code = 12

@@ -1,5 +1,6 @@
-"""Files: every name in a run folder, atomic writes, checked reads, sha256."""
+"""Files: atomic writes, checked reads, sha256, and a lock that the system releases however its holder ends."""
 
+import errno
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ArtifactError, StorageError
 from .foreign import parse_json, reading
@@ -52,7 +53,6 @@ def temporary_prefix(target: Path) -> str:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Replace ``target`` by ``data``, atomically."""
     with atomic_write(target) as temporary:
         temporary.write_bytes(data)
 
@@ -86,12 +86,8 @@ def set_aside(path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_json(target: Path, content: Mapping[str, Any]) -> None:
@@ -105,17 +101,13 @@ def read_json(path: Path) -> dict[str, Any]:
     content = _checked(path, lambda: parse_json(path.read_bytes()))
     digest = content.pop(DIGEST, None)
     if digest is None:  # older files have none; nor has one whose name for it was damaged
-        digests = (key for key, value in content.items() if isinstance(value, str) and len(value) == _SEAL)
-        damaged = any(_digest(_without(content, key)) == content[key] for key in digests)
+        digests = [key for key, value in content.items() if isinstance(value, str) and len(value) == _SEAL]
+        damaged = any(_digest({k: content[k] for k in content if k != key}) == content[key] for key in digests)
     else:
         damaged = digest != _digest(content)
     if damaged:
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
     return content  # type: ignore[no-any-return]
-
-
-def _without(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {other: value for other, value in content.items() if other != key}
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -141,19 +133,13 @@ def load_torch(path: Path) -> dict[str, Any]:
     import torch
 
     data = _checked(path, path.read_bytes)
-    if not _is_sealed(data) and not (_has_no_seal(data) and is_whole(path)):
+    is_sealed = data[-_SEAL:] == hashlib.sha256(data[:-_SEAL]).hexdigest().encode()
+    # older files have no seal: the zip ends as torch ends it, with the 22 bytes of its last record and no comment
+    is_older = data[-22:-18] == b"PK\x05\x06" and data[-2:] == b"\0\0"
+    if not is_sealed and not (is_older and is_whole(path)):
         raise ArtifactError(f"{path} is damaged: its content is not what was written", hint=_again(path))
     loaded = _checked(path, lambda: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return loaded  # type: ignore[no-any-return]
-
-
-def _is_sealed(data: bytes) -> bool:
-    return data[-_SEAL:] == hashlib.sha256(data[:-_SEAL]).hexdigest().encode()
-
-
-def _has_no_seal(data: bytes) -> bool:
-    """Whether the zip ends as torch ends it: with the 22 bytes of its last record, and an empty comment."""
-    return data[-22:-18] == b"PK\x05\x06" and data[-2:] == b"\0\0"
 
 
 def is_whole(path: Path) -> bool:
@@ -172,3 +158,30 @@ def _checked(path: Path, load: Callable[[], Any]) -> Any:
 
 def _again(path: Path) -> str:
     return f"delete it, then run the same command again: {shlex.join(['rm', '-r', str(path)])}"
+
+
+@contextmanager
+def locked(file: Path, *, shared: bool = False, wait: bool = False) -> Iterator[str | None]:
+    """Hold ``file`` alone; or, ``shared``, together with others who do, as long as nobody has it alone.
+
+    Yields None, or why there is no lock: nothing then keeps others away. Raises BlockingIOError where another holds the
+    file and ``wait`` is False, OSError where it cannot be opened.
+    """
+    # "a+": a network folder gives a shared lock only on a file open for reading, an exclusive one on one for writing
+    with open(file, "a+") as handle:
+        yield _lock(handle, shared, wait)
+
+
+def _lock(handle: IO[str], shared: bool, wait: bool) -> str | None:
+    try:
+        import fcntl
+    except ImportError:
+        return "no locks on this system"
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        # such as ENOSYS of a file system that was mounted without locks, which is common on clusters
+        return error.strerror or str(error)
+    return None

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,13 +27,13 @@ COPY = ".copy"
 """What the name of the same file ends with, for the night when the other is damaged."""
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two sets of settings, each as ``key: then -> now``; a key that one lacks is None there.
 
     >>> changes({"seed": 0, "eps": "8/255"}, {"seed": 1, "eps": "8/255"})
     ['seed: 0 -> 1']
     """
-    keys = sorted((before.keys() | now.keys()) - set(ignored))
+    keys = sorted(before.keys() | now.keys())
     return [f"{k}: {shown(before.get(k))} -> {shown(now.get(k))}" for k in keys if before.get(k) != now.get(k)]
 
 
@@ -69,20 +69,14 @@ class Ledger:
         mend: Callable[[str | None], str] | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        self.writer, self._note = writer, note or (lambda text: None)
+        self._note, self.prefix = note or (lambda text: None), "" if writer is None else f"{writer}-"
         self._mend = mend or (lambda theirs: "add --fresh to throw it away and start anew")
-        self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=str))
+        text = json.dumps(dict(key), sort_keys=True, default=str)
+        self.folder, self.key = folder, dict[str, Any](json.loads(text))
         if on_change == "beside":
-            text = json.dumps(dict(key), sort_keys=True, default=str)
             self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-            return
-        self.folder = folder
-        self._agree(self.key, dict(parts or {}))
-
-    @property
-    def prefix(self) -> str:
-        """What the names of this writer's files begin with."""
-        return "" if self.writer is None else f"{self.writer}-"
+        else:
+            self._agree(self.key, dict(parts or {}))
 
     # ---- pieces: appended, never changed
 
@@ -101,7 +95,6 @@ class Ledger:
     # ---- states: each writer has its own, replaced as a whole
 
     def put(self, name: str, content: dict[str, Any]) -> None:
-        """Replace our state ``name``."""
         save_torch(self.folder / f"{self.prefix}{name}.pt", content)
 
     def get(self, name: str) -> dict[str, Any] | None:
@@ -197,7 +190,7 @@ class StateFile:
         self.on_change, self.mend, self._note = on_change, mend, note or (lambda text: None)
 
     def get(self) -> dict[str, Any] | None:
-        """The state; None where there is none to go on with. A damaged one is named and set aside."""
+        """The state; None where there is none to go on with."""
         if not self.file.exists():
             return None
         if (state := _unless_damaged(self.file, self._read, self._note, "begun anew")) is None:
@@ -220,15 +213,13 @@ class StateFile:
             raise ArtifactError(f"{file} is no state with {self.key_name}") from error
 
     def put(self, content: Mapping[str, Any]) -> None:
-        """Replace the state."""
         save_torch(self.file, {self.key_name: self.key, **content})
 
 
 class Decisions:
-    """Decisions of a computation that may be killed, on disk as they are made.
+    """Decisions of a computation that may be killed, on disk as they are made: outcomes change afterwards.
 
-    A sweep decides on outcomes so far, and what is scored afterwards changes those. A resumed run repeats its decisions
-    from here instead of making them again. Where the file is damaged, ``note`` is told and they are made again.
+    Where the file is damaged, ``note`` is told and they are made again.
     """
 
     def __init__(self, file: Path, note: Callable[[str], None]) -> None:
@@ -244,7 +235,6 @@ class Decisions:
         return self.entries[name]
 
     def keep(self, entries: Mapping[str, Any]) -> None:
-        """Replace all entries."""
         self.entries = dict(entries)
         write_json(self.file, self.entries)
 
@@ -258,10 +248,7 @@ def _unless_damaged(file: Path, read: Callable[[Path], T], note: Callable[[str],
 
 
 def recorded(folder: Path, name: str) -> Any:
-    """A setting of whatever was begun in ``folder`` or below it; None where nothing was.
-
-    Whoever goes on elsewhere, or gathers shards, takes over what was left to the device.
-    """
+    """A setting of whatever was begun in ``folder`` or below it; None where nothing was."""
     return next(_recorded(folder, f"**/*{SETTINGS}", name), None)
 
 

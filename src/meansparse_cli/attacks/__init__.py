@@ -8,11 +8,9 @@ folding                       batch norms folded while a search runs
 queue                         keeps the batch of a search full; each attack is a rule of it:
 ascent, apgd, pgd, adaptive   gradients of a loss
 fab; square                   the boundary; a black box
-losses, budget, starts        losses to climb, budgets and distances, random starts
+losses, budget                losses to climb; distances, projections and random starts in the ball of a budget
 
-Importing this package does not import torch, so that ``--help`` can list the attacks at once. A new attack is a rule of
-the queue (``queue.Rule``), a line in ``runner.SEARCHES``, one in ``catalogue._CATALOGUE`` in order of cost, a row in
-the README's table of attacks and names in the lists of ``tests/test_attacks.py``; an example is in
+Importing this package does not import torch, so that ``--help`` can list the attacks at once. How to add one:
 ``docs/development/adding-an-attack.md``.
 """
 

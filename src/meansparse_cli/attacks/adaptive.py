@@ -27,24 +27,17 @@ STEP_SIZE = 1 / 255
 class AdaptiveRule(PGDRule):
     """Adaptive-(p,q): sign steps from one uniform random start, as in ``PGDRule`` (the paper names neither).
 
-    ``weight`` is lambda. The paper gives no value; by default it is one over the number of features at all sites, which
-    makes the penalty an average over features. A clean forward pass more a step: no activation is kept between steps.
+    ``weight`` is lambda. The paper gives no value; by default the penalty is an average over the features at all sites.
+    A clean forward pass more a step: no activation is kept between steps.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        *,
-        p: float = 1,
-        q: float = 1,
-        weight: float | None = None,
-        n_steps: int = N_STEPS,
+        self, problem: Problem, *, p: float = 1, q: float = 1, weight: float | None = None, n_steps: int = N_STEPS
     ) -> None:
         super().__init__(problem, n_steps=n_steps, step_size=STEP_SIZE if problem.budget.norm == "Linf" else None)
         self.p, self.q, self.weight = p, q, weight
 
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
-        """PGD's, on the loss less the penalty for what has moved since the clean image."""
         clean: list[tuple[Tensor, Tensor]] = []
         moved: list[Tensor] = []
         with (

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from .ascent import Ascent
-from .budget import per_image, project_l2, unit_l2
+from .budget import boundary_start, per_image, project, steepest
 from .losses import N_TARGETS, LossName, choose_loss
 from .problem import Problem
 from .queue import Batch
-from .starts import boundary_start
 
 N_STEPS = 100
 MOMENTUM = 0.75  # the paper's alpha: the weight of the gradient step against the last move
@@ -18,12 +17,9 @@ RHO = 0.75  # below this fraction of increasing steps, the step size halves
 
 
 class APGDRule(Ascent):
-    """APGD on ``loss`` from one random start an example (and target, for ``dlr-targeted``).
+    """APGD on ``loss``: per example the trajectory of AutoAttack's from the same start, up to the break.
 
-    Per example the trajectory is that of AutoAttack's APGD from the same start, up to the break; it depends on the seed
-    and the example alone, as far as the model's own outputs do. ``n_steps`` defaults to ``N_STEPS``, ``n_attempts`` to
-    the ``N_TARGETS`` likeliest classes of a targeted loss, else to one start. A row carries its
-    step size, the move before, the gradient at the best point and the counters of the checkpoints.
+    ``n_attempts`` defaults to the ``N_TARGETS`` likeliest classes of a targeted loss, else to one start.
     """
 
     def __init__(
@@ -39,7 +35,6 @@ class APGDRule(Ascent):
         self.least_interval = max(int(0.06 * n_steps), 1)
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
-        """State of rows at their start; the values that the first step sets are placeholders."""
         super().begin(batch, generators)
         x, step = batch["x"], batch["step"]
         zeros = torch.zeros(len(step), device=x.device)
@@ -52,9 +47,6 @@ class APGDRule(Ascent):
         batch["next_check"] = torch.full_like(step, self.first_interval)
         batch["best_loss_at_check"] = zeros
         batch["halved_at_check"] = torch.ones_like(step, dtype=torch.bool)
-        if self.budget.norm == "Linf":
-            batch["lower"] = (x - self.budget.eps).clamp(min=0.0)
-            batch["upper"] = (x + self.budget.eps).clamp(max=1.0)
 
     def move(self, batch: Batch) -> None:
         loss, grad = batch.pop("loss"), batch.pop("grad")
@@ -65,17 +57,11 @@ class APGDRule(Ascent):
         # The momentum is measured from the last point visited, also after a return to the best one.
         last_move = point - batch["previous_point"]
         weight = per_image(torch.where(batch["step"] == 0, 1.0, MOMENTUM))
-        size = per_image(batch["step_size"])
-        if self.budget.norm == "Linf":
-            moved = (point + size * grad.sign()).clamp(batch["lower"], batch["upper"])
-            moved = point + (moved - point) * weight + last_move * (1 - weight)
-            moved = moved.clamp(batch["lower"], batch["upper"])
-        else:
-            moved = project_l2(point + size * unit_l2(grad), batch["x"], self.budget.eps)
-            moved = point + (moved - point) * weight + last_move * (1 - weight)
-            moved = project_l2(moved, batch["x"], self.budget.eps)
+        step = per_image(batch["step_size"]) * steepest(grad, self.budget.norm)
+        moved = project(point + step, batch["x"], self.budget)
+        moved = point + (moved - point) * weight + last_move * (1 - weight)
         batch["previous_point"] = point
-        batch["point"] = moved
+        batch["point"] = project(moved, batch["x"], self.budget)
 
     def _check_step_size(self, batch: Batch, loss: Tensor) -> Tensor:
         """Halve the step size of rows at a checkpoint that do not progress; returns those rows, (n,) bool.

@@ -5,22 +5,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .budget import finite, per_image
+from .budget import Start, finite, per_image, project, steepest
 from .judge import CountedModel, misclassified
 from .losses import Loss
 from .problem import Budget
-from .queue import Batch
-from .starts import Start
+from .queue import Batch, Rule
 
 
-class Ascent:
+class Ascent(Rule):
     """A rule of the queue that follows the gradient of ``loss`` for ``n_steps`` steps; ``move`` is the attack's own.
 
     Beside what the queue keeps, a row has ``point`` (the image to be shown next), ``best_point``, ``best_loss`` and
     ``improved`` (at the last point); between ``look`` and ``move`` also ``loss`` and ``grad`` there.
     """
-
-    is_targeted, n_attempts = False, 1
 
     def __init__(self, budget: Budget, loss: Loss, start: Start, n_steps: int) -> None:
         self.budget, self.loss, self.start, self.n_steps = budget, loss, start, n_steps
@@ -55,6 +52,12 @@ class Ascent:
         batch["forward"] = batch["forward"] + (model.forward_passes - n_forward) // n
         batch["backward"] = batch["backward"] + (model.backward_passes - n_backward) // n * ~leaving
         return left
+
+    def step_along(self, batch: Batch, size: float | Tensor) -> None:
+        """Along the gradient by ``size``, in pixel units, or one (n, 1, 1, 1) a row, and back into the budget."""
+        del batch["loss"]
+        step = size * steepest(batch.pop("grad"), self.budget.norm)
+        batch["point"] = project(batch["point"] + step, batch["x"], self.budget)
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The misclassified point, or the best one of an attempt survived."""

@@ -1,5 +1,7 @@
-"""Distances and projections; every image tensor is (n, channels, height, width) in [0, 1]."""
+"""Distances, projections and random starts; every image tensor is (n, channels, height, width) in [0, 1]."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,8 @@ from .problem import Budget, Norm
 
 ROUNDING: dict[Norm, float] = {"Linf": 1e-6, "L2": 1e-5}
 """How far float32 can carry x + delta beyond eps, in pixel units of [0, 1] images."""
+Start = Callable[[Tensor, torch.Generator, Budget], Tensor]
+"""Where an attack on one image begins."""
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -42,11 +46,18 @@ def unit_l2(images: Tensor) -> Tensor:
     return images / per_image(length + 1e-12)
 
 
-def project_l2(points: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Into the L2 ball of radius ``eps`` around ``x``, then into [0, 1], which keeps a point inside the ball."""
+def steepest(grad: Tensor, norm: Norm) -> Tensor:
+    """The direction of length one, in ``norm``, that a gradient says to go."""
+    return grad.sign() if norm == "Linf" else unit_l2(grad)
+
+
+def project(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
+    """Into the ball around ``x``, up to rounding, then into [0, 1], which keeps a point inside the ball."""
+    if budget.norm == "Linf":
+        return points.clamp(x - budget.eps, x + budget.eps).clamp(0.0, 1.0)
     delta = points - x
     length = l2_norm(delta)
-    return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=eps))).clamp(0.0, 1.0)
+    return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=budget.eps))).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -88,9 +99,11 @@ def enforce_budget(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
     """
     finite = per_image(torch.isfinite(points).flatten(1).all(dim=1))
     points = torch.where(finite, points, x).clamp(0.0, 1.0)
-    if budget.norm == "Linf":
-        lower, upper = _exact_bounds(x, budget.eps)
-        return points.clamp(lower, upper)
+    if budget.norm == "Linf":  # the lowest and highest float32 pixels: x - eps and x + eps can round outwards
+        lower, upper = (x.double() - budget.eps).float(), (x.double() + budget.eps).float()
+        lower = torch.where(x.double() - lower.double() > budget.eps, torch.nextafter(lower, x), lower)
+        upper = torch.where(upper.double() - x.double() > budget.eps, torch.nextafter(upper, x), upper)
+        return points.clamp(lower.clamp(min=0.0), upper.clamp(max=1.0))
     for shrink in (0.0, 1e-7, 1e-6, 1e-5, 1e-4):  # rounding x + delta can undo a rescaling by less than an ulp
         length = l2_norm(points.double() - x.double())
         outside = length > budget.eps
@@ -104,9 +117,37 @@ def enforce_budget(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
     return torch.where(per_image(outside), x, points)
 
 
-def _exact_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The lowest and highest float32 pixels within ``eps`` of ``x``: x - eps and x + eps can round outwards."""
-    lower, upper = (x.double() - eps).float(), (x.double() + eps).float()
-    lower = torch.where(x.double() - lower.double() > eps, torch.nextafter(lower, x), lower)
-    upper = torch.where(upper.double() - x.double() > eps, torch.nextafter(upper, x), upper)
-    return lower.clamp(min=0.0), upper.clamp(max=1.0)
+def example_generator(seed: int, attack: str, attempt: int, index: int) -> torch.Generator:
+    """For one example's ``attempt`` (its restart or target) under ``attack``.
+
+    On the CPU: the same start whatever the batch size, the order, the other examples and the device.
+    """
+    text = "\x1f".join(map(str, (seed, attack, attempt, index)))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def boundary_start(image: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
+    """APGD's start, as in AutoAttack: a random direction scaled to the budget's boundary, clipped to [0, 1].
+
+    ``image`` (channels, height, width). Linf: uniform noise divided by its largest entry; L2: a uniform direction.
+    """
+    if budget.norm == "Linf":
+        noise = 2 * torch.rand(image.shape, generator=generator) - 1
+        size = noise.abs().max()
+    else:
+        noise = torch.randn(image.shape, generator=generator)
+        size = noise.square().sum().sqrt()
+    noise = noise.to(image.device)
+    return (image + budget.eps * (noise / (size.to(image.device) + 1e-12))).clamp(0.0, 1.0)
+
+
+def uniform_start(image: Tensor, generator: torch.Generator, budget: Budget) -> Tensor:
+    """PGD's start: uniform in the budget's ball, clipped to [0, 1]. ``image`` (channels, height, width)."""
+    if budget.norm == "Linf":
+        noise = 2 * torch.rand(image.shape, generator=generator) - 1
+    else:
+        noise = torch.randn(image.shape, generator=generator)
+        radius = torch.rand((), generator=generator).pow(1 / image.numel())
+        noise = noise * (radius / (noise.square().sum().sqrt() + 1e-12))
+    return (image + budget.eps * noise.to(image.device)).clamp(0.0, 1.0)

@@ -34,12 +34,7 @@ class AttackSpec:
 
     @property
     def is_bpda(self) -> bool:
-        """Do its gradients meet something else than the operator's own derivative: identity, a soft band, the base
-        model?
-
-        A band whose edge is sharper than ``SHARPEST_BAND`` is next to the operator itself: such an attack rules nothing
-        out.
-        """
+        """Do its gradients meet something else than the operator's derivative? A very sharp band is next to that."""
         if self.backward.startswith("soft:"):
             return float(self.backward.removeprefix("soft:")) >= SHARPEST_BAND
         return self.backward != "true"
@@ -62,22 +57,18 @@ TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
 
-def _backward(prefix: str) -> tuple[str, str]:
-    """The backward rule that is written in front of an attack's name, and its words."""
-    if prefix == "bpda":
-        return "identity", ", with gradients straight through MeanSparse (BPDA)"
-    if prefix == "base-gradient":
-        return "base", ", with the base model's gradients (BPDA)"
-    temperature = prefix.removeprefix("soft-")
-    words = f", with the gradients of a band whose edge is {temperature} std soft"
-    return f"soft:{temperature}", words + (" (BPDA)" if float(temperature) >= SHARPEST_BAND else "")
-
-
 def _through(prefix: str | None, plain: AttackSpec, *, start_of: str = "") -> AttackSpec:
     """An attack through the backward rule that ``prefix`` names; the ``plain`` one itself without a prefix."""
     if not prefix:
         return plain
-    backward, words = _backward(prefix)
+    if prefix == "bpda":
+        backward, words = "identity", ", with gradients straight through MeanSparse (BPDA)"
+    elif prefix == "base-gradient":
+        backward, words = "base", ", with the base model's gradients (BPDA)"
+    else:
+        temperature = prefix.removeprefix("soft-")
+        backward, words = f"soft:{temperature}", f", with the gradients of a band whose edge is {temperature} std soft"
+        words += " (BPDA)" if float(temperature) >= SHARPEST_BAND else ""
     passes = 4 / 3 if backward == "base" else 1  # two forward passes a step
     return replace(
         plain,
@@ -210,23 +201,16 @@ def find_attack(name: str) -> AttackSpec:
 
 
 def expand_attacks(names: Iterable[str]) -> list[str]:
-    """Names of attacks and presets -> names of attacks, each once, cheapest first.
-
-    Raises ``ConfigError`` for an unknown name, with the nearest ones, and for no name at all.
-    """
-    wanted: dict[str, AttackSpec] = {}
-    given = list(names)
-    if given and set(given) == {"transfer"}:
+    """Names of attacks and presets -> names of attacks, each once, cheapest first; ``ConfigError`` for an unknown."""
+    named = list(names)
+    given = [name for name in named if name != "transfer"]  # which is always part of an evaluation
+    if named and not given:
         raise ConfigError(
             "transfer tries the images that other attacks found", hint="name one of these too: --attack apgd-ce"
         )
-    for name in given:
-        if name == "transfer":
-            continue  # always part of an evaluation
-        for member in PRESETS.get(name) or (name,):
-            wanted[member] = find_attack(member)
-    if not wanted:
+    if not given:
         raise ConfigError("no attack was named", hint=f"Attacks: {', '.join(ATTACKS)}.")
+    wanted = {member: find_attack(member) for name in given for member in PRESETS.get(name, (name,))}
     place = {name: i for i, name in enumerate(ATTACKS)}
     fast = {name: i for i, name in enumerate(FAST if "fast" in given else ())}
     return sorted(

@@ -3,9 +3,8 @@ image.
 
 The iteration of AutoAttack's FAB: project on the linearised boundary, overshoot, step back towards the clean image. Two
 things are our own. Only the question "within eps?" is answered, so an example leaves at its first break. And the
-forward pass that asks whether a new point is adversarial is sent only where the answer can matter: while the point is
-within eps, or was not adversarial when last asked, and every tenth step. Elsewhere FAB's answer is yes (98 to 99 % of
-the time on the embedded CIFAR-10 model) and leads nowhere but to a step back.
+forward pass that asks whether a new point is adversarial is sent only while the point is within eps, or was not
+adversarial when last asked, and every tenth step: elsewhere FAB's answer is nearly always yes, and a step back.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from .budget import distance, finite, per_image
 from .judge import CountedModel, misclassified
 from .losses import N_TARGETS
 from .problem import Norm, Problem
-from .queue import Batch, alphas_of
+from .queue import Batch, Rule, alphas_of
 
 N_STEPS = 100
 OVERSHOOT = 1.05  # the paper's eta
@@ -27,12 +26,10 @@ ASK_EVERY = 10
 NEWTON_STEPS = 20  # at most; three or four are the rule
 
 
-class FABRule:
+class FABRule(Rule):
     """FAB aimed in turn at the ``min(9, n_classes - 1)`` likeliest other classes, from the clean image.
 
-    An image farther than eps is not claimed. It has no random part, so its result does not depend on the seed, nor on
-    the batch. ``n_steps`` defaults to ``N_STEPS``, one iteration each; where a row is broken, ``point`` is the
-    adversarial image.
+    An image farther than eps is not claimed. It has no random part.
     """
 
     is_targeted, n_attempts = True, N_TARGETS
@@ -63,9 +60,6 @@ class FABRule:
             batch["forward"] = batch["forward"] + 1 + ask
             batch["backward"] = batch["backward"] + 1
             return (batch["broken"] | (batch["step"] + 1 == self.n_steps)).tolist()  # type: ignore[no-any-return]
-
-    def move(self, batch: Batch) -> None:
-        """Rows are there already."""
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The clean image where an attempt was survived."""

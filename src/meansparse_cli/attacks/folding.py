@@ -35,8 +35,7 @@ class Fold:
 def find_folds(model: nn.Module, x: Tensor) -> list[Fold]:
     """The folds that ``model`` allows, in evaluation mode; none where the logits of the first of ``x`` would change.
 
-    ``x`` (n, channels, height, width) on the model's device. Costs two forward passes of two examples, which no count
-    has.
+    Costs two forward passes of two examples, which no count has.
     """
     probes = x[:N_PROBES]
     # not in TF32, and without the operators, whose step would turn rounding into a jump

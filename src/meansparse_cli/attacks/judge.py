@@ -17,10 +17,7 @@ from .problem import Problem
 
 
 def judge(problem: Problem, images: Tensor, y: Tensor, alphas: Tensor | None = None) -> Tensor:
-    """(n,) bool, on the device of ``images``: misclassified, by a forward pass each as in ``logits``; ``y`` (n,).
-
-    ``alphas`` as in ``variants_set``.
-    """
+    """(n,) bool: misclassified, by a forward pass each as in ``logits``; ``y`` (n,), ``alphas`` of ``variants_set``."""
     with variants_set(problem.model, alphas) as each:
         return misclassified(logits(problem, images, each), y)
 
@@ -49,10 +46,9 @@ def logits(problem: Problem, images: Tensor, alphas: Tensor | None = None) -> Te
 
 @contextmanager
 def variants_set(model: nn.Module, alphas: Tensor | None) -> Iterator[Tensor | None]:
-    """One variant for all images, (n_sites,), for a while; yields what each forward pass has to be given: None.
+    """One variant for all images, (n_sites,), for a while; or one for each, (n, n_sites); None: the model as it stands.
 
-    Or those of ``alphas`` (n, n_sites), a variant for each image. None: the model as it stands. One for all is set in
-    the model, so that any model can be asked, whatever it does to its batch axis, in whatever form.
+    Yields what each forward pass has to be given: None where one for all is set in the model, which then may be any.
     """
     if alphas is None or alphas.ndim == 2:
         yield alphas
@@ -63,11 +59,7 @@ def variants_set(model: nn.Module, alphas: Tensor | None) -> Iterator[Tensor | N
 
 @contextmanager
 def under_attack(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters, restored on leaving.
-
-    Frozen, because an attack wants the gradient of the image: pyautoattack's ``backward`` would fill ``.grad`` of every
-    parameter, and pay for it.
-    """
+    """Evaluation mode and frozen parameters, restored on leaving: an attack wants the image's gradient alone."""
     training = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -86,8 +78,8 @@ def under_attack(model: nn.Module) -> Iterator[None]:
 class CountedModel:
     """Calls ``model`` on (n, channels, height, width) images and returns float32 logits (n, n_classes).
 
-    ``forward_passes`` and ``backward_passes`` count examples, not calls. Raises ``AttackError`` when the output is
-    anything but (n, n_classes) finite logits, or has no gradient where one is asked for.
+    Passes are counted in examples. Raises ``AttackError`` when the output is anything but (n, n_classes) finite logits,
+    or has no gradient where one is asked for.
 
     With ``base_gradient`` the logits are the model's, their gradient in the image is the base model's (every MeanSparse
     operator off), from a second forward pass: a loss is climbed at its true value, along the base model's Jacobian.
@@ -103,8 +95,6 @@ class CountedModel:
     def __call__(self, images: Tensor, alphas: Tensor | None = None) -> Tensor:
         """``alphas`` (n, n_sites): a variant of its own for each image; None: the model as it stands."""
         n = images.shape[0]
-        if n == 0:  # many networks fail on an empty batch
-            return images.new_zeros(0, self.n_classes)
         self.forward_passes += n
         wants_gradient = images.requires_grad and torch.is_grad_enabled()
         with nullcontext() if alphas is None else example_alphas_set(cast(SparsifiedModel, self.model), alphas):

@@ -67,8 +67,7 @@ class AttackResult:
     ``adversarial`` (n, channels, height, width), float32, inside budget and [0, 1]; the clean image where the attack
     failed. ``broken`` (n,) bool: misclassified at ``adversarial``, judged afresh after the attack returned. ``passes``
     (n, 2) int64 on the CPU: forward and backward passes that each example took, or would have taken alone. ``rejected``
-    (n,) int64 on the CPU: breaks that the attack claimed and the judge did not confirm; such an example is searched a
-    second time, in full precision. ``n_in_vain``: backward passes that a batch took for examples that were leaving.
+    (n,) int64 on the CPU: breaks that the judge did not confirm. ``n_in_vain``: backward passes for rows that left.
     """
 
     adversarial: Tensor

@@ -1,8 +1,7 @@
 """Keeps a search's batch full: an example that is broken leaves at once and the next one takes its place.
 
-Every example carries its own step counter and state, so an example that has just been admitted sits beside older ones,
-and its trajectory is the one it would have alone. An example that survives an attempt (a target class) queues again for
-the next, behind the others: the batch then stays full until the last attempts.
+Every example carries its own step counter and state, so its trajectory is the one it would have alone. One that
+survives an attempt (a target class) queues again for the next, behind the others.
 """
 
 from collections import deque
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..data.examples import Examples
+from .budget import example_generator
 from .judge import CountedModel
 from .losses import likely_targets
 from .problem import Problem
-from .starts import example_generator
 
 Batch = dict[str, Tensor]
 """Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position),
@@ -55,9 +54,8 @@ class AttackTask:
 class SearchOutcome:
     """The claims of a search, before the judge has seen them.
 
-    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere the image
-    of highest loss in the last attempt, or the clean one. ``passes`` (n, 2) int64 on the CPU: forward and backward
-    passes spent on each example.
+    ``points`` (n, channels, height, width): the misclassified image where ``claimed`` (n,) is true, elsewhere any.
+    ``passes`` (n, 2) int64 on the CPU: forward and backward passes spent on each example.
     """
 
     points: Tensor
@@ -68,9 +66,9 @@ class SearchOutcome:
 class Rule(Protocol):
     """One attack, as the queue runs it; it keeps nothing of an example but in the batch."""
 
-    is_targeted: bool
-    """True: each attempt aims at another of the likeliest classes at the clean image."""
-    n_attempts: int
+    is_targeted: bool = False
+    """Whether each attempt aims at another of the likeliest classes at the clean image."""
+    n_attempts: int = 1
     """How often an example that is not broken comes round again, each time from another start; at most as often as
     there are other classes where the rule is targeted."""
 
@@ -83,24 +81,16 @@ class Rule(Protocol):
         ...
 
     def move(self, batch: Batch) -> None:
-        """Move the rows that stay to their next point."""
-        ...
+        """Move the rows that stay to their next point, where ``look`` has not done so."""
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The images (m, channels, height, width) with which ``rows`` (m,) leave: misclassified ones where broken."""
         ...
 
 
-def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> SearchOutcome:
-    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs.
-
-    ``targets`` (n, n_attempts) int64: the class aimed at in each attempt, ignored by untargeted attacks. None: as
-    ``rule.is_targeted`` says.
-    """
-    if targets is None:
-        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
-        targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
-    queue = _Queue(task, rule, targets)
+def search(task: AttackTask, rule: Rule) -> SearchOutcome:
+    """Run ``rule`` on every example of ``task`` until it is broken or has survived ``n_attempts`` runs."""
+    queue = _Queue(task, rule)
     while queue.admit():
         left = rule.look(task.model, queue.batch)
         if any(left):
@@ -114,9 +104,11 @@ def search(task: AttackTask, rule: Rule, targets: Tensor | None = None) -> Searc
 class _Queue:
     """The examples that wait, those in the batch, and the outcomes of the others."""
 
-    def __init__(self, task: AttackTask, rule: Rule, targets: Tensor) -> None:
-        self.task, self.rule, self.targets = task, rule, targets
-        (n, self.n_attempts), x = targets.shape, task.examples.x
+    def __init__(self, task: AttackTask, rule: Rule) -> None:
+        self.task, self.rule, x = task, rule, task.examples.x
+        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
+        self.targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
+        n, self.n_attempts = self.targets.shape
         self.points, self.claimed = x.clone(), torch.zeros(n, dtype=torch.bool, device=x.device)
         self.passes = torch.zeros(n, 2, dtype=torch.int64)
         self.waiting = deque((example, 0) for example in range(n))

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -19,11 +19,10 @@ from .adaptive import AdaptiveRule
 from .apgd import APGDRule
 from .budget import enforce_budget
 from .catalogue import AttackSpec, find_attack
-from .cosine import CosineRule
 from .fab import FABRule
 from .folding import N_PROBES, find_folds, folded
 from .judge import CountedModel, judge, logits, misclassified, under_attack, variants_set
-from .pgd import PGDRule
+from .pgd import CosineRule, PGDRule
 from .problem import AttackResult, Problem
 from .queue import AttackTask, Rule, SearchOutcome, search
 from .square import SquareRule
@@ -46,7 +45,6 @@ SEARCHES: dict[str, Callable[..., Rule]] = {
 }
 """Family -> what makes its rule of a ``Problem`` and the options of the ``AttackSpec``."""
 
-
 _FITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """The largest batch that a model did not run out of memory with, once it did with a larger one."""
 
@@ -59,20 +57,14 @@ def run_attack(
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> AttackResult:
-    """Attack n examples and judge every break afresh.
+    """Attack n examples, on any device, and judge each break afresh; images returned are exactly inside the budget.
 
-    The images may be on another device than the model. ``alphas`` is a variant of ``problem.model``, a
-    ``SparsifiedModel``: an alpha for each site, (n_sites,), or for each example and site, (n, n_sites), so that one
-    batch serves many variants; None: the model as it stands. An example starts at the same point whatever its variant.
-    Examples misclassified at the clean image are broken as they are and cost one forward pass. ``on_progress`` is
-    called with the number of examples finished since its last call; over a run these add up to n.
-
-    Returns adversarial images inside the budget and [0, 1], exactly, on the device of the examples. An example counts
-    as broken only if the returned image is misclassified in a forward pass of its own: float32, evaluation mode. An
-    example has the same result whatever the batch size, the order, and the other examples, as far as the model's own
-    outputs do.
-
-    Where the memory of a GPU ends, the attack begins anew with half the batch, which this model keeps from then on.
+    ``alphas``: a variant of ``problem.model``, (n_sites,), or one for each example, (n, n_sites), so that one batch
+    serves many; None: the model as it stands. An example has the same start whatever its variant, and the same result
+    whatever the batch size, the order, and the other examples, as far as the model's own outputs do. Examples
+    misclassified at the clean image are broken as they are, for one forward pass. ``on_progress`` is called with the
+    number of examples finished since its last call. Where the memory of a GPU ends, the attack begins anew with half
+    the batch, which this model keeps from then on.
 
     Raises ``ConfigError`` (unknown attack), ``DataError`` (images or labels of the wrong kind), ``AttackError`` (the
     model's outputs are not (n, n_classes) finite logits) and ``torch.OutOfMemoryError`` (one image is too large).
@@ -80,9 +72,9 @@ def run_attack(
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
     told = _Told(on_progress or (lambda n_examples: None))
     while True:
-        size = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size))
+        size, told.n_done = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size)), 0
         try:
-            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.from_the_start())
+            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.advance)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -91,23 +83,19 @@ def run_attack(
         log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")
 
 
+@dataclass
 class _Told:
     """Progress that is told once, however often a search has to begin anew."""
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell, self.n_told = tell, 0
+    tell: Callable[[int], None]
+    n_done: int = 0
+    n_told: int = 0
 
-    def from_the_start(self) -> Callable[[int], None]:
-        n_done = 0
-
-        def advance(n_examples: int) -> None:
-            nonlocal n_done
-            n_done += n_examples
-            if n_done > self.n_told:
-                self.tell(n_done - self.n_told)
-                self.n_told = n_done
-
-        return advance
+    def advance(self, n_examples: int) -> None:
+        self.n_done += n_examples
+        if self.n_done > self.n_told:
+            self.tell(self.n_done - self.n_told)
+            self.n_told = self.n_done
 
 
 @torch.inference_mode(False)
@@ -207,8 +195,7 @@ class _Run:
         return backward_rule(self.problem.model, "true" if self.spec.backward == "base" else self.spec.backward)
 
     def _counted(self, model: nn.Module) -> CountedModel:
-        is_base_gradient = self.spec.backward == "base"
-        return CountedModel(model, n_classes=self.problem.n_classes, device=self.device, base_gradient=is_base_gradient)
+        return CountedModel(model, self.problem.n_classes, self.device, self.spec.backward == "base")
 
 
 def _checked(examples: Examples, n_classes: int) -> Examples:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import AttackError
-from .budget import l2_norm, per_image
+from .budget import l2_norm, per_image, project
 from .judge import CountedModel, misclassified
 from .losses import margin
 from .problem import Budget, Problem
-from .queue import Batch, alphas_of
+from .queue import Batch, Rule, alphas_of
 
 N_QUERIES = 5000
 P_INIT = 0.8  # the share of pixels in the first squares; AutoAttack's setting
@@ -35,13 +35,11 @@ def side_of(query: int, budget: Budget, height: int, width: int) -> int:
     return min(side, height, width)
 
 
-class SquareRule:
+class SquareRule(Rule):
     """``n_queries`` (``N_QUERIES``) proposals an example after its start; no gradient, so masking cannot stop it.
 
     A query a step, number 0 the start. A row has ``best``, the image it is at, and ``loss``, the margin there.
     """
-
-    is_targeted, n_attempts = False, 1
 
     def __init__(self, problem: Problem, *, n_queries: int | None = None) -> None:
         self.budget, self.is_linf = problem.budget, problem.budget.norm == "Linf"
@@ -88,9 +86,6 @@ class SquareRule:
             batch["forward"] = batch["forward"] + asked
         return (batch["broken"] | (batch["step"] + 1 >= len(self.sides))).tolist()  # type: ignore[no-any-return]
 
-    def move(self, batch: Batch) -> None:
-        """The next proposal is drawn when it is shown."""
-
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         return batch["best"][rows]
 
@@ -98,7 +93,7 @@ class SquareRule:
         """The next image of every row, and which of them need an answer."""
         x, best, query = batch["x"], batch["best"], batch["step"]
         draw, side = batch["draws"][torch.arange(len(query), device=query.device), query], self.sides[query]
-        patched = (linf_patch if self.is_linf else l2_patch)(x, best, draw, side, self.budget.eps)
+        patched = (linf_patch if self.is_linf else l2_patch)(x, best, draw, side, self.budget)
         proposal = torch.where(per_image(query == 0), batch["start"], patched)
         return proposal, (query == 0) | (proposal != best).flatten(1).any(dim=1)
 
@@ -108,14 +103,14 @@ class SquareRule:
 # of each row's patch, in pixels.
 
 
-def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+def linf_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, budget: Budget) -> Tensor:
     """``best`` with one square, of one colour, moved to the budget's edge."""
     inside = _window(x, draw[:, 0], draw[:, 1], side)
-    edge = torch.minimum(torch.maximum(best + 2 * eps * signs(draw[:, 2:, None, None]), x - eps), x + eps).clamp(0, 1)
+    edge = project(best + 2 * budget.eps * signs(draw[:, 2:, None, None]), x, budget)
     return torch.where(inside, edge, best)
 
 
-def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) -> Tensor:
+def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, budget: Budget) -> Tensor:
     """The mass of one window, and what the budget has left, moved into another in the shape of ``pattern_of``."""
     delta, channels = best - x, x.shape[1]
     window, giving = _window(x, draw[:, 0], draw[:, 1], side), _window(x, draw[:, 2], draw[:, 3], side)
@@ -123,11 +118,11 @@ def l2_patch(x: Tensor, best: Tensor, draw: Tensor, side: Tensor, eps: float) ->
     shape = _placed(x, draw, side) * signs(draw[:, 5:, None, None])
     old = delta * window
     shape = shape + old / (_channel_norm(old) + 1e-12)
-    left = (eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
+    left = (budget.eps**2 - per_image(l2_norm(delta)) ** 2).clamp(min=0) / channels
     mass = (left + _channel_norm(delta * both) ** 2).sqrt()
     shape = shape / (_channel_norm(shape) + 1e-12) * mass
     delta = torch.where(window, shape, torch.where(both, 0.0, delta))
-    return (x + delta / per_image(l2_norm(delta) + 1e-12) * eps).clamp(0, 1)
+    return (x + delta / per_image(l2_norm(delta) + 1e-12) * budget.eps).clamp(0, 1)
 
 
 def _placed(x: Tensor, draw: Tensor, side: Tensor) -> Tensor:

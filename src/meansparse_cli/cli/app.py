@@ -148,30 +148,20 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _be_quiet(value: bool) -> None:
-    if value:
-        be_quiet()
-
-
-def _be_verbose(value: bool) -> None:
-    if value:
-        be_verbose()
-
-
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", callback=_be_quiet, help="Errors and the result alone.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", callback=_be_verbose, help="A log line every 5 seconds, not 30.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the result alone.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A log line every 5 seconds, not 30.")] = False,
 ) -> None:
     """Options of every command."""
+    if quiet:
+        be_quiet()
+    if verbose:
+        be_verbose()
 
 
 for _command in COMMANDS.values():

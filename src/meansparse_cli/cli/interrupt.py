@@ -20,29 +20,19 @@ UNFINISHED = 75  # EX_TEMPFAIL: batch systems queue such a job again
 class Stopped(KeyboardInterrupt):
     """A command is ended from outside: ``word`` says how, ``exit_code`` tells whoever started it."""
 
-    word, exit_code = "interrupted", INTERRUPTED
-
-
-class Terminated(Stopped):
-    """SIGTERM or SIGUSR1, with which a batch system announces that it is about to kill."""
-
-    word, exit_code = "terminated", TERMINATED
-
-
-class TimeUp(Stopped):
-    """The end of ``--time-limit``."""
-
-    word, exit_code = "stopped at the time limit", UNFINISHED
+    def __init__(self, word: str = "interrupted", exit_code: int = INTERRUPTED) -> None:
+        super().__init__(word)
+        self.word, self.exit_code = word, exit_code
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """A handler for the signals of batch systems."""
-    raise Terminated
+    """A handler for SIGTERM and SIGUSR1, with which a batch system announces that it is about to kill."""
+    raise Stopped("terminated", TERMINATED)
 
 
 @contextmanager
 def time_limit(minutes: float | None, *, fresh: bool) -> Iterator[None]:
-    """Raise ``TimeUp`` after so many minutes; what is finished by then is on disk."""
+    """Raise ``Stopped`` after so many minutes; what is finished by then is on disk."""
     if minutes is None:
         yield
         return
@@ -55,7 +45,7 @@ def time_limit(minutes: float | None, *, fresh: bool) -> Iterator[None]:
         )
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeUp
+        raise Stopped("stopped at the time limit", UNFINISHED)
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, min(60 * minutes, 1e9))

@@ -1,7 +1,7 @@
 """The signature of a command, from the fields of its settings and arguments: same name, same help, same default."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -9,12 +9,20 @@ import typer
 from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
+from ..attacks.catalogue import ATTACKS, PRESETS
+from ..models.names import EMBEDDED, package_data
 from ..reporting.console import phase
 from ..settings.commands import Command
-from .completion import COMPLETIONS
+from ..settings.resolve import shipped_configs
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 """The panels that every help has without being told."""
+COMPLETIONS: dict[str, Callable[[], Iterable[str]]] = {
+    "attack": lambda: [*PRESETS, *ATTACKS],
+    "model": lambda: [*EMBEDDED, *package_data("zoo.yaml")["headline"], "timm:", "torchvision:"],
+    "config": shipped_configs,
+}
+"""By the name of a setting, what TAB offers behind it, once ``meansparse --install-completion`` was typed."""
 Flags = dict[str, Any]
 """What was typed, by field of the settings; None where nothing was, so that a YAML file is asked before the default."""
 Function = Callable[[Flags, Any], None]
@@ -42,7 +50,7 @@ def _parameter(command: Command, name: str) -> inspect.Parameter:
     is_argument = shown["panel"] == ARGUMENTS
     panel = None if shown["panel"] in (ARGUMENTS, OPTIONS) else shown["panel"]
     words = {"help": shown["help"], "metavar": shown.get("metavar"), "rich_help_panel": panel}
-    words["autocompletion"] = COMPLETIONS.get(name)
+    words["autocompletion"] = _offered(COMPLETIONS[name]) if name in COMPLETIONS else None
     kind, default = _type_typed(field.annotation), field.default
     spellings = _spellings(name, field, shown)
     if is_setting:
@@ -56,6 +64,10 @@ def _parameter(command: Command, name: str) -> inspect.Parameter:
         kind |= None
     option = typer.Argument(**words) if is_argument else typer.Option(*spellings, **words)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _offered(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    return lambda incomplete: sorted(name for name in set(known()) if name.startswith(incomplete))
 
 
 def _least(field: FieldInfo) -> Any:

@@ -1,13 +1,13 @@
 """Sanity checks of an evaluation: reasons not to believe it, each with the number behind it. A file a question.
 
-``diagnose``, below, asks all of them. They are what a sceptical reader asks for after "Evaluating adversarial
-robustness" (Carlini et al. 2019), what AutoAttack flags, the indicators of attack failure of Pintor et al. (2022), and
-what follows from the operator itself: what it masks, and where its gradient points. An image that breaks an example on
-the way counts in the worst case. In options, reports and state folders the checks are called ``doubts``.
+``diagnose``, below, asks all of them. They are from "Evaluating adversarial robustness" (Carlini et al. 2019), what
+AutoAttack flags, the indicators of attack failure of Pintor et al. (2022), and what follows from the operator itself.
+An image that breaks an example on the way counts in the worst case. In options, reports and state folders the checks
+are called ``doubts``.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,7 @@ from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.cells import FoundImages
 from ..engine.comparison import Evaluation
-from ..engine.outcomes import MODELS, WORST_CASE, attack_groups, is_bpda
+from ..engine.outcomes import WORST_CASE, each_model, is_bpda
 from ..ledger import Ledger
 from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
@@ -29,20 +29,12 @@ from .outputs import check_outputs
 from .search import check_search
 from .subject import Diagnostic, Subject
 
-__all__ = ["DIAGNOSTICS_COST", "DOUBTS_VERSION", "Diagnosis", "Diagnostic", "KeptAnswers", "diagnose"]
+__all__ = ["DIAGNOSTICS_COST", "DOUBTS_VERSION", "Diagnostic", "KeptAnswers", "diagnose"]
 
 DOUBTS_VERSION = 2
 """Raised when a check finds other numbers than before."""
 DIAGNOSTICS_COST = 2000
 """Forward passes of all checks, about, an example that survives and a model; a backward pass counted as two."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """``diagnostics`` in the order of the report; ``images``: what the checks broke, a pool for each model."""
-
-    diagnostics: list[Diagnostic]
-    images: dict[str, FoundImages]
 
 
 def diagnose(
@@ -51,14 +43,13 @@ def diagnose(
     evaluation: Evaluation,
     *,
     kept: "KeptAnswers | None" = None,
-    on_kind: Callable[[str, int, int], None] | None = None,
-) -> Diagnosis:
-    """Every check of both models (of the base alone at alpha = 0), in the order of the report.
+    on_kind: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> tuple[list[Diagnostic], dict[str, FoundImages]]:
+    """Every check of both models (of the base alone at alpha = 0), in the order of the report; and what they broke.
 
-    ``problem``: of a ``SparsifiedModel``, as it was evaluated. ``examples``: the first n of ``evaluation``, on the
-    model's device. ``kept``: each kind of check is kept there as it ends, and read back. ``on_kind`` is called as each
-    kind begins, with what it is of, how many are done and how many there are. Nothing is left changed on the model.
-    Costs about ``DIAGNOSTICS_COST``.
+    ``problem``: as it was evaluated. ``examples``: the first n of ``evaluation``, on the model's device. ``kept``: each
+    kind of check is kept there as it ends, and read back. ``on_kind`` is called as each kind begins, with what it is
+    of, how many are done and how many there are.
     """
     found: list[Diagnostic] = []
     images: dict[str, FoundImages] = {}
@@ -69,42 +60,35 @@ def diagnose(
         "outcomes": lambda subject: check_outcomes(subject, evaluation),
         "search": check_search,
     }
-    names = MODELS if evaluation.alpha else MODELS[:1]
-    for m, name in enumerate(names):
-        with under_attack(model), alpha_set(model, evaluation.alpha if name == "sparsified" else 0.0):
-            outcomes = evaluation.outcomes(name)
-            robust = outcomes.robust_to(attack_groups(evaluation.attacks)[WORST_CASE])
+    alphas = each_model(evaluation.alpha)
+    for m, (name, alpha) in enumerate(alphas.items()):
+        with under_attack(model), alpha_set(model, alpha):
+            robust = evaluation.robust(name, WORST_CASE)
             assert robust is not None  # what every attack has been given is known
             right, withstood = (
                 torch.from_numpy(mask[: len(examples)].copy()).to(examples.x.device)
-                for mask in (outcomes.correct, robust)
+                for mask in (evaluation.outcomes(name).correct, robust)
             )
             bpda = any(is_bpda(attack) for attack in evaluation.attacks)
             subject = Subject(name, problem, examples, right, withstood, bpda)
             for k, (kind, check) in enumerate(kinds.items()):
-                if on_kind is not None:
-                    on_kind(f"{kind} of {name}", m * len(kinds) + k, len(names) * len(kinds))
+                on_kind(f"{kind} of {name}", m * len(kinds) + k, len(alphas) * len(kinds))
                 found += check(subject) if kept is None else kept.once(kind, subject, check)
-        if (broken := _as_pool(subject.broken_by)) is not None:
-            images[f"doubts of {name}"] = broken
-    return Diagnosis(found, images)
+        if any(len(rows) for rows, _ in subject.broken_by):
+            images[f"doubts of {name}"] = _as_pool(subject.broken_by)
+    return found, images
 
 
-def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages | None:
-    """The first image of each position, in order; None where nothing was broken."""
+def _as_pool(broken_by: Sequence[tuple[Tensor, Tensor]]) -> FoundImages:
+    """The first image of each position, in order."""
     first: dict[int, Tensor] = {}
     for rows, images in reversed(broken_by):
         first |= dict(zip(rows.flip(0).tolist(), images.flip(0), strict=True))
-    return (
-        FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)])) if first else None
-    )
+    return FoundImages(torch.tensor(sorted(first)), torch.stack([first[row] for row in sorted(first)]))
 
 
 class KeptAnswers:
-    """Answers that outlive a kill, each kind of check of each model as it ends.
-
-    In ``folder``, a folder for each ``key``, which names all that the answers depend on.
-    """
+    """Answers that outlive a kill: in ``folder``, a folder for each ``key``, all that they depend on."""
 
     def __init__(self, folder: Path, key: str, note: Callable[[str], None] | None = None) -> None:
         # below a folder of its own: two folders below an evaluation's state, every file is taken for outcomes

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ..attacks.apgd import N_STEPS, APGDRule
-from ..attacks.budget import enforce_budget
+from ..attacks.budget import enforce_budget, example_generator, uniform_start
 from ..attacks.judge import judge
 from ..attacks.losses import LossName
 from ..attacks.problem import Budget
 from ..attacks.queue import AttackTask, Batch, search
-from ..attacks.starts import example_generator, uniform_start
 from ..errors import AttackError
 from ..operator.active import backward_rule
 from ..operator.device import full_float32
@@ -50,10 +49,9 @@ def check_search(subject: Subject) -> list[Diagnostic]:
 def climb_again(
     subject: Subject, rows: Tensor, budget: Budget, *, loss: LossName, n_steps: int, history: Tensor | None = None
 ) -> Tensor:
-    """APGD through the backward rule of the strongest attacks, on the examples at ``rows`` (m,): broken (m,), judged.
+    """APGD through the strongest attacks' backward rule on examples at ``rows`` (m,): broken (m,), judged, and kept.
 
-    What it breaks inside the subject's own budget is kept. ``history`` (m, n_steps): filled with the best loss at each
-    step.
+    ``history`` (m, n_steps): filled with the best loss at each step.
     """
     problem, given = replace(subject.problem, budget=budget), subject.examples.at(rows)
     own = replace(given, x=given.x.contiguous())

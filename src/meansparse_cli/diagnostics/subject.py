@@ -15,7 +15,7 @@ from ..attacks.problem import Problem
 from ..data.examples import Examples
 from ..engine.outcomes import ModelName
 from ..operator.active import backward_rule
-from ..operator.device import device_of, full_float32
+from ..operator.device import full_float32
 from ..operator.insertion import SparsifiedModel
 
 CHECKS: dict[str, dict[str, Any]] = yaml.safe_load((resources.files(__package__) / "checks.yaml").read_bytes())
@@ -106,8 +106,7 @@ class Subject:
         self.broken_by.append((rows.cpu(), images.detach().float().cpu()))
 
     def counted(self) -> CountedModel:
-        device = device_of(self.model, self.x.device)
-        return CountedModel(self.model, n_classes=self.problem.n_classes, device=device)
+        return CountedModel(self.model, self.problem.n_classes, self.problem.device(self.x.device))
 
     def logits(self, images: Tensor, batch_size: int | None = None) -> Tensor:
         """(m, channels, height, width) -> (m, n_classes), as the judge sees them."""
@@ -126,7 +125,7 @@ class Subject:
                 with torch.enable_grad():
                     value = loss(counted(point), y, y).sum()
                 parts.append(torch.autograd.grad(value, point)[0].detach())
-        return torch.cat(parts) if parts else self.x[:0]
+        return torch.cat(parts)
 
 
 def _rounded(value: Any) -> Any:

@@ -43,7 +43,6 @@ class Block:
         return Block(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), torch.zeros(0, *image_shape))
 
     def add_to_pool(self, found: FoundImages, *, is_bpda: bool) -> None:
-        """Images of the block's rows that an attack found."""
         self.pool_rows = torch.cat([self.pool_rows, found.rows])
         self.pool_bpda = torch.cat([self.pool_bpda, torch.full((len(found),), is_bpda)])
         self.pool_images = torch.cat([self.pool_images, found.images])
@@ -76,12 +75,10 @@ def load_block(ledger: Ledger, positions: Tensor, ids: Tensor, image_shape: Sequ
 
 
 def forget_block(ledger: Ledger, positions: Tensor) -> None:
-    """Remove a block from the disk."""
     (ledger.folder / f"{_name(positions)}.pt").unlink(missing_ok=True)
 
 
 def save_block(ledger: Ledger, positions: Tensor, ids: Tensor, block: Block) -> None:
-    """Replace a block."""
     state = vars(block) | {"ids": ids}
     variants = state.pop("variants").items()
     columns = {",".join(f"{alpha:.9g}" for alpha in variant): vars(outcomes) for variant, outcomes in variants}

@@ -38,7 +38,6 @@ class Comparison:
     gain: PairedDifference
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values, fractions."""
         low, high = self.gain.interval_95
         return {
             "name": self.name,
@@ -59,9 +58,6 @@ class Comparison:
 class AttackStep:
     """One attack on one model, in the order they ran. ``robust``: worst case over this attack and all before it;
     ``n_new``: how many it broke that nothing before it had.
-
-    BPDA on the base model, where no operator is at work, is the plain attack from another start: without it the
-    sparsified model would meet the stronger adversary.
     """
 
     attack: str
@@ -91,20 +87,17 @@ class Evaluation:
     @property
     def comparisons(self) -> list[Comparison]:
         """``clean``, every group of attacks whose worst case is known for both models, ``worst case`` last."""
-        groups = attack_groups(self.attacks)
-        return [found for name, attacks in groups.items() if (found := self.compare(name, attacks)) is not None]
+        found = []
+        for name, attacks in attack_groups(self.attacks).items():
+            base, sparsified = self.base.robust_to(attacks), self.sparsified.robust_to(attacks)
+            if base is not None and sparsified is not None:
+                gain = paired_difference(sparsified, base)
+                found.append(Comparison(name, attacks, accuracy_of(base), accuracy_of(sparsified), gain))
+        return found
 
     def comparison(self, name: str) -> Comparison:
         """The one called ``name``; there are always ``clean`` and ``worst case``, at times ``plain attacks``."""
         return next(found for found in self.comparisons if found.name == name)
-
-    def compare(self, name: str, attacks: Sequence[str]) -> Comparison | None:
-        """Worst case over ``attacks``, or None where it is not known for both models."""
-        base, sparsified = self.base.robust_to(attacks), self.sparsified.robust_to(attacks)
-        if base is None or sparsified is None:
-            return None
-        gain = paired_difference(sparsified, base)
-        return Comparison(name, tuple(attacks), accuracy_of(base), accuracy_of(sparsified), gain)
 
     @property
     def verdict(self) -> Verdict:
@@ -113,19 +106,19 @@ class Evaluation:
             return Verdict(
                 "no difference", "alpha is 0, where the two models are one: no number of examples would tell them apart"
             )
-        groups = attack_groups(self.attacks)
-        outcomes = {
-            f"{model}_{key}": self.outcomes(model).robust_to(groups[group])
-            for model in MODELS
-            # without a plain attack there is no plain gain that BPDA could remove
-            for key, group in (("plain", PLAIN if groups.get(PLAIN) else WORST_CASE), ("worst", WORST_CASE))
-        }
-        bpda_was_run = any(is_bpda(name) for name in self.attacks)
-        return verdict(**outcomes, bpda_was_run=bpda_was_run, plain_was_run=PLAIN in groups)  # type: ignore[arg-type]
+        of_bpda = [is_bpda(name) for name in self.attacks]
+        # without a plain attack there is no plain gain that BPDA could remove
+        groups = {"plain": WORST_CASE if all(of_bpda) else PLAIN, "worst": WORST_CASE}
+        outcomes = {f"{model}_{key}": self.robust(model, group) for model in MODELS for key, group in groups.items()}
+        return verdict(**outcomes, bpda_was_run=any(of_bpda), plain_was_run=not all(of_bpda))  # type: ignore[arg-type]
 
     def outcomes(self, model: ModelName) -> ModelOutcomes:
-        """The outcomes of one model."""
         return self.base if model == "base" else self.sparsified
+
+    def robust(self, model: ModelName, group: str) -> NDArray[np.bool_] | None:
+        """(n,) bool: in the worst case over a group of attacks; None where that is not known, or none of it ran."""
+        attacks = attack_groups(self.attacks).get(group)
+        return None if attacks is None else self.outcomes(model).robust_to(attacks)
 
     def steps(self, model: ModelName) -> list[AttackStep]:
         """The attacks on one model in order, ``transfer`` last, with what was left after each."""
@@ -163,20 +156,20 @@ class Evaluation:
     def counts(self) -> dict[str, dict[str, int]]:
         """Counts that ought to be small, a model each."""
         counts: dict[str, dict[str, int]] = {}
+        names = (CLEAN, *self.attacks, TRANSFER)
         for model in MODELS:
-            outcomes, steps = self.outcomes(model), self.steps(model)
-            first = self.first_broken_by(model)
-            names = (CLEAN, *self.attacks, TRANSFER)
-            firsts = [names[code] for code in first if code > 0]
-            counts[model] = {
+            steps, firsts = self.steps(model), [names[code] for code in self.first_broken_by(model) if code > 0]
+            of_model = {
                 "claims_rejected": sum(step.spent.rejected for step in steps),
                 "breaks_unconfirmed": sum(step.spent.unconfirmed for step in steps),
                 "first_broken_by_square": firsts.count("square"),
                 "first_broken_by_bpda": sum(is_bpda(name) for name in firsts),
                 "first_broken_by_transfer": firsts.count(TRANSFER),
-                "misclassified_clean": int((~outcomes.correct).sum()),
+                "misclassified_clean": int((~self.outcomes(model).correct).sum()),
             }
-        return {name: {model: counts[model][name] for model in MODELS} for name in counts["base"]}
+            for name, n in of_model.items():
+                counts.setdefault(name, {})[model] = n
+        return counts
 
     def outcomes_npz(self) -> bytes:
         """Every per-example outcome as a compressed ``.npz``; equal outcomes give equal bytes.
@@ -202,19 +195,14 @@ class Evaluation:
         return buffer.getvalue()
 
 
-def _passes_each(step: AttackStep, *, broken: bool) -> dict[str, float] | None:
-    """Forward and backward passes of the search, a mean over the examples that it broke or left."""
-    spent = step.spent
-    n = spent.n_attacked_broken if broken else spent.n_attacked - spent.n_attacked_broken
-    if n == 0:
-        return None
-    forward, backward = spent.forward_passes_broken, spent.backward_passes_broken
-    if not broken:
-        forward, backward = spent.forward_passes - forward, spent.backward_passes - backward
-    return {"forward": round(forward / n, 1), "backward": round(backward / n, 1)}
+def _mean(n: int, forward: int, backward: int) -> dict[str, float] | None:
+    """Passes of the search, a mean over n examples."""
+    return {"forward": round(forward / n, 1), "backward": round(backward / n, 1)} if n else None
 
 
 def _step_to_report(step: AttackStep) -> dict[str, Any]:
+    spent = step.spent
+    n, forward, backward = spent.n_attacked_broken, spent.forward_passes_broken, spent.backward_passes_broken
     return {
         "attack": step.attack,
         "implementation": attack_version(step.attack),
@@ -223,12 +211,14 @@ def _step_to_report(step: AttackStep) -> dict[str, Any]:
         "n_broken_that_nothing_before_had": step.n_new,
         "robust_accuracy_so_far": step.robust.fraction,
         "robust_standard_error_so_far": step.robust.standard_error,
-        "forward_passes": step.spent.forward_passes,
-        "backward_passes": step.spent.backward_passes,
-        "passes_a_broken_example": _passes_each(step, broken=True),
-        "passes_a_robust_example": _passes_each(step, broken=False),
-        "rejected": step.spent.rejected,
-        "unconfirmed": step.spent.unconfirmed,
+        "forward_passes": spent.forward_passes,
+        "backward_passes": spent.backward_passes,
+        "passes_a_broken_example": _mean(n, forward, backward),
+        "passes_a_robust_example": _mean(
+            spent.n_attacked - n, spent.forward_passes - forward, spent.backward_passes - backward
+        ),
+        "rejected": spent.rejected,
+        "unconfirmed": spent.unconfirmed,
     }
 
 

@@ -50,10 +50,7 @@ class _Known:
 
 
 class Distances:
-    """The search on n ``examples`` of ``problem``, by ``attacks``; ``key``: what else it depends on.
-
-    Kept in ``folder`` batch by batch: a kill costs the batch in flight.
-    """
+    """The search on ``examples``, kept in ``folder`` batch by batch; ``key``: what else it depends on."""
 
     def __init__(
         self, problem: Problem, examples: Examples, attacks: Sequence[str], folder: Path, key: dict[str, Any]
@@ -70,8 +67,7 @@ class Distances:
     ) -> tuple[Tensor, FoundImages]:
         """The levels (m,) int64, ``NOWHERE`` at most, of examples at ``rows`` (m,) that are robust on ``name``.
 
-        And the images inside the budget that were found on the way: they break what every attack had left.
-        ``on_progress`` is told how many more are known.
+        And the images inside the budget that were found on the way. ``on_progress`` is told how many more are known.
         """
         variant, levels, inside = self.cells.everywhere(alpha), [torch.zeros(0, dtype=torch.int64)], []
         for part in rows.split(self.cells.problem.batch_size) if len(rows) else ():

@@ -19,16 +19,15 @@ from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from .cells import Cells, FoundImages
 from .comparison import Evaluation
-from .outcomes import CLEAN, MODELS, TRANSFER, ModelName, ModelOutcomes, Spent, attack_version, run_order, twin_on_base
+from .outcomes import CLEAN, TRANSFER, ModelName, ModelOutcomes, Spent, each_model, run_order, twin_on_base
 from .state import Chunk, EvaluationState, StateFolder, chunk_of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``attacks``: their names. ``alpha``: of the sparsified model; the base is the same model at alpha = 0.
+    """``individual``: each attack is tried on every example that is correct at its clean image, at a higher cost.
 
-    ``individual``: each attack is tried on every example that is correct at its clean image, which gives each a number
-    of its own and costs several times as much. ``finish``: what is not on disk is done, not noted as ``missing``.
+    ``finish``: what is not on disk is done, not noted as ``missing``.
     """
 
     attacks: tuple[str, ...]
@@ -105,14 +104,10 @@ class _Turn:
 class EvaluationRun:
     """n ``examples`` on both models of ``problem``, whose ``batch_size`` is also what a kill can cost.
 
-    Finished chunks are read back from ``folder``; killed at any moment and run again, the outcomes are the same. More
-    examples or a further attack add to what is there; batch size, device and form of the search may change.
-    ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here, by the same image.
-    It is not attacked again once both models have fallen: until then one model's images at this eps are still to be
-    tried on the other.
-
-    Raises ``ArtifactError`` where the folder belongs to other settings or examples, ``ConfigError``, ``DataError`` and
-    ``AttackError`` as ``run_attack`` does.
+    What ``folder`` has is read back; more examples or a further attack add to it, batch size, device and form of the
+    search may change. ``smaller``: the same evaluation at a smaller eps; what an attack broke there it has broken here,
+    by the same image. It is not attacked again once both models have fallen: until then one model's images at this eps
+    are still to be tried on the other. Raises ``ArtifactError`` where the folder is of other settings or examples.
     """
 
     def __init__(
@@ -140,16 +135,15 @@ class EvaluationRun:
             "precision": problem.precision,
             "alpha": plan.alpha,
         }
-        self.state = EvaluationState(folder, key, {name: attack_version(name) for name in sorted(self.order)}, examples)
-        names = MODELS if plan.alpha else MODELS[:1]  # at alpha = 0 the two models are one
-        blank, zero = self.cells.blank, self.cells.everywhere(0.0)
-        self.models = {name: _Known(zero if name == "base" else zero + plan.alpha, blank(), blank()) for name in names}
+        self.state = EvaluationState(folder, key, sorted(self.order), examples)
+        alphas, blank = each_model(plan.alpha), self.cells.blank
+        self.models = {name: _Known(self.cells.everywhere(a), blank(), blank()) for name, a in alphas.items()}
         self.both_fell, self.missing = blank(), blank()
         if smaller is not None:
             same = torch.equal(smaller.cells.examples.indices, self.cells.examples.indices)
             if not same or smaller.plan.alpha != plan.alpha:
                 raise ConfigError("the evaluation at a smaller eps is of other examples, or of another alpha")
-            self.both_fell = ~torch.stack([smaller.robust(name) for name in names]).any(dim=0)
+            self.both_fell = ~torch.stack([smaller.robust(name) for name in alphas]).any(dim=0)
 
     def attack(self) -> Evaluation:
         """Every attack on both models: the examples that it has not faced yet are attacked."""
@@ -175,7 +169,6 @@ class EvaluationRun:
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
-        """The outcomes so far."""
         examples, alpha = self.cells.examples, self.plan.alpha
         base = self._outcomes("base")
         nothing_spent = dict.fromkeys(base.spent, Spent())
@@ -288,13 +281,11 @@ def evaluate_each_eps(
 ) -> dict[str, EvaluationRun]:
     """``begin(eps, the run before)`` for every eps of ``grid``, ascending; its attacks, then images from elsewhere.
 
-    An image that broke an example at one eps is inside every larger budget: from the smallest eps up, nobody is
-    attacked again by what has already broken it.
+    An image that broke an example at one eps is inside every larger budget.
     """
     runs: dict[str, EvaluationRun] = {}
-    smaller: EvaluationRun | None = None
     for eps in grid:
-        smaller = runs[eps] = begin(eps, smaller)
-        smaller.attack()
-        smaller.try_pool(pool or {})
+        run = runs[eps] = begin(eps, next(reversed(runs.values()), None))
+        run.attack()
+        run.try_pool(pool or {})
     return runs

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..errors import DataError
+from ..foreign import reading
 from .cells import FoundImages
 
 WITNESSES_SCHEMA = "meansparse/witnesses/1"
@@ -104,7 +105,8 @@ def _within(text: str | None, least: float, most: float) -> bool:
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     """Name -> tensor; a bare tensor has the name ''. Nothing is unpickled but tensors."""
-    try:
+    # torch.load and safetensors raise what they like on a broken file
+    with reading(DataError, f"{path} cannot be read, or holds more than tensors", HINT):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -121,8 +123,6 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
             if isinstance(loaded, Tensor):
                 return {"": loaded}
             return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch.load and safetensors raise what they like on a broken file
-        raise DataError(f"{path} cannot be read, or holds more than tensors: {error}", hint=HINT) from error
     raise DataError(f"{path}: unknown kind of file {path.suffix!r}", hint="one of .safetensors, .pt, .npz, .npy")
 
 
@@ -183,10 +183,7 @@ def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: s
 
 
 def read_pool(files: Sequence[Path], split: "Subset[tuple[Tensor, int]]", indices: Tensor) -> dict[str, FoundImages]:
-    """Source -> the images of ``files`` that are of the examples at ``indices`` (n,), positions in the data set.
-
-    ``split`` is the whole split that the examples are of. Raises ``DataError`` for a file that ``verify`` would refuse.
-    """
+    """Source -> the images of ``files`` that are of the examples at ``indices`` (n,), of the whole ``split``."""
     row_of = {index: row for row, index in enumerate(indices.tolist())}
     pool = {}
     for file in files:

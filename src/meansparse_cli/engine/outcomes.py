@@ -15,16 +15,22 @@ MODELS: tuple[ModelName, ModelName] = ("base", "sparsified")
 ATTACKS_VERSION = 2
 """Raised when an attack of the catalogue finds other images than before."""
 CLEAN, PLAIN, TRANSFER, WORST_CASE = "clean", "plain attacks", "transfer", "worst case"
+ROWS = (CLEAN, PLAIN, WORST_CASE)
+"""What two evaluations are compared by."""
+
+
+def each_model(alpha: float) -> dict[ModelName, float]:
+    """The alpha of each model that is attacked: at alpha = 0 the two are one."""
+    return {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
 
 
 @dataclass(frozen=True)
 class Spent:
     """The cost of an attack on one model, over every session that worked on it; passes are counted in examples.
 
-    ``rejected``: breaks claimed by the attack and refused by the judge. ``unconfirmed``: breaks that an earlier session
-    kept and that do not hold when they are read back and judged, and so do not count. ``n_attacked`` examples were
-    searched, not taken over from a smaller eps, ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the
-    passes.
+    ``rejected``: breaks refused by the judge. ``unconfirmed``: breaks that an earlier session kept and that do not hold
+    when they are judged again. ``n_attacked`` examples were searched, not taken over from a smaller eps,
+    ``n_attacked_broken`` of them broken, with ``*_passes_broken`` of the passes.
     """
 
     forward_passes: int = 0
@@ -67,7 +73,6 @@ class ModelOutcomes:
 
 
 def is_bpda(attack: str) -> bool:
-    """See ``AttackSpec.is_bpda``."""
     return attack != TRANSFER and find_attack(attack).is_bpda
 
 
@@ -82,11 +87,7 @@ def tried_on(name: ModelName, attacks: Sequence[str]) -> list[str]:
 
 
 def run_order(attacks: Iterable[str]) -> tuple[str, ...]:
-    """AutoAttack's own first and in its order, then the other plain ones, BPDA last.
-
-    So AutoAttack's worst case and that of all plain attacks are known even if each attack is tried on no more than
-    what the ones before it have left.
-    """
+    """AutoAttack's own first and in its order, then the other plain ones, BPDA last: each worst case becomes known."""
     wanted = list(dict.fromkeys(attacks))
     standard = [name for name in PRESETS["standard"] if name in wanted]
     plain = [name for name in wanted if name not in standard and not is_bpda(name)]

@@ -4,9 +4,8 @@
     <state folder>/examples.pt                  a digest of each example
     <state folder>/<model>/<attack>/<number>.pt one chunk of examples under one attack, or ``clean``
 
-A chunk is written once its attack is over: a kill costs the chunk in flight. Chunks are cut in order from the examples
-that an attack was not tried on yet, so that one that is done again holds the same examples as before; a larger
-``n_examples`` only appends. Each shard is a writer of its own (``ledger``); everybody reads what anybody wrote.
+Chunks are cut in order from the examples that an attack was not tried on yet, so that one that is done again holds the
+same examples as before. Each shard is a writer of its own (``ledger``).
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from ..ledger import Ledger, is_begun_with, writer_of
 from ..settings.shard import Shard, shard_of
 from ..settings.values import eps_value
 from .cells import FoundImages
-from .outcomes import Spent
+from .outcomes import Spent, attack_version
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +93,7 @@ class StateFolder:
 
 
 def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
-    """The state folder of the evaluation at ``eps``: one for each eps of a grid, ``folder`` for a single one.
-
-    What either has begun, the other goes on with.
-    """
+    """That at ``eps``: one for each eps of a grid, ``folder`` for a single one; either goes on with what it finds."""
     own = folder / f"eps-{eps.replace('/', '_')}"
     if own.exists():
         return own
@@ -107,22 +103,18 @@ def eps_state_folder(folder: Path, eps: str, grid: Sequence[str]) -> Path:
 class EvaluationState:
     """The state folder of one evaluation, as the n ``examples`` see it.
 
-    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` must be that
-    of everybody who wrote here, ``attack_versions`` (attack -> what it does) must agree for the attacks both know;
-    further attacks may join later. More examples may follow, none may change. Raises ``ArtifactError`` with the
-    differences.
+    To its caller the positions of a chunk are rows, 0 to n - 1; examples elsewhere are left out. ``key`` as in
+    ``Ledger``, whose parts are the attacks. More examples may follow, none may change.
     """
 
-    def __init__(
-        self, folder: StateFolder, key: Mapping[str, Any], attack_versions: Mapping[str, str], examples: Examples
-    ) -> None:
+    def __init__(self, folder: StateFolder, key: Mapping[str, Any], attacks: Sequence[str], examples: Examples) -> None:
         n, shard = len(examples), folder.shard
         self.folder, self.writer = folder.path, None if shard is None else shard.name
         self.positions = torch.arange(n) if shard is None else torch.tensor(shard.positions(n * shard.count))
         self.ledger = Ledger(
             folder.path,
             {"format": FORMAT, **key, **folder.fingerprint},
-            parts=attack_versions,
+            parts={name: attack_version(name) for name in attacks},
             writer=self.writer,
             mend=self._anew,
             note=log.warning,
@@ -147,7 +139,6 @@ class EvaluationState:
             row_of[chunk.positions[known]] = -1  # two shardings may have attacked the same example at the same time
 
     def append(self, model: str, attack: str, chunk: Chunk) -> str:
-        """Put a finished chunk on disk; returns its name."""
         return self.ledger.append(f"{model}/{attack}", vars(replace(chunk, positions=self.positions[chunk.positions])))
 
     def _check_examples(self, examples: Examples) -> None:

@@ -1,8 +1,4 @@
-"""``meansparse verify FILE``: adversarial images from anywhere, judged against the test set.
-
-Nothing in the file is believed: size, range and budget are checked against the true test images, and both models
-classify each image in float32 and evaluation mode.
-"""
+"""``meansparse verify``: images from anywhere against the true test images; nothing in their file is believed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +13,7 @@ from ..operator.active import alpha_set
 from ..operator.insertion import SparsifiedModel
 from ..stats.paired import Accuracy, accuracy_of
 from .image_files import MatchedImages
-from .outcomes import ModelName
+from .outcomes import ModelName, each_model
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Judgement:
         return self.n_not_finite + self.n_outside_range + self.n_outside_budget == 0
 
     def to_report(self) -> dict[str, Any]:
-        """Plain values; accuracies are fractions."""
         row: dict[str, Any] = {key: value for key, value in vars(self).items() if not isinstance(value, dict)}
         for model, robust in self.robust.items():
             row[model] = {
@@ -58,21 +53,17 @@ class Judgement:
 
 
 def judge_images(given: MatchedImages, examples: Examples, problem: Problem, alpha: float) -> Judgement:
-    """Check ``given`` against the n examples that it is of.
+    """Check ``given`` against the n examples that it is of, by a sparsified model at 0 and at ``alpha``, or a base one.
 
-    The model is a ``SparsifiedModel``, judged at alpha = 0 and at ``alpha``, or a plain base model. An image that
-    breaks the rules shows nothing: its example counts as if it had none.
+    An image that breaks the rules shows nothing: its example counts as if it had none.
     """
     images, clean, budget = given.images, examples.x[given.rows], problem.budget
     kept = compliance(images, clean, budget, slack=ROUNDING[budget.norm])
     shown = examples.x.clone()
     shown[given.rows] = torch.where(per_image(kept.allowed), images, clean)
 
-    alphas: dict[ModelName, float] = {"base": 0.0}
-    if isinstance(problem.model, SparsifiedModel) and alpha:
-        alphas["sparsified"] = alpha
     n_misclassified, accuracy, robust = {}, {}, {}
-    for name, value in alphas.items():
+    for name, value in each_model(alpha if isinstance(problem.model, SparsifiedModel) else 0.0).items():
         with alpha_set(problem.model, value):
             correct, withstood = (~judge(problem, batch, examples.y) for batch in (examples.x, shown))
         n_misclassified[name] = int((~withstood[given.rows] & kept.allowed).sum())

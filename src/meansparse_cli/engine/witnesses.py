@@ -43,10 +43,7 @@ class AdversarialExamples:
 
 
 def collect_adversarial(runs: Sequence[EvaluationRun]) -> dict[ModelName, AdversarialExamples]:
-    """The first image that broke each broken example of the last of ``runs``, which ascend in eps, by model.
-
-    What was broken at a smaller eps has its image there. Raises ``ArtifactError`` where a file has gone meanwhile.
-    """
+    """The first image that broke each broken example of the last of ``runs``, which ascend in eps, by model."""
     return {name: _collect(name, runs) for name in runs[-1].models}
 
 
@@ -86,23 +83,6 @@ Found = Mapping[ModelName, AdversarialExamples]
 """Model -> what broke an example of it."""
 
 
-def save_witnesses(
-    folder: Path, found_on: Found, run: EvaluationRun, test: "Subset[tuple[Tensor, int]]", operator: str
-) -> list[Path]:
-    """``witnesses.safetensors``, and a ``.pt`` for each model the size of ``test``; returns the files.
-
-    ``operator``: ``Checkpoint.in_words``.
-    """
-    files = [folder / "witnesses.safetensors"]
-    save_adversarial(files[0], found_on, run, operator)
-    for name, found in found_on.items():
-        file = folder / f"witnesses-{name}.pt"
-        if save_external(file, test, found, len(run.cells)):
-            files.append(file)
-    log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({files[0]})")
-    return files
-
-
 def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: str) -> None:
     """Write ``witnesses.safetensors``; equal examples give equal bytes. ``operator``: ``Checkpoint.in_words``."""
     names = sorted({name for found in found_on.values() for name in found.found_by})
@@ -124,13 +104,11 @@ def save_adversarial(path: Path, found_on: Found, run: EvaluationRun, operator: 
         "found_by": json.dumps(names),
     }
     save_tensors(path, tensors, about)
+    log.info(f"witnesses: {', '.join(f'{len(f.images):,} on {n}' for n, f in found_on.items())} ({path})")
 
 
 def save_external(path: Path, test: "Subset[tuple[Tensor, int]]", found: AdversarialExamples, n_evaluated: int) -> bool:
-    """One tensor the size of the test set, the clean image where there is no adversarial one.
-
-    ``n_evaluated`` examples of it were attacked. False where it would be too large.
-    """
+    """One tensor the size of the test set, clean images where there are no others; False where it is too large."""
     size = len(test) * test[0][0].numel() * 4
     if size > LARGEST_TENSOR:
         log.info(f"witnesses: {path.name} would take {size / 2**30:.0f} GiB and is left out")

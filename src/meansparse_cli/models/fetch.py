@@ -16,9 +16,8 @@ from pathlib import Path
 import yaml
 
 from ..errors import ArtifactError, CheckpointError, ConfigError, DownloadError, StorageError
-from ..files import atomic_write, is_whole, save_torch, sha256_of, temporary_prefix, write_bytes
+from ..files import atomic_write, is_whole, locked, save_torch, sha256_of, temporary_prefix, write_bytes
 from ..foreign import read_yaml
-from ..lock import locked
 from .download import Progress, download
 from .kind import ModelKind
 from .names import ModelSource, Weights, fetch_command, plain_name

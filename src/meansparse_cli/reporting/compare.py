@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.outcomes import CLEAN, MODELS, PLAIN, TRANSFER, WORST_CASE, is_bpda
+from ..engine.outcomes import CLEAN, MODELS, PLAIN, ROWS, TRANSFER, WORST_CASE, is_bpda
 from ..errors import ArtifactError, ConfigError
 from ..files import sha256_of
 from ..foreign import reading
@@ -23,7 +23,6 @@ from .console import SafeConsole
 from .table import Table
 from .template import fill
 
-ROWS = (CLEAN, PLAIN, WORST_CASE)
 FORMATS = ("table", "markdown", "json", "html")
 SAME = ("eps", "norm", "split")
 """Settings that two evaluations have to share."""

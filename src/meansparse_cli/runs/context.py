@@ -4,7 +4,6 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
@@ -31,19 +30,19 @@ from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
 from ..sites.rules import among_published
-from .code import check_code
 from .device import pick_device
-from .folder import locate_run, places_in
+from .folder import check_code, locate_run, places_in
 from .report import (
     STAGES,
     RunPaths,
     config_block,
     done_before,
     mend_outputs,
-    mend_report,
+    own_report,
     plain,
     read_report,
     verify_outputs,
+    with_options,
     write_report,
 )
 
@@ -62,11 +61,7 @@ class RunContext(Generic[Config]):
     def __init__(
         self, stage: str, config: Config, sources: dict[str, str] | None = None, *, fresh: bool = False
     ) -> None:
-        """Open the run that the settings mean.
-
-        Raises ArtifactError where its folder is of another model, or where ``--weights`` of a later stage are not those
-        that were fetched: it would not use them.
-        """
+        """Raises ArtifactError where the run is of another model, or ``--weights`` are not those that were fetched."""
         self.stage, self.config, self.sources = stage, config, sources or {}
         self.fresh, self.started = fresh, time.monotonic()
         self.inputs: dict[str, str] = {}
@@ -97,12 +92,11 @@ class RunContext(Generic[Config]):
         return self._read(self.run.paths.report(stage), stage, mend=self.run.command(stage))
 
     def report_here(self, path: Path | None = None) -> dict[str, Any] | None:
-        """The report of this very stage by an earlier session; a damaged one is put back from its copy, or is None."""
+        """``own_report`` of this very stage."""
         path = path or self.place.paths.report(self.stage)
-        with suppress(ArtifactError):
-            return self._read(path, self.stage, mend="")
-        mend_report(path, self.stage)
-        return self._read(path, self.stage, mend="") if path.exists() else None
+        if path not in self._reports and (found := own_report(path, self.stage)) is not None:
+            self._reports[path] = found
+        return self._reports.get(path)
 
     def verified(self, stage: str) -> dict[str, Any]:
         """The report of ``stage`` with its whole chain checked back to fetch."""
@@ -152,7 +146,6 @@ class RunContext(Generic[Config]):
     def write(
         self, outputs: list[Path], results: dict[str, Any], *, device: str | None = None, path: Path | None = None
     ) -> Path:
-        """Write the report of the stage, the last thing it does."""
         path = path or self.place.paths.report(self.stage)
         parts: dict[str, Any] = {
             "config": config_block(self.config, self.sources),
@@ -182,10 +175,9 @@ class RunContext(Generic[Config]):
     def weights(self) -> list[Path]:
         """The files that fetch recorded, unchanged since."""
         again = f"put it back, or fetch anew: {self._fetch_anew()}"
-        files, model, paths = self.report("fetch")["results"]["files"], kind_of(self.run.source), []
-        for file in files:
-            path = model.path_now(Path(file["path"]), file["origin"])
-            paths.append(path)
+        files, model = self.report("fetch")["results"]["files"], kind_of(self.run.source)
+        paths = [model.path_now(Path(file["path"]), file["origin"]) for file in files]
+        for path, file in zip(paths, files, strict=True):
             if not path.exists():
                 raise ArtifactError(f"the weights {path} are gone", hint=again)
             if sha256_of(path) != file["sha256"]:
@@ -198,10 +190,7 @@ class RunContext(Generic[Config]):
         return self.report("fetch")["results"]["sha256"]  # type: ignore[no-any-return]
 
     def base(self, rule: str = "all", *, device: str | None = None) -> nn.Module:
-        """The base model; its architecture has places for the authors' operators where the site rule speaks of them.
-
-        Raises ArtifactError where a factory builds other weights than it did for ``fetch``.
-        """
+        """The base model; its architecture has places for the authors' operators where the site rule speaks of them."""
         check_code(self.run, self.config)
         model = load_model(
             self.run.source,
@@ -219,7 +208,6 @@ class RunContext(Generic[Config]):
         return model.to(device or self.device).eval()
 
     def eps_of(self, given: str | None) -> str:
-        """The budget or grid of budgets: ``eps_for``."""
         return eps_for(given, self.run.source.dataset, self.run.norm)
 
     def _check_weights(self, weights: Path) -> None:
@@ -234,9 +222,8 @@ class RunContext(Generic[Config]):
     def _fetch_anew(self) -> str:
         """The fetch command with what its report says it was given: without its weights it would end with others."""
         given, names = self.report("fetch")["config"]["settings"], ("norm", "weights", "weights_key", "from_file")
-        words = [w for k in names if given.get(k) is not None for w in (f"--{k.replace('_', '-')}", str(given[k]))]
-        words += ["--run", str(self.run.paths.folder), "--fresh"]
-        return f"{fetch_command(self.run.source)} {shlex.join(words)}"
+        command = shlex.join(with_options(fetch_command(self.run.source), "fetch", given, names))
+        return f"{command} {shlex.join(['--run', str(self.run.paths.folder), '--fresh'])}"
 
     # ---- images
 

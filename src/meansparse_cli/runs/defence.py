@@ -59,10 +59,7 @@ class NamedDefence:
 
 
 def defence_of(context: RunContext[EvaluateConfig]) -> NamedDefence | None:
-    """The defence that the settings name, its code imported; None where they name none.
-
-    Raises ConfigError for options of MeanSparse beside it, or a surrogate that nobody knows; what importing raises.
-    """
+    """The defence that the settings name, its code imported; None where they name none."""
     config = context.config
     if not config.defence and config.base is None:
         if config.draws is not None:

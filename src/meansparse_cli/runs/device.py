@@ -42,10 +42,7 @@ def pick_device(name: str) -> str:
 
 
 def cores_here(control_groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
-    """How many cores this process may use: by its affinity, and by the quotas of its control groups.
-
-    Torch knows the first alone: in a container of 4 of 64 cores, 64 threads would take turns at 4.
-    """
+    """How many cores this process may use: by its affinity, all that torch knows, and by its control groups."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError):
         for line in mine.read_text().splitlines():
@@ -72,12 +69,11 @@ def _quota(group: Path) -> int | None:
 def keep_freed_memory() -> bool:
     """Tell glibc not to hand blocks of up to 1 GiB back to the kernel; did it take that?
 
-    A CPU attack takes as much again at its next step; by default each large tensor is mapped afresh and its pages
-    zeroed. Whoever has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has decided already.
+    An attack takes as much again at its next step; by default each large tensor is mapped afresh and its pages zeroed.
+    Whoever has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has decided already.
     """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return False
-    if platform.libc_ver()[0] != "glibc":
+    is_decided = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
+    if is_decided or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_THRESHOLD, AT_MOST)) and bool(mallopt(M_TRIM_THRESHOLD, AT_MOST))

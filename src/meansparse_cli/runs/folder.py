@@ -1,19 +1,24 @@
-"""A run folder: which one a command means, the model it is about, and who may write into it."""
+"""A run folder: which one a command means, the model it is about, who may write into it, and whose code it may run.
+
+A folder comes from anywhere, and importing the code that it names is running it.
+"""
 
 import logging
+import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, CheckpointError, ConfigError, StorageError
+from ..files import locked, read_json, write_json
 from ..ledger import key_digest
-from ..lock import locked
+from ..models.factory import code_of
 from ..models.names import model_options
 from ..models.published_checkpoint import read_published
-from ..models.source import ModelSource, resolve_model
+from ..models.source import ModelSource, kind_of, resolve_model
 from ..settings.shard import read_shard
 from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
 from .report import RunPaths, read_report, stage_command
@@ -42,10 +47,8 @@ class Run:
     def command(self, stage: str) -> str:
         """The command a user types for another stage of this run."""
         folder = self.paths.folder
-        if self.shard is not None:
-            folder = folder.parent.parent
-        if self.name is not None:
-            folder = folder.parent.parent
+        for part in (self.shard, self.name):
+            folder = folder if part is None else folder.parent.parent
         model = ""
         if stage in ("fetch", "calibrate") and not RunPaths(folder).report("fetch").exists():
             model = model_options(self.source)
@@ -53,10 +56,7 @@ class Run:
 
 
 def places_in(folder: Path, config: ModelConfig) -> tuple[Path, Path]:
-    """Where these settings write in a run's ``folder``: that of the evaluation or measurement, and of a shard of it.
-
-    Without a name it is the run's own, and without a shard both are one.
-    """
+    """Where these settings write in a run's ``folder``: a named evaluation or measurement, and a shard of that."""
     kind = {EvaluateConfig: "evaluations", MeasureConfig: "measurements"}.get(type(config))
     name, shard = getattr(config, "name", None), getattr(config, "shard", None)
     whole = folder if kind is None or name is None else folder / kind / name
@@ -141,10 +141,7 @@ def lock_for(config: ModelConfig, *, held: Path | None = None) -> Iterator[None]
 
 @contextmanager
 def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """One writer a run folder: a second command on the same folder is refused while the first one runs.
-
-    ``shared``: several may hold it together, as long as nobody has it alone.
-    """
+    """One writer a run folder, or, ``shared``, several together: a second command on the same folder is refused."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -166,3 +163,43 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         if reason is not None:
             log.warning(f"{folder} cannot be locked ({reason}): see to it that one command at a time is at work there")
         yield
+
+
+def check_code(run: Run, config: ModelConfig) -> None:
+    """Nothing where the model of ``run`` is no code of a user's, or this user meant it to be run.
+
+    That is: typed as ``--model``, allowed by ``--allow-code``, or fetched by this user from the same place before.
+    Raises ArtifactError otherwise, before anything is imported.
+    """
+    if not kind_of(run.source).names_code or config.model is not None or config.allow_code:
+        return
+    code = code_of(run.source.name)
+    if code is None:
+        raise ArtifactError(
+            f"{run.paths.folder} names code as its network, {run.source.name}, which is not found from {Path.cwd()}",
+            hint="type the command in the folder where the model was fetched",
+        )
+    with suppress(ArtifactError):
+        if read_json(_record(code)) == {"code": code}:
+            return
+    raise ArtifactError(
+        f"{run.paths.folder} names code as its network, {run.source.name}, which would be run; "
+        "you did not fetch it from there yourself",
+        hint="if you trust it: the same command with --allow-code (in Python: allow_code=True)",
+    )
+
+
+def remember_code(run: Run) -> None:
+    """Record, outside the run folder, that this user fetched the code of ``run`` from where it is."""
+    code = code_of(run.source.name) if kind_of(run.source).names_code else None
+    if code is None:
+        return
+    try:
+        write_json(_record(code), {"code": code})
+    except StorageError as error:
+        log.warning(f"{error.message}; later commands on {run.paths.folder} need --model or --allow-code")
+
+
+def _record(code: str) -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return state / "meansparse" / "code" / f"{key_digest(code)}.json"

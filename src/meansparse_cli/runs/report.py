@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from ..errors import ArtifactError
 from ..files import set_aside, sha256_of, write_bytes
@@ -68,7 +69,6 @@ class RunPaths:
         self.state = folder / "state"
 
     def report(self, stage: str) -> Path:
-        """The YAML of a stage."""
         return self.folder / f"{stage}.yaml"
 
 
@@ -116,10 +116,7 @@ def copy_of(path: Path) -> Path:
 
 
 def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
-    """Read a report and refuse it if it is missing, damaged, edited, or of another schema.
-
-    ``mend`` is the command that writes it; the message adds the options that it was given.
-    """
+    """A report; refused where it is missing, damaged, edited, or of another schema; ``mend``: what writes it anew."""
     if not os.path.lexists(path):
         raise ArtifactError(f"no {path.name} in {path.parent}", hint=f"run: {_mending(path, stage, mend)}")
     try:
@@ -129,16 +126,17 @@ def read_report(path: Path, stage: str, *, mend: str) -> dict[str, Any]:
         raise ArtifactError(damage.message, hint=hint) from damage
 
 
-def mend_report(path: Path, stage: str) -> None:
-    """Put a report that is damaged or gone back from its copy; one without a copy is set aside."""
-    is_there = os.path.lexists(path)
-    if stage not in STAGES or (is_there and _whole(path, stage) is not None):
-        return
-    if is_there:
-        log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
-    if os.path.lexists(copy_of(path)) and _whole(copy_of(path), stage) is not None:
-        write_bytes(path, copy_of(path).read_bytes())
-        log.warning(f"{path} is put back from its copy")
+def own_report(path: Path, stage: str) -> dict[str, Any] | None:
+    """What an earlier session of ``stage`` itself wrote; put back from its copy, or set aside, where it is damaged."""
+    found = _whole(path, stage)
+    if found is None and stage in STAGES:
+        if os.path.lexists(path):
+            log.warning(f"{path} is damaged: set aside as {set_aside(path).name}")
+        found = _whole(copy_of(path), stage)
+        if found is not None:
+            write_bytes(path, copy_of(path).read_bytes())
+            log.warning(f"{path} is put back from its copy")
+    return found
 
 
 def _read(path: Path, stage: str) -> dict[str, Any]:
@@ -192,7 +190,7 @@ def with_options(command: str, stage: str, settings: dict[str, Any], given: Iter
 
 def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: dict[str, str]) -> str:
     """ "" where ``report`` is that of ``stage`` with these settings and inputs; else what differs, in words."""
-    before, now = report["config"]["settings"], plain(config.model_dump(mode="json"))
+    before, now = report["config"]["settings"], config.model_dump(mode="json")
     is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
     skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
     if now.get("precision", "") is None:  # left to the device: done is done, on whichever that was
@@ -209,20 +207,14 @@ def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: d
 
 def config_block(config: BaseModel, sources: dict[str, str]) -> dict[str, Any]:
     """The settings of a stage for its report, and where those that are no defaults came from."""
-    settings = {k: v for k, v in plain(config.model_dump(mode="json")).items() if k not in _NOT_IN_REPORT}
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IN_REPORT}
     settings = {k: v for k, v in settings.items() if v is not None or k not in _ONLY_IF_GIVEN}
     return {"settings": settings, "from": {k: v for k, v in sources.items() if k in settings and v != "default"}}
 
 
 def plain(value: Any) -> Any:
     """Only what YAML and JSON know: no tuples, paths or numpy numbers."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return to_jsonable_python(value, fallback=lambda number: number.item())
 
 
 def verify_outputs(report: dict[str, Any], folder: Path, *, mend: str) -> None:
@@ -258,23 +250,20 @@ def _content_hash(report: dict[str, Any]) -> str:
 
 
 def _provenance(device: str, seconds: float) -> dict[str, Any]:
+    gpu = {}
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = {"gpu": torch.cuda.get_device_name(device)}
     return {
         "versions": versions(),
         "device": device,
-        **_gpu(device),
+        **gpu,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join(["meansparse", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _gpu(device: str) -> dict[str, str]:
-    if not device.startswith("cuda"):
-        return {}
-    import torch
-
-    return {"gpu": torch.cuda.get_device_name(device)}
 
 
 def machine_of(provenance: dict[str, Any]) -> str:

@@ -12,39 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATION_NAMES = [
+_NAMES = [
     "relu",
-    "relu_",
     "relu6",
     "gelu",
     "silu",
-    "silu_",
     "elu",
-    "elu_",
     "celu",
-    "celu_",
     "selu",
-    "selu_",
     "leaky_relu",
-    "leaky_relu_",
     "prelu",
     "rrelu",
-    "rrelu_",
     "mish",
-    "mish_",
     "hardswish",
-    "hardswish_",
     "hardtanh",
-    "hardtanh_",
     "softplus",
     "softsign",
     "tanh",
-    "tanh_",
     "tanhshrink",
     "logsigmoid",
     "threshold",
-    "threshold_",
 ]
+ACTIVATION_NAMES = [name + ending for name in _NAMES for ending in ("", "_")]
+"""Each as it is, and as it works in place."""
 ACTIVATION_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     function
     for namespace in (F, torch, torch.Tensor, torch._C._nn)
@@ -87,10 +77,7 @@ def may_be_activation(module: nn.Module, x: Tensor) -> bool:
 
 
 def is_elementwise_nonlinear(module: nn.Module, x: Tensor) -> bool:
-    """Whether each output element depends on its own input element alone, and not linearly.
-
-    ``x`` is one input the module really received; its shape must equal the output's.
-    """
+    """Whether each output element depends on its own input element alone, and not linearly; ``x``: a real input."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator).to(x)
     scale = x.std().clamp_min(1e-3) if x.numel() > 1 else torch.ones_like(x)

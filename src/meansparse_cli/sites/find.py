@@ -5,15 +5,13 @@ by reading its source. Two kinds exist:
 
 - ``module``: a leaf module that acts element by element and not linearly, whatever its class is called;
 - ``function``: a call such as ``F.relu`` or ``torch.relu_`` made by a module that is no activation itself.
-
-What counts as an activation is in ``activations.py``, the channel axis in ``channels.py``, residual additions in
-``residual.py``; ``trace.py`` runs the model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -66,9 +64,8 @@ class Sites(list[Site]):
 def find_sites(model: nn.Module, images: Tensor) -> Sites:
     """All sites of ``model`` in call order, gates included and marked; ``images`` (batch, channels, height, width).
 
-    The model is run twice, on ``images`` and on their mirror image in a batch larger by one, in eval mode; it is left
-    as it was: hooks, the mode of every module, buffers. Raises DataError if its forward pass fails, SiteError if it has
-    no activation or if the two runs disagree.
+    The model is run twice, on ``images`` and on their mirror image in a batch larger by one, and left as it was. Raises
+    DataError if its forward pass fails, SiteError if it has no activation or if the two runs disagree.
     """
     model = unwrap(model)
     if any(hasattr(module, "mean_sparse") for module in model.modules()):
@@ -128,14 +125,11 @@ def _unseen(tracer: Tracer) -> tuple[str, ...]:
 
 
 def _number(tracer: Tracer) -> Sites:
-    totals: dict[str, int] = {}
-    for found in tracer.found:
-        totals[found.path] = totals.get(found.path, 0) + 1
-    seen: dict[str, int] = {}
+    totals, seen = Counter(found.path for found in tracer.found), Counter[str]()
     sites = Sites()
     for index, found in enumerate(tracer.found):
-        nth = seen.get(found.path, 0)
-        seen[found.path] = nth + 1
+        nth = seen[found.path]
+        seen[found.path] += 1
         path, axis, shape = found.path, found.axis, found.shape
         name = path or "(model)"
         sites.append(

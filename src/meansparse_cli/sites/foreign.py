@@ -10,7 +10,6 @@ from ..errors import DataError, SiteError
 
 
 def forward_failed(error: BaseException, where: str) -> DataError:
-    """What is said of a network whose own code raises."""
     return DataError(
         f"the model's forward pass failed {where}: {type(error).__name__}: {error}",
         hint="is this the model's data set (--dataset NAME or PATH; cifar10 where none is named), and does the model "

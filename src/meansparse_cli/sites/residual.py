@@ -50,7 +50,6 @@ class ResidualPaths:
         self.gatings: list[tuple[int, int]] = []
 
     def new_bit(self) -> int:
-        """A bit for one more layer or site."""
         self.n_bits += 1
         return 1 << (self.n_bits - 1)
 

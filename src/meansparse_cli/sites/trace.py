@@ -29,16 +29,14 @@ _UNKNOWN = Provenance()
 
 @dataclass
 class ModuleCall:
-    """A module call on the stack."""
-
     path: str
     module: nn.Module
     call: int
     came: Provenance
     shape: tuple[int, ...]
+    activations_before: int
+    unseen_before: int
     clone: Tensor | None = None
-    activations_before: int = 0
-    unseen_before: int = 0
 
 
 @dataclass
@@ -79,7 +77,6 @@ class Tracer(TorchFunctionMode):
         self._registered = Registered(model)
 
     def begin(self, images: Tensor) -> None:
-        """Everything computed from ``images`` is a feature."""
         self._provenance[images] = Provenance(1, ancestors=1)
 
     def __torch_function__(
@@ -141,7 +138,6 @@ class Tracer(TorchFunctionMode):
             self._registered.check(module, self.here())
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """A module is called."""
         if self._paused:
             return
         with self._pause():
@@ -150,8 +146,7 @@ class Tracer(TorchFunctionMode):
             x = args[0] if args and isinstance(args[0], Tensor) else None
             came = _UNKNOWN if x is None else self._of(x)
             shape = () if x is None else tuple(x.shape)
-            frame = ModuleCall(path, module, call, came, shape, activations_before=len(self.found))
-            frame.unseen_before = len(self.unseen)
+            frame = ModuleCall(path, module, call, came, shape, len(self.found), len(self.unseen))
             # a scripted activation is one too, but no operator can be put there
             is_open = not isinstance(module, torch.jit.ScriptModule)
             if x is not None and path and is_open and may_be_activation(module, x):
@@ -159,7 +154,6 @@ class Tracer(TorchFunctionMode):
             self.stack.append(frame)
 
     def leave(self, path: str, module: nn.Module, output: Any) -> None:
-        """It returned."""
         if self._paused:
             return
         with self._pause():
@@ -211,13 +205,9 @@ class Tracer(TorchFunctionMode):
         return found
 
 
-def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool] | None = None) -> Tracer:
-    """Run ``model`` once on ``images``, eagerly and without gradient; its hooks are as before afterwards.
-
-    ``is_activation`` keeps what was found out about modules from one run to the next.
-    Raises DataError if its forward pass fails.
-    """
-    tracer, handles = Tracer(model, {} if is_activation is None else is_activation), []
+def trace(model: nn.Module, images: Tensor, is_activation: dict[str, bool]) -> Tracer:
+    """Run ``model`` once on ``images``, eagerly; ``is_activation``: what earlier runs found out about its modules."""
+    tracer, handles = Tracer(model, is_activation), []
     images = images.clone()
     handles.append(nn.modules.module.register_module_forward_pre_hook(lambda module, args: tracer.look_at(module)))
     for path, module in model.named_modules():

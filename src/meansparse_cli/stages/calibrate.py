@@ -28,7 +28,7 @@ from ..settings.stages import CalibrateConfig
 from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
-from .gather import forget_shards, missing_shards, say_begun, shard_done, shards_begun
+from .gather import begin_shard, forget_shards, missing_shards, shard_done, shards_begun
 from .plan import plan_pass
 from .sites import held_by_weights, sites_of_rule, with_site_rule
 
@@ -106,7 +106,6 @@ class _Pass:
         forget_shards(self.context.run, "calibrate")
 
     def alone(self) -> list[ChannelStatistics]:
-        """The statistics, in one pass."""
         config = self.context.config
         if self.context.fresh:
             self.forget()
@@ -124,11 +123,7 @@ class _Pass:
             )
 
     def shard(self, shard: Shard) -> Path:
-        """The pieces of one shard, and its report."""
-        if self.context.fresh:
-            for file in shard.files_in(self.folder):
-                file.unlink()
-        say_begun(self.context)
+        begin_shard(self.context, self.folder)
         shared = self._shared(shard.name)
         pieces = shard.positions(len(shared.pieces))
         self._make(shared, shared.missing(pieces), f" (shard {self.context.config.shard})")
@@ -140,14 +135,9 @@ class _Pass:
         shared = self._shared(None)
         if self.context.config.finish:
             self._make(shared, shared.missing())
-        if shared.missing():
-
-            def share(shard: Shard) -> tuple[int, int]:
-                pieces = shard.positions(len(shared.pieces))
-                left, whole = (sum(len(shared.pieces[k]) for k in of) for of in (shared.missing(pieces), pieces))
-                return left, whole
-
-            raise missing_shards(self.context, shards_begun(self.context, self.folder), share, "images")
+        if undone := shared.missing():
+            begun, sizes = shards_begun(self.context, self.folder), [len(piece) for piece in shared.pieces]
+            raise missing_shards(self.context, begun, sizes, undone, "images")
         return statistics_of(self.sites, shared.merged())
 
     def _shared(self, writer: str | None) -> SharedPass:

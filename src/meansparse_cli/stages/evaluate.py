@@ -1,7 +1,5 @@
 """``meansparse evaluate``: base and sparsified model under the same attacks, judged afresh.
 
-    evaluate   model, statistics, alpha, a split   -> outcomes.npz, evaluate.yaml
-
 In order: what was asked for and is there already; every attack on every example; the sanity checks, whose own breaks
 count as well; the report.
 """
@@ -17,12 +15,12 @@ from ..attacks import expand_attacks
 from ..attacks.problem import Budget, Problem, search_form
 from ..data.examples import Examples
 from ..data.splits import Split
-from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnosis, KeptAnswers, diagnose
-from ..engine.audit import check_draws
+from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnostic, KeptAnswers, diagnose
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
 from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
 from ..engine.image_files import read_pool
+from ..engine.in_python import check_draws
 from ..engine.state import StateFolder, eps_state_folder
 from ..files import discard, sha256_of, write_bytes
 from ..ledger import recorded
@@ -45,10 +43,9 @@ from ..runs.operators import alpha_in_use, checkpoint_to_evaluate, problem_of, s
 from ..settings.shard import Shard, read_shard
 from ..settings.stages import EvaluateConfig
 from ..settings.values import eps_grid, eps_value
-from .find_eps import find_eps
-from .gather import every_nth, missing_shards, say_begun, shards_begun
+from .extras import find_eps, keep_witnesses
+from .gather import begin_shard, missing_shards, shards_begun
 from .plan import plan_evaluation
-from .witnesses import keep_witnesses
 
 Pool = dict[str, FoundImages]
 """Images from elsewhere, by where they are from."""
@@ -73,23 +70,26 @@ def evaluate(config: EvaluateConfig, sources: dict[str, str], *, fresh: bool = F
     if done := _done(context, asked.shard):
         return done
     work = _begin(context, asked)
+    allowed = work.allowed(asked.pool)
+    for name, found in asked.pool.items():
+        of_these = f"{len(found):,} images of {name} are of these {len(work.examples):,} examples"
+        note(f"pool: {of_these}, {allowed[name]:,} inside the budget")
     if context.config.plan:
         plan_evaluation(context, work.problem, work.examples, asked.alpha, work.state_folder)
         return None
     runs = work.attack()
-    allowed = work.allowed(asked.pool)
-    diagnosis = None
+    diagnostics = None
     if context.config.doubts:
-        diagnosis = work.diagnose(runs[work.eps].evaluation())
+        diagnostics, images = work.diagnose(runs[work.eps].evaluation())
         for run in runs.values():  # everything that is known to break an example counts
-            run.try_pool(diagnosis.images)
-        allowed |= work.allowed(diagnosis.images)
+            run.try_pool(images)
+        allowed |= work.allowed(images)
     outputs, distances = [context.place.paths.outcomes], dict[str, Any]()
     if context.config.find_eps:
         distances, files = find_eps(context, runs, work.eps, work.state_folder, work.fingerprint)
         outputs += files
     evaluations = {eps: run.evaluation() for eps, run in runs.items()}
-    results = _shown(work, evaluations[work.eps], diagnosis, allowed) | distances
+    results = _shown(work, evaluations[work.eps], diagnostics, allowed) | distances
     if distances:
         console.print(distances_table(results).to_rich())
     if context.config.save_witnesses:
@@ -159,15 +159,11 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)
     work = _Work(context, asked, replace(problem, search_model=form), examples, grid, eps, channels_last)
-    for name, n_allowed in work.allowed(asked.pool).items():
-        note(
-            f"pool: {len(asked.pool[name]):,} images of {name} are of these {len(examples):,} examples, "
-            f"{n_allowed:,} inside the budget"
-        )
-    if context.fresh:
-        work.discard()
+    if begins_anew:
+        discard(work.state_folder)
+        discard(context.whole.paths.folder / "shards")  # reports about what is gone now
     if asked.shard is not None and not config.plan:
-        say_begun(context)
+        begin_shard(context, work.state_folder)
     return work
 
 
@@ -206,15 +202,6 @@ class _Work:
         source, split = self.context.run.source.name, self.context.config.split
         return f"{source}, {self.operator}, {len(self.examples):,} {split} images{part}"
 
-    def discard(self) -> None:
-        """Throw away what was done before; a shard what it wrote itself."""
-        if self.asked.shard is not None:
-            for file in self.asked.shard.files_in(self.state_folder):
-                file.unlink()
-            return
-        discard(self.state_folder)
-        discard(self.context.whole.paths.folder / "shards")  # reports about what is gone now
-
     def allowed(self, pool: Pool) -> dict[str, int]:
         """How many images of a pool an attacker may use, by where from."""
         cells = Cells(self.problem, self.examples)
@@ -240,10 +227,11 @@ class _Work:
             runs = evaluate_each_eps(begin, self.grid, self.asked.pool)
         missing = torch.stack([run.missing for run in runs.values()]).any(dim=0)
         if missing.any():
-            raise missing_shards(context, begun, every_nth(missing.tolist()))
+            undone = missing.nonzero().flatten().tolist()
+            raise missing_shards(context, begun, [1] * len(missing), undone, "examples")
         return runs
 
-    def diagnose(self, evaluation: Evaluation) -> Diagnosis:
+    def diagnose(self, evaluation: Evaluation) -> tuple[list[Diagnostic], Pool]:
         """The sanity checks on the first examples, and the images that break one on the way."""
         budget, n = self.problem.budget, min(self.context.config.n_doubt_examples, len(self.examples))
         outcomes = hashlib.sha256(evaluation.outcomes_npz())
@@ -252,22 +240,24 @@ class _Work:
         first = self.examples.at(torch.arange(n)).to(self.context.device)
         with live("kinds") as view:
             view.begin("doubts", None)
-            found = diagnose(
+            diagnostics, found = diagnose(
                 self.problem,
                 first,
                 evaluation,
                 kept=KeptAnswers(self.state_folder / "doubts", key, note),
                 on_kind=lambda what, done, total: view.begin(f"doubts: {what}", total, done),
             )
-        if n_images := sum(len(images) for images in found.images.values()):
+        if n_images := sum(map(len, found.values())):
             note(
                 f"doubts: {n_images:,} images found on the way break an example that withstood the attacks: "
                 "they count, as transfer"
             )
-        return found
+        return diagnostics, found
 
 
-def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, allowed: dict[str, int]) -> dict[str, Any]:
+def _shown(
+    work: _Work, evaluation: Evaluation, diagnostics: list[Diagnostic] | None, allowed: dict[str, int]
+) -> dict[str, Any]:
     """The results for the report, once they are on the screen."""
     asked, config, run = work.asked, work.context.config, work.context.run
     results = evaluation.to_report()
@@ -280,21 +270,16 @@ def _shown(work: _Work, evaluation: Evaluation, diagnosis: Diagnosis | None, all
         notes.append("a shard: the same command without --shard gathers them all, asks the doubts and saves witnesses")
     for line in filter(None, [*notes, published_note(published)]):
         note(line)
-    if diagnosis is not None:
-        results["doubts"] = [one.to_report() for one in diagnosis.diagnostics]
+    if diagnostics is not None:
+        results["doubts"] = [one.to_report() for one in diagnostics]
         console.print(show_diagnostics(results))
-    return (
-        results
-        | published
-        | {
-            "eps": work.eps,
-            "operator": work.operator,
-            "pool": allowed,
-            "site_alphas": asked.defence.site_alphas(asked.alpha),
-            "search": {
-                "precision": work.problem.precision,
-                "compile": config.compile,
-                "channels_last": work.channels_last,
-            },
-        }
-    )
+    search = {"precision": work.problem.precision, "compile": config.compile, "channels_last": work.channels_last}
+    return {
+        **results,
+        **published,
+        "eps": work.eps,
+        "operator": work.operator,
+        "pool": allowed,
+        "site_alphas": asked.defence.site_alphas(asked.alpha),
+        "search": search,
+    }

@@ -26,8 +26,7 @@ SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json",
 def export(file: Path | None, *, config: StageConfig, format: str, alpha: float | None) -> Path:
     """A run's sparsified model as one file, of a ``format`` of ``models/export.py``, or a card; returns its path.
 
-    ``alpha`` overrides the one in use, at all calibrated sites as in ``evaluate --alpha``. A card needs the
-    evaluation to be of this very alpha.
+    ``alpha`` overrides the one in use; a card needs the evaluation to be of this very alpha.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"format is {format!r}", hint=f"one of {', '.join(SUFFIXES)}")

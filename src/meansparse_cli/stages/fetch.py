@@ -14,17 +14,16 @@ from ..models.fetch import FetchedFile, cache_folder, fetch_weights
 from ..models.source import kind_of
 from ..models.weights import network_id
 from ..reporting.console import live, note
-from ..runs.code import check_code, remember_code
-from ..runs.folder import Run, folder_of, locate_run
+from ..runs.folder import Run, check_code, folder_of, locate_run, remember_code
 from ..runs.operators import count_classes
-from ..runs.report import RunPaths, config_block, mend_report, plain, read_report, write_report
+from ..runs.report import RunPaths, config_block, own_report, plain, read_report, write_report
 from ..settings.stages import CalibrateConfig, FetchConfig, ModelConfig, VerifyConfig
 
 
 def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) -> Path:
     """Weights of the model into the cache; ``fetch.yaml`` into the run folder."""
     started = time.monotonic()
-    mend_report(RunPaths(folder_of(config)).report("fetch"), "fetch")
+    own_report(RunPaths(folder_of(config)).report("fetch"), "fetch")  # a damaged one is put back
     run = locate_run(config)
     check_code(run, config)
     file = run.paths.report("fetch")
@@ -34,7 +33,7 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         "model": asdict(run.source),
         "sha256": sha256,
         "size": sum(file.size for file in fetched),
-        "files": [plain(asdict(file)) for file in fetched],
+        "files": plain([asdict(file) for file in fetched]),
         **about,
     }
     remember_code(run)
@@ -42,18 +41,11 @@ def fetch(config: FetchConfig, sources: dict[str, str], *, fresh: bool = False) 
         note(f"fetch: {run.source.name} is already there")
         return file
     write_report(
-        file,
-        stage="fetch",
-        config=config_block(config, sources),
-        results=results,
-        seconds=time.monotonic() - started,
+        file, stage="fetch", config=config_block(config, sources), results=results, seconds=time.monotonic() - started
     )
     origin = ", ".join(file.origin for file in fetched)
-    came = (
-        f"{results['size']:,} bytes from {origin}"
-        if origin
-        else "with the weights that the factory gives it: trained ones are --weights FILE"
-    )
+    came = f"{results['size']:,} bytes from {origin}"
+    came = came if origin else "with the weights that the factory gives it: trained ones are --weights FILE"
     note(f"fetch: {run.source.name}, {came}")
     return file
 
@@ -89,11 +81,7 @@ def _fetch(run: Run, config: FetchConfig) -> Sequence[FetchedFile]:
 
 
 def _loaded(run: Run, config: FetchConfig, fetched: Sequence[FetchedFile]) -> tuple[str | None, dict[str, Any]]:
-    """The sha256 of the weights, and which of several sets in their file they are.
-
-    Of what a factory builds where there are no files, and of the set chosen by its key. Nothing is taken that the
-    network cannot load.
-    """
+    """The sha256 of the weights, once the network has loaded them; and which of several sets in their file they are."""
     sha256 = fetched[0].sha256 if fetched else None
     if fetched and config.weights is None and config.weights_key is None:
         return sha256, {}

@@ -3,7 +3,7 @@
 import shlex
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,20 @@ from ..runs.report import copy_of, with_options
 from ..selection.sweep import in_full
 from ..settings.shard import Shard, read_shard, shard_of
 
-Share = Callable[[Shard], tuple[int, int]]
-"""How much of its share a shard has left, and how much that share is."""
-
 
 def say_begun(context: RunContext[Any]) -> None:
     """For whoever gathers: where and when this shard was last at work."""
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     content = {"host": socket.gethostname(), "begun": begun}
     write_json(context.place.paths.folder / _begun_name(context.stage), content)
+
+
+def begin_shard(context: RunContext[Any], state_folder: Path) -> None:
+    """``say_begun``, once what this shard wrote before is thrown away, if ``--fresh`` says so."""
+    if context.fresh:
+        for file in read_shard(context.config.shard).files_in(state_folder):
+            file.unlink()
+    say_begun(context)
 
 
 def _begun_name(stage: str) -> str:
@@ -45,51 +50,36 @@ def shards_begun(context: RunContext[Any], state_folder: Path | None = None) -> 
 
 
 def missing_shards(
-    context: RunContext[Any], begun: Sequence[Shard], share: Share, unit: str = "examples"
+    context: RunContext[Any], begun: Sequence[Shard], sizes: Sequence[int], undone: Collection[int], unit: str
 ) -> ArtifactError:
-    """What is missing of the whole, counted in ``unit``, by the shard that has it, and two ways on."""
-    count = begun[-1].count
-    lines, n_missing, n_all = [], 0, 0
+    """What is ``undone`` of the parts of a whole, dealt out one by one: by the shard that has it, and two ways on.
+
+    ``sizes``: how many ``unit`` each part is of.
+    """
+    count, stage, folder = begun[-1].count, context.stage, context.whole.paths.folder
+    left: dict[int, str] = {}
     for shard in [Shard(number, count) for number in range(1, count + 1)]:
-        n_left, n = share(shard)
-        n_missing, n_all = n_missing + n_left, n_all + n
-        if n_left:
-            last = _begun(context.whole.paths.folder / "shards" / shard.name / _begun_name(context.stage))
-            lines.append(f"shard {shard.number}/{count}: {n_left} of {n} {unit} are not done; {last}")
-    first = lines[0].split(":")[0].removeprefix("shard ")
+        own = shard.positions(len(sizes))
+        if n_left := sum(sizes[part] for part in own if part in undone):
+            n, last = sum(sizes[part] for part in own), _begun(folder / "shards" / shard.name / _begun_name(stage))
+            left[shard.number] = f"  shard {shard.number}/{count}: {n_left} of {n} {unit} are not done; {last}"
     given = [key for key, source in context.sources.items() if source != "default"]
-    stage = context.stage
     words = with_options(context.whole.command(stage), stage, context.config.model_dump(mode="json"), given)
     command = shlex.join(words)
+    n_missing = sum(sizes[part] for part in undone)
     return ArtifactError(
-        f"{n_missing} of {n_all} {unit} are not done by the shards in {context.whole.paths.folder}:\n"
-        + "\n".join(f"  {line}" for line in lines),
-        hint=f"finish each shard, or bring its files here: {command} --shard {first}\n"
+        "\n".join([f"{n_missing} of {sum(sizes)} {unit} are not done by the shards in {folder}:", *left.values()]),
+        hint=f"finish each shard, or bring its files here: {command} --shard {min(left)}/{count}\n"
         f"or do the rest in this job: {command} --finish",
     )
-
-
-def every_nth(missing: Sequence[bool]) -> Share:
-    """Of a whole whose parts are dealt out one by one; ``missing`` (n,): what is not done."""
-
-    def share(shard: Shard) -> tuple[int, int]:
-        positions = shard.positions(len(missing))
-        return sum(bool(missing[position]) for position in positions), len(positions)
-
-    return share
 
 
 def gather_blocks(context: RunContext[Any], blocks: Sequence[Tensor], is_missing: Callable[[int], bool]) -> None:
     """Nothing where no shard left a block of images undone, or ``--finish`` does it here; else ``missing_shards``."""
     begun = shards_begun(context)
     undone = {b for b in range(len(blocks)) if is_missing(b)} if begun and not context.config.finish else set()
-
-    def share(shard: Shard) -> tuple[int, int]:
-        own = shard.positions(len(blocks))
-        return sum(len(blocks[b]) for b in own if b in undone), sum(len(blocks[b]) for b in own)
-
     if undone:
-        raise missing_shards(context, begun, share, "images")
+        raise missing_shards(context, begun, [len(block) for block in blocks], undone, "images")
 
 
 def score_blocks(
@@ -108,7 +98,7 @@ def score_blocks(
 def score_shard(
     context: RunContext[Any], grid: VariantGrid, variants: Sequence[Variant], what: str = "", *, n_grids: int = 1
 ) -> int:
-    """Those blocks that the shard of ``context`` has, with ``--fresh`` from nothing; how many images they hold.
+    """The blocks that the shard of ``context`` has; how many images they hold.
 
     ``n_grids``: how many grids of the same images are to be scored, this one and those after it.
     """

@@ -13,24 +13,19 @@ from ..reporting.model_tables import models_tables
 def select_models(
     dataset: str | None = None, threat: str | None = None, pattern: str | None = None
 ) -> list[PublishedModel]:
-    """The models that fit every filter; ``pattern`` is a glob (``wang2023*``) or a part of a name, in any case.
-
-    Raises ConfigError for a data set or threat nobody has, ModelNotFound if nothing is left.
-    """
+    """The models that fit every filter; ``pattern`` is a glob (``wang2023*``) or a part of a name, in any case."""
     models = published_models()
-    for option, value, known in (
-        ("dataset", dataset, dict.fromkeys(m.dataset for m in models)),
-        ("threat", threat, dict.fromkeys(m.threat for m in models)),
-    ):
-        if value is not None and value.lower() not in (k.lower() for k in known):
+    given = {option: value for option, value in (("dataset", dataset), ("threat", threat)) if value is not None}
+    for option, value in given.items():
+        known = dict.fromkeys(getattr(m, option) for m in models)
+        if value.lower() not in map(str.lower, known):
             raise ConfigError(f"--{option} {value}: no model has that", hint=f"one of {', '.join(known)}")
     wanted = (pattern or "*").lower()
     wanted = wanted if any(c in wanted for c in "*?[") else f"*{wanted}*"
     found = [
         m
         for m in models
-        if (dataset is None or m.dataset.lower() == dataset.lower())
-        and (threat is None or m.threat.lower() == threat.lower())
+        if all(getattr(m, option).lower() == value.lower() for option, value in given.items())
         and fnmatchcase(m.name.lower(), wanted)
     ]
     if not found:

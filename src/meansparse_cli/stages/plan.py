@@ -24,7 +24,7 @@ from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST
 from ..engine.cells import Cells
 from ..engine.grid import Family, Variant, VariantGrid
-from ..engine.outcomes import ModelName, run_order, tried_on
+from ..engine.outcomes import each_model, run_order, tried_on
 from ..engine.state import eps_state_folder
 from ..files import load_torch
 from ..operator.calibration import calibrate_channels
@@ -39,7 +39,7 @@ SHORT = "apgd-margin-30"
 SECONDS, FEWEST = 20.0, 16
 """Of a pilot: images, as many as a batch holds, but for so long at most, and not fewer than these."""
 FIND_EPS = 5
-"""Times that the attacks of an example that survives are run again for its smallest eps, about."""
+"""Times, about, that the attacks of an example that survives are run again for its smallest eps."""
 MANY = 8
 """Workers that the plan names beside one."""
 
@@ -56,14 +56,14 @@ class Pilot:
     forward: float
     step: float
 
-    def seconds(self, attack: str) -> float:
-        """Of an example that survives."""
-        spec = find_attack(attack)
-        return spec.cost * (self.forward if spec.search == "square" else self.step / 3)
-
-    def faced(self, k: int) -> float:
-        """Of what share of the images the k-th attack has the full cost: of the first, those that break count early."""
-        return self.left if k else self.left + (self.right - self.left) * self.early
+    def of_attacks(self, attacks: Sequence[str], n: int) -> dict[str, tuple[float, float]]:
+        """Attack -> passes and seconds on n images, each on what the ones before have left."""
+        costs, n_full = {}, n * (self.left + (self.right - self.left) * self.early)
+        for spec in map(find_attack, attacks):
+            seconds = self.forward if spec.search == "square" else self.step / 3
+            costs[spec.name] = n_full * spec.cost, n_full * spec.cost * seconds
+            n_full = n * self.left
+        return costs
 
 
 def pilot(problem: Problem, examples: Examples, variant: Tensor) -> Pilot:
@@ -89,40 +89,20 @@ def pilot(problem: Problem, examples: Examples, variant: Tensor) -> Pilot:
     return Pilot(*shares, min(early, 1.0), forward, max(found.seconds - len(few) * forward, 0.0) / n_steps)
 
 
-@dataclass(frozen=True)
-class Plan:
+def tell(context: RunContext[Any], what: str, *, passes: float, seconds: float, done: float) -> None:
     """``what``: images x variants x attacks; ``seconds`` and ``passes`` of all of it, ``done`` a share of it."""
-
-    what: str
-    passes: float
-    seconds: float
-    done: float
-
-    def tell(self, context: RunContext[Any]) -> None:
-        """To people."""
-        device, left = context.device, self.seconds * (1 - self.done)
-        machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-        threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
-        passes = f", about {self.passes:,.0f} passes (a backward pass counts two)" if self.passes else ""
-        note(f"plan of {context.stage}: {self.what}{passes}")
-        note(f"done already: {100 * self.done:.0f} %")
-        many = f"{MANY} such workers: {duration(left / MANY)}"
-        note(f"left, on this machine ({machine}{threads}): about {duration(left)}; {many}")
-        note(f"memory so far: {_gib(device):.1f} GiB")
-
-
-def _gib(device: str) -> float:
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else host) / 2**30
-
-
-def _of_attacks(of_variant: Pilot, attacks: Sequence[str], n: int) -> dict[str, tuple[float, float]]:
-    """Attack -> passes and seconds on n images of one variant, each attack on what the ones before have left."""
-    costs = {}
-    for k, attack in enumerate(attacks):
-        n_full = n * of_variant.faced(k)
-        costs[attack] = n_full * find_attack(attack).cost, n_full * of_variant.seconds(attack)
-    return costs
+    left = seconds * (1 - done)
+    if context.device.startswith("cuda"):
+        machine, memory = torch.cuda.get_device_name(context.device), torch.cuda.max_memory_reserved(context.device)
+    else:
+        machine = f"CPU, {torch.get_num_threads()} threads"
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    about = f", about {passes:,.0f} passes (a backward pass counts two)" if passes else ""
+    note(f"plan of {context.stage}: {what}{about}")
+    note(f"done already: {100 * done:.0f} %")
+    many = f"{MANY} such workers: {duration(left / MANY)}"
+    note(f"left, on this machine ({machine}): about {duration(left)}; {many}")
+    note(f"memory so far: {memory / 2**30:.1f} GiB")
 
 
 def plan_evaluation(
@@ -132,13 +112,13 @@ def plan_evaluation(
     config, n, grid = context.config, len(examples), eps_grid(str(context.config.eps))
     states, n_eps = [eps_state_folder(folder, eps, grid) for eps in grid], len(grid)
     order, cells = run_order(expand_attacks(config.attack)), Cells(problem, examples)
-    alphas: dict[ModelName, float] = {"base": 0.0, "sparsified": alpha} if alpha else {"base": 0.0}
+    alphas = each_model(alpha)
     passes = seconds = done = 0.0
     for name, of_model in alphas.items():
         timed = pilot(problem, examples, cells.everywhere(of_model))
         own = tried_on(name, order)
         times = 1 + (FIND_EPS / n_eps if config.find_eps else 0)
-        for attack, (n_passes, n_seconds) in _of_attacks(timed, own, n).items():
+        for attack, (n_passes, n_seconds) in timed.of_attacks(own, n).items():
             passes, seconds = passes + times * n_passes, seconds + times * n_seconds
             n_faced = n * (timed.left if attack != own[0] else timed.right)
             for state in states:
@@ -148,7 +128,8 @@ def plan_evaluation(
             n_passes = DIAGNOSTICS_COST * min(config.n_doubt_examples, n) * timed.left
             passes, seconds = passes + n_passes, seconds + n_passes * timed.step / 3
     what = f"{n:,} images x {len(alphas)} models x {len(order)} attacks" + (f" x {n_eps} eps" if n_eps > 1 else "")
-    Plan(what, passes * n_eps, seconds * n_eps, done / max(seconds * n_eps, 1e-9)).tell(context)
+    done /= max(seconds * n_eps, 1e-9)
+    tell(context, what, passes=passes * n_eps, seconds=seconds * n_eps, done=done)
 
 
 def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Variant], n_eps: int = 1) -> None:
@@ -159,7 +140,7 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
     passes = seconds = 0.0
     for attacks in grid.attacks.values():
         for of_end in ends:
-            for n_passes, n_seconds in _of_attacks(of_end, attacks, n).values():
+            for n_passes, n_seconds in of_end.of_attacks(attacks, n).values():
                 passes += n_passes * len(variants) / 2 * n_eps
                 seconds += n_seconds * len(variants) / 2 * n_eps
     wanted: dict[Family, Sequence[Variant]] = dict.fromkeys(grid.attacks, variants)
@@ -167,7 +148,7 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
     missing = sum(grid.count_missing(b, wanted) for b in range(len(grid.blocks)))
     what = f"{n:,} images x {len(variants)} variants x {sum(map(len, grid.attacks.values()))} attacks"
     what += f" x {n_eps} eps" if n_eps > 1 else ""
-    Plan(what, passes, seconds, (1 - missing / max(triples, 1)) / n_eps).tell(context)
+    tell(context, what, passes=passes, seconds=seconds, done=(1 - missing / max(triples, 1)) / n_eps)
 
 
 def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Sequence[Site], images: Split) -> None:
@@ -178,4 +159,4 @@ def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Seq
         started = time.perf_counter()
         calibrate_channels(model, sites, few, batch_size=size, estimator=context.config.estimator)
         seconds = (time.perf_counter() - started) / len(few)
-    Plan(f"{len(images):,} images", 0, seconds * len(images), 0.0).tell(context)
+    tell(context, f"{len(images):,} images", passes=0, seconds=seconds * len(images), done=0)

@@ -32,10 +32,7 @@ class CommandFailed(MeanSparseError):
 
 
 def reproduce(config: Reproduce) -> None:
-    """Run the commands of these tables, or print them; the pages' paths go to stdout.
-
-    Raises ConfigError for a table that is not there, CommandFailed for the first command that failed.
-    """
+    """Run the commands of these tables, or print them; the pages' paths go to stdout."""
     steps = plan(config)
     if config.dry_run:
         print("\n".join(step.line for step in steps))
@@ -69,7 +66,11 @@ class _Runner:
                         else:
                             done.add(step)
             except KeyboardInterrupt:
-                self._end()
+                for process in list(self.processes):
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(GRACE)
+                for process in list(self.processes):
+                    process.terminate()
                 raise
         for step, code in failed[1:]:
             note(f"not finished (exit code {code}): {step.line}")
@@ -90,10 +91,3 @@ class _Runner:
         is_wanted = step.words[0] == "table" or step.copy_to is not None
         print(printed, end="", flush=True, file=sys.stdout if is_wanted else sys.stderr)
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-    def _end(self) -> None:
-        for process in list(self.processes):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-        for process in list(self.processes):
-            process.terminate()

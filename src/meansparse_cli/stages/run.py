@@ -9,18 +9,27 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..attacks import expand_attacks
+from ..data.splits import DataSet, Split, SplitName, take_examples
+from ..engine.image_files import read_images
+from ..errors import ConfigError, DataError
+from ..models.source import kind_of
 from ..reporting.console import phase
+from ..runs.device import pick_device
 from ..runs.folder import Run, locate_run, lock_for, places_in
 from ..runs.report import RunPaths
+from ..selection.search import check_blocks
+from ..selection.sweep import families_of
 from ..settings.arguments import SharedArguments, StageArguments, TrainArguments
 from ..settings.commands import COMMANDS, SECTIONS, STAGES
 from ..settings.resolve import resolve
 from ..settings.shard import shard_here
-from .beforehand import check_all
+from ..settings.stages import CalibrateConfig, EvaluateConfig, FetchConfig, StageConfig, SweepAlphaConfig
+from ..settings.values import eps_for
+from .calibrate import chosen_images
 from .fetch import ensure_fetched
 from .gather import begin_anew
-from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here, refuse_both
+from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
@@ -41,7 +50,6 @@ class Stage:
             return _function(self.command)(config, self.sources, fresh=fresh)
 
     def do_shard(self, shard: str) -> None:
-        """One worker's share."""
         self.do(shard=shard)
 
     def prepare(self, *, fresh: bool) -> None:
@@ -53,12 +61,6 @@ class Stage:
                 run = locate_run(self.settings)
                 whole, _ = places_in(run.paths.folder, self.settings)
                 begin_anew(Run(run.source, RunPaths(whole), run.norm), self.command)
-
-    def gather(self) -> Path:
-        """What the workers have left is done here."""
-        path = self.do(finish=True)
-        assert path is not None  # a plan is made without workers
-        return path
 
 
 def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Path | None:
@@ -76,26 +78,25 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
         if given.fresh:
             raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
         return stage.do()
-    jobs = n_jobs(given.jobs, given.devices, settings.device)
+    jobs = n_jobs(given, settings.device, rank)
     if rank and settings.shard == f"{rank.number + 1}/{rank.world}":  # --shard auto
         stage, settings = Stage(command, no_shard := settings.model_copy(update={"shard": None}), sources), no_shard
-    if rank and not jobs and settings.shard is not None and settings.shard == shard_here():
+    if rank and settings.shard is not None and settings.shard == shard_here():
         return stage.do(fresh=given.fresh)  # an array of such jobs, numbered through
     if settings.shard is not None and (rank or jobs):
         raise ConfigError(
             f"--shard {settings.shard} with {'torchrun' if rank else '--jobs'}, which deals out shards itself",
             hint="leave --shard out",
         )
-    refuse_both(rank, jobs)
-    prepare = partial(stage.prepare, fresh=given.fresh)
+    prepare, gather = partial(stage.prepare, fresh=given.fresh), partial(stage.do, finish=True)
     if rank:
-        return as_ranks(rank, stage.do_shard, prepare, stage.gather)
+        return as_ranks(rank, stage.do_shard, prepare, gather)
     if jobs:
         if command == "evaluate" and settings.n_examples is not None and settings.n_examples < jobs:
             raise ConfigError(f"--jobs {jobs}: {settings.n_examples} examples cannot be shared by so many")
         prepare()
         in_processes(jobs, stage.do_shard, on_gpu=settings.device != "cpu" and torch.cuda.is_available())
-        return stage.gather()
+        return gather()
     return stage.do(fresh=given.fresh)
 
 
@@ -109,11 +110,8 @@ def refuse_ranks(rank: Rank | None, command: str) -> None:
         )
 
 
-def run_all(flags: dict[str, Any], *, file: Path | None = None, fresh: bool = False) -> Path:
-    """All four stages, with their run folder locked from first to last; the path of the last one's report.
-
-    What any of them would refuse in its settings is refused before the first begins.
-    """
+def run_all(flags: dict[str, Any], *, file: Path | None, fresh: bool) -> Path:
+    """All four stages, with their run folder locked from first to last; the path of the last one's report."""
     refuse_ranks(rank_here(), "run")
     of_all = {key: value for key, value in flags.items() if key not in OF_EVALUATE}
     asked = {c: resolve(c, SECTIONS[c], file, flags if c == STAGES[-1] else of_all) for c in STAGES}
@@ -126,6 +124,39 @@ def run_all(flags: dict[str, Any], *, file: Path | None = None, fresh: bool = Fa
             with lock_for(here, held=folder), phase(command):
                 path = _function(command)(here, sources, fresh=fresh)
     return path
+
+
+def check_all(
+    run: Run, fetch: FetchConfig, calibrate: CalibrateConfig, sweep: SweepAlphaConfig, evaluate: EvaluateConfig
+) -> None:
+    """Raise what a stage would raise about its attacks, budget, device, data set or number of images."""
+    families_of(sweep.attack, sweep.objective)
+    expand_attacks(evaluate.attack)
+    for attacked in (sweep, evaluate):
+        eps_for(attacked.eps, run.source.dataset, attacked.norm or run.norm)
+    for stage in (calibrate, sweep, evaluate):
+        pick_device(stage.device)
+    for file in evaluate.pool:
+        read_images(file)
+
+    def split(config: StageConfig, name: SplitName) -> Split:
+        dataset = config.dataset or calibrate.dataset or run.source.dataset
+        named = config.preprocessing or calibrate.preprocessing
+        data_dir, preprocessing = config.data_dir or calibrate.data_dir, kind_of(run.source).preprocessing(named)
+        images = DataSet(dataset, data_dir, preprocessing).split(name)
+        if not len(images):
+            raise DataError(f"the {name} split is empty", hint="is this the folder of a data set? --data-dir DIR")
+        return images
+
+    if calibrate.statistics == "measured":
+        chosen_images(calibrate, split(calibrate, "calibration"))
+    held_out = split(sweep, "held-out")
+    is_given = "n_examples" in sweep.model_fields_set
+    n = sweep.n_examples if is_given else min(sweep.n_examples or len(held_out), len(held_out))
+    n_swept = len(take_examples(held_out, n))
+    if sweep.alpha_rule != "shared":
+        check_blocks(n_swept, sweep.block_size)
+    take_examples(split(evaluate, evaluate.split), evaluate.n_examples)
 
 
 def _function(command: str) -> Callable[..., Path]:

@@ -52,7 +52,6 @@ def with_site_rule(context: RunContext[CalibrateConfig]) -> CalibrateConfig:
 
 
 def sites_of_rule(context: RunContext[CalibrateConfig], model: nn.Module, images: Tensor) -> list[Site]:
-    """The sites that the rule chooses among."""
     if among_published(context.config.sites) is None:
         return find_sites(model, images)
     files = published_files_of(kind_of(context.run.source).entry)

@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,10 +16,7 @@ from ..reporting.console import note
 
 
 def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: str | None = None) -> Path:
-    """Write ``table<N>.md`` and ``.yaml`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path.
-
-    Raises ConfigError for a table or column that is not there, ArtifactError for a run that is not whole.
-    """
+    """Write ``table<N>.md`` and ``.yaml`` from the reports of ``runs`` (RUN, or COLUMN=RUN); the page's path."""
     from ..paper.fill import fill_table
     from ..paper.subset import fill_subset_table
 
@@ -50,7 +46,9 @@ def write_table(number: str, runs: Sequence[str], folder: Path, *, data_note: st
             answers = own.answer if worst is None else f"{own.answer}; in the worst case {worst.answer}"
             note(f"  {own.claim.text}: {answers}")
     write_bytes(page, text.encode())
-    write_bytes(page.with_suffix(".yaml"), _as_yaml(data))
+    as_yaml = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    header = "# written by `meansparse table`; accuracies are fractions\n"
+    write_bytes(page.with_suffix(".yaml"), (header + as_yaml).encode())
     return page
 
 
@@ -72,8 +70,3 @@ def _named_run(text: str) -> tuple[str | None, RunResults]:
     if not folder.is_dir():
         raise ConfigError(f"no run folder {path}", hint="a run folder, or COLUMN=FOLDER")
     return column or None, read_results(folder)
-
-
-def _as_yaml(data: dict[str, Any]) -> bytes:
-    header = "# written by `meansparse table`; accuracies are fractions\n"
-    return (header + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)).encode()

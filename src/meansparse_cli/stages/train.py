@@ -84,11 +84,7 @@ class _Trained:
 
 
 def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
-    """Train, measure clean and PGD-20 accuracy on test images, write ``model.safetensors``, curve and ``train.yaml``.
-
-    Returns the report's path, or None where the time limit came first: the same call then goes on. ``--model`` of every
-    other command takes ``model.safetensors``.
-    """
+    """``model.safetensors``, curve and ``train.yaml``, whose path it returns; None where the time limit came first."""
     started = time.monotonic()
     asked = _asked(with_eps(with_preset(config, sources)), sources, fresh=fresh)
     if fresh:

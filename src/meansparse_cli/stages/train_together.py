@@ -11,14 +11,13 @@ from ..runs.folder import run_folder_lock
 from ..settings.arguments import TrainArguments
 from ..settings.training import TrainConfig
 from .train import REPORT, train, train_folder
-from .workers import as_local_ranks, met, n_jobs, quiet, rank_here, refuse_both
+from .workers import as_local_ranks, met, n_jobs, quiet, rank_here
 
 
 def train_together(config: TrainConfig, sources: dict[str, str], given: TrainArguments) -> Path | None:
     """``train`` by as many workers as are asked for, which share each batch; None, too, on all ranks but the first."""
-    rank, jobs = rank_here(), n_jobs(given.jobs, given.devices, config.device)
+    jobs = n_jobs(given, config.device, rank := rank_here())
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    refuse_both(rank, jobs)
     n = rank.world if rank else jobs or 1
     if n > 1 and config.batch_size < 2 * n:
         raise ConfigError(f"{n} workers share a batch of {config.batch_size} images: each needs two", hint="take fewer")

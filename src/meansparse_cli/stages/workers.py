@@ -23,6 +23,7 @@ import torch
 from ..errors import ConfigError, MeanSparseError
 from ..reporting.console import console, heartbeat, note
 from ..runs.device import cores_here
+from ..settings.arguments import TrainArguments
 
 MEETING = timedelta(minutes=10)
 """How long ranks look for each other at the beginning."""
@@ -53,11 +54,8 @@ def rank_here() -> Rank | None:
         return None
 
 
-def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path]) -> Path | None:
-    """The shard of this rank; then, on the first, all of them gathered. The others return None.
-
-    Raises what the shard raises, with the number of the rank.
-    """
+def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path | None]) -> Path | None:
+    """The shard of this rank; then, on the first, all of them gathered. The others return None."""
     import torch.distributed as distributed
 
     with met(rank):
@@ -72,12 +70,26 @@ def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callab
 
 @contextmanager
 def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
-    """A process group of all ranks; what one of them raises has its number, and only the first is heard."""
+    """A process group of all ranks, who wait for each other for long; what one of them raises has its number."""
     import torch.distributed as distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    _meet(rank, backend)
-    with _named(f"rank {rank.number} of {rank.world}"):
+    who = f"rank {rank.number} of {rank.world}"
+    try:
+        store, number, world = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigError(
+            f"{who}: no other ranks at {where}: {str(error).splitlines()[0]}",
+            hint="are all nodes up, and is this address right? torchrun --rdzv-endpoint HOST:PORT",
+        ) from error
+    try:
         yield
+    except MeanSparseError as error:
+        error.message = f"{who}: {error.message}"
+        raise
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
 
 
@@ -96,33 +108,13 @@ def _as_local_rank(work: Work, port: int, shard: str) -> None:
     work(shard)
 
 
-def _meet(rank: Rank, backend: str) -> None:
-    """Join the other ranks, which are to be there soon; afterwards they wait for each other as long as it takes."""
-    import torch.distributed as distributed
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store, number, world = next(rendezvous("env://", timeout=MEETING))
-        store.set_timeout(PATIENCE)
-        distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise ConfigError(
-            f"rank {rank.number} of {rank.world}: no other ranks at {where}: {str(error).splitlines()[0]}",
-            hint="are all nodes up, and is this address right? torchrun --rdzv-endpoint HOST:PORT",
-        ) from error
-
-
 def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
-    """All shards, each in a process of its own; the first one shows how far it is.
-
-    Raises the first error of a worker, with its number; the others are ended then.
-    """
+    """All shards, each in a process of its own, of which the first shows how far it is; the first error ends all."""
     n_cores = cores_here()
     if n_cores < n and not on_gpu:
         note(f"--jobs {n}: there are {n_cores} cores, so that workers wait for each other")
     spawn, told = multiprocessing.get_context("spawn"), (console.quiet, heartbeat.every)
-    workers = []
+    left = {}
     try:
         for i in range(n):
             ours, theirs = spawn.Pipe(duplex=False)
@@ -130,25 +122,21 @@ def in_processes(n: int, work: Work, *, on_gpu: bool) -> None:
             process = spawn.Process(target=_worker, args=(theirs, work, i, n, n_threads, told))
             process.start()
             theirs.close()
-            workers.append((process, ours))
-        left = {process.sentinel: (i, process, ours) for i, (process, ours) in enumerate(workers, 1)}
+            left[process.sentinel] = i + 1, process, ours
         while left:
             for sentinel in wait(list(left)):
-                i, process, ours = left.pop(sentinel)  # type: ignore[arg-type]
+                number, process, ours = left.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode != 0:
-                    raise _failure(f"worker {i} of {n}", process.exitcode, ours)
+                    raise _failure(f"worker {number} of {n}", process.exitcode, ours)
     finally:
-        for process, _ in workers:
+        for _, process, _ in left.values():
             process.terminate()
             process.join()
 
 
 def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None, told: tuple[bool, float]) -> None:
-    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C.
-
-    ``told``: whether the parent is quiet, and the seconds between its log lines.
-    """
+    """What process ``i`` of ``in_processes`` does: it ends with its parent, which alone hears Ctrl-C."""
     heartbeat.every = told[1]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -158,11 +146,9 @@ def _worker(pipe: Connection, work: Work, i: int, n: int, n_threads: int | None,
     try:
         with quiet(told[0] or i > 0):
             work(f"{i + 1}/{n}")
-    except MeanSparseError as error:
-        pipe.send((error.message, error.hint, error.exit_code))
-        os._exit(1)
     except Exception as error:
-        pipe.send((f"{type(error).__name__}: {error}", None, MeanSparseError.exit_code))
+        known = error if isinstance(error, MeanSparseError) else MeanSparseError(f"{type(error).__name__}: {error}")
+        pipe.send((known.message, known.hint, known.exit_code))
         os._exit(1)
 
 
@@ -187,15 +173,6 @@ def _failure(who: str, exit_code: int | None, pipe: Connection) -> MeanSparseErr
 
 
 @contextmanager
-def _named(who: str) -> Iterator[None]:
-    try:
-        yield
-    except MeanSparseError as error:
-        error.message = f"{who}: {error.message}"
-        raise
-
-
-@contextmanager
 def quiet(is_quiet: bool) -> Iterator[None]:
     """Nothing is shown of what several do at a time, errors apart."""
     before, console.quiet = console.quiet, console.quiet or is_quiet
@@ -205,17 +182,13 @@ def quiet(is_quiet: bool) -> Iterator[None]:
         console.quiet = before
 
 
-def refuse_both(rank: Rank | None, jobs: int | None) -> None:
-    """Refuse processes of our own under torchrun."""
+def n_jobs(given: TrainArguments, device: str, rank: Rank | None) -> int | None:
+    """How many processes are asked for; None: this one alone, or those of torchrun."""
+    if given.devices is not None and given.devices != "all":
+        raise ConfigError(f"--devices {given.devices}; expected all", hint="one of them is --device cuda:0")
+    if given.devices == "all" and device != "auto":
+        raise ConfigError(f"--devices all with --device {device}", hint="give one of them")
+    jobs = given.jobs or (torch.cuda.device_count() if given.devices == "all" else 0) or None
     if rank and jobs:
         raise ConfigError("--jobs or --devices with torchrun", hint="leave it out: torchrun starts the workers")
-
-
-def n_jobs(jobs: int | None, devices: str | None, device: str) -> int | None:
-    """How many processes are asked for; None: this one alone."""
-    if devices is not None and devices != "all":
-        raise ConfigError(f"--devices {devices}; expected all", hint="one of them is --device cuda:0")
-    if devices == "all" and device != "auto":
-        raise ConfigError(f"--devices all with --device {device}", hint="give one of them")
-    n_gpus = torch.cuda.device_count() if devices == "all" else 0
-    return jobs or n_gpus or None
+    return jobs

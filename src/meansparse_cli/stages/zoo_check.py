@@ -1,8 +1,4 @@
-"""``meansparse models --check``: the check of the zoo's entries, with its report in YAML, as a page and on the screen.
-
-The report is written after every entry, so a check that was killed goes on where it was; entries that passed are not
-checked again.
-"""
+"""``models --check``: the check of the zoo's entries, whose report is written after each: a killed check goes on."""
 
 import json
 import time
@@ -47,10 +43,7 @@ def check_models(
 def check_zoo(
     entries: Sequence[ZooEntry], folder: Path, *, fresh: bool = False, n_jobs: int = 1
 ) -> tuple[Path, list[Row]]:
-    """Check ``entries``, ``n_jobs`` at a time, and write ``zoo-check.yaml`` and ``zoo-check.md`` into ``folder``.
-
-    Returns the YAML's path and the rows of ``entries``; a row's ``problems`` are empty where the entry passed.
-    """
+    """Check ``entries``, ``n_jobs`` at a time; the path of ``zoo-check.yaml`` in ``folder``, and their rows."""
     path = folder / f"{STAGE}.yaml"
     rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
     started = time.monotonic()
@@ -76,10 +69,7 @@ def _key(row: Row | ZooEntry) -> tuple[str, ...]:
 
 
 def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float]:
-    """Rows of an earlier check that need not be done again, its peak memory and its wall time.
-
-    None if the versions changed.
-    """
+    """Rows of an earlier check that need not be done again, its peak memory and its wall time."""
     if not path.exists():
         return {}, 0.0, 0.0
     report = read_report(path, STAGE, mend="meansparse models --check")

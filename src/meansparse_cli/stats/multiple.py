@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .paired import MIN_FLIPS, Z_95, Outcomes, as_outcomes, paired_difference
+from .paired import MIN_FLIPS, Z_95, Outcomes, differences_of, paired_difference
 
 N_DRAWS = 4000
 Z_POWER = 0.8416212335729143  # 80 % power
 
 
-def critical_value(pairs: Sequence[tuple[Outcomes, Outcomes]], *, confidence: float = 0.95, seed: int = 0) -> float:
+def critical_value(pairs: Sequence[tuple[Outcomes, Outcomes]], *, seed: int = 0) -> float:
     """Standard errors that a paired difference must exceed to be clear although ``len(pairs)`` of them were looked at.
 
     ``pairs``: (outcomes, base outcomes), (n,) bool each on the same examples; n may differ between pairs, which are
@@ -29,7 +29,7 @@ def critical_value(pairs: Sequence[tuple[Outcomes, Outcomes]], *, confidence: fl
     rng, n = np.random.default_rng(seed), max(len(column) for column in columns)
     padded = np.stack([np.pad(column, (0, n - len(column))) for column in columns])
     largest = np.concatenate([np.abs(rng.standard_normal((200, n)) @ padded.T).max(1) for _ in range(N_DRAWS // 200)])
-    return max(Z_95, float(np.quantile(largest, confidence)))
+    return max(Z_95, float(np.quantile(largest, 0.95)))
 
 
 def adjusted_p(mine: Outcomes, base: Outcomes, n_looks: int) -> float:
@@ -57,7 +57,7 @@ def examples_to_tell(mine: Outcomes, other: Outcomes) -> int | None:
 
 def _centred(mine: Outcomes, base: Outcomes) -> NDArray[np.float64] | None:
     """Per-example differences less their mean, scaled to unit length: one standard error is 1."""
-    differences = as_outcomes(mine).astype(np.float64) - as_outcomes(base).astype(np.float64)
+    differences = differences_of(mine, base).astype(np.float64)
     differences -= differences.mean()
     length = float(np.sqrt((differences**2).sum()))
     return differences / length if length > 0 else None

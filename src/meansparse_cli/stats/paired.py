@@ -1,10 +1,9 @@
 """Accuracies with error bars, paired differences between two models, and on which side of a bound either lies.
 
 Everything here takes per-example outcomes, (n,) bool: is this example classified correctly? Two models are compared
-on the same examples, so their difference is paired: its standard error comes from the examples on which the two
-disagree, and is far smaller than that of two separate samples. A side is 1 above the bound, -1 below it, 0 not settled:
-where the truth lies at the bound itself, about 1 sample in 40 is put on either side, up to 1 in 20 of a few hundred
-pairs.
+on the same examples, so that the standard error comes from those on which they disagree alone. A side is 1 above the
+bound, -1 below it, 0 not settled: where the truth lies at the bound itself, about 1 sample in 40 is put on either side,
+up to 1 in 20 of a few hundred pairs.
 """
 
 import math
@@ -88,10 +87,7 @@ def accuracy_of(correct: Outcomes) -> Accuracy:
 
 
 def paired_difference(correct: Outcomes, reference: Outcomes) -> PairedDifference:
-    """Accuracy of ``correct`` (n,) minus that of ``reference`` (n,), example by example.
-
-    Raises ``DataError`` where the two are not of one length, or empty.
-    """
+    """Accuracy of ``correct`` (n,) minus that of ``reference`` (n,); ``DataError`` where they are not of one length."""
     differences = differences_of(correct, reference)
     n, standard_error = len(differences), float(differences.std() / math.sqrt(len(differences)))
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
@@ -99,10 +95,7 @@ def paired_difference(correct: Outcomes, reference: Outcomes) -> PairedDifferenc
 
 
 def side_of_zero(differences: NDArray[Any]) -> int:
-    """Is the mean of per-example differences (n,) above zero (1), below it (-1), or is that not clear (0)?
-
-    As ``PairedDifference.is_clear``, for differences of any size, such as those between two gains.
-    """
+    """On which side of zero is the mean of differences (n,) of any size, as in ``PairedDifference.is_clear``?"""
     if np.count_nonzero(differences) < MIN_FLIPS:
         return 0
     low, high = interval_of(float(differences.sum()), float((differences**2).sum()), len(differences))
