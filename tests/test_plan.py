@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 
-ATTACKS = ("--attack", "apgd-margin-30", "--attack", "bpda-apgd-ce-30")
+ATTACKS = ("--attack", "apgd-margin-10", "--attack", "bpda-apgd-ce-10")
 
 
 def typed(*words: str, code: int = 0) -> str:
@@ -46,13 +46,13 @@ def passes_in(said: str) -> int:
 @pytest.mark.parametrize(
     ("stage", "words", "what"),
     [
-        ("evaluate", ("--alpha", "0.3", *ATTACKS, "--no-doubts"), "60 images x 2 models x 2 attacks"),
-        ("measure", ("--alphas", "0.2,0.3", "--attack", "apgd-ce"), "60 images x 3 variants x 2 attacks"),
-        ("sweep-alpha", ("--alphas", "0.1,0.2", "--no-racing"), "60 images x 3 variants x 2 attacks"),
+        ("evaluate", ("--alpha", "0.3", *ATTACKS, "--no-doubts"), "24 images x 2 models x 2 attacks"),
+        ("measure", ("--alphas", "0.2,0.3", "--attack", "pgd-10"), "24 images x 3 variants x 2 attacks"),
+        ("sweep-alpha", ("--alphas", "0.1", "--no-racing"), "24 images x 2 variants x 2 attacks"),
     ],
 )
 def test_a_plan_is_near_the_truth(stage: str, words: tuple[str, ...], what: str) -> None:
-    command, before = (stage, "--run", "r", "--n-examples", "60", *words), files()
+    command, before = (stage, "--run", "r", "--n-examples", "24", *words), files()
     said = typed(*command, "--plan")
     assert what in said and "done already: 0 %" in said and "8 such workers" in said
     assert files() == before
@@ -66,8 +66,8 @@ def test_a_plan_is_near_the_truth(stage: str, words: tuple[str, ...], what: str)
 
 def test_what_is_done_counts() -> None:
     command = ("evaluate", "--run", "r", "--name", "n", "--alpha", "0.3", *ATTACKS, "--no-doubts", "--n-examples")
-    typed(*command, "30")
-    found = re.search(r"done already: (\d+) %", typed(*command, "60", "--plan"))
+    typed(*command, "12")
+    found = re.search(r"done already: (\d+) %", typed(*command, "24", "--plan"))
     assert found and 30 < int(found[1]) < 70
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -79,19 +80,32 @@ def assert_equal(folder: Path, run: str, names: Any = tuple(STAGES)) -> None:
         assert several["outputs"] == one["outputs"], name
 
 
-def test_jobs_end_in_the_same_reports(alone: Path) -> None:
+def in_turn(n: int, work: workers.Work, *, on_gpu: bool) -> None:
+    """What processes would do at the same time, each with the work that it is sent."""
+    for number in range(1, n + 1):
+        pickle.loads(pickle.dumps(work))(f"{number}/{n}")
+
+
+@pytest.mark.parametrize("in_processes", [("evaluate",), pytest.param(tuple(STAGES), marks=pytest.mark.slow)], ids=len)
+def test_jobs_end_in_the_same_reports(
+    in_processes: tuple[str, ...], alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"jobs-{len(in_processes)}"
     for name in STAGES:
-        typed(stage(name, "jobs", "--jobs", "2"), alone)
-    assert_equal(alone, "jobs")
-    assert "already done" in typed(stage("sweep-alpha", "jobs"), alone)
+        with monkeypatch.context() as patch:
+            if name not in in_processes:
+                patch.setattr("meansparse_cli.stages.run.in_processes", in_turn)
+            typed(stage(name, run, "--jobs", "2"), alone)
+    assert_equal(alone, run)
+    assert "already done" in typed(stage("sweep-alpha", run), alone)
 
 
 def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
-    typed(stage("calibrate", "ranks", front=[*TORCHRUN, "3", "-m", "meansparse_cli"]), alone)
+    typed(stage("calibrate", "ranks", front=[*TORCHRUN, "2", "-m", "meansparse_cli"]), alone)
     assert_equal(alone, "ranks", ("calibrate",))
 
 
-def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
+def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed(stage("calibrate", "killed"), alone)
     more = ("--n-examples", "20")  # of the attacks, whose blocks take a second each
     process = start(attacked("killed", "--jobs", "2", *more), alone)
@@ -101,13 +115,14 @@ def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
     while not (begun.exists() and list(state.rglob("block-*.pt"))) and time.monotonic() < until:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[-1], signal.SIGKILL)
+    spawned = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(spawned[-1], signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "worker 2 of 2: was ended by SIGKILL" in said, said
     assert "any number of workers" in said
     gathered = typed(attacked("killed", *more), alone, 10)
     assert re.search(r"shard 2/2: \d+ of \d+ images are not done; begun on host", gathered), gathered
+    monkeypatch.setattr("meansparse_cli.stages.run.in_processes", in_turn)
     typed(attacked("killed", "--jobs", "3", *more), alone)
     typed(attacked("alone", "--name", "more", *more), alone)
     whole = yaml.safe_load((alone / "alone/measurements/more/measure.yaml").read_text())
