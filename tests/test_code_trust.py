@@ -46,18 +46,31 @@ def code(tmp_path: Path) -> Path:
     return folder / "evil.py"
 
 
-@pytest.fixture
-def run(code: Path, tmp_path: Path) -> Path:
+def finished_run(code: Path, run: Path) -> Path:
     """A finished run of that code, as its author made it."""
-    run, model = tmp_path / "run", f"{code}:make"
     for stage in ("fetch", "calibrate", "sweep-alpha"):
         options = {
             "calibrate": ("--n-examples", "20"),
             "sweep-alpha": ("--alphas", "0,0.2", "--n-examples", "10", "--attack", "pgd-2"),
         }
-        result = command(stage, "--model", model, "--dataset", "digits", "--run", run, *options.get(stage, ()))
+        words = ("--model", f"{code}:make", "--dataset", "digits", "--run", run, *options.get(stage, ()))
+        result = command(stage, *words)
         assert result.exit_code == 0, result.output
     return run
+
+
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    code = tmp_path_factory.mktemp("author") / "evil.py"
+    code.write_text(NET)
+    return code, finished_run(code, code.with_name("run"))
+
+
+@pytest.fixture
+def theirs(author: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The author's code, and a copy of the run in the hands of another user."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    return author[0], Path(shutil.copytree(author[1], tmp_path / "run"))
 
 
 def n_imports(code: Path) -> int:
@@ -66,10 +79,8 @@ def n_imports(code: Path) -> int:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_anothers_run_runs_no_code_until_it_is_allowed(
-    stage: str, run: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+def test_anothers_run_runs_no_code_until_it_is_allowed(stage: str, theirs: tuple[Path, Path]) -> None:
+    code, run = theirs
     before, arguments = n_imports(code), [*([] if stage in POSITIONAL else ["--run"]), run, *STAGES[stage]]
     result = command(stage, *arguments)
     assert result.exit_code == ArtifactError.exit_code and n_imports(code) == before, result.output
@@ -78,7 +89,8 @@ def test_anothers_run_runs_no_code_until_it_is_allowed(
     assert result.exit_code == 0 and n_imports(code) > before, result.output
 
 
-def test_ones_own_fetch_is_remembered_by_place_and_name(run: Path, code: Path, tmp_path: Path) -> None:
+def test_ones_own_fetch_is_remembered_by_place_and_name(code: Path, tmp_path: Path) -> None:
+    run = finished_run(code, tmp_path / "run")
     assert command("sites", "--run", run).exit_code == 0
     load_sparsified(run)
     copy = Path(shutil.copytree(code.parent, tmp_path / "elsewhere")) / "evil.py"
@@ -108,8 +120,8 @@ def test_a_damaged_record_is_none(
     assert command("sites", "--run", run).exit_code == ArtifactError.exit_code and n_imports(code) == before
 
 
-def test_in_python_it_is_said_so(run: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+def test_in_python_it_is_said_so(theirs: tuple[Path, Path]) -> None:
+    code, run = theirs
     before = n_imports(code)
     with pytest.raises(ArtifactError, match="names code as its network") as refused:
         load_sparsified(run)

@@ -56,6 +56,15 @@ WAYS: dict[str, Damage] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 10)
+        patch.setattr("meansparse_cli.diagnostics.search.N_STEPS", 10)
+        patch.setattr("meansparse_cli.diagnostics.search.N_DRAWS", 5)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"

@@ -58,10 +58,10 @@ def typed(*words: str, fails_as: type[MeanSparseError] | None = None) -> Any:
     return result
 
 
-def evaluated(run: str, *words: str, fails_as: type[MeanSparseError] | None = None) -> Any:
+def evaluated(run: str, *words: str, n_steps: int = 10, fails_as: type[MeanSparseError] | None = None) -> Any:
     """The report, or what was said."""
-    attacks = ("--attack", "apgd-margin-30", "--attack", "bpda-apgd-ce-30")
-    short = ("--n-examples", "40", "--no-doubts", "--allow-code", *attacks)
+    attacks = ("--attack", f"apgd-margin-{n_steps}", "--attack", f"bpda-apgd-ce-{n_steps}")
+    short = ("--n-examples", "12", "--no-doubts", "--allow-code", *attacks)
     result = typed("evaluate", "--run", run, *short, *words, fails_as=fails_as)
     return (
         " ".join(result.output.replace("│", " ").split())
@@ -71,12 +71,12 @@ def evaluated(run: str, *words: str, fails_as: type[MeanSparseError] | None = No
 
 
 def test_a_quantiser_is_named(folder: Path) -> None:
-    words = "levels", "--defence", "front"
-    report = evaluated(*words)
+    words = "levels", "--defence", "front", "--n-examples", "40"
+    report = evaluated(*words, n_steps=30)
     assert report["results"]["verdict"] == "gradient masking"
     assert report["results"]["operator"] == "defence front"
     assert report["config"]["settings"]["defence"] == ["front"] and "calibrate.yaml" not in report["inputs"]
-    assert evaluated(*words) == report  # done already
+    assert evaluated(*words, n_steps=30) == report  # done already
 
 
 def test_shards_of_a_defence_are_put_together(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_base_of_its_own(folder: Path) -> None:
 
 def test_a_random_defence_needs_draws(folder: Path) -> None:
     assert "--draws" in evaluated("noise", "--defence", "front", fails_as=ConfigError)
-    report = evaluated("noise", "--defence", "front", "--draws", "3", "--n-examples", "8")
+    report = evaluated("noise", "--defence", "front", "--draws", "3")
     assert report["results"]["operator"] == "defence front, 3 draws"
 
 

@@ -16,6 +16,7 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import distances
 from meansparse_cli.engine.distances import NOWHERE, PARTS, Distances, distances_to_report
 from meansparse_cli.operator.defence import defend
+from tests.conftest import write_quick_network
 
 EPS = 0.02
 ATTACKS = ("apgd-margin-30", "bpda-apgd-ce-30")
@@ -107,11 +108,11 @@ def test_the_report_of_nothing_robust() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--model", "digits", "--run", "r", "--n-examples"]
+    words = [*write_quick_network(tmp_path), "--run", "r", "--n-examples"]
     for line in (["fetch", *words[:-1]], ["calibrate", *words, "60"]):
         assert CliRunner().invoke(app, line).exit_code == 0
     attacks = [word for name in ATTACKS for word in ("--attack", name)]
-    line = ["evaluate", *words, "10", "--alpha", "0.3", "--find-eps", "--no-doubts", *attacks]
+    line = ["evaluate", *words, "10", "--eps", "0.06", "--alpha", "0.3", "--find-eps", "--no-doubts", *attacks]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
     assert "Smallest eps that breaks an example" in result.stderr
@@ -123,7 +124,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[model]["quantiles"]["50"] > report["results"]["distances"]["budget"]
     page = CliRunner().invoke(app, ["report", "r", "--format", "html"])
     assert page.exit_code == 0 and "beyond the budget" in page.stdout
-    more = CliRunner().invoke(
-        app, ["11" if word == "10" else word for word in line]
-    )  # more examples: what is known is kept
+    more = CliRunner().invoke(app, ["11" if word == "10" else word for word in line])  # what is known is kept
     assert more.exit_code == 0, more.output

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meansparse_cli.attacks import runner
+from meansparse_cli.attacks import runner, square
 from meansparse_cli.attacks.folding import find_folds, folded
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.runner import run_attack
@@ -136,6 +136,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_an_attack_finds_folded_what_it_finds_unfolded(
     attack: str, forms: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(square, "N_QUERIES", 500)
     net = Net()
     with torch.no_grad():
         net.fc.bias -= net(IMAGES).mean(dim=0)  # several classes

@@ -80,8 +80,11 @@ def test_nobody_gets_in_between_the_stages_of_run(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(fetch, "fetch", in_the_gap(fetch.fetch))
     monkeypatch.setattr(calibrate, "calibrate", in_the_gap(calibrate.calibrate))
+    monkeypatch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 5)
     config = tmp_path / "c.yaml"
-    config.write_text("calibrate: {n_examples: 40}\nsweep-alpha: {n_examples: 12, alphas: [0.2], block_size: 6}\n")
+    config.write_text(
+        "calibrate: {n_examples: 40}\nsweep-alpha: {n_examples: 12, alphas: [0.2], block_size: 6, attack: pgd-3}\n"
+    )
     done = type_line("run", "--model", "digits", "--run", folder, "--config", config, *FEW[:6], "--no-doubts")
     assert done.exit_code == 0, done.stderr
     assert [path.name for path in tried] == ["fetch.yaml", "calibrate.yaml"]

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.conftest import said
 
 STAGES = ("fetch", "calibrate", "sweep-alpha", "evaluate")
 
+N_STEPS = 20
 # for subprocesses: one thread, a wide terminal, no colours
 PLAIN = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
@@ -72,6 +74,11 @@ def without_provenance(report: Path) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meansparse_cli.attacks.apgd.N_STEPS", N_STEPS)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, npz: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "networks.py").write_text(FACTORY)
@@ -83,7 +90,7 @@ def small(stage: str) -> list[str]:
     return {
         "fetch": [],
         "calibrate": ["--batch-size", "8"],
-        "sweep-alpha": ["--alphas", "0.1:0.3:0.1", "--eps", "16/255", "--attack", "pgd-50", "--block-size", "4"],
+        "sweep-alpha": ["--alphas", "0.1:0.3:0.1", "--eps", "16/255", "--attack", "pgd-20", "--block-size", "4"],
         "evaluate": ["--eps", "4/255", "--attack", "apgd-ce", "--attack", "bpda-apgd-ce", "--no-doubts"],
     }[stage]
 
@@ -142,8 +149,10 @@ def test_attacks_of_another_release_are_not_done_already(tiny: list[str], monkey
     assert changed.exit_code == 10 and "version 1000" in said(changed)
 
 
-def test_what_the_doubts_break_counts(tmp_path: Path) -> None:
+def test_what_the_doubts_break_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of PGD leaves what the doubts' APGD breaks: that is known, so the worst case has to know it."""
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_STEPS", 10)
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_DRAWS", 5)
     run = ["--run", str(tmp_path / "run")]
     done("calibrate", "--model", "digits", *run)
     weak = ["evaluate", *run, "--alpha", "0.3", "--eps", "0.1", "--attack", "pgd-1", "--n-examples", "16"]
@@ -287,9 +296,10 @@ def test_a_broken_chain_is_refused_and_mended_by_the_named_command(tiny: list[st
     done("evaluate", *tiny, *small("evaluate"))
 
 
-# the command line, with calibrate saving after every batch
+# the command line, with calibrate saving after every batch, and as few steps as here
 OFTEN = (
     "import meansparse_cli.operator.calibration as c; c.SECONDS_BETWEEN_SAVES = 0.0; "
+    f"import meansparse_cli.attacks.apgd as a; a.N_STEPS = {N_STEPS}; "
     "from meansparse_cli.cli import app; app()"
 )
 
@@ -332,28 +342,27 @@ def kill_when(process: "subprocess.Popen[bytes]", has_begun: Callable[[], bool])
 def test_kill_9_in_the_middle_then_the_same_command(stage: str, tiny: list[str], tmp_path: Path) -> None:
     for earlier in STAGES[: STAGES.index(stage)]:
         done(earlier, *tiny, *small(earlier))
+    if stage != "calibrate":
+        shutil.copytree("run", "whole")  # which is not interrupted
     state = tmp_path / "run" / "state"
     begun: dict[str, Callable[[], bool]] = {
         "calibrate": lambda: (state / "calibrate.pt").exists(),
         "sweep-alpha": lambda: any(state.glob("sweep-alpha/*/block-000004-*.pt")),
         "evaluate": lambda: any(state.glob("evaluate/base/apgd-ce/*.pt")),
     }
-    slow = {"calibrate": 0.4, "sweep-alpha": 0.01, "evaluate": 0.01}[stage]
+    slow = {"calibrate": 0.4, "sweep-alpha": 0.05, "evaluate": 0.05}[stage]
     arguments = [stage, *tiny, *small(stage)]
     kill_when(start(arguments, slow, tmp_path), begun[stage])
     report = tmp_path / "run" / f"{stage}.yaml"
     assert not report.exists(), "it was killed in the middle"
     resumed = without_provenance(done(*arguments))
 
-    # an uninterrupted run of everything, in another folder
     other = [a if a != "run" else "whole" for a in tiny]
-    for earlier in STAGES[: STAGES.index(stage)]:
-        done(earlier, *other, *small(earlier))
     whole = without_provenance(done(stage, *other, *small(stage)))
     assert resumed == whole
 
 
-def test_two_commands_on_one_run_folder(tiny: list[str], tmp_path: Path) -> None:
+def test_a_second_command_is_refused_and_ctrl_c_exits_130_with_one_line(tiny: list[str], tmp_path: Path) -> None:
     done("fetch", *tiny)
     process = start(["calibrate", *tiny, *small("calibrate")], 2.0, tmp_path)
     try:
@@ -361,17 +370,11 @@ def test_two_commands_on_one_run_folder(tiny: list[str], tmp_path: Path) -> None
         result = meansparse("calibrate", *tiny, "--fraction", "0.1")
         assert result.exit_code == 10, result.output
         assert "another command is at work" in said(result)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
     finally:
         process.kill()
         process.wait()
-
-
-def test_ctrl_c_exits_130_with_one_line(tiny: list[str], tmp_path: Path) -> None:
-    done("fetch", *tiny)
-    process = start(["calibrate", *tiny, *small("calibrate")], 1.0, tmp_path)
-    wait_until(process, lambda: (tmp_path / "run" / "state" / "calibrate.pt").exists())
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
     words = said((tmp_path / "stderr.txt").read_text())
     assert "nothing finished was lost" in words
     assert "Traceback" not in words

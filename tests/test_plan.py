@@ -8,8 +8,10 @@ import yaml
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
+from tests.conftest import write_quick_network
 
 ATTACKS = ("--attack", "apgd-margin-30", "--attack", "bpda-apgd-ce-30")
+EPS = ("--eps", "0.06")
 
 
 def typed(*words: str, code: int = 0) -> str:
@@ -24,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("plan")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        typed("calibrate", "--model", "digits", "--run", "r", "--n-examples", "60")
+        typed("calibrate", *write_quick_network(place), "--run", "r", "--n-examples", "60")
     return place
 
 
@@ -52,7 +54,7 @@ def passes_in(said: str) -> int:
     ],
 )
 def test_a_plan_is_near_the_truth(stage: str, words: tuple[str, ...], what: str) -> None:
-    command, before = (stage, "--run", "r", "--n-examples", "60", *words), files()
+    command, before = (stage, "--run", "r", "--n-examples", "60", *EPS, *words), files()
     said = typed(*command, "--plan")
     assert what in said and "done already: 0 %" in said and "8 such workers" in said
     assert files() == before
@@ -65,7 +67,7 @@ def test_a_plan_is_near_the_truth(stage: str, words: tuple[str, ...], what: str)
 
 
 def test_what_is_done_counts() -> None:
-    command = ("evaluate", "--run", "r", "--name", "n", "--alpha", "0.3", *ATTACKS, "--no-doubts", "--n-examples")
+    command = ("evaluate", "--run", "r", "--name", "n", "--alpha", "0.3", *EPS, *ATTACKS, "--no-doubts", "--n-examples")
     typed(*command, "30")
     found = re.search(r"done already: (\d+) %", typed(*command, "60", "--plan"))
     assert found and 30 < int(found[1]) < 70
@@ -77,5 +79,5 @@ def test_of_a_pass_for_statistics() -> None:
 
 
 def test_a_plan_throws_nothing_away() -> None:
-    said = typed("evaluate", "--run", "r", "--alpha", "0.3", "--plan", "--fresh", code=3)
+    said = typed("evaluate", "--run", "r", "--alpha", "0.3", *EPS, "--plan", "--fresh", code=3)
     assert "throws away" in said

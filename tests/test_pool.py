@@ -35,7 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool") / "run"
     done("calibrate", "--model", "digits", "--run", folder, "--n-examples", 200)
     strong = shlex.split("--alpha 0.3 --attack apgd --attack bpda-apgd-ce --n-examples 60 --no-doubts --save-witnesses")
-    done("evaluate", "--run", folder, *strong, "--name", "strong")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 15)
+        done("evaluate", "--run", folder, *strong, "--name", "strong")
     done("evaluate", "--run", folder, *WEAK, "--name", "weak")
     return folder
 

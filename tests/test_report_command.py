@@ -124,7 +124,7 @@ def test_verify_says_that_a_bare_tensor_hides_what_was_not_attacked(run: Path, t
 
 def test_a_tensor_of_a_part_of_the_test_set_says_so(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    options = ["--alpha", "0.4", "--eps", "8/255", "--attack", "apgd-ce", "--no-doubts", "--save-witnesses", "--fresh"]
+    options = ["--alpha", "0.4", "--eps", "8/255", "--attack", "pgd-20", "--no-doubts", "--save-witnesses", "--fresh"]
     part = done("evaluate", "--run", copy, *options, "--n-examples", "5")
     words = said(part)
     assert "witnesses-base.pt holds the clean image of 7 examples that were not attacked" in words

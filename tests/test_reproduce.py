@@ -152,10 +152,10 @@ def test_the_first_failure_ends_it(jobs: int, keep_going: bool, n_run: int, monk
 
 def test_a_command_that_fails_is_named_and_gives_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    failed = meansparse("reproduce", "3", "--model", "no-such-model")
-    assert failed.exit_code == 4 and not failed.stdout
+    failed = meansparse("reproduce", "3", "--model", "resnet18-w16")
+    assert failed.exit_code == 7 and not failed.stdout
     words = said(failed)
-    assert "not finished (exit code 4)" in words and "meansparse calibrate --run runs/tables/no-such-model" in words
+    assert "not finished (exit code 7)" in words and "meansparse calibrate --run runs/tables/resnet18-w16" in words
 
 
 def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

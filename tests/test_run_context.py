@@ -26,6 +26,13 @@ def meansparse(*arguments: str) -> None:
     assert result.exit_code == 0, result.output + repr(result.exception)
 
 
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 10)
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_STEPS", 10)
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_DRAWS", 5)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"

@@ -20,7 +20,7 @@ from meansparse_cli.cli import app
 from meansparse_cli.errors import ArtifactError
 from meansparse_cli.runs.folder import run_folder_lock
 from meansparse_cli.settings.shard import Shard, parse_shard, read_shard, shard_of_job
-from tests.conftest import said
+from tests.conftest import said, write_quick_network
 
 N = 23
 ATTACKS = ["--attack", "pgd-3", "--attack", "pgd-60"]
@@ -29,9 +29,10 @@ OPTIONS = [*ATTACKS, "--alpha", "0.3", "--n-examples", str(N), "--no-doubts", "-
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "calibrated"
-    assert CliRunner().invoke(app, ["calibrate", "--model", "digits", "--run", str(folder)]).exit_code == 0
-    return folder
+    folder = tmp_path_factory.mktemp("shards")
+    words = ["calibrate", *write_quick_network(folder), "--run", str(folder / "calibrated")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return folder / "calibrated"
 
 
 @pytest.fixture
@@ -150,7 +151,10 @@ def test_shards_at_work_together_one_of_them_killed(run: Path, alone: Path) -> N
             "4",
         ]
         return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "SLOW": "0.01"},
         )
 
     first, second = start(1), start(2)
@@ -161,7 +165,7 @@ def test_shards_at_work_together_one_of_them_killed(run: Path, alone: Path) -> N
     second.send_signal(signal.SIGKILL)
     assert second.wait() == -signal.SIGKILL
     assert first.wait() == 0
-    assert start(2).wait() == 0
+    assert evaluate(run, "--shard", "2/2", "--batch-size", "4").exit_code == 0
     done = evaluate(run)
     assert done.exit_code == 0, done.stderr
     assert results(run) == results(alone)

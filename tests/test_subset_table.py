@@ -1,6 +1,7 @@
 """``meansparse table subset`` on real runs of the digits model: statistics of a part of the images against all."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def done(*arguments: str) -> Path:
     result = meansparse(*arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
     return Path(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,8 @@ def results(report: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meansparse_cli.attacks.apgd.N_STEPS", 10)
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_STEPS", 10)
+    monkeypatch.setattr("meansparse_cli.diagnostics.search.N_DRAWS", 5)
 
 
 @pytest.fixture

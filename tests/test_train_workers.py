@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from meansparse_cli.cli import app
 from meansparse_cli.files import load_torch
 from meansparse_cli.training import ranks
 
@@ -18,11 +20,15 @@ TRAIN = (
 )
 ALONE = [sys.executable, "-m", "meansparse_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # a port of its own
-ONE_GRADIENT = """
-import copy, torch, torch.distributed as distributed
+RANKS = """
+import copy, sys, torch, torch.distributed as distributed
+from pathlib import Path
 from torch import nn
 from meansparse_cli.errors import ArtifactError
+from meansparse_cli.settings.training import TrainConfig
+from meansparse_cli.training.images import TrainingData
 from meansparse_cli.training.ranks import average_over_ranks, check_all_alike, shared, weight_of
+from meansparse_cli.training.train import train_model
 
 distributed.init_process_group("gloo")
 rank, world = distributed.get_rank(), distributed.get_world_size()
@@ -45,25 +51,19 @@ try:
     raise AssertionError
 except ArtifactError as error:
     assert "0 to 3 epochs are done" in str(error), error
-distributed.destroy_process_group()
-"""
 
-
-ONE_NETWORK = """
-import sys, torch, torch.distributed as distributed
-from pathlib import Path
-from meansparse_cli.settings.training import TrainConfig
-from meansparse_cli.training.images import TrainingData
-from meansparse_cli.training.train import train_model
-
-distributed.init_process_group("gloo")
-rank, world = distributed.get_rank(), distributed.get_world_size()
 generator = torch.Generator().manual_seed(0)
 pixels = torch.randint(0, 256, (60, 8, 8, 1), generator=generator, dtype=torch.uint8), torch.arange(60) % 10
-config = TrainConfig(method=sys.argv[1], width=8, n_steps=1, epochs=1, batch_size=20, eps="0.1", crop_padding=1,
+config = TrainConfig(method=sys.argv[1], width=8, n_steps=1, epochs=2, batch_size=20, eps="0.1", crop_padding=1,
                      mean_sparse_alpha=0.2)
 data = TrainingData(pixels, tuple(part[:20] for part in pixels), 10, "images")
-model, log = train_model(config, data, Path("state"), device="cpu")
+whole, _ = train_model(config, data, Path("whole"), device="cpu")
+_, log = train_model(config, data, Path("stopped"), device="cpu", deadline=0.0)
+assert len(log) == 1
+model, log = train_model(config, data, Path("stopped"), device="cpu")
+assert len(log) == 2
+for name, tensor in whole.state_dict().items():
+    assert torch.equal(model.state_dict()[name], tensor), name
 for name, tensor in model.state_dict().items():
     if name.endswith(("num_batches_tracked", "n_batches")):
         continue
@@ -83,14 +83,10 @@ def typed(words: list[str], folder: Path, code: int = 0) -> str:
     return " ".join((result.stdout + result.stderr).replace("│", " ").split())
 
 
-def test_the_gradient_of_unlike_parts_is_that_of_the_batch_and_other_folders_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text(ONE_GRADIENT)
-    typed([*TORCHRUN, "2", "one.py"], tmp_path)
-
-
 @pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
-def test_all_ranks_end_with_one_network(method: str, tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text(ONE_NETWORK)
+def test_ranks_make_the_gradient_of_the_batch_and_end_with_one_network(method: str, tmp_path: Path) -> None:
+    """Stopped after an epoch or not; ranks that see other folders are refused."""
+    (tmp_path / "one.py").write_text(RANKS)
     typed([*TORCHRUN, "2", "one.py", method], tmp_path)
 
 
@@ -98,7 +94,25 @@ def test_one_process_is_all_ranks() -> None:
     assert ranks.rank_and_world() == (0, 1) and ranks.weight_of(7, 7) == 1 and ranks.first_decides(True, "cpu")
 
 
-@pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
+def same_weights(folder: Path, one: str, other: str) -> bool:
+    mine, theirs = (load_file(folder / run / "model.safetensors") for run in (one, other))
+    return mine.keys() == theirs.keys() and all((mine[key] == theirs[key]).all() for key in mine)
+
+
+def test_jobs_and_torchrun_end_in_the_same_weights(npz: Path, tmp_path: Path) -> None:
+    few = ["--dataset", str(npz), "--n-examples", "80", "--test-examples", "12"]
+    words = [*TRAIN.split(), *few, "--ema", "0.9"]
+    said = typed([*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "torchrun"], tmp_path)
+    assert said.count("epoch 1 of 2: loss") == 1  # by the first rank alone
+    jobs = [*words, "--run", str(tmp_path / "jobs"), "--jobs", "2"]
+    assert CliRunner().invoke(app, jobs).exit_code == 0
+    assert same_weights(tmp_path, "torchrun", "jobs")
+    report = yaml.safe_load((tmp_path / "jobs" / "train.yaml").read_text())
+    assert len(report["results"]["epochs"]) == 2 and "jobs" not in report["config"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pgd", "trades"])
 def test_jobs_and_torchrun_end_in_the_same_weights_also_after_a_stop(method: str, tmp_path: Path) -> None:
     words = [*TRAIN.split(), "--method", method, "--ema", "0.9"]
     said = typed([*ALONE, *words, "--run", "jobs", "--jobs", "2"], tmp_path)
@@ -110,8 +124,7 @@ def test_jobs_and_torchrun_end_in_the_same_weights_also_after_a_stop(method: str
     assert len(load_torch(tmp_path / "r" / "train-state.pt")["log"]) == 1
     went_on = typed([*TORCHRUN, "2", "-m", "meansparse_cli", *words, "--run-dir", "r"], tmp_path)
     assert "epoch 1 of 2: loss" not in went_on and went_on.count("epoch 2 of 2: loss") == 1
-    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("jobs", "r"))
-    assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+    assert same_weights(tmp_path, "jobs", "r")
     report = yaml.safe_load((tmp_path / "jobs" / "train.yaml").read_text())
     assert len(report["results"]["epochs"]) == 2 and "jobs" not in report["config"]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,19 +18,20 @@ from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
 from meansparse_cli.stages import workers
+from tests.conftest import write_quick_network
 
 ALONE = [sys.executable, "-m", "meansparse_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # a port of its own
 STAGES = {
-    "calibrate": "--model digits --n-examples 200 --batch-size 20",
-    "sweep-alpha": "--n-examples 12 --alphas 0.4 --no-racing --block-size 4",
-    "evaluate": "--n-examples 6 --alpha 0.3 --no-doubts --attack apgd-margin-30 --attack bpda-apgd-ce-30",
-    "measure": "--n-examples 12 --alphas 0.3 --block-size 4 --attack none",
+    "calibrate": "--model quick.py:quick --dataset digits.npz --n-examples 200 --batch-size 20",
+    "sweep-alpha": "--eps 0.06 --n-examples 12 --alphas 0.4 --no-racing --block-size 4",
+    "evaluate": "--eps 0.06 --n-examples 6 --alpha 0.3 --no-doubts --attack apgd-margin-30 --attack bpda-apgd-ce-30",
+    "measure": "--eps 0.06 --n-examples 12 --alphas 0.3 --block-size 4 --attack none",
 }
 
 
-def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def start(words: list[str], folder: Path, **more: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
 
@@ -52,7 +54,7 @@ def stage(name: str, run: str, *more: str, front: list[str] | None = None) -> li
 
 
 def attacked(run: str, *more: str) -> list[str]:
-    """A measurement that takes its time."""
+    """A measurement that takes its time where the network does."""
     return [word if word != "none" else "apgd-ce" for word in stage("measure", run, *more)]
 
 
@@ -67,6 +69,7 @@ def report(folder: Path, name: str) -> Any:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every stage by one process; runs of others are made beside it."""
     folder = tmp_path_factory.mktemp("workers")
+    write_quick_network(folder)
     for name in STAGES:
         typed(stage(name, "alone"), folder)
     return folder
@@ -79,35 +82,49 @@ def assert_equal(folder: Path, run: str, names: Any = tuple(STAGES)) -> None:
         assert several["outputs"] == one["outputs"], name
 
 
-def test_jobs_end_in_the_same_reports(alone: Path) -> None:
+def in_turn(n: int, work: workers.Work, *, on_gpu: bool) -> None:
+    """What processes would do at the same time, each with the work that it is sent."""
+    for number in range(1, n + 1):
+        pickle.loads(pickle.dumps(work))(f"{number}/{n}")
+
+
+@pytest.mark.parametrize("in_processes", [("evaluate",), pytest.param(tuple(STAGES), marks=pytest.mark.slow)], ids=len)
+def test_jobs_end_in_the_same_reports(
+    in_processes: tuple[str, ...], alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"jobs-{len(in_processes)}"
     for name in STAGES:
-        typed(stage(name, "jobs", "--jobs", "2"), alone)
-    assert_equal(alone, "jobs")
-    assert "already done" in typed(stage("sweep-alpha", "jobs"), alone)
+        with monkeypatch.context() as patch:
+            if name not in in_processes:
+                patch.setattr("meansparse_cli.stages.run.in_processes", in_turn)
+            typed(stage(name, run, "--jobs", "2"), alone)
+    assert_equal(alone, run)
+    assert "already done" in typed(stage("sweep-alpha", run), alone)
 
 
 def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
-    typed(stage("calibrate", "ranks", front=[*TORCHRUN, "3", "-m", "meansparse_cli"]), alone)
+    typed(stage("calibrate", "ranks", front=[*TORCHRUN, "2", "-m", "meansparse_cli"]), alone)
     assert_equal(alone, "ranks", ("calibrate",))
 
 
-def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path) -> None:
+def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed(stage("calibrate", "killed"), alone)
-    more = ("--n-examples", "20")  # of the attacks, whose blocks take a second each
-    process = start(attacked("killed", "--jobs", "2", *more), alone)
+    more = ("--n-examples", "20")
+    process = start(attacked("killed", "--jobs", "2", *more), alone, SLOW="0.01")  # blocks take a second each
     state = alone / "killed" / "measurements" / "grid" / "state"
     until = time.monotonic() + 120
     begun = state.parent / "shards" / "shard-2-of-2" / "begun-measure.json"
     while not (begun.exists() and list(state.rglob("block-*.pt"))) and time.monotonic() < until:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[-1], signal.SIGKILL)
+    spawned = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(spawned[-1], signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "worker 2 of 2: was ended by SIGKILL" in said, said
     assert "any number of workers" in said
     gathered = typed(attacked("killed", *more), alone, 10)
     assert re.search(r"shard 2/2: \d+ of \d+ images are not done; begun on host", gathered), gathered
+    monkeypatch.setattr("meansparse_cli.stages.run.in_processes", in_turn)
     typed(attacked("killed", "--jobs", "3", *more), alone)
     typed(attacked("alone", "--name", "more", *more), alone)
     whole = yaml.safe_load((alone / "alone/measurements/more/measure.yaml").read_text())
@@ -164,9 +181,10 @@ def test_what_means_nothing_is_refused(words: tuple[str, ...], said: str, alone:
     assert said in typed(stage("evaluate", "alone", *words), alone, 3)
 
 
-def test_a_time_limit_stops_and_the_command_goes_on(alone: Path) -> None:
+def test_a_time_limit_stops_and_the_command_goes_on(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW", "0.005")
     typed(stage("calibrate", "limited"), alone)
-    words = attacked("limited", "--n-examples", "200", "--block-size", "8")
+    words = attacked("limited", "--n-examples", "100", "--block-size", "8")
     said = typed([*words, "--time-limit", "0.08"], alone, 75)
     assert "stopped at the time limit: nothing finished was lost" in said
     assert list((alone / "limited" / "measurements" / "grid" / "state").rglob("block-*.pt"))
