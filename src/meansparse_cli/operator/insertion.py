@@ -98,16 +98,13 @@ class SparsifiedModel(nn.Module):
         for module in self._call_sequences():
             module.calls = 0
         try:
-            return self._forward_with_functions(x) if self.function_operators else self.base(x)
+            if not self.function_operators:
+                return self.base(x)
+            return (_never_traced if "torch._dynamo" in sys.modules else _with_functions)(self, x)
         except (MeanSparseError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise forward_failed(error, f"on images of shape {tuple(x.shape)}") from error
-
-    @torch.compiler.disable  # the tracer numbers function calls in its own way; module sites alone compile whole
-    def _forward_with_functions(self, x: Tensor) -> Tensor:
-        with _FunctionSites(self.function_operators):
-            return self.base(x)
 
     def _call_sequences(self) -> list[CallSequence]:
         if not any(site.n_calls > 1 and site.kind == "module" for site in self.sites):
@@ -120,6 +117,17 @@ class SparsifiedModel(nn.Module):
             return self.function_operators[str(site.ordinal)]
         child = self.base.get_submodule(site.path).get_submodule(CHILD_NAME)
         return child.operators[str(site.call)] if isinstance(child, CallSequence) else child
+
+
+def _with_functions(model: SparsifiedModel, x: Tensor) -> Tensor:
+    with _FunctionSites(model.function_operators):
+        return model.base(x)
+
+
+_never_traced = torch._disable_dynamo(_with_functions)
+"""Where something may be compiled: a tracer numbers function calls in its own way. Not ``torch.compiler.disable``,
+which loads dynamo here and now and would double the time that every command takes to start.
+"""
 
 
 def insert(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> SparsifiedModel:
