@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,11 @@ def test_half_precision(network: nn.Module, images: Tensor, dtype: torch.dtype) 
     low = model.to(dtype)(images.to(dtype))
     assert low.dtype == dtype
     assert torch.allclose(low.float(), exact, atol=0.1)
+
+
+def test_no_stage_loads_dynamo_which_would_double_its_time_to_start() -> None:
+    code = "import sys, meansparse_cli.stages.evaluate; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_compiled_model_gives_the_same(images: Tensor) -> None:
