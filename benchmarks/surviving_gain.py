@@ -3,13 +3,15 @@
     python benchmarks/surviving_gain.py explore RUN --eps 2/255 --data-dir DIR -o OUT
     python benchmarks/surviving_gain.py register OUT                OUT/explored.jsonl -> OUT/candidates.yaml
     python benchmarks/surviving_gain.py confirm OUT --data-dir DIR [--attack full --top 1 --n-examples 1000]
+    python benchmarks/surviving_gain.py press OUT --data-dir DIR    the same, with everything where the models differ
     python benchmarks/surviving_gain.py page OUT...                 Markdown rows of all that was confirmed
 
 ``RUN`` is a calibrated run folder. A candidate is an operator (shape, centre, spread), the images of its statistics,
 the sites and alpha. ``explore`` looks at held-out images in three parts; who comes to a later part was among the best
 of the one before, by the difference of worst cases. ``register`` writes the best of the last part into a file and
 prints its sha256; only that file is confirmed, once, on test images. All goes through ``meansparse measure``: killed,
-the same command goes on.
+the same command goes on. ``press``: examples that only one of the two models withstood in the confirmation face the
+preset ``full`` and attacks through softer bands from more starts, on the model that withstood.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,15 @@ from scipy.stats import norm
 from typer.testing import CliRunner
 
 from meansparse_cli import load_sparsified
+from meansparse_cli.attacks import expand_attacks
 from meansparse_cli.attacks.judge import under_attack
+from meansparse_cli.attacks.problem import Budget, Problem
+from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.cli import app
-from meansparse_cli.data.examples import stack_examples
-from meansparse_cli.data.splits import load_split
-from meansparse_cli.operator.checkpoint import load_checkpoint
+from meansparse_cli.data.examples import Examples, stack_examples
+from meansparse_cli.data.splits import Subset, load_split
+from meansparse_cli.operator.checkpoint import load_checkpoint, sparsify
+from meansparse_cli.operator.insertion import SparsifiedModel, remove
 from meansparse_cli.operator.shapes import HARD, SHAPES
 from meansparse_cli.settings.values import eps_value
 from meansparse_cli.sites.rules import select_sites
@@ -52,6 +58,7 @@ PARTS = ((200, SCREEN, None), (600, SCREEN, 80), (2000, ("fast",), 8))
 """Held-out images so far, the attacks, how many candidates get there."""
 N_REGISTERED = 2
 N_TEST = 5000
+PRESS = ("soft-0.2-cosine-margin-6x80", "soft-0.5-cosine-margin-6x80", "bpda-cosine-margin-6x80", "soft-1-apgd-ce")
 LEVEL = 0.05
 
 
@@ -117,16 +124,16 @@ def measured(
         folder = Path(run) / "measurements" / label
         rows = yaml.safe_load((folder / "measure.yaml").read_text())["results"]["rows"]
         with np.load(folder / "outcomes.npz") as arrays:
-            clean, plain, worst = arrays["clean"], arrays["plain"], arrays["worst"]
+            clean, plain, worst, index = (arrays[name] for name in ("clean", "plain", "worst", "index"))
         for i, row in enumerate(rows[1:], start=1):
             own = {"clean": clean[i], "plain": plain[i], "worst": worst[i]}
             base = {"base_clean": clean[0], "base_plain": plain[0], "base_worst": worst[0]}
-            yield Candidate(run, shape, centre, spread, row["sites"], row["alpha"]), own | base
+            yield Candidate(run, shape, centre, spread, row["sites"], row["alpha"]), own | base | {"index": index}
 
 
 def summary_of(candidate: Candidate, outcomes: dict[str, np.ndarray], images: slice) -> dict[str, Any]:
     some = {name: values[images] for name, values in outcomes.items()}
-    facts: dict[str, Any] = {name: float(values.mean()) for name, values in some.items()}
+    facts: dict[str, Any] = {name: float(values.mean()) for name, values in some.items() if name != "index"}
     for measure in ("clean", "plain", "worst"):
         facts[f"{measure}_gain"] = asdict(paired_difference(some[measure], some[f"base_{measure}"]))
     return asdict(candidate) | facts
@@ -194,22 +201,60 @@ def register(options: argparse.Namespace) -> None:
 
 
 def confirm(options: argparse.Namespace) -> None:
-    file = options.out / "candidates.yaml"
-    digest, registered = hashlib.sha256(file.read_bytes()).hexdigest(), yaml.safe_load(file.read_text())
-    results = []
-    for row in registered[: options.top]:
+    results = [with_halves(*found) for found in confirmed(options)]
+    write_confirmed(options.out, options.attack, results)
+
+
+def confirmed(options: argparse.Namespace) -> Iterator[tuple[Candidate, dict[str, np.ndarray], str]]:
+    """Each registered candidate, its outcomes on test images, its eps."""
+    for row in yaml.safe_load((options.out / "candidates.yaml").read_text())[: options.top]:
         eps = row.pop("eps")
         rest = ["--eps", eps, "--data-dir", options.data_dir, "--allow-code", "--n-examples", options.n_examples]
         rest += ["--block-size", 500, "--attack", options.attack]
         for candidate, outcomes in measured([Candidate(**row)], f"confirm-{options.attack}", rest):
-            n = len(outcomes["clean"])
-            halves = [summary_of(candidate, outcomes, half) for half in (slice(0, n // 2), slice(n // 2, n))]
-            gains = [half["worst_gain"] for half in halves]
-            results.append(summary_of(candidate, outcomes, slice(0, n)) | {"eps": eps, "halves": gains})
-    file = options.out / f"confirmed-{options.attack}.yaml"
-    facts = {"registered": digest, "n_registered": len(registered), "attack": options.attack, "results": results}
-    file.write_text(yaml.safe_dump(facts, sort_keys=False))
+            yield candidate, outcomes, eps
+
+
+def with_halves(candidate: Candidate, outcomes: dict[str, np.ndarray], eps: str) -> dict[str, Any]:
+    n = len(outcomes["clean"])
+    halves = [summary_of(candidate, outcomes, half)["worst_gain"] for half in (slice(0, n // 2), slice(n // 2, n))]
+    return summary_of(candidate, outcomes, slice(0, n)) | {"eps": eps, "halves": halves}
+
+
+def write_confirmed(out: Path, attack: str, results: list[dict[str, Any]]) -> None:
+    digest = hashlib.sha256((out / "candidates.yaml").read_bytes()).hexdigest()
+    file = out / f"confirmed-{attack}.yaml"
+    file.write_text(yaml.safe_dump({"registered": digest, "attack": attack, "results": results}, sort_keys=False))
     print(file)
+
+
+def press(options: argparse.Namespace) -> None:
+    dataset, results = load_split("cifar10", options.data_dir, "test").dataset, []
+    for candidate, outcomes, eps in confirmed(options):
+        model = sparsified(candidate)
+        problem = Problem(model, Budget("Linf", eps_value(eps)), 10, 1, 250, "fp32")
+        for mine, other, alpha in (("worst", "base_worst", candidate.alpha), ("base_worst", "worst", 0.0)):
+            rows = np.flatnonzero(outcomes[mine] & ~outcomes[other])
+            for attack in expand_attacks(("full", *PRESS)) if len(rows) else ():
+                x, y = stack_examples(Subset(dataset, outcomes["index"][rows].tolist()))
+                variant = torch.full((len(model.sites),), alpha)
+                broken = run_attack(attack, problem, Examples(x, y, torch.from_numpy(rows)), variant).broken.numpy()
+                print(candidate, mine, attack, int(broken.sum()), "of", len(rows), file=sys.stderr, flush=True)
+                outcomes[mine][rows[broken]] = False
+                rows = rows[~broken]
+                if not len(rows):
+                    break
+        results.append(with_halves(candidate, outcomes, eps))
+    write_confirmed(options.out, "pressed", results)
+
+
+def sparsified(candidate: Candidate) -> SparsifiedModel:
+    statistics = load_checkpoint(Path(candidate.run) / "statistics.safetensors")
+    used = {site.index for site in select_sites(statistics.sites, candidate.sites)}
+    weights = tuple(float(site.index in used) for site in statistics.sites)
+    options: Any = {"shape": candidate.shape, "centre": candidate.centre, "spread": candidate.spread}
+    base = remove(load_sparsified(candidate.run, alpha=0.0, allow_code=True))
+    return sparsify(base, replace(statistics, site_weights=weights, **options), alpha=candidate.alpha)
 
 
 def page(options: argparse.Namespace) -> None:
@@ -245,7 +290,10 @@ def main() -> None:
     three.add_argument("--top", type=int, help="the first so many of the candidates")
     three.add_argument("--n-examples", type=int, default=N_TEST)
     three.set_defaults(run_it=confirm)
-    for sub in (one, three):
+    five = commands.add_parser("press")
+    five.add_argument("out", type=Path)
+    five.set_defaults(run_it=press, attack="fast", top=None, n_examples=N_TEST)
+    for sub in (one, three, five):
         sub.add_argument("--data-dir", type=Path, required=True)
     four = commands.add_parser("page")
     four.add_argument("out", type=Path, nargs="+")
