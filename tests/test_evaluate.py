@@ -21,7 +21,7 @@ from meansparse_cli import ledger
 from meansparse_cli.attacks import PRESETS
 from meansparse_cli.attacks.problem import AttackResult, Budget, Norm, Problem
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import cells, evaluate
+from meansparse_cli.engine import cells, evaluate, state
 from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation
 from meansparse_cli.engine.evaluate import EvaluationProgress, EvaluationRun, Plan
@@ -409,7 +409,7 @@ def test_an_attack_that_has_changed_is_refused(
     tmp_path: Path, attacks: FakeAttacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path)
-    monkeypatch.setattr(evaluate, "attack_version", lambda attack: f"{attack}, twice as long")
+    monkeypatch.setattr(state, "attack_version", lambda attack: f"{attack}, twice as long")
     with pytest.raises(ArtifactError, match=r"attack apgd-ce: .* -> apgd-ce, twice as long"):
         run(tmp_path)
 
@@ -553,7 +553,7 @@ from torch import nn
 from meansparse_cli.attacks.problem import Problem
 from meansparse_cli.attacks.problem import Budget
 from meansparse_cli.data.examples import Examples
-from meansparse_cli.engine import evaluate
+from meansparse_cli.engine import evaluate, state
 from meansparse_cli.engine.evaluate import Plan, EvaluationRun
 from meansparse_cli.engine.state import StateFolder
 from meansparse_cli.operator.insertion import SparsifiedModel

@@ -19,6 +19,7 @@ from meansparse_cli.operator.checkpoint import sparsify
 from meansparse_cli.selection import learned
 from meansparse_cli.selection.learned import Learned, Lesson, with_channel_alphas
 from meansparse_cli.stats.paired import PairedDifference
+from tests.conftest import write_quick_network
 
 EPS = 0.05
 
@@ -102,7 +103,18 @@ def test_thresholds_of_zero_everywhere_are_the_base_model() -> None:
     assert with_channel_alphas(one.checkpoint, [[0.0, 0.0]]).alpha == 0
 
 
-COMMON = ("--alphas", "0.1,0.2", "--attack", "apgd-margin-5", "--n-examples", "60", "--block-size", "10")
+COMMON = (
+    "--alphas",
+    "0.1,0.2",
+    "--eps",
+    "8/255",
+    "--attack",
+    "apgd-margin-5",
+    "--n-examples",
+    "60",
+    "--block-size",
+    "10",
+)
 
 
 def meansparse(*arguments: object) -> Result:
@@ -114,7 +126,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("meansparse_cli.selection.search.MIN_UNSEEN", 10)
     monkeypatch.setattr("meansparse_cli.stages.sweep_alpha.N_IMAGES", 30)
     folder = tmp_path / "run"
-    for command in (("fetch", "--model", "digits"), ("calibrate", "--n-examples", "100")):
+    for command in (("fetch", *write_quick_network(tmp_path)), ("calibrate", "--n-examples", "100")):
         assert meansparse(*command, "--run", folder).exit_code == 0
     return folder
 
@@ -137,10 +149,12 @@ def test_learned_thresholds_go_all_the_way_to_evaluate_where_they_gain(
     words = " ".join(results["in_words"])
     assert "epoch 1 of 1 was kept" in words
     assert results["alpha"] == 0.3 and results["search"]["is_carried"]
-    model = load_sparsified(run)
+    model = load_sparsified(run, allow_code=True)
     band: Any = model.at(model.sites[0])
     assert band.threshold(band.std)[0] == 0 and band.threshold(band.std)[1] > 0
-    evaluated = meansparse("evaluate", "--run", run, "--attack", "apgd-margin-5", "--n-examples", "20")
+    evaluated = meansparse(
+        "evaluate", "--run", run, "--attack", "apgd-margin-5", "--eps", "8/255", "--n-examples", "20"
+    )
     assert evaluated.exit_code == 0, evaluated.output
     report = yaml.safe_load((run / "evaluate.yaml").read_text())["results"]
     assert report["operator"] == "alpha 0.3, learned for each channel"

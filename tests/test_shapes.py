@@ -20,6 +20,7 @@ from meansparse_cli.operator.shapes import HARD, SHAPES
 from meansparse_cli.operator.statistics import ChannelStatistics
 from meansparse_cli.settings import stages
 from meansparse_cli.sites.find import find_sites
+from tests.conftest import write_quick_network
 
 DISTANCES = [-2.0, -1.0, -0.75, -0.25, 0.0, 0.25, 0.75, 1.0, 2.0]
 KNOWN = {  # of distances above zero, at a threshold of 1
@@ -151,9 +152,10 @@ def test_shape_is_an_option_of_the_commands_and_a_key_of_the_report_where_it_was
         assert result.exit_code == 0, result.output
 
     run = tmp_path / "run"
-    done("fetch", "--model", "digits", "--run", run)
+    done("fetch", *write_quick_network(tmp_path), "--run", run)
     done("calibrate", "--run", run, "--n-examples", 100)
-    common = ("--alphas", "0.3", "--attack", "apgd-margin-5", "--n-examples", 20)
+    attack = ("--attack", "apgd-margin-5", "--eps", "8/255", "--n-examples", 20)
+    common = ("--alphas", "0.3", *attack)
     outcomes = {}
     for shape in (None, "widen"):
         done("measure", "--run", run, "--name", f"{shape}", *common, *(("--shape", shape) if shape else ()))
@@ -161,7 +163,7 @@ def test_shape_is_an_option_of_the_commands_and_a_key_of_the_report_where_it_was
         assert report["config"]["settings"].get("shape") == shape
         outcomes[shape] = report["results"]["rows"]
     assert outcomes[None][0] == outcomes["widen"][0], "the base model is the same"
-    done("evaluate", "--run", run, "--alpha", 0.3, "--shape", "widen", "--attack", "apgd-margin-5", "--n-examples", 20)
+    done("evaluate", "--run", run, "--alpha", 0.3, "--shape", "widen", *attack, "--no-doubts")
     evaluated = yaml.safe_load((run / "evaluate.yaml").read_text())["results"]
     assert evaluated["operator"] == "alpha 0.3, shape widen"
     clean = next(row for row in evaluated["comparisons"] if row["name"] == "clean")
