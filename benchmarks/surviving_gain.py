@@ -11,8 +11,8 @@ the sites and alpha. ``explore`` looks at held-out images in three parts; who co
 of the one before, by the difference of worst cases. ``register`` writes the best of the last part into a file and
 prints its sha256; only that file is confirmed, once, on test images. All goes through ``meansparse measure``: killed,
 the same command goes on. ``press``: examples that only one of the two models withstood in the confirmation face the
-preset ``full`` and attacks through softer bands from more starts, on the model that withstood; with ``--everywhere``
-all that either withstood face the gradient attacks among these.
+preset ``full`` and attacks from more starts and through softer bands, on the model that withstood; with
+``--everywhere`` all that either withstood face the gradient attacks among these.
 """
 
 import argparse
@@ -60,6 +60,7 @@ PARTS = ((200, SCREEN, None), (600, SCREEN, 80), (2000, ("fast",), 8))
 N_REGISTERED = 2
 N_TEST = 5000
 PRESS = ("soft-0.2-cosine-margin-6x80", "soft-0.5-cosine-margin-6x80", "bpda-cosine-margin-6x80", "soft-1-apgd-ce")
+RESTARTED, SEEDS = ("bpda-apgd-dlr", "base-gradient-apgd-dlr", "soft-0.05-apgd-dlr", "bpda-apgd-ce"), range(2, 13)
 SLOW = ("adaptive-1-1", "adaptive-2-2", "apgd-t", "bpda-apgd-t", "fab-t", "square")
 LEVEL = 0.05
 
@@ -235,11 +236,12 @@ def press(options: argparse.Namespace) -> None:
     attacks = [name for name in expand_attacks(("full", *PRESS)) if not options.everywhere or name not in SLOW]
     for candidate, outcomes, eps in confirmed(options):
         model = sparsified(candidate)
-        problem = Problem(model, Budget("Linf", eps_value(eps)), 10, 1, 250, "fp32")
+        tries = [(1, attack) for attack in attacks] + [(seed, attack) for seed in SEEDS for attack in RESTARTED]
         for mine, other, alpha in (("worst", "base_worst", candidate.alpha), ("base_worst", "worst", 0.0)):
             differs = outcomes[mine] & ~outcomes[other]
             rows = np.flatnonzero(outcomes[mine] if options.everywhere else differs)
-            for attack in attacks if len(rows) else ():
+            for seed, attack in tries if len(rows) else ():
+                problem = Problem(model, Budget("Linf", eps_value(eps)), 10, seed, 250, "fp32")
                 x, y = stack_examples(Subset(dataset, outcomes["index"][rows].tolist()))
                 variant = torch.full((len(model.sites),), alpha)
                 broken = run_attack(attack, problem, Examples(x, y, torch.from_numpy(rows)), variant).broken.numpy()

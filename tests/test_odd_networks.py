@@ -159,7 +159,7 @@ def test_ctrl_c_while_it_starts_is_one_line(seconds: float, tmp_path: Path) -> N
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)
     if started.returncode == -signal.SIGINT:  # on a busy machine: before Python itself could hear of it
-        assert errors == "" and seconds < 1
+        assert "meansparse_cli/" not in errors and seconds < 1
         return
     assert started.returncode == 130
     assert len([line for line in errors.splitlines() if "interrupted" in line]) == 1 and "Traceback" not in errors
