@@ -65,9 +65,9 @@ def test_a_search_ends_in_rows_of_what_was_registered(
     assert all(row["worst_gain"]["n"] == 10 for row in rows), "each part looks at images of its own"
     assert "candidates.yaml" in run("register", "out")
     registered = yaml.safe_load(Path("out/candidates.yaml").read_text())
-    assert len(registered) == 2
+    assert 1 <= len(registered) <= 2, "those that did the same to every image are registered once"
     run("confirm", "out", "--data-dir", ".", "--attack", "apgd-margin-2", "--n-examples", "30")
     confirmed = yaml.safe_load(Path("out/confirmed-apgd-margin-2.yaml").read_text())
-    assert [row["alpha"] for row in confirmed["results"]] == [0.2, 0.2]
+    assert [row["alpha"] for row in confirmed["results"]] == [0.2] * len(registered)
     assert [half["n"] for half in confirmed["results"][0]["halves"]] == [15, 15]
-    assert run("page", "out").count("| net |") == 2
+    assert run("page", "out").count("| net |") == len(registered)
