@@ -6,7 +6,7 @@ import pytest
 from meansparse_cli.paper.claims import Judgement, judge
 from meansparse_cli.paper.subset import relative_errors
 from meansparse_cli.paper.tables import Claim
-from meansparse_cli.reporting.template import environment
+from meansparse_cli.reporting.template import _environment
 
 A, B = ("column", "a"), ("column", "b")
 
@@ -16,7 +16,7 @@ def outcomes(n_right: dict[tuple[str, str], int], n: int = 1000):  # type: ignor
 
 
 def sentence(found: Judgement) -> str:
-    return str(environment("meansparse_cli.paper").get_template("parts.md").module.claim("APGD", found, None))  # type: ignore[attr-defined]
+    return str(_environment("meansparse_cli.paper", False).get_template("parts.md").module.claim("APGD", found, None))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
