@@ -21,7 +21,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from meansparse_cli.data.splits import Subset, load_split
 from meansparse_cli.operator.checkpoint import load_checkpoint, sparsify
 from meansparse_cli.operator.insertion import SparsifiedModel, remove
 from meansparse_cli.operator.shapes import HARD, SHAPES
+from meansparse_cli.runs.operators import with_options
+from meansparse_cli.settings.stages import OPERATOR_OPTIONS, EvaluateConfig
 from meansparse_cli.settings.values import eps_value
 from meansparse_cli.sites.rules import select_sites
 from meansparse_cli.stats.paired import PairedDifference, interval_of, paired_difference
@@ -236,7 +238,9 @@ def press(options: argparse.Namespace) -> None:
     attacks = [name for name in expand_attacks(("full", *PRESS)) if not options.everywhere or name not in SLOW]
     for candidate, outcomes, eps in confirmed(options):
         model = sparsified(candidate)
-        tries = [(1, attack) for attack in attacks] + [(seed, attack) for seed in SEEDS for attack in RESTARTED]
+        tries = [(1, attack) for attack in attacks]
+        if not options.everywhere:
+            tries += [(seed, attack) for seed in SEEDS for attack in RESTARTED]
         for mine, other, alpha in (("worst", "base_worst", candidate.alpha), ("base_worst", "worst", 0.0)):
             differs = outcomes[mine] & ~outcomes[other]
             rows = np.flatnonzero(outcomes[mine] if options.everywhere else differs)
@@ -256,11 +260,9 @@ def press(options: argparse.Namespace) -> None:
 
 def sparsified(candidate: Candidate) -> SparsifiedModel:
     statistics = load_checkpoint(Path(candidate.run) / "statistics.safetensors")
-    used = {site.index for site in select_sites(statistics.sites, candidate.sites)}
-    weights = tuple(float(site.index in used) for site in statistics.sites)
-    options: Any = {"shape": candidate.shape, "centre": candidate.centre, "spread": candidate.spread}
+    options: Any = {name: getattr(candidate, name) for name in OPERATOR_OPTIONS}
     base = remove(load_sparsified(candidate.run, alpha=0.0, allow_code=True))
-    return sparsify(base, replace(statistics, site_weights=weights, **options), alpha=candidate.alpha)
+    return sparsify(base, with_options(statistics, EvaluateConfig(**options)), alpha=candidate.alpha)
 
 
 def page(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .ascent import Ascent
-from .budget import boundary_start, per_image, project, steepest
+from .budget import boundary_start, per_image, steepest
 from .losses import N_TARGETS, LossName, choose_loss
 from .problem import Problem
 from .queue import Batch
@@ -58,10 +58,10 @@ class APGDRule(Ascent):
         last_move = point - batch["previous_point"]
         weight = per_image(torch.where(batch["step"] == 0, 1.0, MOMENTUM))
         step = per_image(batch["step_size"]) * steepest(grad, self.budget.norm)
-        moved = project(point + step, batch["x"], self.budget)
+        moved = self.projected(batch, point + step)
         moved = point + (moved - point) * weight + last_move * (1 - weight)
         batch["previous_point"] = point
-        batch["point"] = project(moved, batch["x"], self.budget)
+        batch["point"] = self.projected(batch, moved)
 
     def _check_step_size(self, batch: Batch, loss: Tensor) -> Tensor:
         """Halve the step size of rows at a checkpoint that do not progress; returns those rows, (n,) bool.

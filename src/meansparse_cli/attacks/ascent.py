@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .budget import Start, finite, per_image, project, steepest
+from .budget import Start, finite, linf_bounds, per_image, project, steepest
 from .judge import CountedModel, misclassified
 from .losses import Loss
 from .problem import Budget
@@ -30,6 +30,8 @@ class Ascent(Rule):
         batch["best_point"] = x.clone()
         batch["best_loss"] = torch.full((len(x),), -torch.inf, device=x.device)
         batch["improved"] = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if self.budget.norm == "Linf":  # once a row, not at each of its steps
+            batch["lower"], batch["upper"] = linf_bounds(x, self.budget.eps)
 
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
         point = batch["point"].detach().requires_grad_()
@@ -57,7 +59,13 @@ class Ascent(Rule):
         """Along the gradient by ``size``, in pixel units, or one (n, 1, 1, 1) a row, and back into the budget."""
         del batch["loss"]
         step = size * steepest(batch.pop("grad"), self.budget.norm)
-        batch["point"] = project(batch["point"] + step, batch["x"], self.budget)
+        batch["point"] = self.projected(batch, batch["point"] + step)
+
+    def projected(self, batch: Batch, points: Tensor) -> Tensor:
+        """``budget.project``, by the bounds that a row keeps."""
+        if self.budget.norm == "Linf":
+            return points.clamp(batch["lower"], batch["upper"])
+        return project(points, batch["x"], self.budget)
 
     def found(self, batch: Batch, rows: Tensor) -> Tensor:
         """The misclassified point, or the best one of an attempt survived."""

@@ -51,10 +51,15 @@ def steepest(grad: Tensor, norm: Norm) -> Tensor:
     return grad.sign() if norm == "Linf" else unit_l2(grad)
 
 
+def linf_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value of each pixel, up to rounding."""
+    return (x - eps).clamp(min=0.0), (x + eps).clamp(max=1.0)
+
+
 def project(points: Tensor, x: Tensor, budget: Budget) -> Tensor:
     """Into the ball around ``x``, up to rounding, then into [0, 1], which keeps a point inside the ball."""
     if budget.norm == "Linf":
-        return points.clamp(x - budget.eps, x + budget.eps).clamp(0.0, 1.0)
+        return points.clamp(*linf_bounds(x, budget.eps))
     delta = points - x
     length = l2_norm(delta)
     return (x + delta / per_image(length + 1e-12) * per_image(length.clamp(max=budget.eps))).clamp(0.0, 1.0)

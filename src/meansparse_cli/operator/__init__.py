@@ -1,6 +1,7 @@
 """The MeanSparse operator: what it computes, where it stands in a model, where its numbers come from.
 
 function      out = mean where abs(in - mean) <= threshold, else in; and what a gradient meets there
+shapes        other rules than the paper's for what lies near the mean
 module        the operator of one site, a module: alpha becomes a threshold, alpha * std (``MeanSparse.threshold``)
 insertion     operators into a model and out again
 active        for a while: another alpha, one for each site or each example, another derivative, or the base model

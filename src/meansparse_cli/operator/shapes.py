@@ -84,10 +84,10 @@ def reshaped(
         return out(x)
     with torch.no_grad():
         value = out(x)
-        if soft_edge is None:
-            slope = torch.ones_like(x)
-        else:
-            half = soft_edge.clamp(min=torch.finfo(torch.float32).tiny ** 0.5).to(x.dtype)
-            slope = (out(x + half) - out(x - half)) / (2 * half)
-            slope = torch.where((soft_edge > 0) & (threshold >= 0), slope, 1.0)  # else: without variance, or the base
+    if soft_edge is None:
+        return with_gradient_of(value, x)
+    with torch.no_grad():
+        half = soft_edge.clamp(min=torch.finfo(torch.float32).tiny ** 0.5).to(x.dtype)
+        slope = (out(x + half) - out(x - half)) / (2 * half)
+        slope = torch.where((soft_edge > 0) & (threshold >= 0), slope, 1.0)  # else: without variance, or the base
     return with_gradient_of(value, x * slope)

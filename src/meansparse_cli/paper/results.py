@@ -17,6 +17,7 @@ from ..attacks import expand_attacks
 from ..engine.outcomes import CLEAN, MODELS, TRANSFER, is_bpda
 from ..files import sha256_of
 from ..runs.report import RunPaths, machine_of, read_report, stage_command, verify_outputs
+from ..settings.stages import OPERATOR_OPTIONS
 
 if TYPE_CHECKING:
     from ..models.source import ModelSource
@@ -28,7 +29,7 @@ _Row = tuple[dict[str, Any], Any, Any, dict[frozenset[str], Any]]
 """One model at one eps in a report: alpha, eps and sites; ``clean``, ``worst`` and ``broken`` of ``Result``."""
 PLACES = ("evaluate.yaml", "evaluations/*/evaluate.yaml", "measurements/*/measure.yaml")
 READ: dict[str, Callable[[str], object]] = {"alpha": Fraction, "eps": Fraction}
-OF_THE_OPERATOR = ("sites", "centre", "spread", "shape", "alpha_rule")
+OF_THE_OPERATOR = (*OPERATOR_OPTIONS, "alpha_rule")
 
 
 @dataclass(frozen=True)

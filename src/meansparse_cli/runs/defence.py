@@ -12,7 +12,7 @@ from ..foreign import reading
 from ..models.factory import code_of, import_named
 from ..models.source import kind_of
 from ..operator.defence import OWN, SOFT, DefendedModel, Surrogate, defend
-from ..settings.stages import EvaluateConfig, StageConfig
+from ..settings.stages import OPERATOR_OPTIONS, EvaluateConfig, StageConfig
 from .context import RunContext
 from .report import RunPaths
 
@@ -65,7 +65,7 @@ def defence_of(context: RunContext[EvaluateConfig]) -> NamedDefence | None:
         if config.draws is not None:
             raise ConfigError("--draws is about a defence", hint="name its modules: --defence PATTERN")
         return None
-    for option in ("alpha", "sites", "centre", "spread", "shape"):
+    for option in ("alpha", *OPERATOR_OPTIONS):
         if context.sources.get(option, "default") != "default":
             raise ConfigError(f"--{option} is about MeanSparse, not about a defence of other modules")
     surrogates, inputs = dict[str, Surrogate | None](), dict[str, str]()

@@ -18,7 +18,14 @@ from ..models.export import load_exported
 from ..operator.checkpoint import Checkpoint, load_checkpoint, sparsify
 from ..operator.device import Precision, precision_on
 from ..operator.insertion import SparsifiedModel
-from ..settings.stages import EvaluateConfig, OperatorConfig, StageConfig, SweepAlphaConfig, VerifyConfig
+from ..settings.stages import (
+    OPERATOR_OPTIONS,
+    EvaluateConfig,
+    OperatorConfig,
+    StageConfig,
+    SweepAlphaConfig,
+    VerifyConfig,
+)
 from ..settings.values import eps_value
 from ..sites.foreign import forward_failed
 from ..sites.rules import among_published, select_sites
@@ -188,9 +195,9 @@ def checkpoint_to_evaluate(context: RunContext, config: EvaluateConfig | VerifyC
     paths = context.run.paths
     if upstream == "calibrate":
         return with_options(load_checkpoint(paths.statistics), config)
-    asked = (config.sites, config.centre, config.spread, config.shape)
+    asked = tuple(getattr(config, name) for name in OPERATOR_OPTIONS)
     swept = context.verified("sweep-alpha")["config"]["settings"]
-    if asked not in (DEFAULT_OPTIONS, tuple(swept.get(key) for key in ("sites", "centre", "spread", "shape"))):
+    if asked not in (DEFAULT_OPTIONS, tuple(swept.get(name) for name in OPERATOR_OPTIONS)):
         raise ConfigError(
             "--sites, --centre, --spread and --shape of evaluate go with --alpha: "
             "without it, the sweep's checkpoint decides",

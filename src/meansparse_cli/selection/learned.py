@@ -111,8 +111,6 @@ class Lesson:
             start = uniform_start(x, eps, generator).to(device)
             with under_attack(model):
                 attacked = ascent(x.to(device), y, start)
-            for band in bands:
-                band.alphas.requires_grad_()
             optimiser.zero_grad()
             F.cross_entropy(model(attacked), y).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -125,8 +123,7 @@ class Lesson:
 
     def _learning(self, alphas: Alphas) -> SparsifiedModel:
         """A copy of the model with bands that learn; its own parameters are frozen."""
-        base, checkpoint = remove(copy.deepcopy(cast(SparsifiedModel, self.problem.model))), self.checkpoint
-        base.requires_grad_(False)
+        base, checkpoint = self._base().requires_grad_(False), self.checkpoint
         statistics = dict(zip((site.index for site in checkpoint.sites), checkpoint.statistics, strict=True))
         bands = [
             LearnedBand(
@@ -138,10 +135,16 @@ class Lesson:
 
     def _n_robust(self, alphas: Alphas) -> int:
         """How many of the early-stopping images withstand a short attack on the operator with these thresholds."""
-        base = remove(copy.deepcopy(cast(SparsifiedModel, self.problem.model)))
-        problem = replace(self.problem, model=sparsify(base, with_channel_alphas(self.checkpoint, alphas)))
+        problem = self.problem_of(with_channel_alphas(self.checkpoint, alphas))
         examples = self.early.to(str(device_of(problem.model)))
         return int((~run_attack(EARLY_ATTACK, problem, examples).broken).sum())
+
+    def problem_of(self, checkpoint: Checkpoint) -> Problem:
+        """The same problem for a copy of the model with the operators of ``checkpoint``, at its alpha."""
+        return replace(self.problem, model=sparsify(self._base(), checkpoint))
+
+    def _base(self) -> nn.Module:
+        return remove(copy.deepcopy(cast(SparsifiedModel, self.problem.model)))
 
 
 def check_learnable(norm: str, shape: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ..operator.checkpoint import Centre, Shape, Spread
 from .arguments import Settings
 from .values import (
     Alpha,
@@ -28,9 +29,8 @@ from .values import (
 Norm = Annotated[Literal["Linf", "L2"], as_spelled("Linf", "L2")]
 Threat = Annotated[Literal["Linf", "L2", "corruptions"], as_spelled("Linf", "L2", "corruptions")]
 Split = Literal["test", "held-out", "calibration"]
-Centre = Literal["channel-mean", "zero", "global-mean"]
-Spread = Literal["channel-std", "site-std"]
-Shape = Literal["hard", "soft", "garrote", "firm", "half", "smooth", "edge", "widen"]
+OPERATOR_OPTIONS = ("sites", "centre", "spread", "shape")
+"""What says which operators a checkpoint gets, besides alpha."""
 Precision = Literal["fp32", "tf32", "bf16"]
 
 

@@ -17,7 +17,7 @@ from ..reporting.hub_card import hub_card
 from ..runs.context import RunContext
 from ..runs.folder import file_name
 from ..runs.operators import checkpoint_in_use, checkpoint_to_evaluate
-from ..settings.stages import EvaluateConfig, StageConfig
+from ..settings.stages import OPERATOR_OPTIONS, EvaluateConfig, StageConfig
 from ..sites.rules import among_published
 
 SUFFIXES = {"meansparse": ".safetensors", "robustbench": ".pt", "card": ".json", "hub-card": ""}
@@ -100,7 +100,7 @@ def _evaluation_of(context: RunContext, checkpoint: Checkpoint) -> dict[str, Any
             f"evaluate.yaml is of alpha {evaluated_at:g}, this is a card for alpha {checkpoint.alpha:g}",
             hint=f"evaluate this one, or export that one: --alpha {evaluated_at:g}",
         )
-    names = ("alpha", "sites", "centre", "spread", "shape")
+    names = ("alpha", *OPERATOR_OPTIONS)
     evaluated = EvaluateConfig(**{k: v for k, v in settings.items() if k in names})
     if checkpoint_to_evaluate(context, evaluated, upstream).options_id() != checkpoint.options_id():
         raise ArtifactError(

@@ -1,6 +1,5 @@
 """``meansparse sweep-alpha``: accuracies at each alpha on held-out images, plain and BPDA; the choice of one."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,10 +209,10 @@ def _learned(
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint that learned thresholds lead to, and what goes into the report about them."""
     start = shared.alpha or min(alpha for alpha in settings.alphas if alpha)
-    decisions = grid.decisions("learned", start, N_EPOCHS, len(lesson.training), lesson.training.indices.tolist())
+    decisions = grid.decisions("learned", start, N_EPOCHS, lesson.training.indices.tolist())
     with phase("learning", N_EPOCHS * len(lesson.training), "images") as part:
         learned = lesson.learn(start, decisions, part.advance)
-    problem = replace(lesson.problem, model=learned.checkpoint.applied(context.base(lesson.checkpoint.rule), 0.0))
+    problem = lesson.problem_of(learned.checkpoint)
     key |= {"options": learned.checkpoint.options_id()}
     families = grid.attacks["plain"], grid.attacks["bpda"]
     theirs = open_grid(context, problem, grid.cells.examples, families, grid.ledger.folder.parent, **key)
