@@ -11,7 +11,6 @@ core. A Markdown table goes to stdout.
 import argparse
 import copy
 import importlib
-import itertools
 import os
 import statistics
 import subprocess
@@ -143,7 +142,7 @@ def operator(shape: tuple[int, ...], axis: int, name: str, device: torch.device,
 def on_a_model(options: argparse.Namespace, rounds: int) -> Iterable[Row]:
     """The statistics pass over plain inference; a gradient step of the sparsified model over one of the base model."""
     base, x, y = attack_speed.model_and_images(options.batch_size, options)
-    sites, counter = find_sites(base, x[:4]), itertools.count(1)
+    sites = find_sites(base, x[:4])
 
     def infer() -> None:
         with torch.no_grad():
@@ -151,7 +150,7 @@ def on_a_model(options: argparse.Namespace, rounds: int) -> Iterable[Row]:
 
     with observed(copy.deepcopy(base), sites, "pooled") as wrapper:
         observers = [cast(ChannelObserver, wrapper.at(site)) for site in sites]
-        ratio = in_turns(infer, lambda: add_batch(wrapper, observers, x, next(counter)), rounds, options.device)
+        ratio = in_turns(infer, lambda: add_batch(wrapper, observers, x), rounds, options.device)
     yield "statistics pass over plain inference, resnet18-w16", ratio, f"{len(sites)} sites, {len(x)} images"
     sparse = sparsify(base, calibrate(base, [x]), 0.25)
     image = x.clone().requires_grad_()

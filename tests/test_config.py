@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from meansparse_cli.errors import ConfigError
+from meansparse_cli.runs.device import batch_size_on
 from meansparse_cli.settings.commands import COMMANDS, SECTIONS, Command
 from meansparse_cli.settings.resolve import resolve
 from meansparse_cli.settings.stages import CalibrateConfig, EvaluateConfig, SweepAlphaConfig
@@ -57,7 +58,7 @@ def test_zero_and_false_can_be_set(tmp_path: Path) -> None:
         ("calibrate: 3", "expected keys and values"),
         ("- a\n- b", "expected keys and values"),
         ("a: [1", "is not YAML"),
-        ("batch_size: 0", "greater than or equal to 1"),
+        ("batch_size: 0", "expected auto, or a number of images from 1 on"),
         ("estimator: exact", "'pooled' or 'published'"),
     ],
 )
@@ -146,3 +147,15 @@ def test_no_option_is_described_that_no_command_has() -> None:
 def test_settings_are_read_without_torch() -> None:
     code = "import sys, meansparse_cli.settings.resolve; assert not {'torch', 'typer', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_batch_size_is_the_machines_unless_it_is_given_or_the_statistics_depend_on_it() -> None:
+    assert (batch_size_on("cpu"), batch_size_on("cuda:1")) == (256, 1024)
+    assert [CalibrateConfig(batch_size=given).batch_size for given in ("auto", "AUTO", "7", 7)] == [
+        "auto",
+        "auto",
+        7,
+        7,
+    ]  # type: ignore[arg-type]
+    assert CalibrateConfig(estimator="published").batch_size == 256
+    assert CalibrateConfig(estimator="published", batch_size=9).batch_size == 9

@@ -86,6 +86,41 @@ def test_published_estimator_is_the_average_over_batches() -> None:
     np.testing.assert_allclose(result.std, np.sqrt(variances.mean(0)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("estimator", ["pooled", "published"])
+def test_where_memory_ends_the_batch_is_cut_unless_the_estimator_depends_on_it(estimator: Any) -> None:
+    class Small(nn.Sequential):
+        n_refused, fits = 0, 64
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[1](self[0](x))
+            if len(x) > self.fits:  # behind the first site, which has seen the batch
+                self.n_refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self[3](self[2](x))  # type: ignore[no-any-return]
+
+    net = Small(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU())
+    images = Subset(
+        ArrayImages(
+            np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), np.zeros(40, int), source="images"
+        ),
+        range(40),
+    )
+    sites = find_sites(net, torch.rand(4, 3, 8, 8))
+    whole = calibrate_channels(net, sites, images, batch_size=16, estimator=estimator)
+    net.fits = 5
+    if estimator == "published":
+        with pytest.raises(torch.OutOfMemoryError):
+            calibrate_channels(net, sites, images, batch_size=16, estimator=estimator)
+        return
+    for n_refused in (2, 2):  # 16 and 8 were too many, once
+        cut = calibrate_channels(net, sites, images, batch_size=16)
+        assert net.n_refused == n_refused
+        for one, other in zip(whole, cut, strict=True):
+            assert one.count == other.count
+            np.testing.assert_allclose(one.mean, other.mean, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(one.std, other.std, rtol=1e-12)
+
+
 def test_a_site_without_data_nan_and_changed_channels_are_errors() -> None:
     with pytest.raises(StatisticsError, match="stem saw no data"):
         compute(empty(3), "stem")

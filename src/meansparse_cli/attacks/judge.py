@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import AttackError
 from ..operator.active import alpha_set, example_alphas_set, operators_off
 from ..operator.device import full_float32
+from ..operator.fitting import in_batches
 from ..operator.function import with_gradient_of
 from ..operator.insertion import SparsifiedModel
 from .problem import Problem
@@ -34,14 +35,16 @@ def logits(problem: Problem, images: Tensor, alphas: Tensor | None = None) -> Te
     image, in evaluation mode and full float32: no gradient, no autocast, no TF32, whatever precision a search used. A
     break that exists only in low precision is not one. Raises ``AttackError`` for outputs that are not finite logits.
     """
-    device, size = problem.device(images.device), problem.batch_size
+    device = problem.device(images.device)
     counted = CountedModel(problem.model, n_classes=problem.n_classes, device=device)
-    parts = [torch.zeros(0, problem.n_classes, device=images.device)]
+
+    def of_part(rows: slice) -> Tensor:
+        variants = None if alphas is None else alphas[rows]
+        return counted(images[rows].to(device).contiguous(), variants).to(images.device)
+
     with under_attack(problem.model), torch.no_grad(), full_float32(device):
-        for i, part in enumerate(images.split(size) if len(images) else ()):
-            rows = None if alphas is None else alphas[i * size : (i + 1) * size]
-            parts.append(counted(part.to(device).contiguous(), rows).to(images.device))
-    return torch.cat(parts)
+        parts = in_batches(problem.model, len(images), problem.batch_size, of_part)
+    return torch.cat([torch.zeros(0, problem.n_classes, device=images.device), *parts])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError
 from ..operator.device import Precision, device_of
+from ..operator.fitting import fitting
 
 Norm = Literal["Linf", "L2"]
 
@@ -54,6 +55,11 @@ class Problem:
             raise ConfigError(f"batch size {self.batch_size} is below 1")
         if self.n_classes < 2:
             raise AttackError(f"a classifier of {self.n_classes} class cannot be attacked")
+
+    @property
+    def batch_that_fits(self) -> int:
+        """``batch_size``, or less where the memory of a GPU is known to end before."""
+        return fitting(self.model, self.batch_size)
 
     def device(self, default: torch.device) -> torch.device:
         """The device of the model's first parameter or buffer; ``default`` for a model without either."""

@@ -118,7 +118,7 @@ class _Queue:
 
     def admit(self) -> bool:
         """Fill the batch up; false where nobody is in it, nor waits."""
-        n_free = min(self.task.problem.batch_size - len(self.slots), len(self.waiting))
+        n_free = min(self.task.problem.batch_that_fits - len(self.slots), len(self.waiting))
         if n_free > 0:
             admitted = [self.waiting.popleft() for _ in range(n_free)]
             fresh = self._rows(admitted)

@@ -1,12 +1,10 @@
 """``run_attack``: one attack on n examples, from the clean images to judged results."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from ..data.examples import Examples
 from ..errors import DataError
 from ..operator.active import backward_rule
 from ..operator.device import full_float32, search_precision
+from ..operator.fitting import halving
 from .adaptive import AdaptiveRule
 from .apgd import APGDRule
 from .budget import enforce_budget
@@ -27,7 +26,6 @@ from .problem import AttackResult, Problem
 from .queue import AttackTask, Rule, SearchOutcome, search
 from .square import SquareRule
 
-log = logging.getLogger(__name__)
 SEARCHES: dict[str, Callable[..., Rule]] = {
     "apgd-ce": partial(APGDRule, loss="ce"),
     "apgd-dlr": partial(APGDRule, loss="dlr"),
@@ -44,9 +42,6 @@ SEARCHES: dict[str, Callable[..., Rule]] = {
     "adaptive": AdaptiveRule,
 }
 """Family -> what makes its rule of a ``Problem`` and the options of the ``AttackSpec``."""
-
-_FITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""The largest batch that a model did not run out of memory with, once it did with a larger one."""
 
 
 def run_attack(
@@ -71,16 +66,12 @@ def run_attack(
     """
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
     told = _Told(on_progress or (lambda n_examples: None))
-    while True:
-        size, told.n_done = min(problem.batch_size, _FITS.get(problem.model, problem.batch_size)), 0
-        try:
-            return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.advance)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        _FITS[problem.model] = size // 2  # out of the handler, which holds the tensors that were too many
-        torch.cuda.empty_cache()
-        log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")
+
+    def run(size: int) -> AttackResult:
+        told.n_done = 0
+        return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.advance)
+
+    return halving(problem.model, problem.batch_size, run)
 
 
 @dataclass

@@ -26,7 +26,7 @@ def _masked(subject: Subject) -> Diagnostic:
     """The share of features that operators replace: no plain gradient passes there."""
     if isinstance(subject.model, DefendedModel):
         return subject.not_run("masked", "counted at MeanSparse operators alone")
-    shares = blocked_shares(subject.model, subject.x, batch_size=subject.problem.batch_size)
+    shares = blocked_shares(subject.model, subject.x, batch_size=subject.problem.batch_that_fits)
     names = [site.name for site in subject.model.sites]
     mean, largest = sum(shares) / len(shares), max(shares)
     details = {"largest": largest, "sites": dict(zip(names, shares, strict=True))}

@@ -120,7 +120,7 @@ class Subject:
         """Gradient of ``loss`` in the clean image, under a backward rule: (m, channels, height, width)."""
         counted, parts = self.counted(), []
         with backward_rule(self.model, rule), full_float32(counted.device):
-            for part in rows.split(self.problem.batch_size):
+            for part in rows.split(self.problem.batch_that_fits):
                 point, y = self.x[part].contiguous().requires_grad_(), self.y[part]
                 with torch.enable_grad():
                     value = loss(counted(point), y, y).sum()

@@ -56,8 +56,8 @@ def calibrate(model: nn.Module, loader: Iterable[Batch], *, sites: str = "all") 
     chosen = select_sites(find_sites(model, _images(first)[:4].to(device)), sites)
     with observed(model, chosen, "pooled") as wrapper:
         observers = [cast(ChannelObserver, wrapper.at(site)) for site in chosen]
-        for n, batch in enumerate(chain([first], batches), start=1):
-            add_batch(wrapper, observers, _images(batch).to(device), n)
+        for batch in chain([first], batches):
+            add_batch(wrapper, observers, _images(batch).to(device))
     statistics = tuple(compute(observer.sums, observer.site.name) for observer in observers)
     return Checkpoint(tuple(chosen), statistics, "pooled", rule=sites)
 

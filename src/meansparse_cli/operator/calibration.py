@@ -20,6 +20,7 @@ from ..errors import SiteError, StatisticsError
 from ..ledger import StateFile
 from ..sites.find import Site, untouched, unwrap
 from .device import device_of, float32_set_to
+from .fitting import in_batches
 from .insertion import SparsifiedModel, insert, remove
 from .statistics import ChannelStatistics, ChannelSums, Estimator, compute, empty, merge, of_batch, on_cpu
 
@@ -107,9 +108,9 @@ def channel_sums(
         if on_batch is not None and done:
             on_batch(done)
         saved = time.monotonic()
-        for n, batch in enumerate(make_loader(rest, batch_size, n_workers) if len(rest) else (), start=1):
+        for batch in make_loader(rest, batch_size, n_workers) if len(rest) else ():
             x = batch[0].to(device)
-            add_batch(wrapper, observers, x, n)
+            add_batch(wrapper, observers, x)
             done += len(x)
             if on_batch is not None:
                 on_batch(len(x))
@@ -119,15 +120,25 @@ def channel_sums(
         return [observer.sums for observer in observers]
 
 
-def add_batch(wrapper: SparsifiedModel, observers: Sequence[ChannelObserver], x: Tensor, n: int) -> None:
-    """Show the n-th batch to an ``observed`` model; its sums join those of the observers."""
-    try:
-        wrapper(x)
-    except torch.OutOfMemoryError as error:
-        raise SiteError(f"out of memory at batch size {len(x)}", hint="lower --batch-size") from error
-    _check_reached_once_a_batch(observers, n)
-    for observer, sums in zip(observers, on_cpu([observer.batch for observer in observers]), strict=True):
-        observer.sums = merge(observer.sums, sums)
+def add_batch(wrapper: SparsifiedModel, observers: Sequence[ChannelObserver], x: Tensor) -> None:
+    """Show a batch to an ``observed`` model; its sums join those of the observers.
+
+    Where the memory of a GPU ends, the batch is cut in parts, but for the ``published`` estimator, to which it matters
+    what a batch is: ``torch.OutOfMemoryError``.
+    """
+
+    def show(rows: slice) -> None:
+        for observer in observers:
+            observer.calls = 0
+        wrapper(x[rows])
+        _check_reached_once(observers)
+        for observer, sums in zip(observers, on_cpu([observer.batch for observer in observers]), strict=True):
+            observer.sums = merge(observer.sums, sums)
+
+    if observers and observers[0].sums.estimator == "published":
+        show(slice(None))
+    else:
+        in_batches(unwrap(wrapper.base), len(x), len(x), show)
 
 
 def calibrate_channels(
@@ -142,11 +153,10 @@ def statistics_of(sites: Sequence[Site], sums: Sequence[ChannelSums]) -> list[Ch
     return [compute(of_site, site.name) for site, of_site in zip(sites, sums, strict=True)]
 
 
-def _check_reached_once_a_batch(observers: Sequence[ChannelObserver], n_batches: int) -> None:
+def _check_reached_once(observers: Sequence[ChannelObserver]) -> None:
     for observer in observers:
-        if observer.calls != n_batches:
-            times = observer.calls - (n_batches - 1)
+        if observer.calls != 1:
             raise SiteError(
-                f"{observer.site.name} was reached {times} times in one forward pass, expected once",
+                f"{observer.site.name} was reached {observer.calls} times in one forward pass, expected once",
                 hint="the sites of this model depend on its input: it has no fixed place to put the operator",
             )

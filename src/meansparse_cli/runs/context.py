@@ -30,7 +30,7 @@ from ..settings.shard import Shard
 from ..settings.stages import AttackConfig, StageConfig
 from ..settings.values import eps_for
 from ..sites.rules import among_published
-from .device import pick_device
+from .device import batch_size_on, pick_device
 from .folder import check_code, locate_run, places_in
 from .report import (
     STAGES,
@@ -148,7 +148,7 @@ class RunContext(Generic[Config]):
     ) -> Path:
         path = path or self.place.paths.report(self.stage)
         parts: dict[str, Any] = {
-            "config": config_block(self.config, self.sources),
+            "config": config_block(self.config.model_copy(update={"batch_size": self.batch_size}), self.sources),
             "inputs": self.inputs,
             "outputs": {file.name: sha256_of(file) for file in outputs},
             "results": plain(results),
@@ -170,6 +170,12 @@ class RunContext(Generic[Config]):
     @cached_property
     def device(self) -> str:
         return pick_device(self.config.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a forward pass, at most."""
+        given = self.config.batch_size
+        return batch_size_on(self.config.device) if given == "auto" else given
 
     @cached_property
     def weights(self) -> list[Path]:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 AT_MOST = 1 << 30
+ON_A_CPU, ON_A_GPU = 256, 1024
 
 
 def pick_device(name: str) -> str:
@@ -39,6 +40,16 @@ def pick_device(name: str) -> str:
         if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (n := cores_here()):
             torch.set_num_threads(n)
     return name
+
+
+def batch_size_on(device: str) -> int:
+    """Images in a forward pass, at most, where nothing else is asked for.
+
+    A GPU takes ``ON_A_GPU``, or half of it, and again half, where its memory ends (``operator.fitting``). Not more:
+    what is being attacked when a command is killed is attacked again.
+    """
+    is_gpu = device.startswith("cuda") or device == "auto" and torch.cuda.is_available()
+    return ON_A_GPU if is_gpu else ON_A_CPU
 
 
 def cores_here(control_groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:

@@ -76,7 +76,7 @@ def problem_of(
         Budget(context.run.norm, eps_value(eps)),  # type: ignore[arg-type]
         n_classes,
         config.seed,
-        config.batch_size,
+        context.batch_size,
         precision_on(context.device, precision),
     )
 

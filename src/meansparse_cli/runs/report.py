@@ -192,7 +192,7 @@ def done_before(stage: str, report: dict[str, Any], config: BaseModel, inputs: d
     """ "" where ``report`` is that of ``stage`` with these settings and inputs; else what differs, in words."""
     before, now = report["config"]["settings"], config.model_dump(mode="json")
     is_exact = stage == "calibrate" and now.get("estimator") == "pooled"  # whatever the batches
-    skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact else set())
+    skip = _NOT_IN_RESULT | ({"batch_size"} if is_exact or now.get("batch_size") == "auto" else set())
     if now.get("precision", "") is None:  # left to the device: done is done, on whichever that was
         skip = skip | {"precision"}
     changed = [key for key in now if key not in skip and before.get(key) != now[key]]

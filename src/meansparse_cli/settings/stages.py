@@ -1,15 +1,16 @@
 """The settings of the commands that run a model: a class a command, an option a field; the help: ``commands.yaml``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..operator.checkpoint import Centre, Shape, Spread
 from .arguments import Settings
 from .values import (
     Alpha,
     AlphaGrid,
+    BatchSize,
     Count,
     EpsGridText,
     EpsText,
@@ -62,7 +63,8 @@ class StageConfig(ModelConfig):
     """``text`` when not given, or what calibrate had."""
     device: str = "auto"
     seed: Seed = 0
-    batch_size: Count = 256
+    batch_size: BatchSize = "auto"
+    """``auto``: 256, on a GPU the largest up to 1,024 that fits."""
     n_examples: Count | None = None
     workers: Few = 0
 
@@ -83,6 +85,14 @@ class CalibrateConfig(SharedConfig):
     sites: SiteRule = "all"
     statistics: Literal["measured", "stored"] = "measured"
     include_gates: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_batches_everywhere(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """To the published estimator it matters what a batch is: no machine is to choose."""
+        if given.get("estimator") == "published" and given.get("batch_size", "auto") == "auto":
+            return given | {"batch_size": 256}
+        return given
 
 
 class AttackConfig(StageConfig):

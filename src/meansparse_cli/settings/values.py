@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -121,6 +121,14 @@ def parse_alphas(value: object) -> tuple[float, ...]:
     return numbers
 
 
+def parse_batch_size(value: object) -> object:
+    """``auto``, or a number of images."""
+    text = str(value).strip().lower()
+    if text != "auto" and not (re.fullmatch("[0-9]{1,9}", text) and int(text)):
+        raise ValueError(f"the batch size is {value!r}; expected auto, or a number of images from 1 on")
+    return text
+
+
 def _range(text: str, these_are: str, example: str, number: Callable[[str], Fraction]) -> list[Fraction]:
     """``FROM:TO:STEP``, ends included; ``these_are`` begins the message of a ValueError."""
     name, verb = these_are.split()
@@ -140,6 +148,7 @@ def _as_tuple(value: object) -> object:
 
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+BatchSize = Annotated[Literal["auto"] | Count, BeforeValidator(parse_batch_size)]
 Whole = Annotated[int, Ge(0), Le(2**31 - 1)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Few = Annotated[int, Ge(0), Le(1024)]

@@ -60,7 +60,7 @@ def _measure(context: RunContext[CalibrateConfig], images: Split) -> Path | None
     sites = select_sites(found, config.sites, include_gates=config.include_gates)
     console.print(show_sites(found, chosen_by(found, config.sites, include_gates=config.include_gates)))
     fingerprint = context.inputs | {
-        "batch_size": config.batch_size,
+        "batch_size": context.batch_size,
         "estimator": config.estimator,
         "sites": [s.name for s in sites],
         "preprocessing": repr(context.preprocessing),
@@ -115,7 +115,7 @@ class _Pass:
                 self.model,
                 self.sites,
                 self.images,
-                batch_size=config.batch_size,
+                batch_size=self.context.batch_size,
                 estimator=config.estimator,
                 n_workers=config.workers,
                 state=PassState(self.own_state, self.fingerprint),
@@ -142,7 +142,7 @@ class _Pass:
 
     def _shared(self, writer: str | None) -> SharedPass:
         ledger = Ledger(self.folder, self.fingerprint, writer=writer, mend=_mend, note=log.warning)
-        return SharedPass(ledger, self.images, self.context.config.batch_size)
+        return SharedPass(ledger, self.images, self.context.batch_size)
 
     def _make(self, shared: SharedPass, pieces: list[int], part: str = "") -> None:
         config = self.context.config

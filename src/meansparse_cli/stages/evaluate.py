@@ -154,7 +154,7 @@ def _begin(context: RunContext[EvaluateConfig], asked: _Asked) -> "_Work":
     problem = problem_of(context, asked.defence, examples, eps, alpha=asked.alpha, precision=precision)
     if isinstance(problem.model, DefendedModel):
         torch.manual_seed(config.seed)  # of a defence that draws
-        check_draws(problem.model, examples.x[: config.batch_size].to(context.device))
+        check_draws(problem.model, examples.x[: context.batch_size].to(context.device))
     is_faster = context.device == "cpu" or problem.precision != "fp32"
     channels_last = is_faster if config.channels_last is None else config.channels_last
     form = search_form(problem.model, compile=config.compile, channels_last=channels_last)

@@ -153,7 +153,7 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
 
 def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Sequence[Site], images: Split) -> None:
     """Of one pass for the statistics."""
-    size = min(context.config.batch_size, len(images))
+    size = min(context.batch_size, len(images))
     for n_batches in (1, 2):  # the first one compiles and allocates
         few = Subset(images.dataset, list(images.indices)[: size * n_batches])
         started = time.perf_counter()

@@ -30,11 +30,11 @@ def plot(config: PlotConfig, sources: dict[str, str]) -> Path:
     x = context.examples(images).to(context.device).x
     title = f"{run.source.name}, alpha = {alpha:g}, {len(x):,} held-out images"
     if config.what == "blocked":
-        shares = blocked_shares(model, x, batch_size=config.batch_size)
+        shares = blocked_shares(model, x, batch_size=context.batch_size)
         draw_blocked(shares, model.sites, title=title, png=folder / "blocked.png", svg=folder / "blocked.svg")
         return folder / "blocked.png"
     site = model.sites[0] if config.site is None else site_called(model.sites, config.site)
-    values = channel_values(model, site, config.channel, x, batch_size=config.batch_size)
+    values = channel_values(model, site, config.channel, x, batch_size=context.batch_size)
     name = file_name(f"histogram-{site.name}-{config.channel}")
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     draw_histogram(values, title=f"{title}\n{site.name}, channel {config.channel}", png=png, svg=svg)

@@ -42,7 +42,7 @@ def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[P
         matched = match_examples(images, test, str(file))
         examples = context.examples(Subset(test, matched.evaluated.tolist()))
         n_classes = n_classes or check_model(context, model, test, examples.x[:2].to(context.device))
-        problem = Problem(model, budget, n_classes, seed=0, batch_size=config.batch_size)
+        problem = Problem(model, budget, n_classes, seed=0, batch_size=context.batch_size)
         with phase(f"judging {len(matched.images):,} images"):
             judged = judge_images(matched, examples, problem, alpha)
         judgements.append(judged)
