@@ -21,7 +21,7 @@ TRAIN = (
 ALONE = [sys.executable, "-m", "meansparse_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # a port of its own
 RANKS = """
-import copy, sys, torch, torch.distributed as distributed
+import copy, gc, sys, torch, torch.distributed as distributed
 from pathlib import Path
 from torch import nn
 from meansparse_cli.errors import ArtifactError
@@ -72,6 +72,8 @@ for name, tensor in model.state_dict().items():
     assert all(torch.equal(one, tensor) for one in all_of_them), name
     if name.endswith(".std"):
         torch.testing.assert_close(tensor, model.get_buffer(name[:-3] + "variance").sqrt())
+del learner
+gc.collect()
 distributed.destroy_process_group()
 """
 

@@ -4,6 +4,7 @@ Each worker is a shard like those of ``--shard I/N``; the first one, once all ar
 without a shard, which gathers. A worker that dies costs what a kill costs, whatever the number of those that go on.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -90,6 +91,7 @@ def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
     except MeanSparseError as error:
         error.message = f"{who}: {error.message}"
         raise
+    gc.collect()  # a DistributedDataParallel, in a cycle, holds threads of the group that would abort at the exit
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that wait for this one
 
 
