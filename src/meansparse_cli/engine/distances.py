@@ -70,7 +70,7 @@ class Distances:
         And the images inside the budget that were found on the way. ``on_progress`` is told how many more are known.
         """
         variant, levels, inside = self.cells.everywhere(alpha), [torch.zeros(0, dtype=torch.int64)], []
-        for part in rows.split(self.cells.problem.batch_that_fits) if len(rows) else ():
+        for part in rows.split(self.cells.problem.batch_size) if len(rows) else ():
             state_name = f"{name}-{key_digest(self.cells.examples.indices[part].tolist())}"
             if (state := self.ledger.get(state_name)) is None:
                 known = self._searched(name, variant, part, on_progress)
