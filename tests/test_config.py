@@ -149,13 +149,11 @@ def test_settings_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_batch_size_is_the_machines_unless_it_is_given_or_the_statistics_depend_on_it() -> None:
+def test_the_batch_size_is_the_machines_unless_it_is_given() -> None:
     assert (batch_size_on("cpu"), batch_size_on("cuda:1")) == (256, 1024)
-    assert [CalibrateConfig(batch_size=given).batch_size for given in ("auto", "AUTO", "7", 7)] == [
+    assert [EvaluateConfig(batch_size=given).batch_size for given in ("auto", "AUTO", "7", 7)] == [
         "auto",
         "auto",
         7,
         7,
     ]  # type: ignore[arg-type]
-    assert CalibrateConfig(estimator="published").batch_size == 256
-    assert CalibrateConfig(estimator="published", batch_size=9).batch_size == 9

@@ -1,9 +1,9 @@
 """The settings of the commands that run a model: a class a command, an option a field; the help: ``commands.yaml``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..operator.checkpoint import Centre, Shape, Spread
 from .arguments import Settings
@@ -85,14 +85,6 @@ class CalibrateConfig(SharedConfig):
     sites: SiteRule = "all"
     statistics: Literal["measured", "stored"] = "measured"
     include_gates: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _same_batches_everywhere(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """To the published estimator it matters what a batch is: no machine is to choose."""
-        if given.get("estimator") == "published" and given.get("batch_size", "auto") == "auto":
-            return given | {"batch_size": 256}
-        return given
 
 
 class AttackConfig(StageConfig):
