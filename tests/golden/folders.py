@@ -4,7 +4,6 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
+from threadpoolctl import threadpool_info
 
 PLACEHOLDER = "package/digits.safetensors"
 """In committed reports, instead of the place of the embedded weights."""
@@ -27,7 +27,6 @@ VOLATILE = {"provenance", "content_sha256", "seconds", "path"}
 """Keys of a report that differ between equal runs; and so does the sha256 of a report that is the input of another."""
 
 TEXT = (".yaml", ".json", ".md", ".html", ".txt")
-LAST_DIGITS = 1e-13  # which the BLAS of NumPy rounds by the CPU
 SHARE_THAT_MAY_DIFFER = 0.1
 """Of the outcomes, on another machine or with another torch."""
 
@@ -36,8 +35,14 @@ def this_machine() -> dict[str, str]:
     """What the bytes of a result depend on, as far as is known."""
     packages = ("torch", "numpy", "matplotlib")
     return {name: importlib.metadata.version(name) for name in packages} | {
-        "cpu": torch.backends.cpu.get_cpu_capability()
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "blas": _kernels_of_numpy(),
     }
+
+
+def _kernels_of_numpy() -> str:
+    """By the processor, whatever torch takes: OPENBLAS_CORETYPE=SkylakeX asks for those that the golden runs had."""
+    return ", ".join(sorted({lib["architecture"] for lib in threadpool_info() if lib["internal_api"] == "openblas"}))
 
 
 # ---- to another place
@@ -92,8 +97,7 @@ def _sha256(data: bytes) -> str:
 def differences(golden: Path, new: Path, *, exactly: bool) -> list[str]:
     """How the file ``new`` differs from ``golden`` in more than what differs between equal runs; nothing: not at all.
 
-    ``exactly``: to the byte, of a YAML file to ``LAST_DIGITS`` of a float; else as
-    results of another machine may, floats by 1e-5 and a few outcomes.
+    ``exactly``: to the byte; else as results of another machine may, floats by 1e-5 and a few outcomes.
     """
     if golden.suffix in (".yaml", ".json"):
         a, b = (steady(yaml.safe_load(path.read_text())) for path in (golden, new))
@@ -149,7 +153,7 @@ def unlike(a: Any, b: Any, where: str) -> Any:
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for i, pair in enumerate(zip(a, b, strict=True)):
             yield from unlike(*pair, f"{where}[{i}]")
-    elif type(a) is not type(b) or a != b and not (isinstance(a, float) and math.isclose(a, b, rel_tol=LAST_DIGITS)):
+    elif a != b or type(a) is not type(b):
         yield f"{where}: {a!r}, {b!r}"
 
 

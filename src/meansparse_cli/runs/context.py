@@ -174,8 +174,8 @@ class RunContext(Generic[Config]):
     @property
     def batch_size(self) -> int:
         """Images in a forward pass, at most; the machine has no say in a statistics pass: shards meet by it."""
-        given, device = self.config.batch_size, "cpu" if self.stage == "calibrate" else self.config.device
-        return batch_size_on(device) if given == "auto" else given
+        given = self.config.batch_size
+        return batch_size_on("cpu" if self.stage == "calibrate" else self.device) if given == "auto" else given
 
     @cached_property
     def weights(self) -> list[Path]:

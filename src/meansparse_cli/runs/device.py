@@ -48,8 +48,7 @@ def batch_size_on(device: str) -> int:
     A GPU takes ``ON_A_GPU``, or half of it, and again half, where its memory ends (``operator.fitting``). Not more:
     what is being attacked when a command is killed is attacked again.
     """
-    is_gpu = device.startswith("cuda") or device == "auto" and torch.cuda.is_available()
-    return ON_A_GPU if is_gpu else ON_A_CPU
+    return ON_A_GPU if device.startswith("cuda") else ON_A_CPU
 
 
 def cores_here(control_groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
