@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -43,6 +44,17 @@ def passes_in(said: str) -> int:
     found = re.search(r"about ([\d,]+) passes", said)
     assert found, said
     return int(found[1].replace(",", ""))
+
+
+def test_a_plan_of_a_training_and_of_images_to_judge() -> None:
+    torch.save(torch.rand(179, 1, 8, 8), "made.pt")
+    before = files()
+    said = typed("verify", "made.pt", "--run", "r", *EPS, "--alpha", "0.3", "--plan")
+    assert passes_in(said) == 179 * 2 * 2 and "179 examples x 2 models" in said, "each clean and with its image"
+    said = typed("train", "--width", "2", "--epochs", "4", "--n-examples", "300", "--run", "t", "--plan")
+    assert "300 images x 4 epochs" in said and "done already: 0 %" in said
+    assert files() == before and not Path("t").exists()
+    typed("train", "--width", "2", "--epochs", "4", "--n-examples", "300", "--plan", "--fresh", code=3)
 
 
 @pytest.mark.parametrize(

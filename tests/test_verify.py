@@ -13,9 +13,10 @@ from torch.utils.data import Subset
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.data.read import ArrayImages
-from meansparse_cli.engine.image_files import WITNESSES_SCHEMA, match_examples, read_images, said_by
-from meansparse_cli.engine.verify import Judgement, judge_images
+from meansparse_cli.engine.image_files import WITNESSES_SCHEMA, MatchedImages, match_examples, read_images, said_by
+from meansparse_cli.engine.verify import JudgedSets, Judgement, judge_images, judgement_of
 from meansparse_cli.errors import DataError
+from meansparse_cli.ledger import Ledger
 from meansparse_cli.operator.insertion import insert
 from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
@@ -47,12 +48,17 @@ def stacked(test: "Subset[tuple[Tensor, int]]") -> tuple[Tensor, Tensor]:
     return torch.stack([x for x, _ in test]), torch.tensor([y for _, y in test])  # type: ignore[attr-defined]
 
 
+def whole(given: MatchedImages, examples: Examples, problem: Problem, alpha: float) -> Judgement:
+    rows = torch.arange(len(given.evaluated))
+    return judgement_of(given.name, judge_images(given, rows, examples, problem, alpha))
+
+
 def judged(path: Path, eps: float = EPS, norm: Any = "Linf") -> Judgement:
     test = a_test_set()
     given = match_examples(read_images(path)[0], test, str(path))
     x, y = stacked(Subset(test, given.evaluated.tolist()))
     problem = Problem(Brightness().eval(), Budget(norm, eps), n_classes=2, seed=0, batch_size=4)
-    return judge_images(given, Examples(x, y, given.evaluated), problem, alpha=0.0)
+    return whole(given, Examples(x, y, given.evaluated), problem, 0.0)
 
 
 def saved(path: Path, images: Tensor, indices: Tensor | None = None) -> Path:
@@ -132,7 +138,7 @@ def test_both_models_are_judged_on_the_same_images() -> None:
     operators = [MeanSparse(torch.full((3,), 10.45), torch.full((3,), 0.1)) for _ in sites]  # 10.35 to 10.55
     given = match_examples(_whole(x), test, "clean")
     problem = Problem(insert(model, sites, operators), Budget("Linf", EPS), n_classes=2, seed=0, batch_size=4)
-    found = judge_images(given, Examples(x, y, given.evaluated), problem, alpha=1.0)
+    found = whole(given, Examples(x, y, given.evaluated), problem, 1.0)
     value = x.mean((1, 2, 3))
     lost = (value > 0.5) & (value <= 0.55)
     assert int(lost.sum()) > 0
@@ -145,6 +151,28 @@ def _whole(x: Tensor) -> Any:
     from meansparse_cli.engine.image_files import ImageSet
 
     return ImageSet("images", x)
+
+
+def test_examples_that_several_judge_are_counted_once(tmp_path: Path) -> None:
+    test = a_test_set()
+    x, y = stacked(test)
+    moved, _, _ = attacked()
+    given = [match_examples(_whole(images), test, "two") for images in (moved, x)]
+    problem = Problem(Brightness().eval(), Budget("Linf", EPS), n_classes=2, seed=0, batch_size=4)
+    alone = [whole(one, Examples(x, y, one.evaluated), problem, 0.0) for one in given]
+
+    for writer, numbers in (("a", range(0, 20, 2)), ("b", range(3, 20))):
+        judged = JudgedSets(Ledger(tmp_path, {}, writer=writer), given)
+        for k, one in enumerate(given):
+            for rows in judged.in_set(k, numbers, 3):
+                judged.add(k, rows, judge_images(one, rows, Examples(x, y, one.evaluated).at(rows), problem, 0.0))
+        assert judged.missing(range(5)) == ([1, 3] if writer == "a" else [1])
+    last = JudgedSets(Ledger(tmp_path, {}), given)
+    assert last.missing() == [1]
+    one = torch.tensor([1])
+    last.add(0, one, judge_images(given[0], one, Examples(x, y, given[0].evaluated).at(one), problem, 0.0))
+    assert last.missing() == []
+    assert last.judgements() == alone
 
 
 def test_words_in_a_foreign_file_are_not_taken_for_ours(tmp_path: Path) -> None:

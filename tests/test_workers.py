@@ -25,9 +25,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 STAGES = {
     "calibrate": "--model quick.py:quick --dataset digits.npz --n-examples 200 --batch-size 20",
     "sweep-alpha": "--eps 0.06 --n-examples 12 --alphas 0.4 --no-racing --block-size 4",
-    "evaluate": "--eps 0.06 --n-examples 6 --alpha 0.3 --no-doubts --attack apgd-margin-30 --attack bpda-apgd-ce-30",
+    "evaluate": "--eps 0.06 --n-examples 6 --alpha 0.3 --no-doubts --attack apgd-margin-30 --attack bpda-apgd-ce-30 "
+    "--save-witnesses",
     "measure": "--eps 0.06 --n-examples 12 --alphas 0.3 --block-size 4 --attack none",
+    "verify": "alone/witnesses.safetensors",
 }
+PLACES = {"measure": "measurements/grid/measure.yaml", "verify": "verify-witnesses.safetensors.yaml"}
 
 
 def start(words: list[str], folder: Path, **more: str) -> "subprocess.Popen[str]":
@@ -59,8 +62,7 @@ def attacked(run: str, *more: str) -> list[str]:
 
 
 def report(folder: Path, name: str) -> Any:
-    path = folder / ("measurements/grid/measure.yaml" if name == "measure" else f"{name}.yaml")
-    found = yaml.safe_load(path.read_text())
+    found = yaml.safe_load((folder / PLACES.get(name, f"{name}.yaml")).read_text())
     found["results"].pop("seconds", None)
     return {part: found[part] for part in ("inputs", "outputs", "results")}
 
@@ -139,7 +141,12 @@ def test_shards_are_put_together_or_finished(alone: Path) -> None:
         assert "shard 1/3" in missing and "never begun" in missing and "--finish" in missing
         assert not (alone / "shards" / f"{name}.yaml").exists()
         typed(stage(name, "shards", "--finish"), alone)
-    assert_equal(alone, "shards", ("calibrate", "sweep-alpha"))
+    for number in ("1/3", "3/3"):
+        typed(stage("verify", "shards", "--alpha", "0.3", "--shard", number), alone)
+    missing = typed(stage("verify", "shards", "--alpha", "0.3"), alone, 10)
+    assert "shard 2/3: 4 of 4 examples are not done" in missing and "verify alone/witnesses.safetensors" in missing
+    typed(stage("verify", "shards", "--alpha", "0.3", "--finish"), alone)
+    assert_equal(alone, "shards", ("calibrate", "sweep-alpha", "verify"))
     other = typed(stage("sweep-alpha", "shards", "--alphas", "0.1"), alone)  # the shards are over and done with
     assert "sweep-alpha.yaml" in other
 

@@ -373,6 +373,23 @@ def test_a_check_that_was_killed_goes_on(checked: dict[str, Any], tmp_path: Path
     assert checked["names"][-4:] == names
 
 
+def test_shards_are_taken_over(checked: dict[str, Any], tmp_path: Path) -> None:
+    command = ["models", "--check", "--model", "wang2023better*", "--dataset", "cifar10", "--run", str(tmp_path)]
+    names = ["Wang2023Better_WRN-28-10", "Wang2023Better_WRN-70-16"]
+    part = meansparse(*command, "--shard", "2/2")
+    assert part.stdout == f"{tmp_path / 'shards/shard-2-of-2/zoo-check.yaml'}\n"
+    assert checked["names"] == names[1:] * 2, "every second entry, Linf and L2"
+    assert meansparse(*command, "--shard", "2/3").exit_code == 0
+    assert checked["names"] == names[1:] * 2, "another number of shards leaves out what is known"
+    assert meansparse(*command).exit_code == 0
+    assert checked["names"] == names[1:] * 2 + names[:1] * 2
+    report = yaml.safe_load((tmp_path / "zoo-check.yaml").read_text())
+    assert (report["results"]["n_models"], report["results"]["n_passed"]) == (4, 4)
+    assert not (tmp_path / "shards").exists()
+    meansparse(*command, "--shard", "1/2", "--fresh")
+    assert checked["names"] == names[1:] * 2 + names[:1] * 4
+
+
 @pytest.mark.slow
 def test_two_at_a_time_find_what_one_finds(tmp_path: Path) -> None:
     entries = [entry("Wong2020Fast"), entry("Andriushchenko2020Understanding")]

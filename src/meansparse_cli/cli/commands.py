@@ -19,7 +19,7 @@ from ..runs.report import read_report
 from ..settings import arguments
 from ..settings.commands import COMMANDS, STAGES
 from ..settings.resolve import resolve
-from ..settings.stages import CalibrateConfig, PlotConfig, StageConfig, VerifyConfig
+from ..settings.stages import CalibrateConfig, PlotConfig, StageConfig
 from ..settings.training import TrainConfig
 from .interrupt import UNFINISHED, time_limit
 from .options import Flags, Function
@@ -32,6 +32,11 @@ def _aside() -> contextlib.AbstractContextManager[object]:
 
 def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage; of ``run`` that of the last."""
+    _done(name, flags, given)
+
+
+def _done(name: str, flags: Flags, given: arguments.StageArguments) -> Path | None:
+    """The path of the report that was the answer; None where nothing was, as of a plan."""
     from ..stages.run import run_all, run_stage
 
     path: Path | None
@@ -43,6 +48,7 @@ def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
             path = run_stage(name, flags, given)
     if path is not None:
         _print_report(path, name, given.as_json)
+    return path
 
 
 def _print_report(path: Path, stage: str, as_json: bool, otherwise: Path | None = None) -> None:
@@ -97,16 +103,10 @@ def export(_: Flags, given: arguments.Export) -> None:
     answer(str(path))
 
 
-def verify(flags: Flags, given: arguments.Verify) -> None:
+def verify(flags: Flags, given: arguments.StageArguments) -> None:
     """The report; and an error where an image breaks the rules."""
-    from ..runs.folder import folder_of, run_folder_lock
-    from ..stages.verify import verify as verify_images
-
-    settings, sources = resolve("verify", VerifyConfig, given.config, flags)
-    with run_folder_lock(folder_of(settings)), _aside():
-        path, admissible = verify_images(settings, sources, given.file)
-    _print_report(path, "verify", given.as_json)
-    if not admissible:
+    path = _done("verify", flags, given)
+    if path is not None and not read_report(path, "verify", mend="")["results"].get("admissible", True):
         note("some images break the rules: no attacker may use them")
         raise typer.Exit(DataError.exit_code)
 
@@ -149,9 +149,11 @@ def models(_: Flags, given: arguments.Models) -> None:
     if given.check:
         from ..stages.zoo_check import check_models  # torch is not loaded for a list
 
-        text, passed = check_models(selected, given.run, fresh=given.fresh, as_json=given.as_json, n_jobs=given.jobs)
-        answer(text)
-        raise typer.Exit(0 if passed else 1)
+        if (checked := check_models(selected, given)) is not None:
+            text, passed = checked
+            answer(text)
+            raise typer.Exit(0 if passed else 1)
+        return
     if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
         answer(text)
 
@@ -166,7 +168,7 @@ def train(flags: Flags, given: arguments.TrainArguments) -> None:
     if (rank := rank_here()) and rank.number > 0:
         return
     if path is None:
-        raise typer.Exit(UNFINISHED)
+        raise typer.Exit(0 if settings.plan else UNFINISHED)
     _print_report(path, "train", given.as_json, path.with_name("model.safetensors"))
 
 

@@ -46,6 +46,8 @@ class MatchedImages:
     images: Tensor
     evaluated: Tensor
     rows: Tensor
+    is_whole: bool = False
+    """Of the whole test set, in its order: the file says nothing of which were attacked."""
 
 
 def read_images(path: Path) -> list[ImageSet]:
@@ -166,7 +168,7 @@ def match_examples(given: ImageSet, test: "Subset[tuple[Tensor, int]]", where: s
                 hint="all of them in the order of the test set, or an .npz with images and indices (positions in it)",
             )
         every = torch.arange(len(test))
-        return MatchedImages(given.name, given.images.float(), every, every)
+        return MatchedImages(given.name, given.images.float(), every, every, is_whole=True)
     place = {index: i for i, index in enumerate(test.indices)}
     evaluated = (given.indices if given.evaluated is None else given.evaluated).tolist()
     unknown = [index for index in {*evaluated, *given.indices.tolist()} if index not in place]

@@ -33,7 +33,7 @@ from pydantic_core import to_jsonable_python
 from ..errors import ArtifactError
 from ..files import set_aside, sha256_of, write_bytes
 from ..foreign import read_yaml, reading
-from ..settings.commands import SECTIONS
+from ..settings.commands import COMMANDS
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _mending(path: Path, stage: str, mend: str) -> str:
 
 def with_options(command: str, stage: str, settings: dict[str, Any], given: Iterable[str]) -> list[str]:
     """The words of ``command`` with an option for each of ``given`` that it lacks."""
-    words, fields = shlex.split(command), SECTIONS[stage].model_fields
+    words, fields = shlex.split(command), COMMANDS[stage].settings.model_fields
     for key in (key for key in fields if key in given and key in settings):
         option, value = f"--{key.replace('_', '-')}", settings[key]
         is_default = value is None or (value is False and fields[key].default is False)

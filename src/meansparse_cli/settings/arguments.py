@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from .values import Count, Names, Width
+from .values import Count, Names, ShardText, Width
 
 
 class Arguments(BaseModel):
@@ -40,10 +40,6 @@ class TrainArguments(StageArguments):
 
 class SharedArguments(TrainArguments, LongArguments):
     """What every stage takes that several workers may share."""
-
-
-class Verify(StageArguments):
-    file: Path
 
 
 class Table(Arguments):
@@ -120,6 +116,7 @@ class Models(Arguments):
     model: str | None = None
     check: bool = False
     run: Path | None = None
+    shard: ShardText | None = None
     jobs: Width = 1
     fresh: bool = False
     as_json: bool = False

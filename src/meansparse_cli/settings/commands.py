@@ -31,6 +31,11 @@ class Command:
     is_stage: bool
     has_section: bool
 
+    @property
+    def is_shared(self) -> bool:
+        """Several workers may share it."""
+        return issubclass(self.arguments, arguments.TrainArguments)
+
 
 def _commands() -> dict[str, Command]:
     text = resources.files(__package__).joinpath("commands.yaml").read_text(encoding="utf-8")

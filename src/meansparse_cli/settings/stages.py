@@ -164,9 +164,10 @@ class MeasureConfig(AttackConfig, OperatorConfig, SharedConfig):
     block_size: Count = 256
 
 
-class VerifyConfig(AttackConfig, OperatorConfig):
+class VerifyConfig(AttackConfig, OperatorConfig, SharedConfig):
     """``meansparse verify``. ``sites``, ``centre``, ``spread`` and ``shape`` go with ``alpha``."""
 
+    file: Path = Field(exclude=True)
     alpha: Alpha | None = None
     sites: SiteRule = "all"
     split: Split = "test"

@@ -51,4 +51,5 @@ class TrainConfig(Settings):
     cuda_graphs: bool = False
     device: str = "auto"
     time_limit: Positive | None = None
+    plan: Annotated[bool, Field(exclude=True)] = False
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

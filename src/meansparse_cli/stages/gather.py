@@ -65,7 +65,9 @@ def missing_shards(
             left[shard.number] = f"  shard {shard.number}/{count}: {n_left} of {n} {unit} are not done; {last}"
     given = [key for key, source in context.sources.items() if source != "default"]
     words = with_options(context.whole.command(stage), stage, context.config.model_dump(mode="json"), given)
-    command = shlex.join(words)
+    command = shlex.join(
+        words[:2] + [str(getattr(context.config, name)) for name in ("file",) if name in given] + words[2:]
+    )
     n_missing = sum(sizes[part] for part in undone)
     return ArtifactError(
         "\n".join([f"{n_missing} of {sum(sizes)} {unit} are not done by the shards in {folder}:", *left.values()]),

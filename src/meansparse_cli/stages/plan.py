@@ -31,7 +31,7 @@ from ..operator.calibration import calibrate_channels
 from ..reporting.console import note, phase
 from ..reporting.heartbeat import duration
 from ..runs.context import RunContext
-from ..settings.stages import CalibrateConfig, EvaluateConfig
+from ..settings.stages import CalibrateConfig, EvaluateConfig, VerifyConfig
 from ..settings.values import eps_grid
 from ..sites.find import Site
 
@@ -89,16 +89,16 @@ def pilot(problem: Problem, examples: Examples, variant: Tensor) -> Pilot:
     return Pilot(*shares, min(early, 1.0), forward, max(found.seconds - len(few) * forward, 0.0) / n_steps)
 
 
-def tell(context: RunContext[Any], what: str, *, passes: float, seconds: float, done: float) -> None:
+def tell(stage: str, device: str, what: str, *, seconds: float, done: float, passes: float = 0) -> None:
     """``what``: images x variants x attacks; ``seconds`` and ``passes`` of all of it, ``done`` a share of it."""
     left = seconds * (1 - done)
-    if context.device.startswith("cuda"):
-        machine, memory = torch.cuda.get_device_name(context.device), torch.cuda.max_memory_reserved(context.device)
+    if device.startswith("cuda"):
+        machine, memory = torch.cuda.get_device_name(device), torch.cuda.max_memory_reserved(device)
     else:
         machine = f"CPU, {torch.get_num_threads()} threads"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     about = f", about {passes:,.0f} passes (a backward pass counts two)" if passes else ""
-    note(f"plan of {context.stage}: {what}{about}")
+    note(f"plan of {stage}: {what}{about}")
     note(f"done already: {100 * done:.0f} %")
     many = f"{MANY} such workers: {duration(left / MANY)}"
     note(f"left, on this machine ({machine}): about {duration(left)}; {many}")
@@ -129,7 +129,7 @@ def plan_evaluation(
             passes, seconds = passes + n_passes, seconds + n_passes * timed.step / 3
     what = f"{n:,} images x {len(alphas)} models x {len(order)} attacks" + (f" x {n_eps} eps" if n_eps > 1 else "")
     done /= max(seconds * n_eps, 1e-9)
-    tell(context, what, passes=passes * n_eps, seconds=seconds * n_eps, done=done)
+    tell(context.stage, context.device, what, passes=passes * n_eps, seconds=seconds * n_eps, done=done)
 
 
 def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Variant], n_eps: int = 1) -> None:
@@ -148,7 +148,31 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
     missing = sum(grid.count_missing(b, wanted) for b in range(len(grid.blocks)))
     what = f"{n:,} images x {len(variants)} variants x {sum(map(len, grid.attacks.values()))} attacks"
     what += f" x {n_eps} eps" if n_eps > 1 else ""
-    tell(context, what, passes=passes, seconds=seconds, done=(1 - missing / max(triples, 1)) / n_eps)
+    tell(
+        context.stage,
+        context.device,
+        what,
+        passes=passes,
+        seconds=seconds,
+        done=(1 - missing / max(triples, 1)) / n_eps,
+    )
+
+
+def plan_judging(context: RunContext[VerifyConfig], problem: Problem, few: Examples, *, n: int, alpha: float) -> None:
+    """Of n examples, each clean and with its image, on every model that judges; ``few`` of them are timed."""
+    n_models = len(each_model(alpha))
+    for _ in range(2):  # the first one allocates
+        started = time.perf_counter()
+        logits(problem, few.x)
+        seconds = 2 * n_models * (time.perf_counter() - started) / len(few)
+    tell(
+        context.stage,
+        context.device,
+        f"{n:,} examples x {n_models} models",
+        passes=2 * n_models * n,
+        seconds=seconds * n,
+        done=0,
+    )
 
 
 def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Sequence[Site], images: Split) -> None:
@@ -159,4 +183,4 @@ def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Seq
         started = time.perf_counter()
         calibrate_channels(model, sites, few, batch_size=size, estimator=context.config.estimator)
         seconds = (time.perf_counter() - started) / len(few)
-    tell(context, f"{len(images):,} images", passes=0, seconds=seconds * len(images), done=0)
+    tell(context.stage, context.device, f"{len(images):,} images", seconds=seconds * len(images), done=0)

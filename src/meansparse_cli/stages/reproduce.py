@@ -3,6 +3,7 @@
 A command that was done is done at once, and one that was killed goes on, so the same call goes on as well.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import MeanSparseError
+from ..errors import ConfigError, MeanSparseError
 from ..files import write_bytes
 from ..paper.plan import Step, plan
 from ..reporting.console import note
 from ..settings.arguments import Reproduce
+from ..settings.commands import COMMANDS
+from .workers import OCCASION, RANK_VARIABLES, Rank, rank_here
 
 GRACE = 5.0
 """Seconds that commands have to end by themselves after Ctrl-C, which a terminal sends to all of them."""
@@ -37,12 +40,16 @@ def reproduce(config: Reproduce) -> None:
     if config.dry_run:
         print("\n".join(step.line for step in steps))
         return
-    _Runner(config.jobs, config.keep_going).run(steps)
+    rank = rank_here()
+    if rank is not None and (config.jobs > 1 or config.keep_going):
+        raise ConfigError("--jobs or --keep-going with torchrun", hint="leave it out: its workers share each command")
+    _Runner(config.jobs, config.keep_going, rank).run(steps)
 
 
 class _Runner:
-    def __init__(self, jobs: int, keep_going: bool) -> None:
-        self.jobs, self.keep_going = jobs, keep_going
+    def __init__(self, jobs: int, keep_going: bool, rank: Rank | None = None) -> None:
+        self.jobs, self.keep_going, self.rank = jobs, keep_going, rank
+        self.n_begun = 0
         self.processes: set[subprocess.Popen[str]] = set()
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -78,10 +85,21 @@ class _Runner:
             raise CommandFailed(*failed[0])
 
     def _call(self, step: Step) -> int:
-        """The exit code of a command. The path of a page goes to stdout, other paths to stderr."""
-        print(step.line, flush=True, file=sys.stderr)
+        """The exit code of a command. The path of a page goes to stdout, other paths to stderr.
+
+        Ranks begin the commands that they share in the same order; the first one does the others by itself.
+        """
+        self.n_begun += 1
+        is_shared, is_first = COMMANDS[step.words[0]].is_shared, self.rank is None or self.rank.number == 0
+        if not is_shared and not is_first:
+            return 0
+        if is_first:
+            print(step.line, flush=True, file=sys.stderr)
         command = [sys.executable, "-m", "meansparse_cli", *step.words]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | {OCCASION: f"command {self.n_begun}"}
+        if not is_shared:
+            environment = {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         self.processes.add(process)
         printed, _ = process.communicate()
         self.processes.remove(process)

@@ -20,7 +20,7 @@ from ..runs.folder import Run, locate_run, lock_for, places_in
 from ..runs.report import RunPaths
 from ..selection.search import check_blocks
 from ..selection.sweep import families_of
-from ..settings.arguments import SharedArguments, StageArguments, TrainArguments
+from ..settings.arguments import SharedArguments, StageArguments
 from ..settings.commands import COMMANDS, SECTIONS, STAGES
 from ..settings.resolve import resolve
 from ..settings.shard import shard_here
@@ -55,7 +55,7 @@ class Stage:
     def prepare(self, *, fresh: bool) -> None:
         """What has to be there before several workers begin, and what must not."""
         with lock_for(self.settings):
-            if self.command == "calibrate":
+            if self.command in ("calibrate", "verify"):
                 ensure_fetched(self.settings, self.sources)
             if fresh:
                 run = locate_run(self.settings)
@@ -68,7 +68,8 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
 
     None on a rank of ``torchrun`` that is not the first.
     """
-    settings, sources = resolve(command, SECTIONS[command], given.config, flags)
+    settings: Any
+    settings, sources = resolve(command, COMMANDS[command].settings, given.config, flags)
     stage, rank = Stage(command, settings, sources), rank_here()
     if not issubclass(COMMANDS[command].arguments, SharedArguments):
         refuse_ranks(rank, command)
@@ -77,7 +78,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
     if settings.plan:
         if given.fresh:
             raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
-        return stage.do()
+        return None if rank and rank.number > 0 else stage.do()
     jobs = n_jobs(given, settings.device, rank)
     if rank and settings.shard == f"{rank.number + 1}/{rank.world}":  # --shard auto
         stage, settings = Stage(command, no_shard := settings.model_copy(update={"shard": None}), sources), no_shard
@@ -103,7 +104,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
 def refuse_ranks(rank: Rank | None, command: str) -> None:
     """Refuse a command that would be done by each of several ranks."""
     if rank is not None and rank.world > 1:
-        shared = [name for name, one in COMMANDS.items() if issubclass(one.arguments, TrainArguments)]
+        shared = [name for name, one in COMMANDS.items() if one.is_shared]
         raise ConfigError(
             f"{command} under torchrun with {rank.world} workers: each would do all of it",
             hint=f"run it by itself; {', '.join(shared)} share their work",

@@ -18,7 +18,7 @@ from ..ledger import changes
 from ..models.networks import ResNet18
 from ..operator.active import straight_through
 from ..operator.checkpoint import save_checkpoint
-from ..reporting.console import LiveView, console, live, note
+from ..reporting.console import LiveView, console, live, note, phase
 from ..reporting.curves import draw_training_curve
 from ..reporting.model_tables import show_epochs
 from ..runs.device import pick_device
@@ -33,7 +33,8 @@ from ..training.operators import take_operators
 from ..training.plan import check_settings, check_sizes, shorter_than_the_papers, splits_of, with_eps, with_preset
 from ..training.ranks import rank_and_world, wait_for_all
 from ..training.state import EpochResult, best_epoch, result_settings
-from ..training.train import STATE_FILE, channels_last, train_model
+from ..training.train import STATE_FILE, channels_last, time_training, train_model
+from .plan import tell
 
 WEIGHTS, REPORT = "model.safetensors", "train.yaml"
 TEST_STEPS = 20
@@ -84,7 +85,7 @@ class _Trained:
 
 
 def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
-    """``model.safetensors``, curve and ``train.yaml``, whose path it returns; None where the time limit came first."""
+    """``model.safetensors``, curve and ``train.yaml``, whose path it returns; None after a plan or at the limit."""
     started = time.monotonic()
     asked = _asked(with_eps(with_preset(config, sources)), sources, fresh=fresh)
     if fresh:
@@ -94,6 +95,9 @@ def train(config: TrainConfig, sources: dict[str, str], *, fresh: bool = False) 
     elif (done := _done_before(asked)) is not None:
         note(f"train: done before, {done}")
         return done
+    if asked.config.plan:
+        _plan(asked)
+        return None
     _announce(asked)
     trained = _train(asked, started)
     return None if trained is None else _write(asked, trained, started)
@@ -108,6 +112,18 @@ def _asked(config: TrainConfig, sources: dict[str, str], *, fresh: bool) -> _Ask
         images = take_examples(images, config.n_examples)
     check_sizes(config, len(images), len(selection), rank_and_world()[1])
     return _Asked(config, sources, train_folder(config), device, images, selection, test, content_id(images))
+
+
+def _plan(asked: _Asked) -> None:
+    """Of every step and every choice of the best epoch, from a few of each."""
+    config, size = asked.config, min(asked.config.batch_size, len(asked.images))
+    few = [take_examples(part, min(n, len(part))) for part, n in ((asked.images, 2 * size), (asked.selection, size))]
+    data = TrainingData(*map(read_pixels, few), asked.images.dataset.n_classes, asked.images_id)  # type: ignore
+    with phase("timing"):
+        step, choice, n_done = time_training(config, data, asked.folder, device=asked.device)
+    seconds = config.epochs * (len(asked.images) // size * step + len(asked.selection) * choice)
+    what = f"{len(asked.images):,} images x {config.epochs} epochs"
+    tell("train", asked.device, what, seconds=seconds, done=n_done / config.epochs)
 
 
 def _announce(asked: _Asked) -> None:

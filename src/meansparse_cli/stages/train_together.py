@@ -17,6 +17,10 @@ from .workers import as_local_ranks, met, n_jobs, quiet, rank_here
 def train_together(config: TrainConfig, sources: dict[str, str], given: TrainArguments) -> Path | None:
     """``train`` by as many workers as are asked for, which share each batch; None, too, on all ranks but the first."""
     jobs = n_jobs(given, config.device, rank := rank_here())
+    if config.plan:
+        if given.fresh:
+            raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
+        return None if rank and rank.number > 0 else train(config, sources)
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     n = rank.world if rank else jobs or 1
     if n > 1 and config.batch_size < 2 * n:

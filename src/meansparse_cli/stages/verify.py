@@ -1,63 +1,149 @@
 """``meansparse verify``: adversarial images from whoever it is, judged afresh."""
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..attacks.problem import Budget, Problem
+from ..data.examples import Examples, stack_examples
 from ..data.identity import content_id
-from ..engine.image_files import match_examples, read_images, said_by
-from ..engine.verify import Judgement, judge_images
+from ..data.splits import Split, take_examples
+from ..engine.image_files import MatchedImages, match_examples, read_images, said_by
+from ..engine.verify import JudgedSets, judge_images
 from ..errors import ConfigError, DataError
-from ..files import sha256_of
+from ..files import discard, sha256_of
+from ..ledger import Ledger
 from ..operator.checkpoint import sparsify
-from ..reporting.console import console, note, phase
+from ..reporting.console import console, live, note
 from ..reporting.evaluation_tables import judgements_table
 from ..runs.context import RunContext
 from ..runs.defence import DEFENCE_WORDS
 from ..runs.folder import file_name
 from ..runs.operators import alpha_in_use, check_model, checkpoint_to_evaluate, has_alpha
+from ..settings.shard import read_shard
 from ..settings.stages import VerifyConfig
 from ..settings.values import eps_text, eps_value
 from .fetch import ensure_fetched
+from .gather import begin_shard, forget_shards, missing_shards, shard_done, shards_begun
+from .plan import FEWEST, plan_judging
+
+log = logging.getLogger(__name__)
 
 
-def verify(config: VerifyConfig, sources: dict[str, str], file: Path) -> tuple[Path, bool]:
-    """Judge the images of a file afresh, whoever made them; the report, and whether all of them are admissible."""
+def verify(config: VerifyConfig, sources: dict[str, str], *, fresh: bool = False) -> Path | None:
+    """Judge the images of a file afresh, whoever made them; the report, which says whether all are admissible."""
     ensure_fetched(config, sources)
-    context = RunContext("verify", config, sources)
-    run, about = context.run, said_by(file)
-    context.config = config = _as_found(context, config, file, about)
+    context = RunContext("verify", config, sources, fresh=fresh)
+    work = _begin(context)
+    if config.plan:
+        n = sum(len(given.evaluated) for given in work.sets)
+        few = work.examples(0, torch.arange(min(FEWEST, len(work.sets[0].evaluated))))
+        plan_judging(context, work.problem, few, n=n, alpha=work.alpha)
+        return None
+    if config.shard is not None:
+        begin_shard(context, work.folder)
+        own = read_shard(config.shard).positions(len(work.judged))
+        work.judge(work.judged.missing(own))
+        return shard_done(context, len(own), len(work.judged))
+    return work.whole()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """``test``: the split that the file's ``sets`` are of; ``operator``: that of the model that judges, in words."""
+
+    context: RunContext[VerifyConfig]
+    problem: Problem
+    alpha: float
+    operator: str
+    test: Split
+    sets: list[MatchedImages]
+
+    @property
+    def folder(self) -> Path:
+        return self.context.run.paths.state / "verify" / file_name(self.context.config.file.name)
+
+    @cached_property
+    def judged(self) -> JudgedSets:
+        context, shard = self.context, self.context.config.shard
+        settings = {key: getattr(context.config, key) for key in ("eps", "norm", "alpha")}
+        key = context.inputs | settings | {"weights": context.weights_id}
+        if self.alpha:
+            key |= {"operator": self.operator} | context.input("calibrate")
+        if context.fresh and shard is None:
+            discard(self.folder)
+        writer = None if shard is None else read_shard(shard).name
+        return JudgedSets(Ledger(self.folder, key, writer=writer, note=log.warning), self.sets)
+
+    def examples(self, k: int, rows: Tensor) -> Examples:
+        """Some of those that set ``k`` is of."""
+        positions = self.sets[k].evaluated[rows]
+        x, y = stack_examples(Subset(self.test, positions.tolist()), self.context.config.workers)
+        return Examples(x, y, positions)
+
+    def judge(self, numbers: Sequence[int]) -> None:
+        """Those of the examples at these ``numbers``, a batch at a time."""
+        with live("images") as view:
+            view.begin("judging", len(numbers), work=(len(numbers), 0))
+            for k, given in enumerate(self.sets):
+                for rows in self.judged.in_set(k, numbers, self.problem.batch_size):
+                    found = judge_images(given, rows, self.examples(k, rows), self.problem, self.alpha)
+                    self.judged.add(k, rows, found)
+                    view.advance(len(rows))
+
+    def whole(self) -> Path:
+        """The report of all that was judged; what shards have left undone is done here where that was asked for."""
+        context, undone = self.context, self.judged.missing()
+        begun = shards_begun(context, self.folder) if list(self.folder.glob("shard-*")) else []
+        if undone and begun and not context.config.finish:
+            raise missing_shards(context, begun, [1] * len(self.judged), set(undone), "examples")
+        self.judge(undone)
+        judgements, run = self.judged.judgements(), context.run
+        file, eps = context.config.file, context.config.eps
+        for given, found in zip(self.sets, judgements, strict=True):
+            if given.is_whole and found.n_unchanged:
+                note(
+                    f"verify: {found.n_unchanged:,} of the {found.n_images:,} images are the clean ones, and nothing "
+                    "in the file says whether their examples were attacked: they count as withstood, so that each "
+                    "robust accuracy is an upper bound"
+                )
+        title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {self.operator}" if self.alpha else "")
+        sets = [found.to_report() for found in judgements]
+        console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
+        is_admissible = all(found.is_admissible for found in judgements)
+        path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
+        report = context.write([], {"admissible": is_admissible, "sets": sets}, path=path)
+        discard(self.folder)
+        forget_shards(run, "verify")
+        return report
+
+
+def _begin(context: RunContext[VerifyConfig]) -> _Work:
+    run, file = context.run, context.config.file
+    about = said_by(file)
+    context.config = config = _as_found(context, context.config, file, about)
     eps = context.eps_of(config.eps)
     image_sets = read_images(file)
     test = context.split(config.split)
     model, alpha, operator = _model(context, config, file, about)
     context.inputs = {file.name: sha256_of(file), "images": content_id(test)}
     context.config = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
-    budget = Budget(run.norm, eps_value(eps))  # type: ignore[arg-type]
-    judgements: list[Judgement] = []
-    n_classes = 0
-    for images in image_sets:
-        matched = match_examples(images, test, str(file))
-        examples = context.examples(Subset(test, matched.evaluated.tolist()))
-        n_classes = n_classes or check_model(context, model, test, examples.x[:2].to(context.device))
-        problem = Problem(model, budget, n_classes, seed=0, batch_size=context.batch_size)
-        with phase(f"judging {len(matched.images):,} images"):
-            judged = judge_images(matched, examples, problem, alpha)
-        judgements.append(judged)
-        if images.indices is None and judged.n_unchanged:
-            note(
-                f"verify: {judged.n_unchanged:,} of the {judged.n_images:,} images are the clean ones, and nothing in "
-                "the file says whether their examples were attacked: they count as withstood, so that each robust "
-                "accuracy is an upper bound"
-            )
-    title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {operator}" if alpha else "")
-    sets = [judged.to_report() for judged in judgements]
-    console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
-    is_admissible = all(judged.is_admissible for judged in judgements)
-    path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
-    return context.write([], {"admissible": is_admissible, "sets": sets}, path=path), is_admissible
+    matched = [match_examples(images, test, str(file)) for images in image_sets]
+    first = stack_examples(take_examples(test, min(len(test), 2)))[0].to(context.device)
+    problem = Problem(
+        model,
+        Budget(run.norm, eps_value(eps)),  # type: ignore[arg-type]
+        check_model(context, model, test, first),
+        seed=0,
+        batch_size=context.batch_size,
+    )
+    return _Work(context, problem, alpha, operator, test, matched)
 
 
 def _model(

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,9 +28,12 @@ from ..settings.arguments import TrainArguments
 MEETING = timedelta(minutes=10)
 """How long ranks look for each other at the beginning."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+OCCASION = "MEANSPARSE_OCCASION"
+"""Tells apart the groups that the same ranks are in one after the other, each in processes of its own."""
 PATIENCE = timedelta(days=365)
 """How long the ranks that are done wait for the others: torchrun ends them where one dies."""
 
+T = TypeVar("T")
 Work = Callable[[str], Any]
 """Does one shard, ``I/N``. It can be pickled."""
 
@@ -55,7 +57,7 @@ def rank_here() -> Rank | None:
         return None
 
 
-def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], Path | None]) -> Path | None:
+def as_ranks(rank: Rank, work: Work, prepare: Callable[[], None], gather: Callable[[], T]) -> T | None:
     """The shard of this rank; then, on the first, all of them gathered. The others return None."""
     import torch.distributed as distributed
 
@@ -78,6 +80,7 @@ def met(rank: Rank, backend: str = "gloo") -> Iterator[None]:
     who = f"rank {rank.number} of {rank.world}"
     try:
         store, number, world = next(rendezvous("env://", timeout=MEETING))
+        store = distributed.PrefixStore(os.environ.get(OCCASION, "once"), store)
         store.set_timeout(PATIENCE)
         distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:

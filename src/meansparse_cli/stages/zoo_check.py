@@ -1,12 +1,16 @@
-"""``models --check``: the check of the zoo's entries, whose report is written after each: a killed check goes on."""
+"""``models --check``: the check of the zoo's entries, whose report is written after each: a killed check goes on.
+
+Shards and ranks have reports of their own, which the check of all of them takes over.
+"""
 
 import json
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import ModelNotFound
-from ..files import write_bytes
+from ..files import discard, write_bytes
 from ..models.check import N_IMAGES, SEED, Row, check_entries
 from ..models.names import ZooEntry
 from ..models.published import PublishedModel
@@ -15,37 +19,72 @@ from ..reporting.console import console, live, note
 from ..reporting.model_tables import checks_markdown, checks_table, summary, verdict_of
 from ..runs.folder import run_folder_lock
 from ..runs.report import read_report, versions, write_report
+from ..settings.arguments import Models
+from ..settings.shard import read_shard
+from .workers import as_ranks, rank_here
 
 STAGE = "zoo-check"
 FOLDER = Path("runs/zoo-check")
+SHARDS = "shards"
 KEYS = ("name", "dataset", "threat")
 ROWS_ON_SCREEN = 12
 
 
-def check_models(
-    models: Sequence[PublishedModel], folder: Path | None, *, fresh: bool, as_json: bool, n_jobs: int
-) -> tuple[str, bool]:
-    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed."""
+def check_models(models: Sequence[PublishedModel], given: Models) -> tuple[str, bool] | None:
+    """Check the zoo's entries among ``models``; what stdout gets (a report's path, or JSON), and whether all passed.
+
+    None on a rank of ``torchrun`` that is not the first: the ranks share the entries.
+    """
     wanted = {ZooEntry(m.name, m.dataset, m.threat) for m in models}
     entries = [entry for entry in zoo_entries() if entry in wanted]
     if not entries:
         raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
-    folder = folder or FOLDER
-    with run_folder_lock(folder):
-        path, rows = check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
+    folder, rank = given.run or FOLDER, rank_here()
+    check = partial(_check, entries, folder, n_jobs=given.jobs, fresh=given.fresh)
+    if rank is None or given.shard is not None:
+        found = check(given.shard)
+    else:
+        gathered = as_ranks(rank, check, lambda: None, partial(_check, entries, folder, None, n_jobs=given.jobs))
+        if gathered is None:
+            return None
+        found = gathered
+    path, rows = found
     console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
     failed = [row["name"] for row in rows if row["problems"]]
     if failed:
         note(f"failed: {', '.join(failed)}")
-    return json.dumps(rows) if as_json else str(path), not failed
+    return json.dumps(rows) if given.as_json else str(path), not failed
+
+
+def _check(
+    entries: Sequence[ZooEntry], folder: Path, shard: str | None, *, n_jobs: int, fresh: bool = False
+) -> tuple[Path, list[Row]]:
+    """All of it, or a shard, which has a folder of its own and leaves out what others know to pass."""
+    if shard is not None:
+        part, others = read_shard(shard), [] if fresh else _reports_in(folder)
+        folder = folder / SHARDS / part.name
+        known = {key for report in others if report.parent != folder for key in _passed_before(report)[0]}
+        own = [entries[i] for i in part.positions(len(entries))]
+        entries = [entry for entry in own if _key(entry) not in known]
+    with run_folder_lock(folder):
+        return check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
 
 
 def check_zoo(
     entries: Sequence[ZooEntry], folder: Path, *, fresh: bool = False, n_jobs: int = 1
 ) -> tuple[Path, list[Row]]:
-    """Check ``entries``, ``n_jobs`` at a time; the path of ``zoo-check.yaml`` in ``folder``, and their rows."""
+    """Check ``entries``, ``n_jobs`` at a time; the path of ``zoo-check.yaml`` in ``folder``, and their rows.
+
+    What shards in it have found is taken over.
+    """
     path = folder / f"{STAGE}.yaml"
     rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
+    if fresh:
+        discard(folder / SHARDS)
+    shards = _reports_in(folder / SHARDS)
+    for report in shards:
+        theirs, peak_there, seconds_there = _passed_before(report)
+        rows, peak, seconds = rows | theirs, max(peak, peak_there), seconds + seconds_there
     started = time.monotonic()
     wanted = {_key(entry): entry for entry in entries}
     todo = [entry for key, entry in wanted.items() if key not in rows]
@@ -61,7 +100,14 @@ def check_zoo(
             view.show(checks_table(shown).to_rich(strong="red"))
             if view.display is None:
                 note(f"{row['name']} ({row['dataset']}, {row['threat']}): {verdict_of(row)}, {row['seconds']} s")
+    if shards:
+        _write(path, rows.values(), seconds + time.monotonic() - started, peak)
+        discard(folder / SHARDS)
     return path, [rows[key] for key in wanted]
+
+
+def _reports_in(folder: Path) -> list[Path]:
+    return sorted(folder.rglob(f"{STAGE}.yaml"))
 
 
 def _key(row: Row | ZooEntry) -> tuple[str, ...]:
