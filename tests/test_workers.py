@@ -143,6 +143,8 @@ def test_shards_are_put_together_or_finished(alone: Path) -> None:
         typed(stage(name, "shards", "--finish"), alone)
     for number in ("1/3", "3/3"):
         typed(stage("verify", "shards", "--alpha", "0.3", "--shard", number), alone)
+    other = typed(stage("verify", "shards", "--alpha", "0.3", "--spread", "site-std"), alone, 10)
+    assert "other settings" in other and "statistics" in other, other
     missing = typed(stage("verify", "shards", "--alpha", "0.3"), alone, 10)
     assert "shard 2/3: 4 of 4 examples are not done" in missing and "verify alone/witnesses.safetensors" in missing
     typed(stage("verify", "shards", "--alpha", "0.3", "--finish"), alone)

@@ -386,8 +386,14 @@ def test_shards_are_taken_over(checked: dict[str, Any], tmp_path: Path) -> None:
     report = yaml.safe_load((tmp_path / "zoo-check.yaml").read_text())
     assert (report["results"]["n_models"], report["results"]["n_passed"]) == (4, 4)
     assert not (tmp_path / "shards").exists()
-    meansparse(*command, "--shard", "1/2", "--fresh")
+    checked["failing"] = (names[0],)
+    assert meansparse(*command, "--shard", "1/2", "--fresh").exit_code == 1
     assert checked["names"] == names[1:] * 2 + names[:1] * 4
+    gathered = meansparse(*command)
+    assert gathered.exit_code == 1 and "2 of 4 passed" in said(gathered), "what failed now is not what passed before"
+    assert checked["names"] == names[1:] * 2 + names[:1] * 4
+    assert meansparse(*command, "--shard", "2/2").stdout.strip() == str(tmp_path / "shards/shard-2-of-2/zoo-check.yaml")
+    assert (tmp_path / "shards/shard-2-of-2/zoo-check.yaml").exists(), "a shard with nothing to do reports that"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -131,7 +132,7 @@ class Ledger:
             theirs = self._parts_of(file, now, parts)
             if file == own:
                 known = theirs
-        for piece in self.folder.glob("*/*/*.pt"):
+        for piece in chain(self.folder.glob("*/*.pt"), self.folder.glob("*/*/*.pt")):
             file = self.folder / f"{_prefix_of(piece.stem)}{SETTINGS}"
             if not file.exists():
                 raise ArtifactError(

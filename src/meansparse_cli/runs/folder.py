@@ -20,7 +20,7 @@ from ..models.names import model_options
 from ..models.published_checkpoint import read_published
 from ..models.source import ModelSource, kind_of, resolve_model
 from ..settings.shard import read_shard
-from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig
+from ..settings.stages import EvaluateConfig, FetchConfig, MeasureConfig, ModelConfig, VerifyConfig
 from .report import RunPaths, read_report, stage_command
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,13 @@ class Run:
 
 
 def places_in(folder: Path, config: ModelConfig) -> tuple[Path, Path]:
-    """Where these settings write in a run's ``folder``: a named evaluation or measurement, and a shard of that."""
-    kind = {EvaluateConfig: "evaluations", MeasureConfig: "measurements"}.get(type(config))
+    """Where these settings write in a run's ``folder``: in a named evaluation or measurement, or for a file that is
+    verified, and in a shard of that.
+    """
+    kind = {EvaluateConfig: "evaluations", MeasureConfig: "measurements", VerifyConfig: "verify"}.get(type(config))
     name, shard = getattr(config, "name", None), getattr(config, "shard", None)
+    if isinstance(config, VerifyConfig):
+        name = file_name(config.file.name)
     whole = folder if kind is None or name is None else folder / kind / name
     return whole, whole if shard is None else whole / "shards" / read_shard(shard).name
 

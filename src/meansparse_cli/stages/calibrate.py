@@ -23,12 +23,12 @@ from ..reporting.console import console, live, note
 from ..reporting.model_tables import show_sites
 from ..runs.context import RunContext
 from ..runs.operators import check_model
-from ..settings.shard import Shard, read_shard, shard_of
+from ..settings.shard import Shard, read_shard
 from ..settings.stages import CalibrateConfig
 from ..sites.find import Site
 from ..sites.rules import chosen_by, select_sites
 from .fetch import ensure_fetched
-from .gather import begin_shard, forget_shards, missing_shards, shard_done, shards_begun
+from .gather import begin_shard, forget_shards, mend, missing_shards, shard_done, shards_begun
 from .plan import plan_pass
 from .sites import held_by_weights, sites_of_rule, with_site_rule
 
@@ -141,7 +141,7 @@ class _Pass:
         return statistics_of(self.sites, shared.merged())
 
     def _shared(self, writer: str | None) -> SharedPass:
-        ledger = Ledger(self.folder, self.fingerprint, writer=writer, mend=_mend, note=log.warning)
+        ledger = Ledger(self.folder, self.fingerprint, writer=writer, mend=mend, note=log.warning)
         return SharedPass(ledger, self.images, self.context.batch_size)
 
     def _make(self, shared: SharedPass, pieces: list[int], part: str = "") -> None:
@@ -157,13 +157,6 @@ class _Pass:
                     n_workers=config.workers,
                     on_batch=view.advance,
                 )
-
-
-def _mend(writer: str | None) -> str:
-    """How a user throws away what ``writer`` made with other settings."""
-    if writer is None:
-        return "add --fresh to throw away what shards made, and start anew"
-    return f"do that shard anew with these settings (--shard {shard_of(writer)} --fresh), or start anew: --fresh"
 
 
 def chosen_images(config: CalibrateConfig, images: Split) -> Split:

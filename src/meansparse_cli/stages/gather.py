@@ -64,16 +64,22 @@ def missing_shards(
             n, last = sum(sizes[part] for part in own), _begun(folder / "shards" / shard.name / _begun_name(stage))
             left[shard.number] = f"  shard {shard.number}/{count}: {n_left} of {n} {unit} are not done; {last}"
     given = [key for key, source in context.sources.items() if source != "default"]
-    words = with_options(context.whole.command(stage), stage, context.config.model_dump(mode="json"), given)
-    command = shlex.join(
-        words[:2] + [str(getattr(context.config, name)) for name in ("file",) if name in given] + words[2:]
-    )
+    words = with_options(context.run.command(stage), stage, context.config.model_dump(mode="json"), given)
+    words[2:2] = [str(context.config.file)] if "file" in given else []
+    command = shlex.join(words)
     n_missing = sum(sizes[part] for part in undone)
     return ArtifactError(
         "\n".join([f"{n_missing} of {sum(sizes)} {unit} are not done by the shards in {folder}:", *left.values()]),
         hint=f"finish each shard, or bring its files here: {command} --shard {min(left)}/{count}\n"
         f"or do the rest in this job: {command} --finish",
     )
+
+
+def mend(writer: str | None) -> str:
+    """How a user throws away what ``writer``, a shard or a command alone, made with other settings."""
+    if writer is None:
+        return "add --fresh to throw away what was made, and start anew"
+    return f"do that shard anew with these settings (--shard {shard_of(writer)} --fresh), or start anew: --fresh"
 
 
 def gather_blocks(context: RunContext[Any], blocks: Sequence[Tensor], is_missing: Callable[[int], bool]) -> None:
@@ -112,10 +118,10 @@ def score_shard(
     return n_images
 
 
-def shard_done(context: RunContext[Any], n_images: int, n_all: int) -> Path:
+def shard_done(context: RunContext[Any], n_images: int, n_all: int, unit: str = "images") -> Path:
     """The report of a shard whose work lies in the state of the whole."""
     shard = f"{context.stage} (shard {context.config.shard})"
-    note(f"{shard}: {n_images:,} of {n_all:,} images; the command without it gathers all")
+    note(f"{shard}: {n_images:,} of {n_all:,} {unit}; the command without it gathers all")
     return context.write([], {"shard": context.config.shard, "n_images": n_images})
 
 

@@ -158,21 +158,15 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
     )
 
 
-def plan_judging(context: RunContext[VerifyConfig], problem: Problem, few: Examples, *, n: int, alpha: float) -> None:
+def plan_judging(context: RunContext[VerifyConfig], problem: Problem, few: Examples, *, n: int, n_done: int) -> None:
     """Of n examples, each clean and with its image, on every model that judges; ``few`` of them are timed."""
-    n_models = len(each_model(alpha))
+    n_models = len(each_model(context.config.alpha or 0.0))
     for _ in range(2):  # the first one allocates
         started = time.perf_counter()
         logits(problem, few.x)
-        seconds = 2 * n_models * (time.perf_counter() - started) / len(few)
-    tell(
-        context.stage,
-        context.device,
-        f"{n:,} examples x {n_models} models",
-        passes=2 * n_models * n,
-        seconds=seconds * n,
-        done=0,
-    )
+        seconds = 2 * n_models * (time.perf_counter() - started) / len(few) * n
+    what = f"{n:,} examples x {n_models} models"
+    tell(context.stage, context.device, what, passes=2 * n_models * n, seconds=seconds, done=n_done / n)
 
 
 def plan_pass(context: RunContext[CalibrateConfig], model: nn.Module, sites: Sequence[Site], images: Split) -> None:

@@ -49,7 +49,6 @@ def reproduce(config: Reproduce) -> None:
 class _Runner:
     def __init__(self, jobs: int, keep_going: bool, rank: Rank | None = None) -> None:
         self.jobs, self.keep_going, self.rank = jobs, keep_going, rank
-        self.n_begun = 0
         self.processes: set[subprocess.Popen[str]] = set()
 
     def run(self, steps: Sequence[Step]) -> None:
@@ -89,14 +88,13 @@ class _Runner:
 
         Ranks begin the commands that they share in the same order; the first one does the others by itself.
         """
-        self.n_begun += 1
         is_shared, is_first = COMMANDS[step.words[0]].is_shared, self.rank is None or self.rank.number == 0
         if not is_shared and not is_first:
             return 0
         if is_first:
             print(step.line, flush=True, file=sys.stderr)
         command = [sys.executable, "-m", "meansparse_cli", *step.words]
-        environment = os.environ | {OCCASION: f"command {self.n_begun}"}
+        environment = os.environ | {OCCASION: step.line}
         if not is_shared:
             environment = {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

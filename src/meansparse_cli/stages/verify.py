@@ -15,11 +15,11 @@ from ..data.examples import Examples, stack_examples
 from ..data.identity import content_id
 from ..data.splits import Split, take_examples
 from ..engine.image_files import MatchedImages, match_examples, read_images, said_by
-from ..engine.verify import JudgedSets, judge_images
+from ..engine.verify import KIND, JudgedSets, judge_images
 from ..errors import ConfigError, DataError
-from ..files import discard, sha256_of
+from ..files import discard, load_torch, sha256_of
 from ..ledger import Ledger
-from ..operator.checkpoint import sparsify
+from ..operator.checkpoint import Checkpoint, sparsify
 from ..reporting.console import console, live, note
 from ..reporting.evaluation_tables import judgements_table
 from ..runs.context import RunContext
@@ -30,7 +30,7 @@ from ..settings.shard import read_shard
 from ..settings.stages import VerifyConfig
 from ..settings.values import eps_text, eps_value
 from .fetch import ensure_fetched
-from .gather import begin_shard, forget_shards, missing_shards, shard_done, shards_begun
+from .gather import begin_shard, mend, missing_shards, shard_done, shards_begun
 from .plan import FEWEST, plan_judging
 
 log = logging.getLogger(__name__)
@@ -43,43 +43,45 @@ def verify(config: VerifyConfig, sources: dict[str, str], *, fresh: bool = False
     work = _begin(context)
     if config.plan:
         n = sum(len(given.evaluated) for given in work.sets)
-        few = work.examples(0, torch.arange(min(FEWEST, len(work.sets[0].evaluated))))
-        plan_judging(context, work.problem, few, n=n, alpha=work.alpha)
+        few = work.examples(0, torch.arange(min(4 * FEWEST, len(work.sets[0].evaluated))))
+        n_done = sum(len(load_torch(file)["rows"]) for file in work.folder.glob(f"{KIND}/*.pt"))
+        plan_judging(context, work.problem, few, n=n, n_done=n_done)
         return None
     if config.shard is not None:
         begin_shard(context, work.folder)
         own = read_shard(config.shard).positions(len(work.judged))
         work.judge(work.judged.missing(own))
-        return shard_done(context, len(own), len(work.judged))
+        return shard_done(context, len(own), len(work.judged), "examples")
     return work.whole()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """``test``: the split that the file's ``sets`` are of; ``operator``: that of the model that judges, in words."""
+    """``test``: the split that the ``sets`` are of; ``checkpoint``: that of the model that judges, at ``alpha``."""
 
     context: RunContext[VerifyConfig]
     problem: Problem
     alpha: float
-    operator: str
+    checkpoint: Checkpoint | None
     test: Split
     sets: list[MatchedImages]
 
     @property
     def folder(self) -> Path:
-        return self.context.run.paths.state / "verify" / file_name(self.context.config.file.name)
+        """What was judged before a kill, or by shards."""
+        return self.context.whole.paths.state / "verify"
 
     @cached_property
     def judged(self) -> JudgedSets:
         context, shard = self.context, self.context.config.shard
-        settings = {key: getattr(context.config, key) for key in ("eps", "norm", "alpha")}
-        key = context.inputs | settings | {"weights": context.weights_id}
-        if self.alpha:
-            key |= {"operator": self.operator} | context.input("calibrate")
+        key = context.inputs | {name: getattr(context.config, name) for name in ("eps", "norm", "alpha")}
+        key |= {"weights": context.weights_id, "preprocessing": repr(context.preprocessing)}
+        if self.checkpoint is not None:
+            key["statistics"] = sha256_of(context.run.paths.statistics) + self.checkpoint.options_id()
         if context.fresh and shard is None:
             discard(self.folder)
         writer = None if shard is None else read_shard(shard).name
-        return JudgedSets(Ledger(self.folder, key, writer=writer, note=log.warning), self.sets)
+        return JudgedSets(Ledger(self.folder, key, writer=writer, mend=mend, note=log.warning), self.sets)
 
     def examples(self, k: int, rows: Tensor) -> Examples:
         """Some of those that set ``k`` is of."""
@@ -100,8 +102,7 @@ class _Work:
     def whole(self) -> Path:
         """The report of all that was judged; what shards have left undone is done here where that was asked for."""
         context, undone = self.context, self.judged.missing()
-        begun = shards_begun(context, self.folder) if list(self.folder.glob("shard-*")) else []
-        if undone and begun and not context.config.finish:
+        if undone and (begun := shards_begun(context, self.folder)) and not context.config.finish:
             raise missing_shards(context, begun, [1] * len(self.judged), set(undone), "examples")
         self.judge(undone)
         judgements, run = self.judged.judgements(), context.run
@@ -113,14 +114,14 @@ class _Work:
                     "in the file says whether their examples were attacked: they count as withstood, so that each "
                     "robust accuracy is an upper bound"
                 )
-        title = f"{file}: {run.source.name}, {run.norm} {eps}" + (f", {self.operator}" if self.alpha else "")
+        operator = "" if self.checkpoint is None else f", {self.checkpoint.in_words(self.alpha)}"
+        title = f"{file}: {run.source.name}, {run.norm} {eps}{operator}"
         sets = [found.to_report() for found in judgements]
         console.print(judgements_table(sets, run.norm, title).to_rich(strong="bold red"))
         is_admissible = all(found.is_admissible for found in judgements)
         path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
         report = context.write([], {"admissible": is_admissible, "sets": sets}, path=path)
-        discard(self.folder)
-        forget_shards(run, "verify")
+        discard(context.whole.paths.folder)
         return report
 
 
@@ -131,7 +132,7 @@ def _begin(context: RunContext[VerifyConfig]) -> _Work:
     eps = context.eps_of(config.eps)
     image_sets = read_images(file)
     test = context.split(config.split)
-    model, alpha, operator = _model(context, config, file, about)
+    model, alpha, checkpoint = _model(context, config, file, about)
     context.inputs = {file.name: sha256_of(file), "images": content_id(test)}
     context.config = config.model_copy(update={"eps": eps, "norm": run.norm, "alpha": alpha})
     matched = [match_examples(images, test, str(file)) for images in image_sets]
@@ -143,13 +144,13 @@ def _begin(context: RunContext[VerifyConfig]) -> _Work:
         seed=0,
         batch_size=context.batch_size,
     )
-    return _Work(context, problem, alpha, operator, test, matched)
+    return _Work(context, problem, alpha, checkpoint, test, matched)
 
 
 def _model(
     context: RunContext, config: VerifyConfig, file: Path, about: dict[str, str]
-) -> tuple[nn.Module, float, str]:
-    """The model that judges, its alpha and its operator in words; without an alpha the base model alone."""
+) -> tuple[nn.Module, float, Checkpoint | None]:
+    """The model that judges, its alpha and its checkpoint; without an alpha the base model alone."""
     if about.get("operator", "").startswith(DEFENCE_WORDS):
         raise ConfigError(
             f"{file.name} was found with {about['operator']}, and verify knows MeanSparse alone",
@@ -157,13 +158,13 @@ def _model(
         )
     if not context.has("calibrate") or (config.alpha is None and not has_alpha(context)):
         note(f"verify: {context.run.paths.folder} has no alpha yet, so the base model alone is judged")
-        return context.base(), 0.0, ""
+        return context.base(), 0.0, None
     alpha, upstream = alpha_in_use(context, config.alpha)
     checkpoint = checkpoint_to_evaluate(context, config, upstream)
     operator = checkpoint.in_words(alpha)
     if about.get("operator", operator) != operator:
         note(f"verify: {file.name} was found with {about['operator']}, it is judged with {operator}")
-    return sparsify(context.base(checkpoint.rule), checkpoint, alpha=alpha), alpha, operator
+    return sparsify(context.base(checkpoint.rule), checkpoint, alpha=alpha), alpha, checkpoint
 
 
 def _as_found(context: RunContext, config: VerifyConfig, file: Path, about: dict[str, str]) -> VerifyConfig:

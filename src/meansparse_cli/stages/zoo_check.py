@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import ModelNotFound
+from ..errors import ConfigError, ModelNotFound
 from ..files import discard, write_bytes
 from ..models.check import N_IMAGES, SEED, Row, check_entries
 from ..models.names import ZooEntry
@@ -40,14 +40,15 @@ def check_models(models: Sequence[PublishedModel], given: Models) -> tuple[str, 
     if not entries:
         raise ModelNotFound("no entry of RobustBench's zoo fits these filters", hint="every name: meansparse models")
     folder, rank = given.run or FOLDER, rank_here()
-    check = partial(_check, entries, folder, n_jobs=given.jobs, fresh=given.fresh)
-    if rank is None or given.shard is not None:
+    check, whole = (partial(_check, entries, folder, n_jobs=given.jobs, fresh=fresh) for fresh in (given.fresh, False))
+    if rank is None:
         found = check(given.shard)
-    else:
-        gathered = as_ranks(rank, check, lambda: None, partial(_check, entries, folder, None, n_jobs=given.jobs))
-        if gathered is None:
-            return None
+    elif given.shard is not None:
+        raise ConfigError("--shard with torchrun, which deals out shards itself", hint="leave --shard out")
+    elif (gathered := as_ranks(rank, check, partial(_begin, folder, given.fresh), partial(whole, None))) is not None:
         found = gathered
+    else:
+        return None
     path, rows = found
     console.print(checks_table(rows, summary(rows)).to_rich(strong="red"))
     failed = [row["name"] for row in rows if row["problems"]]
@@ -56,18 +57,26 @@ def check_models(models: Sequence[PublishedModel], given: Models) -> tuple[str, 
     return json.dumps(rows) if given.as_json else str(path), not failed
 
 
+def _begin(folder: Path, fresh: bool) -> None:
+    """Throw away what was found before, if asked for, before ranks begin."""
+    with run_folder_lock(folder):
+        for file in (folder / f"{STAGE}.yaml", *_of_shards(folder)) if fresh else ():
+            file.unlink(missing_ok=True)
+
+
 def _check(
     entries: Sequence[ZooEntry], folder: Path, shard: str | None, *, n_jobs: int, fresh: bool = False
 ) -> tuple[Path, list[Row]]:
     """All of it, or a shard, which has a folder of its own and leaves out what others know to pass."""
-    if shard is not None:
-        part, others = read_shard(shard), [] if fresh else _reports_in(folder)
-        folder = folder / SHARDS / part.name
-        known = {key for report in others if report.parent != folder for key in _passed_before(report)[0]}
-        own = [entries[i] for i in part.positions(len(entries))]
-        entries = [entry for entry in own if _key(entry) not in known]
-    with run_folder_lock(folder):
-        return check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
+    if shard is None:
+        with run_folder_lock(folder):
+            return check_zoo(entries, folder, fresh=fresh, n_jobs=n_jobs)
+    part = read_shard(shard)
+    place, own = folder / SHARDS / part.name, [entries[i] for i in part.positions(len(entries))]
+    with run_folder_lock(folder, shared=True), run_folder_lock(place):
+        others = [] if fresh else [folder / f"{STAGE}.yaml", *_of_shards(folder)]
+        known = {key for file in others if file.parent != place for key in _passed_before(file)[0]}
+        return check_zoo([entry for entry in own if _key(entry) not in known], place, fresh=fresh, n_jobs=n_jobs)
 
 
 def check_zoo(
@@ -79,12 +88,11 @@ def check_zoo(
     """
     path = folder / f"{STAGE}.yaml"
     rows, peak, seconds = ({}, 0.0, 0.0) if fresh else _passed_before(path)
-    if fresh:
-        discard(folder / SHARDS)
-    shards = _reports_in(folder / SHARDS)
-    for report in shards:
-        theirs, peak_there, seconds_there = _passed_before(report)
+    for file in [] if fresh else _of_shards(folder):
+        theirs, peak_there, seconds_there = _found_before(file)
         rows, peak, seconds = rows | theirs, max(peak, peak_there), seconds + seconds_there
+    _write(path, rows.values(), seconds, peak)
+    discard(folder / SHARDS)
     started = time.monotonic()
     wanted = {_key(entry): entry for entry in entries}
     todo = [entry for key, entry in wanted.items() if key not in rows]
@@ -100,14 +108,12 @@ def check_zoo(
             view.show(checks_table(shown).to_rich(strong="red"))
             if view.display is None:
                 note(f"{row['name']} ({row['dataset']}, {row['threat']}): {verdict_of(row)}, {row['seconds']} s")
-    if shards:
-        _write(path, rows.values(), seconds + time.monotonic() - started, peak)
-        discard(folder / SHARDS)
     return path, [rows[key] for key in wanted]
 
 
-def _reports_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob(f"{STAGE}.yaml"))
+def _of_shards(folder: Path) -> list[Path]:
+    """Their reports, the latest one last."""
+    return sorted(folder.glob(f"{SHARDS}/*/{STAGE}.yaml"), key=lambda file: file.stat().st_mtime)
 
 
 def _key(row: Row | ZooEntry) -> tuple[str, ...]:
@@ -116,14 +122,20 @@ def _key(row: Row | ZooEntry) -> tuple[str, ...]:
 
 def _passed_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float]:
     """Rows of an earlier check that need not be done again, its peak memory and its wall time."""
+    rows, peak, seconds = _found_before(path)
+    return {key: row for key, row in rows.items() if not row["problems"]}, peak, seconds
+
+
+def _found_before(path: Path) -> tuple[dict[tuple[str, ...], Row], float, float]:
+    """Every row of an earlier check, by these versions."""
     if not path.exists():
         return {}, 0.0, 0.0
     report = read_report(path, STAGE, mend="meansparse models --check")
     if report["provenance"]["versions"] != versions():
         note(f"{path} was made with other versions; checking anew")
         return {}, 0.0, 0.0
-    passed = {_key(row): row for row in report["results"]["models"] if not row["problems"]}
-    return passed, report["results"]["peak_rss_gib"], report["provenance"]["seconds"]
+    rows = {_key(row): row for row in report["results"]["models"]}
+    return rows, report["results"]["peak_rss_gib"], report["provenance"]["seconds"]
 
 
 def _write(path: Path, rows: Iterable[Row], seconds: float, peak: float) -> None:
