@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 from meansparse_cli.data import examples
 from meansparse_cli.data.examples import make_loader, stack_examples
 from meansparse_cli.data.identity import content_id
+from meansparse_cli.data.open import _open_digits
+from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.data.splits import check_images, load_split, take_examples
 from meansparse_cli.errors import DataError
 
@@ -30,6 +32,17 @@ def zipped(folder: Path, target: Path) -> Path:
         for file in sorted(folder.rglob("*.png")):
             archive.write(file, f"{target.stem}/{file.relative_to(folder)}")
     return target
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs, (train, test) = load_digits(), _open_digits()
+    is_test = np.arange(1797) % 5 == 4
+    for ours, which in ((train, ~is_test), (test, is_test)):
+        assert isinstance(ours, ArrayImages)
+        assert np.array_equal(np.asarray(ours.x).squeeze(), theirs.images[which] * 15)
+        assert np.array_equal(ours.y, theirs.target[which]) and ours.y.dtype == theirs.target.dtype
 
 
 def test_digits_splits_are_disjoint_and_complete() -> None:

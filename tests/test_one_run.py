@@ -166,6 +166,11 @@ def test_few_examples_read_too_few(n: int, n_more: int, status: str, monkeypatch
 # ---- what a system refuses
 
 
+def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path: Path) -> None:
+    assert type_line("evaluate", "--model", "digits", "--run", tmp_path / "typo").exit_code == 10
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_that_is_a_folder_is_named_with_what_mends_it(run: Path) -> None:
     (run / ".lock").unlink()
     (run / ".lock" / "inside").mkdir(parents=True)

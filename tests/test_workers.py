@@ -17,6 +17,8 @@ import yaml
 from typer.testing import CliRunner
 
 from meansparse_cli.cli import app
+from meansparse_cli.paper.plan import plan
+from meansparse_cli.settings.arguments import Reproduce
 from meansparse_cli.stages import workers
 from tests.conftest import write_quick_network
 
@@ -107,6 +109,17 @@ def test_jobs_end_in_the_same_reports(
 def test_ranks_of_torchrun_end_in_the_same_report(alone: Path) -> None:
     typed(stage("calibrate", "ranks", front=[*TORCHRUN, "2", "-m", "meansparse_cli"]), alone)
     assert_equal(alone, "ranks", ("calibrate",))
+
+
+@pytest.mark.slow
+def test_ranks_share_each_command_of_a_table(tmp_path: Path) -> None:
+    words = ["reproduce", "3", "--model", "digits", "--quick", "--n-examples", "4"]
+    process = start([*TORCHRUN, "2", "-m", "meansparse_cli", *words], tmp_path)
+    printed, said = process.communicate(timeout=400)
+    assert process.returncode == 0 and printed == "runs/tables/pages/table3.md\n", said
+    commands = [line.split()[1] for line in said.splitlines() if line.startswith("meansparse ")]
+    assert commands == [step.words[0] for step in plan(Reproduce(tables=["3"], model="digits", quick=True))]
+    assert said.count("measure (shard 1/2)") == commands.count("measure") > 0
 
 
 def test_a_worker_that_dies_ends_the_run_and_others_go_on(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,11 @@ def _check_folder(dataset: str, data_dir: Path | None) -> Path:
 
 def _open_digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's 1,797 digits (8 x 8, 16 grey levels scaled to 0..240); every fifth image is the test set."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x, y = (bunch.images * 15).astype(np.uint8), bunch.target
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    # the file itself: to import what loads it takes a second of every command
+    table = np.loadtxt(Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    x, y = 15 * table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     is_test = np.arange(len(y)) % 5 == 4
     train = ArrayImages(x[~is_test], y[~is_test], source="digits")
     return train, ArrayImages(x[is_test], y[is_test], source="digits")

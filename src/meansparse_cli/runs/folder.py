@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, CheckpointError, ConfigError, StorageError
-from ..files import locked, read_json, write_json
+from ..files import discard, locked, read_json, write_json
 from ..ledger import key_digest
 from ..models.factory import code_of
 from ..models.names import model_options
@@ -145,7 +145,11 @@ def lock_for(config: ModelConfig, *, held: Path | None = None) -> Iterator[None]
 
 @contextmanager
 def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """One writer a run folder, or, ``shared``, several together: a second command on the same folder is refused."""
+    """One writer a run folder, or, ``shared``, several together: a second command on the same folder is refused.
+
+    A folder that a command made and wrote nothing into goes with its error.
+    """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -166,7 +170,12 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
             ) from error
         if reason is not None:
             log.warning(f"{folder} cannot be locked ({reason}): see to it that one command at a time is at work there")
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and os.listdir(folder) == [".lock"]:
+                discard(folder)
+            raise
 
 
 def check_code(run: Run, config: ModelConfig) -> None:
