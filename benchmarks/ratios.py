@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 import attack_speed
 from meansparse_cli import calibrate, sparsify
+from meansparse_cli.attacks.problem import Problem
+from meansparse_cli.attacks.runner import run_attack
+from meansparse_cli.data.examples import Examples
 from meansparse_cli.models.robustbench import import_robustbench
 from meansparse_cli.operator.calibration import ChannelObserver, add_batch, observed
 from meansparse_cli.operator.device import precision_on
@@ -67,6 +70,7 @@ def main() -> None:
         say(*operator(shape, axis, name, device, rounds))
     for row in on_a_model(attacks, rounds):
         say(*row)
+    say(*low_precision(250 if options.short else 500, attacks))
     for what, n in zip(("apgd-ce", "standard", "fast"), sizes[0], strict=True):
         theirs = "standard" if what == "fast" else what
         say(f"pyautoattack's {theirs} over our {what}", f"{attack_speed.compare(what, n, attacks):.2f}", f"{n} images")
@@ -160,6 +164,29 @@ def on_a_model(options: argparse.Namespace, rounds: int) -> Iterable[Row]:
 
     ratio = in_turns(step(base), step(sparse), rounds, options.device)
     yield "one gradient step, sparsified over base model, resnet18-w16", ratio, f"{len(x)} images, alpha 0.25"
+
+
+def low_precision(n: int, options: argparse.Namespace) -> Row:
+    """A search in float32 over one in bfloat16, the same examples; breaks of both are judged in float32."""
+    base, x, y = attack_speed.model_and_images(n, options)
+    examples = Examples(x, y, torch.arange(n))
+    model = sparsify(base, calibrate(base, [x[:100]]), 0.25)
+    searched = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = []
+    for precision in ("fp32", "bf16"):
+        problem = Problem(
+            model, attack_speed.budget_of(options), 10, 0, options.batch_size, precision, search_model=searched
+        )  # type: ignore[arg-type]
+        run_attack("apgd-margin-30", problem, examples.at(torch.arange(options.batch_size)))
+        found.append(run_attack("apgd-ce", problem, examples))
+    single, low = found
+    left = ", ".join(f"{100 * float((~result.broken).float().mean()):.1f} %" for result in found)
+    refused = int(low.rejected.sum()) / max(1, int(low.rejected.sum() + low.broken.sum()))
+    return (
+        "APGD-CE searched in float32 over searched in bfloat16, resnet18-w16",
+        f"{single.seconds / low.seconds:.2f}",
+        f"{n} images; left {left}; {100 * refused:.1f} % of the claims in bfloat16 refused",
+    )
 
 
 def workers(stage: str, n: int, data_dir: Path) -> Row:
