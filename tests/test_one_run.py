@@ -167,7 +167,8 @@ def test_few_examples_read_too_few(n: int, n_more: int, status: str, monkeypatch
 
 
 def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path: Path) -> None:
-    assert type_line("evaluate", "--model", "digits", "--run", tmp_path / "typo").exit_code == 10
+    assert type_line("evaluate", "--model", "digits", "--run", tmp_path / "a" / "typo").exit_code == 10
+    assert type_line("verify", "nowhere.pt", "--model", "nothing", "--run", tmp_path / "typo").exit_code != 0
     assert not list(tmp_path.iterdir())
 
 

@@ -149,7 +149,7 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
     A folder that a command made and wrote nothing into goes with its error.
     """
-    is_new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -173,8 +173,11 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if is_new and os.listdir(folder) == [".lock"]:
+            if made and os.listdir(folder) == [".lock"]:
                 discard(folder)
+                with suppress(OSError):  # of others, who have put something there meanwhile
+                    for parent in made[1:]:
+                        parent.rmdir()
             raise
 
 

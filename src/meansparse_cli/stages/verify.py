@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +123,8 @@ class _Work:
         path = run.paths.folder / f"verify-{file_name(file.name)}.yaml"
         report = context.write([], {"admissible": is_admissible, "sets": sets}, path=path)
         discard(context.whole.paths.folder)
+        with suppress(OSError):  # another file's is there
+            context.whole.paths.folder.parent.rmdir()
         return report
 
 
