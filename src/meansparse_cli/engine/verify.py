@@ -99,7 +99,7 @@ def judgement_of(name: str, found: Findings) -> Judgement:
         n_not_finite=int((~finite).sum()),
         n_outside_range=int((~found["in_range"]).sum()),
         n_outside_budget=int((~found["near"]).sum()),
-        largest_distance=float(found["distance"].max()) if len(has_image) else 0.0,
+        largest_distance=float(found["distance"].max()),
         n_misclassified={model: int((~withstood[model] & has_image & allowed).sum()) for model in models},
         clean={model: accuracy_of(found[f"{model}.correct"]) for model in models},
         robust={model: accuracy_of(found[f"{model}.correct"] & withstood[model]) for model in models},
@@ -136,7 +136,7 @@ class JudgedSets:
 
     def judgements(self) -> list[Judgement]:
         """One a set, once nothing is missing."""
-        return [judgement_of(given.name, joined(parts)) for given, parts in zip(self.sets, self._found, strict=True)]
+        return [judgement_of(given.name, _joined(parts)) for given, parts in zip(self.sets, self._found, strict=True)]
 
     def _take(self, k: int, rows: Tensor, found: Findings) -> None:
         """Of an example that two have looked at, the first counts."""
@@ -146,5 +146,5 @@ class JudgedSets:
         self._done[there] = True
 
 
-def joined(parts: Sequence[Findings]) -> Findings:
+def _joined(parts: Sequence[Findings]) -> Findings:
     return {column: torch.cat([part[column] for part in parts]) for column in parts[0]}

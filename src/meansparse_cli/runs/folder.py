@@ -173,7 +173,7 @@ def run_folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if made and os.listdir(folder) == [".lock"]:
+            if made and folder.exists() and os.listdir(folder) == [".lock"]:
                 discard(folder)
                 with suppress(OSError):  # of others, who have put something there meanwhile
                     for parent in made[1:]:

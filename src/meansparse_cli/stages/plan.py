@@ -148,14 +148,8 @@ def plan_grid(context: RunContext[Any], grid: VariantGrid, variants: Sequence[Va
     missing = sum(grid.count_missing(b, wanted) for b in range(len(grid.blocks)))
     what = f"{n:,} images x {len(variants)} variants x {sum(map(len, grid.attacks.values()))} attacks"
     what += f" x {n_eps} eps" if n_eps > 1 else ""
-    tell(
-        context.stage,
-        context.device,
-        what,
-        passes=passes,
-        seconds=seconds,
-        done=(1 - missing / max(triples, 1)) / n_eps,
-    )
+    done = (1 - missing / max(triples, 1)) / n_eps
+    tell(context.stage, context.device, what, passes=passes, seconds=seconds, done=done)
 
 
 def plan_judging(context: RunContext[VerifyConfig], problem: Problem, few: Examples, *, n: int, n_done: int) -> None:

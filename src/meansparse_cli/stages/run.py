@@ -29,7 +29,7 @@ from ..settings.values import eps_for
 from .calibrate import chosen_images
 from .fetch import ensure_fetched
 from .gather import begin_anew
-from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here
+from .workers import Rank, as_ranks, in_processes, n_jobs, rank_here, refuse_fresh_plan
 
 OF_EVALUATE = ("n_examples", "attack")
 """Options of ``run`` that mean the last stage alone."""
@@ -76,8 +76,7 @@ def run_stage(command: str, flags: dict[str, Any], given: StageArguments) -> Pat
         return stage.do(fresh=given.fresh)
     assert isinstance(given, SharedArguments)
     if settings.plan:
-        if given.fresh:
-            raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
+        refuse_fresh_plan(given)
         return None if rank and rank.number > 0 else stage.do()
     jobs = n_jobs(given, settings.device, rank)
     if rank and settings.shard == f"{rank.number + 1}/{rank.world}":  # --shard auto

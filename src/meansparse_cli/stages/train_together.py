@@ -11,15 +11,14 @@ from ..runs.folder import run_folder_lock
 from ..settings.arguments import TrainArguments
 from ..settings.training import TrainConfig
 from .train import REPORT, train, train_folder
-from .workers import as_local_ranks, met, n_jobs, quiet, rank_here
+from .workers import as_local_ranks, met, n_jobs, quiet, rank_here, refuse_fresh_plan
 
 
 def train_together(config: TrainConfig, sources: dict[str, str], given: TrainArguments) -> Path | None:
     """``train`` by as many workers as are asked for, which share each batch; None, too, on all ranks but the first."""
     jobs = n_jobs(given, config.device, rank := rank_here())
     if config.plan:
-        if given.fresh:
-            raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
+        refuse_fresh_plan(given)
         return None if rank and rank.number > 0 else train(config, sources)
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     n = rank.world if rank else jobs or 1

@@ -23,7 +23,7 @@ import torch
 from ..errors import ConfigError, MeanSparseError
 from ..reporting.console import console, heartbeat, note
 from ..runs.device import cores_here
-from ..settings.arguments import TrainArguments
+from ..settings.arguments import StageArguments, TrainArguments
 
 MEETING = timedelta(minutes=10)
 """How long ranks look for each other at the beginning."""
@@ -185,6 +185,12 @@ def quiet(is_quiet: bool) -> Iterator[None]:
         yield
     finally:
         console.quiet = before
+
+
+def refuse_fresh_plan(given: StageArguments) -> None:
+    """Refuse a plan of what is thrown away first."""
+    if given.fresh:
+        raise ConfigError("--plan with --fresh, which throws away what is done", hint="leave one of them out")
 
 
 def n_jobs(given: TrainArguments, device: str, rank: Rank | None) -> int | None:
