@@ -1,6 +1,7 @@
-"""What the attacks of other packages break of what an evaluation left.
+r"""What the attacks of other packages break of what an evaluation left.
 
-    pip install --no-deps adv-lib torchattacks
+    echo 'setuptools<81' > old && PIP_CONSTRAINT=old pip install --no-deps adv-lib torchattacks visdom \
+        jsonpatch jsonpointer tornado websocket-client  # adv-lib imports visdom, which newer setuptools cannot build
     python benchmarks/peers_on_what_is_left.py RUN --name fast --data-dir DIR --n 200
 
 ``RUN`` as for ``what_is_left.py``. Each attack faces the first N examples that are robust in the evaluation, whatever

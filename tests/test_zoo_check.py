@@ -420,6 +420,13 @@ def test_other_versions_and_edited_reports(
         zoo_check.check_zoo(one, tmp_path)
 
 
+@pytest.mark.parametrize("option", [("--shard", "1/2"), ("--jobs", "2"), ("--run", "x"), ("--fresh",)])
+def test_an_option_of_the_check_is_refused_without_it(option: tuple[str, ...]) -> None:
+    result = meansparse("models", *option)
+    assert result.exit_code == 3 and result.stdout == ""
+    assert f"{option[0]} without --check" in said(result)
+
+
 def test_only_zoo_entries_are_checked() -> None:
     result = meansparse("models", "--check", "--dataset", "digits")
     assert result.exit_code == 4 and "no entry of RobustBench's zoo" in said(result)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from ..errors import ArtifactError, DataError
+from ..errors import ArtifactError, ConfigError, DataError
 from ..files import write_bytes
 from ..foreign import reading
 from ..reporting.console import answer, console, note
@@ -154,6 +154,8 @@ def models(_: Flags, given: arguments.Models) -> None:
             answer(text)
             raise typer.Exit(0 if passed else 1)
         return
+    if idle := given.model_dump(include={"run", "shard", "jobs", "fresh"}, exclude_defaults=True):
+        raise ConfigError(f"--{min(idle)} without --check, which it belongs to", hint="meansparse models --check")
     if text := list_models(selected, as_json=given.as_json, to_terminal=sys.stdout.isatty()):
         answer(text)
 

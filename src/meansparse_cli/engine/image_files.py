@@ -8,6 +8,7 @@ Nothing in it is believed: ``evaluate --pool`` tries on both models what keeps t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,13 @@ class MatchedImages:
     rows: Tensor
     is_whole: bool = False
     """Of the whole test set, in its order: the file says nothing of which were attacked."""
+
+    @cached_property
+    def image_of(self) -> Tensor:
+        """(n,): the place in ``images`` of each evaluated example's image; -1 where it has none."""
+        places = torch.full((len(self.evaluated),), -1)
+        places[self.rows] = torch.arange(len(self.rows))
+        return places
 
 
 def read_images(path: Path) -> list[ImageSet]:

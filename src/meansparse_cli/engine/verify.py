@@ -66,10 +66,9 @@ def judge_images(given: MatchedImages, rows: Tensor, examples: Examples, problem
     By a sparsified model at 0 and at ``alpha``, or a base one. An image that breaks the rules shows nothing: its
     example counts as if it had none.
     """
-    image_of = torch.full((len(given.evaluated),), -1)
-    image_of[given.rows] = torch.arange(len(given.rows))
-    has_image = image_of[rows] >= 0
-    images, clean = given.images[image_of[rows][has_image]], examples.x[has_image]
+    places = given.image_of[rows]
+    has_image = places >= 0
+    images, clean = given.images[places[has_image]], examples.x[has_image]
     kept = compliance(images, clean, problem.budget, slack=ROUNDING[problem.budget.norm])
     shown = examples.x.clone()
     shown[has_image] = torch.where(per_image(kept.allowed), images, clean)
