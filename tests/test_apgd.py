@@ -14,7 +14,6 @@ from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.attacks.losses import (
     choose_loss,
     dlr,
-    likely_targets,
     margin,
     probability_margin,
     targeted_dlr,
@@ -23,6 +22,7 @@ from meansparse_cli.attacks.losses import (
 )
 from meansparse_cli.attacks.problem import Budget, Problem
 from meansparse_cli.attacks.queue import AttackTask, SearchOutcome, search
+from meansparse_cli.attacks.targets import likely_targets
 from meansparse_cli.data.examples import Examples
 
 N_EXAMPLES = 10

@@ -21,7 +21,13 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.errors import AttackError, ConfigError, DataError
 
 SHAPE = (3, 6, 6)
-SHORT_ATTACKS = ["apgd-margin-30", "apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-t3-30"]
+SHORT_ATTACKS = [
+    "apgd-margin-30",
+    "apgd-probability-40",
+    "apgd-margin-t3-30",
+    "apgd-probability-t3-30",
+    "apgd-margin-near3-30",
+]
 COSINE_ATTACKS = ["cosine-margin-2x80", "cosine-probability-2x80"]
 GRADIENT_ATTACKS = ["pgd-50", "adaptive-1-1", "apgd-ce", "apgd-dlr", "apgd-t", *SHORT_ATTACKS, *COSINE_ATTACKS]
 NEAREST_BROKEN = {"pgd-50": 0.6, "adaptive-1-1": 0.6, "apgd-ce": 0.6, "apgd-dlr": 0.9, "apgd-t": 0.99}
@@ -30,7 +36,7 @@ BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
 ONE_OF_EACH = [  # search families and backward rules
     *("pgd-50", "adaptive-2-2", "apgd-ce", "apgd-t", "fab-t", "square"),
     *("bpda-apgd-ce", "soft-0.2-apgd-ce", "base-gradient-apgd-dlr"),
-    *("soft-0.05-apgd-margin-30", "bpda-apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-t3-30"),
+    *("soft-0.05-apgd-margin-30", "bpda-apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-near3-30"),
     *COSINE_ATTACKS,
 ]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
@@ -114,6 +120,19 @@ def test_linear_model_is_broken_exactly_where_theory_says(name: str, n_classes: 
 
 
 @budgets
+@pytest.mark.parametrize("n_classes", [2, 4, 10])
+def test_one_target_is_enough_where_it_is_the_nearest_class(n_classes: int, budget: Budget) -> None:
+    model = Linear(n_classes)
+    x, y = at_distances(model, [0.995, 1.005] * 10, budget)
+    nearest = attack("apgd-margin-near1-30", model, x, y, budget, n_classes=n_classes, batch_size=7)
+    assert nearest.broken.tolist() == [True, False] * 10
+    likeliest = attack("apgd-margin-t1-30", model, x, y, budget, n_classes=n_classes)
+    more = nearest.passes[1::2] - likeliest.passes[1::2]
+    assert more.tolist() == [[1, n_classes - 1]] * 10, "a forward pass, and a backward pass a class"
+    assert (int(likeliest.broken.sum()) < 10) == (n_classes > 2), "the likeliest class is not always the nearest"
+
+
+@budgets
 @pytest.mark.parametrize("name", ["fab-t", "square"])
 @pytest.mark.parametrize("n_classes", range(2, 13))
 def test_fab_and_square_on_a_linear_model(name: str, n_classes: int, budget: Budget) -> None:
@@ -165,7 +184,7 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
         assert torch.equal(result.broken, reference.broken[rows])
         assert torch.equal(result.adversarial, reference.adversarial[rows])
     # on a linear model the sign of a margin's gradient is the same everywhere: one step arrives in the same corner
-    if name not in ("fab-t", "apgd-margin-t3-30"):
+    if name not in ("fab-t", "apgd-margin-t3-30", "apgd-margin-near3-30"):
         assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
 
 
@@ -462,6 +481,8 @@ def test_names_with_numbers() -> None:
     assert (targeted.search, targeted.backward, targeted.cost) == ("apgd-margin-t", "soft:0.05", 271)
     assert targeted.start == find_attack("apgd-margin-t3-30").start  # equal on the base model
     assert find_attack("bpda-apgd-dlr-t4-40").search == "apgd-t"
+    nearest = find_attack("soft-0.05-apgd-margin-near3-30")
+    assert (nearest.search, nearest.backward, nearest.cost) == ("apgd-margin-t", "soft:0.05", 271 + 19)
     assert find_attack("base-gradient-cosine-margin-6x80").backward == "base"
     assert find_attack("adaptive-1-2:0.5").options == (("p", 1), ("q", 2), ("weight", 0.5))
     assert find_attack("adaptive-2-2").options == (("p", 2), ("q", 2))

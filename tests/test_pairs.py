@@ -262,7 +262,7 @@ def test_other_images_or_settings_are_not_mistaken_for_these(
     assert store_in(tmp_path, model, examples, bpda=("bpda-apgd-dlr",)).count_missing(0, {"plain": [other.base]}) == 8
 
 
-@pytest.mark.parametrize("name", ["square", "fab-t", "adaptive-1-1"])
+@pytest.mark.parametrize("name", ["square", "fab-t", "adaptive-1-1", "soft-0.05-apgd-margin-near1-10"])
 def test_other_attacks_break_a_pair_as_they_would_alone(
     name: str, model: SparsifiedModel, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,11 +23,17 @@ class APGDRule(Ascent):
     """
 
     def __init__(
-        self, problem: Problem, *, loss: LossName = "ce", n_steps: int | None = None, n_attempts: int | None = None
+        self,
+        problem: Problem,
+        *,
+        loss: LossName = "ce",
+        n_steps: int | None = None,
+        n_attempts: int | None = None,
+        n_candidates: int = 0,
     ) -> None:
         n_steps = n_steps or N_STEPS
         super().__init__(problem.budget, choose_loss(loss, problem.n_classes), boundary_start, n_steps)
-        self.is_targeted = loss.endswith("-targeted")
+        self.is_targeted, self.n_candidates = loss.endswith("-targeted"), n_candidates
         self.n_attempts = n_attempts or (N_TARGETS if self.is_targeted else 1)
         # Checkpoints (section 3): the first after 22 % of the steps, each next one 3 % sooner, at least 6 % apart.
         self.first_interval = max(int(0.22 * n_steps), 1)

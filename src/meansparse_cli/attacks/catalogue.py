@@ -53,6 +53,8 @@ _LOSSES = {
 }
 SHARPEST_BAND = 0.01
 """Standard deviations; the catalogue's sharpest band, 0.05, which breaks most after identity, is five times as soft."""
+N_CANDIDATES = 9
+"""The likeliest classes, of which the nearest are aimed at; AutoAttack's targeted attacks aim at all of them."""
 TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
@@ -104,14 +106,20 @@ def _adaptive(p: int, q: int, weight: str | None) -> AttackSpec:
     return AttackSpec(name, description, "adaptive", 204, options=options, start_of="adaptive", has_hooks=True)
 
 
-def _short(prefix: str | None, loss: str, n_targets: str | None, n_steps: str) -> AttackSpec:
-    """APGD of so many steps, on each of ``n_targets`` classes or untargeted; one start whatever the backward rule."""
-    name = f"apgd-{loss}" + (f"-t{n_targets}" if n_targets else "") + f"-{n_steps}"
+def _short(prefix: str | None, loss: str, order: str | None, n_targets: str | None, n_steps: str) -> AttackSpec:
+    """APGD of so many steps, on each of ``n_targets`` classes or untargeted; one start whatever the backward rule.
+
+    ``order`` of the targets: ``t``, the likeliest; ``near``, of the likeliest the nearest (``targets.nearest_first``).
+    """
+    name = f"apgd-{loss}" + (f"-{order}{n_targets}" if n_targets else "") + f"-{n_steps}"
     search = f"apgd-{loss}" + ("-t" if n_targets else "")
     words = f"APGD on the {'targeted ' if n_targets else ''}{_LOSSES[loss]}, {n_steps} steps"
-    words += f" for each of {n_targets} target classes" if n_targets else ", 1 start"
-    options = (("n_steps", int(n_steps)), ("n_attempts", int(n_targets or 1)))
+    nearest = f", of the {N_CANDIDATES} likeliest those nearest to the first order" if order == "near" else ""
+    words += f" for each of {n_targets} target classes{nearest}" if n_targets else ", 1 start"
+    options: tuple[tuple[str, float], ...] = (("n_steps", int(n_steps)), ("n_attempts", int(n_targets or 1)))
     cost = 1 + 3 * int(n_steps) * int(n_targets or 1)
+    if nearest:
+        options, cost = (*options, ("n_candidates", N_CANDIDATES)), cost + 1 + 2 * N_CANDIDATES
     plain = AttackSpec(name, words, "apgd-t" if search == "apgd-dlr-t" else search, cost, options=options)
     return _through(prefix, plain, start_of=name)
 
@@ -176,8 +184,8 @@ _FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
     (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
     (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
     (rf"(soft-{_NUMBER}|base-gradient)-(apgd-ce|apgd-dlr|apgd-t)", lambda prefix, search: _apgd(search, prefix)),
-    (rf"{_PREFIX}apgd-(ce|dlr|margin|probability)-([1-9]\d*)", lambda rule, loss, n: _short(rule, loss, None, n)),
-    (rf"{_PREFIX}apgd-(dlr|margin|probability)-t([1-9]\d*)-([1-9]\d*)", _short),
+    (rf"{_PREFIX}apgd-(ce|dlr|margin|probability)-([1-9]\d*)", lambda rule, loss, n: _short(rule, loss, None, None, n)),
+    (rf"{_PREFIX}apgd-(dlr|margin|probability)-(t|near)([1-9]\d*)-([1-9]\d*)", _short),
     (rf"{_PREFIX}cosine-(margin|probability)-([1-9]\d*)x([1-9]\d*)", _cosine),
 )
 

@@ -76,11 +76,5 @@ def choose_loss(name: LossName, n_classes: int) -> Loss:
     return LOSSES[name]
 
 
-def likely_targets(clean_logits: Tensor, n_targets: int = N_TARGETS) -> Tensor:
-    """(n, n_classes) -> (n, min(n_targets, n_classes - 1)): the classes after the top one, highest logit first."""
-    by_logit = clean_logits.sort(dim=1).indices.flip(1)
-    return by_logit[:, 1 : 1 + n_targets]
-
-
 def _pick(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None]).squeeze(1)

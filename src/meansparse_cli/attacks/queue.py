@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.examples import Examples
 from .budget import example_generator
 from .judge import CountedModel
-from .losses import likely_targets
 from .problem import Problem
+from .targets import likely_targets, nearest_first
 
 Batch = dict[str, Tensor]
 """Tensors of one length on the model's device, a row an active example. Always there: ``example`` (its position),
@@ -71,6 +71,8 @@ class Rule(Protocol):
     n_attempts: int = 1
     """How often an example that is not broken comes round again, each time from another start; at most as often as
     there are other classes where the rule is targeted."""
+    n_candidates: int = 0
+    """Of so many of the likeliest classes it aims at those nearest to the image; 0: at the likeliest themselves."""
 
     def begin(self, batch: Batch, generators: Iterator[torch.Generator]) -> None:
         """Add the rule's own state to freshly admitted rows; each row draws what it needs from its own generator."""
@@ -106,15 +108,35 @@ class _Queue:
 
     def __init__(self, task: AttackTask, rule: Rule) -> None:
         self.task, self.rule, x = task, rule, task.examples.x
-        y = task.examples.y[:, None].expand(-1, rule.n_attempts)
-        self.targets = likely_targets(task.clean_logits, rule.n_attempts) if rule.is_targeted else y
+        self.points, self.claimed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.passes = torch.zeros(len(x), 2, dtype=torch.int64)
+        self.targets = self._targets()
         n, self.n_attempts = self.targets.shape
-        self.points, self.claimed = x.clone(), torch.zeros(n, dtype=torch.bool, device=x.device)
-        self.passes = torch.zeros(n, 2, dtype=torch.int64)
         self.waiting = deque((example, 0) for example in range(n))
         self.slots: list[Slot] = []
         self.batch: Batch = {}
         self.n_attempts_done = self.n_told = 0
+
+    def _targets(self) -> Tensor:
+        """(n, n_attempts): the class that each attempt at an example aims at; its own where the rule has no target."""
+        task, rule = self.task, self.rule
+        if not rule.is_targeted:
+            return task.examples.y[:, None].expand(-1, rule.n_attempts)
+        targets = likely_targets(task.clean_logits, rule.n_candidates or rule.n_attempts)
+        if rule.n_candidates:
+            parts = torch.arange(len(targets), device=targets.device).split(task.problem.batch_that_fits)
+            targets = torch.cat([self._nearest_first(rows, targets[rows]) for rows in parts])
+        return targets[:, : rule.n_attempts]
+
+    def _nearest_first(self, rows: Tensor, targets: Tensor) -> Tensor:
+        part, model, norm = self.task.at(rows), self.task.model, self.task.problem.budget.norm
+        n_forward, n_backward = model.forward_passes, model.backward_passes
+        x, y, aimed = (tensor.to(model.device) for tensor in (part.examples.x, part.examples.y, targets))
+        alphas = None if part.alphas is None else part.alphas.to(model.device)
+        ordered = nearest_first(model, x.contiguous(), y, aimed, norm, alphas)
+        spent = torch.tensor([model.forward_passes - n_forward, model.backward_passes - n_backward])
+        self.passes[rows.cpu()] += spent // len(rows)
+        return ordered.to(targets.device)
 
     def admit(self) -> bool:
         """Fill the batch up; false where nobody is in it, nor waits."""
