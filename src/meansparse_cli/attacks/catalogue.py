@@ -114,12 +114,13 @@ def _short(prefix: str | None, loss: str, order: str | None, n_targets: str | No
     name = f"apgd-{loss}" + (f"-{order}{n_targets}" if n_targets else "") + f"-{n_steps}"
     search = f"apgd-{loss}" + ("-t" if n_targets else "")
     words = f"APGD on the {'targeted ' if n_targets else ''}{_LOSSES[loss]}, {n_steps} steps"
-    nearest = f", of the {N_CANDIDATES} likeliest those nearest to the first order" if order == "near" else ""
+    n_candidates = max(N_CANDIDATES, int(n_targets or 1)) if order == "near" else 0
+    nearest = f", of the {n_candidates} likeliest those nearest to the first order" if n_candidates else ""
     words += f" for each of {n_targets} target classes{nearest}" if n_targets else ", 1 start"
     options: tuple[tuple[str, float], ...] = (("n_steps", int(n_steps)), ("n_attempts", int(n_targets or 1)))
     cost = 1 + 3 * int(n_steps) * int(n_targets or 1)
-    if nearest:
-        options, cost = (*options, ("n_candidates", N_CANDIDATES)), cost + 1 + 2 * N_CANDIDATES
+    if n_candidates:
+        options, cost = (*options, ("n_candidates", n_candidates)), cost + 1 + 2 * n_candidates
     plain = AttackSpec(name, words, "apgd-t" if search == "apgd-dlr-t" else search, cost, options=options)
     return _through(prefix, plain, start_of=name)
 
