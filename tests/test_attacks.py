@@ -36,7 +36,7 @@ BUDGETS = [Budget("Linf", 8 / 255), Budget("L2", 0.25)]
 ONE_OF_EACH = [  # search families and backward rules
     *("pgd-50", "adaptive-2-2", "apgd-ce", "apgd-t", "fab-t", "square"),
     *("bpda-apgd-ce", "soft-0.2-apgd-ce", "base-gradient-apgd-dlr"),
-    *("soft-0.05-apgd-margin-30", "bpda-apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-near3-30"),
+    *("soft-0.05to0.005-apgd-margin-30", "bpda-apgd-probability-40", "apgd-margin-t3-30", "apgd-probability-near3-30"),
     *COSINE_ATTACKS,
 ]
 budgets = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.norm)
@@ -186,6 +186,24 @@ def test_same_seed_same_result_for_every_batch_size_and_order(name: str) -> None
     # on a linear model the sign of a margin's gradient is the same everywhere: one step arrives in the same corner
     if name not in ("fab-t", "apgd-margin-t3-30", "apgd-margin-near3-30"):
         assert not torch.equal(run(torch.arange(8), 8, seed=1).adversarial, reference.adversarial)
+
+
+def test_a_band_narrows_with_the_steps_of_each_example_alone() -> None:
+    model, budget = BandedNet(threshold=4.0), BUDGETS[0]
+    x = 0.5 + torch.linspace(-0.02, 0.02, 7).view(-1, 1, 1, 1) * torch.ones(7, *SHAPE)
+    examples = Examples(x, torch.zeros(7, dtype=torch.int64), torch.arange(7))
+    name, edges = "soft-0.5to0.05-apgd-margin-t3-30", list[Tensor]()
+    results = [run_attack(name, Problem(model, budget, 4, 0, batch_size), examples) for batch_size in (1, 3, 7)]
+    assert results[0].broken.any() and not results[0].broken.all()
+    for other in results[1:]:
+        assert torch.equal(other.adversarial, results[0].adversarial)
+        assert torch.equal(other.passes, results[0].passes)
+    model.mean_sparse.register_forward_hook(
+        lambda operator, *_: None if operator.example_progress is None else edges.append(operator.example_progress)
+    )
+    run_attack(name, Problem(model, budget, 4, 0, 7), examples.at(~results[0].broken))
+    seen = torch.stack([edge[0] for edge in edges]).view(3, 31)
+    torch.testing.assert_close(seen, (torch.arange(31) / 30).expand(3, 31))
 
 
 @pytest.mark.parametrize("name", ["apgd-t", "square"])
@@ -487,9 +505,20 @@ def test_names_with_numbers() -> None:
     assert find_attack("adaptive-1-2:0.5").options == (("p", 1), ("q", 2), ("weight", 0.5))
     assert find_attack("adaptive-2-2").options == (("p", 2), ("q", 2))
     assert find_attack("soft-0.3-apgd-t").backward == "soft:0.3"
+    narrowing = find_attack("soft-0.05to5e-3-apgd-margin-near2-40")
+    assert (narrowing.backward, narrowing.start, narrowing.is_bpda) == ("soft:0.05to5e-3", "apgd-margin-near2-40", True)
+    assert "edge is 0.05 to 5e-3 std soft" in narrowing.description
     assert find_attack("base-gradient-apgd-t").backward == "base"
     assert expand_attacks(["pgd-20", "apgd-ce", "soft-1-apgd-ce"]) == ["pgd-20", "apgd-ce", "soft-1-apgd-ce"]
-    for name in ("pgd-0", "pgd-", "adaptive-0-1", "adaptive-1-1:x", "soft-0-apgd-ce", "soft-0.1-fab-t"):
+    for name in (
+        "pgd-0",
+        "pgd-",
+        "adaptive-0-1",
+        "adaptive-1-1:x",
+        "soft-0-apgd-ce",
+        "soft-0.1to0-apgd-ce",
+        "soft-0.1-fab-t",
+    ):
         with pytest.raises(ConfigError):
             find_attack(name)
 

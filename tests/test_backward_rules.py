@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from meansparse_cli.attacks.judge import CountedModel
 from meansparse_cli.errors import ConfigError
-from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, operators_off, straight_through
+from meansparse_cli.operator.active import (
+    alpha_set,
+    backward_rule,
+    example_alphas_set,
+    operators_off,
+    progress_set,
+    straight_through,
+)
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
 from meansparse_cli.operator.function import mean_sparsify, parse_backward_rule
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
@@ -84,11 +91,43 @@ def test_every_example_has_its_own_alpha_under_every_rule(network: nn.Module, im
             torch.testing.assert_close(mixed[alphas == alpha], alone[alphas == alpha], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [0.5, torch.tensor([0.25, 1.0, 0.0])])
+def test_a_band_that_narrows_has_the_edge_of_each_examples_own_progress(weight: float | Tensor) -> None:
+    operator = MeanSparse(torch.zeros(3), torch.tensor([0.5, 1.0, 2.0]), 0.6, weight=weight)
+    x = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    progress = torch.tensor([0.0, 0.5, 1.0] * 2)
+    with backward_rule(operator, "soft:0.4to0.1"):
+        assert torch.equal(gradient(operator, x)[0], operator(x))
+        with progress_set(operator, progress):
+            narrowing = gradient(operator, x)[1]
+        first = gradient(operator, x)[1]
+    for value, width in ((0.0, 0.4), (0.5, 0.2), (1.0, 0.1)):
+        with backward_rule(operator, f"soft:{width}"), progress_set(operator, progress):  # which changes no other rule
+            fixed = gradient(operator, x)[1]
+        torch.testing.assert_close(narrowing[progress == value], fixed[progress == value], rtol=1e-4, atol=1e-6)
+    assert torch.equal(first[::3], narrowing[::3]) and not torch.equal(first[1::3], narrowing[1::3])
+    assert operator.example_progress is None
+
+
+def test_an_edge_a_row_is_the_same_in_the_pieces_of_a_large_input() -> None:
+    x = torch.randn(40, 4, 96, 96, generator=torch.Generator().manual_seed(0))
+    edge = torch.linspace(0.01, 1, 40).view(-1, 1, 1, 1) * torch.ones(1, 4, 1, 1)
+    mean, threshold = torch.zeros(1, 4, 1, 1), torch.full((1, 4, 1, 1), 0.5)
+
+    def slope(rows: slice) -> Tensor:
+        part = x[rows].clone().requires_grad_()
+        return torch.autograd.grad(mean_sparsify(part, mean, threshold, soft_edge=edge[rows]).sum(), part)[0]
+
+    whole = slope(slice(None))
+    for row in (0, 17, 39):
+        torch.testing.assert_close(whole[row : row + 1], slope(slice(row, row + 1)), rtol=1e-5, atol=1e-6)
+
+
 def test_rules_survive_compilation(images: Tensor) -> None:
     model = sparsified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), images)
     compiled = torch.compile(model, backend="aot_eager")
-    for rule in ("true", "identity", "soft:0.1"):
-        with backward_rule(model, rule):
+    for rule in ("true", "identity", "soft:0.1", "soft:0.1to0.01"):
+        with backward_rule(model, rule), progress_set(model, torch.linspace(0, 1, len(images))):
             for ours, theirs in zip(gradient(compiled, images), gradient(model, images), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -119,7 +158,17 @@ def test_rules_nest_and_unknown_ones_are_refused() -> None:
             assert model.straight_through
         assert model.rule == parse_backward_rule("soft:0.5") and not model.straight_through
     assert model.rule == parse_backward_rule("true")
-    for rule in ("soft", "soft:0", "soft:-1", "soft:x", "hard", "soft:inf"):
+    for rule in (
+        "soft",
+        "soft:0",
+        "soft:-1",
+        "soft:x",
+        "hard",
+        "soft:inf",
+        "soft:0.1to0",
+        "soft:0.1to",
+        "soft:3to2to1",
+    ):
         with pytest.raises(ConfigError, match="backward rule"):
             parse_backward_rule(rule)
 

@@ -1,4 +1,4 @@
-"""Names to models: exact, shortened, mistyped, of another data set; and the four kinds of model loaded."""
+"""Names to models: exact, shortened, mistyped, of another data set; and the five kinds of model loaded."""
 
 import json
 from pathlib import Path

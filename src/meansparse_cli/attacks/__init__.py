@@ -8,7 +8,8 @@ folding                       batch norms folded while a search runs
 queue                         keeps the batch of a search full; each attack is a rule of it:
 ascent, apgd, pgd, adaptive   gradients of a loss
 fab; square                   the boundary; a black box
-losses, budget                losses to climb; distances, projections and random starts in the ball of a budget
+losses, targets               losses to climb; the classes that are aimed at
+budget                        distances, projections and random starts in the ball of a budget
 
 Importing this package does not import torch, so that ``--help`` can list the attacks at once. How to add one:
 ``docs/development/adding-an-attack.md``.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..operator.active import progress_set
 from .budget import Start, finite, linf_bounds, per_image, project, steepest
 from .judge import CountedModel, misclassified
 from .losses import Loss
@@ -36,7 +37,7 @@ class Ascent(Rule):
     def look(self, model: CountedModel, batch: Batch) -> list[bool]:
         point = batch["point"].detach().requires_grad_()
         n, n_forward, n_backward = len(point), model.forward_passes, model.backward_passes
-        with torch.enable_grad():
+        with torch.enable_grad(), progress_set(model.model, batch["step"] / self.n_steps):
             logits = model(point, batch.get("alphas"))
             loss = self.loss(logits, batch["y"], batch["target"])
         improved = loss.detach() > batch["best_loss"]

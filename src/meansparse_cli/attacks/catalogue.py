@@ -14,9 +14,9 @@ class AttackSpec:
 
     ``search`` is the family that looks for adversarial images (``runner.SEARCHES``), ``options`` what it is called
     with. ``backward`` is what its gradients meet at every MeanSparse operator: ``true`` (plain attacks), ``identity``,
-    ``soft:T`` or ``base``, the base model's (``operator.active.backward_rule``, ``judge.CountedModel``). ``cost`` is
-    that of an example that survives, in forward passes at 10 classes, a backward pass counted as two. ``start_of``:
-    whose random starts it shares, where not its own. ``has_hooks``: it puts hooks on the operators.
+    ``soft:T``, ``soft:TtoL`` or ``base``, the base model's (``operator.active.backward_rule``, ``judge.CountedModel``).
+    ``cost`` is that of an example that survives, in forward passes at 10 classes, a backward pass counted as two.
+    ``start_of``: whose random starts it shares, where not its own. ``has_hooks``: it puts hooks on the operators.
     """
 
     name: str
@@ -36,7 +36,7 @@ class AttackSpec:
     def is_bpda(self) -> bool:
         """Do its gradients meet something else than the operator's derivative? A very sharp band is next to that."""
         if self.backward.startswith("soft:"):
-            return float(self.backward.removeprefix("soft:")) >= SHARPEST_BAND
+            return _widths(self.backward.removeprefix("soft:"))[0] >= SHARPEST_BAND
         return self.backward != "true"
 
 
@@ -59,6 +59,11 @@ TEMPERATURES = ("0.05", "0.2", "0.5")
 """Of the soft bands in the catalogue, in standard deviations; any other is written ``soft-T-apgd-ce``."""
 
 
+def _widths(text: str) -> list[float]:
+    """``T`` or ``TtoL``, the width of a soft edge, at first and at last."""
+    return [float(width) for width in text.split("to")]
+
+
 def _through(prefix: str | None, plain: AttackSpec, *, start_of: str = "") -> AttackSpec:
     """An attack through the backward rule that ``prefix`` names; the ``plain`` one itself without a prefix."""
     if not prefix:
@@ -68,9 +73,9 @@ def _through(prefix: str | None, plain: AttackSpec, *, start_of: str = "") -> At
     elif prefix == "base-gradient":
         backward, words = "base", ", with the base model's gradients (BPDA)"
     else:
-        temperature = prefix.removeprefix("soft-")
-        backward, words = f"soft:{temperature}", f", with the gradients of a band whose edge is {temperature} std soft"
-        words += " (BPDA)" if float(temperature) >= SHARPEST_BAND else ""
+        width = prefix.removeprefix("soft-")
+        words = f", with the gradients of a band whose edge is {width.replace('to', ' to ')} std soft"
+        backward, words = f"soft:{width}", words + (" (BPDA)" if _widths(width)[0] >= SHARPEST_BAND else "")
     passes = 4 / 3 if backward == "base" else 1  # two forward passes a step
     return replace(
         plain,
@@ -170,7 +175,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "apgd": ("apgd-ce", "apgd-dlr"),
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),  # AutoAttack's standard version
     "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    # identity and a soft edge: each breaks what the other leaves (README, "What it measures")
+    # identity and a soft edge: each breaks what the other leaves (docs/results/fast.md)
     "bpda": ("bpda-apgd-ce", "bpda-apgd-dlr", "bpda-apgd-t", "soft-0.05-apgd-ce", "soft-0.05-apgd-dlr"),
     "backward": tuple(name for name, spec in ATTACKS.items() if spec.backward != "true"),
     "adaptive": ("adaptive-1-1", "adaptive-2-2"),
@@ -180,11 +185,12 @@ PRESETS: dict[str, tuple[str, ...]] = {
 """Names for sets of attacks."""
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
-_PREFIX = rf"(?:(bpda|base-gradient|soft-{_NUMBER})-)?"
+_SOFT = rf"soft-{_NUMBER}(?:to{_NUMBER})?"
+_PREFIX = rf"(?:(bpda|base-gradient|{_SOFT})-)?"
 _FAMILIES: tuple[tuple[str, Callable[..., AttackSpec]], ...] = (
     (r"pgd-([1-9]\d*)", lambda n_steps: _pgd(int(n_steps))),
     (rf"adaptive-([1-9])-([1-9])(?::({_NUMBER}))?", lambda p, q, weight: _adaptive(int(p), int(q), weight)),
-    (rf"(soft-{_NUMBER}|base-gradient)-(apgd-ce|apgd-dlr|apgd-t)", lambda prefix, search: _apgd(search, prefix)),
+    (rf"({_SOFT}|base-gradient)-(apgd-ce|apgd-dlr|apgd-t)", lambda prefix, search: _apgd(search, prefix)),
     (rf"{_PREFIX}apgd-(ce|dlr|margin|probability)-([1-9]\d*)", lambda rule, loss, n: _short(rule, loss, None, None, n)),
     (rf"{_PREFIX}apgd-(dlr|margin|probability)-(t|near)([1-9]\d*)-([1-9]\d*)", _short),
     (rf"{_PREFIX}cosine-(margin|probability)-([1-9]\d*)x([1-9]\d*)", _cosine),
@@ -198,7 +204,7 @@ def find_attack(name: str) -> AttackSpec:
     for pattern, make in _FAMILIES:
         if match := re.fullmatch(pattern, name):
             spec = make(*match.groups())
-            if spec.backward.startswith("soft") and float(spec.backward.split(":")[1]) <= 0:
+            if spec.backward.startswith("soft") and min(_widths(spec.backward.removeprefix("soft:"))) <= 0:
                 raise ConfigError(f"{name}: the temperature must be above 0")
             return spec
     nearest = difflib.get_close_matches(name.lower(), [*ATTACKS, *PRESETS], n=3, cutoff=0.5)

@@ -32,10 +32,10 @@ def _aside() -> contextlib.AbstractContextManager[object]:
 
 def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
     """The report of one stage; of ``run`` that of the last."""
-    _done(name, flags, given)
+    _do(name, flags, given)
 
 
-def _done(name: str, flags: Flags, given: arguments.StageArguments) -> Path | None:
+def _do(name: str, flags: Flags, given: arguments.StageArguments) -> Path | None:
     """The path of the report that was the answer; None where nothing was, as of a plan."""
     from ..stages.run import run_all, run_stage
 
@@ -105,7 +105,7 @@ def export(_: Flags, given: arguments.Export) -> None:
 
 def verify(flags: Flags, given: arguments.StageArguments) -> None:
     """The report; and an error where an image breaks the rules."""
-    path = _done("verify", flags, given)
+    path = _do("verify", flags, given)
     if path is not None and not read_report(path, "verify", mend="")["results"].get("admissible", True):
         note("some images break the rules: no attacker may use them")
         raise typer.Exit(DataError.exit_code)

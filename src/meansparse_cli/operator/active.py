@@ -63,6 +63,12 @@ def backward_rule(model: nn.Module, rule: str) -> AbstractContextManager[None]:
     return _changed(operators, "rule", [parse_backward_rule(rule)] * len(operators))
 
 
+def progress_set(model: nn.Module, progress: Tensor) -> AbstractContextManager[None]:
+    """How far the search of each image of the next batch has come, (n,) from 0 to 1, for a band that narrows."""
+    operators = [operator for operator in operators_of(model) if operator.rule.last is not None]
+    return _changed(operators, "example_progress", [progress] * len(operators))
+
+
 def straight_through(model: nn.Module) -> AbstractContextManager[None]:
     """Back-propagate straight through every operator (BPDA)."""
     return backward_rule(model, IDENTITY.name)

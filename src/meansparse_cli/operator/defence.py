@@ -49,7 +49,7 @@ class Choice(Operator):
         out = self.defended(x)
         if self.example_alphas is None:
             return out
-        rows = self._rows(self.example_alphas, len(x)).view(-1, *[1] * (out.ndim - 1))
+        rows = self._rows(self.example_alphas, len(x), out.ndim)
         return torch.where(rows > 0, out, self.off(x))
 
     def defended(self, x: Tensor) -> Tensor:

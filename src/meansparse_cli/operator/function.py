@@ -49,9 +49,11 @@ class Band:
 
     def of_rows(self, rows: slice, n_rows: int) -> "Band":
         """The band of some rows, where it has a number a row."""
-        threshold = self.threshold
-        has_rows = threshold.ndim == self.mean.ndim > 0 and len(threshold) == n_rows > 1
-        return Band(self.mean, threshold[rows], self.edge) if has_rows else self
+
+        def part(values: Tensor) -> Tensor:
+            return values[rows] if values.ndim == self.mean.ndim > 0 and len(values) == n_rows > 1 else values
+
+        return Band(self.mean, part(self.threshold), None if self.edge is None else part(self.edge))
 
 
 def _is_plain(x: Tensor, band: Band) -> bool:
@@ -187,24 +189,31 @@ def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BackwardRule:
-    """The operator's derivative: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std."""
+    """The operator's derivative: ``true``, ``identity``, or ``soft`` with a ``temperature`` in std.
+
+    With ``last`` the band narrows while a search goes on: a wide edge finds the way, a narrow one is the model's own.
+    """
 
     name: str
     temperature: float | None = None
+    last: float | None = None
 
 
 TRUE_GRADIENT, IDENTITY = BackwardRule("true"), BackwardRule("identity")
 
 
 def parse_backward_rule(text: str) -> BackwardRule:
-    """``true``, ``identity`` or ``soft:T``, T > 0 the width of the band's sigmoid edge in standard deviations."""
+    """``true``, ``identity``, ``soft:T`` or ``soft:TtoL``, for a band that narrows from T to L.
+
+    T and L, above 0, are the width of the band's sigmoid edge in standard deviations.
+    """
     if text in (TRUE_GRADIENT.name, IDENTITY.name):
         return BackwardRule(text)
-    name, _, number = text.partition(":")
+    name, _, numbers = text.partition(":")
     try:
-        temperature = float(number)
+        widths = [float(number) for number in numbers.split("to")]
     except ValueError:
-        temperature = 0.0
-    if name != "soft" or not 0 < temperature < float("inf"):
+        widths = []
+    if name != "soft" or not 1 <= len(widths) <= 2 or not all(0 < width < float("inf") for width in widths):
         raise ConfigError(f"backward rule {text!r} is not known", hint="true, identity, or soft:T such as soft:0.1")
-    return BackwardRule(name, temperature)
+    return BackwardRule(name, *widths)

@@ -17,6 +17,7 @@ class Operator(nn.Module):
     """Something done at one place of a model, and what can be set of it: ``alpha``, 0 for nothing; a backward ``rule``.
 
     ``example_alphas`` (n,): an alpha for each image of the next batches. ``is_off``: as alpha 0, whatever alpha is.
+    ``example_progress`` (n,): how far the search of each has come, from 0 to 1, for a rule that changes meanwhile.
     """
 
     alpha: Tensor
@@ -27,6 +28,7 @@ class Operator(nn.Module):
         self.rule = TRUE_GRADIENT
         self.is_off = False
         self.example_alphas: Tensor | None = None
+        self.example_progress: Tensor | None = None
         self.set_alpha(alpha)
 
     def set_alpha(self, alpha: float) -> None:
@@ -48,16 +50,16 @@ class Operator(nn.Module):
     def _does_nothing(self) -> bool:
         return self.is_off or (self._is_identity and self.example_alphas is None)
 
-    def _rows(self, alphas: Tensor, n_rows: int) -> Tensor:
-        """(n_rows,): the alpha of each row of the batch axis.
+    def _rows(self, values: Tensor, n_rows: int, n_axes: int) -> Tensor:
+        """(n_rows, 1, ...) of ``n_axes`` axes: the value, (n,) one an image, of each row of the batch axis.
 
         Windowed transformers fold their windows into it, those of one image side by side.
         """
-        if n_rows % len(alphas):
+        if n_rows % len(values):
             raise SiteError(
-                f"{len(alphas)} alphas for a batch axis of {n_rows}: this model's batch axis is not the images'"
+                f"values for {len(values)} images and a batch axis of {n_rows}: this model's batch axis is not theirs"
             )
-        return alphas.repeat_interleave(n_rows // len(alphas))
+        return values.repeat_interleave(n_rows // len(values)).view(-1, *[1] * (n_axes - 1))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -103,10 +105,7 @@ class MeanSparse(Operator):
         if self._does_nothing:
             return x
         mean, threshold, std = self._at(x)
-        edge = None
-        if self.rule.temperature is not None:
-            scale = self.rule.temperature / self.weight
-            edge = (scale.view(std.shape) if isinstance(scale, Tensor) else scale) * std
+        edge = None if self.rule.temperature is None else self._edge(self.rule.temperature, std, len(x))
         if self.shape != HARD:
             return reshaped(x, mean, threshold, self.shape, straight_through=self.straight_through, soft_edge=edge)
         return mean_sparsify(x, mean, threshold, straight_through=self.straight_through, soft_edge=edge)
@@ -128,8 +127,16 @@ class MeanSparse(Operator):
         """
         if self.example_alphas is None:
             return self.alpha * std
-        rows = self._rows(self.example_alphas, n_rows).view(-1, *[1] * (std.ndim - 1))
+        rows = self._rows(self.example_alphas, n_rows, std.ndim)
         return torch.where(rows > 0, rows * std, -1.0)
+
+    def _edge(self, width: float, std: Tensor, n_rows: int) -> Tensor:
+        """The edge of a soft band in activation units, a number a channel; where it narrows, an example and channel."""
+        weight = self.weight.view(std.shape) if isinstance(self.weight, Tensor) else self.weight
+        if self.rule.last is None or self.example_progress is None:
+            return width / weight * std
+        rows = self._rows(self.example_progress, n_rows, std.ndim)
+        return width * (self.rule.last / width) ** rows / weight * std
 
     def masked(self, x: Tensor) -> Tensor:
         """Bool, of the shape of ``x``: what the operator replaces by the mean; nothing at alpha = 0."""
