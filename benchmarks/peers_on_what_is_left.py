@@ -76,17 +76,18 @@ PEERS: dict[str, Attack] = {
 def main() -> None:
     parser = arguments(str(__doc__))
     parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--peer", choices=PEERS, action="append", help="default: all of them")
     options = parser.parse_args()
     keep_freed_memory()
     for name, problem, examples in survivors(options):
         examples = examples.at(torch.arange(min(options.n, len(examples))))
         x, y = examples.x.to(options.device), examples.y.to(options.device)
         rules = ("true",) if name == "base" else ("true", "soft:0.05")
-        for (peer, attack), rule in itertools.product(PEERS.items(), rules):
+        for peer, rule in itertools.product(options.peer or PEERS, rules):
             torch.manual_seed(problem.seed)
             try:
                 with under_attack(problem.model), backward_rule(problem.model, rule):
-                    points = attack(problem.model, x, y, problem).detach()
+                    points = PEERS[peer](problem.model, x, y, problem).detach()
             except ImportError as error:
                 print(f"{peer}: {error}", file=sys.stderr)
                 continue

@@ -530,7 +530,7 @@ def test_fast_on_two_classes_goes_on_where_it_was_interrupted(tmp_path: Path, mo
     whole = run(tmp_path / "whole", fast)
     n_calls, stop_at = len(calls), len(calls) // 2
     named = {name for name, alpha in calls if alpha == 0}
-    assert "apgd-margin-30" in named and "soft-0.05-apgd-margin-30" not in named
+    assert "apgd-margin-30" in named and "soft-0.05to0.005-apgd-margin-30" not in named
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", fast)

@@ -52,7 +52,8 @@ _LOSSES = {
     "probability": "margin of the probabilities",
 }
 SHARPEST_BAND = 0.01
-"""Standard deviations; the catalogue's sharpest band, 0.05, which breaks most after identity, is five times as soft."""
+"""Standard deviations, of the edge that a search begins with: one that is sharp from the start finds next to nothing
+in a deep network, as the operator's own step does."""
 N_CANDIDATES = 9
 """The likeliest classes, of which the nearest are aimed at; AutoAttack's targeted attacks aim at all of them."""
 TEMPERATURES = ("0.05", "0.2", "0.5")
@@ -161,11 +162,11 @@ left. ``find_attack`` knows more: ``pgd-N``, ``adaptive-P-Q:LAMBDA``, ``soft-T-a
 
 FAST = (
     "apgd-margin-30",
-    "soft-0.05-apgd-margin-30",
+    "soft-0.05to0.005-apgd-margin-30",
     "bpda-apgd-ce-30",
-    "soft-0.05-apgd-margin-t3-30",
-    "soft-0.05-apgd-probability-40",
-    "soft-0.05-apgd-ce-50",
+    "soft-0.1to0.005-apgd-probability-40",
+    "soft-0.05to0.005-apgd-dlr-50",
+    "soft-0.05to0.005-apgd-margin-near2-40",
 )
 """The plain one first, whose random start its twin through the soft band shares: the verdict needs a plain number."""
 
