@@ -1,6 +1,7 @@
 """``--plan``: what it says is near the truth in passes, and nothing is written."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,22 @@ def test_of_a_pass_for_statistics() -> None:
 def test_a_plan_throws_nothing_away() -> None:
     said = typed("evaluate", "--run", "r", "--alpha", "0.3", *EPS, "--plan", "--fresh", code=3)
     assert "throws away" in said
+
+
+def test_a_plan_of_a_chain_goes_as_far_as_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        result = CliRunner().invoke(app, command[3:])
+        told.append(" ".join(result.stderr.split()))
+        return subprocess.CompletedProcess(command, result.exit_code, stdout=result.stdout)
+
+    told: list[str] = []
+    monkeypatch.setattr(subprocess, "run", here)
+    chain = ("reproduce", "9", "--model", "digits", "--n-examples", "20", "--quick", "--run", "c", "--plan")
+    said = typed(*chain)
+    assert "plan of calibrate: " in told[0] and len(told) == 1, "nothing is measured before it"
+    assert "no plan before those above are done: meansparse measure" in said and not Path("c/calibrate.yaml").exists()
+
+    typed("calibrate", "--run", "c", "--model", "digits", "--batch-size", "250")
+    assert "no plan" not in typed(*chain) and "already done" in told[1]
+    assert "plan of measure: 20 images x 3 variants x 7 attacks x 8 eps" in told[2]
+    assert not Path("c/state/measure").exists()

@@ -85,6 +85,7 @@ class Reproduce(Arguments):
     keep_going: bool = False
     fresh: bool = False
     dry_run: bool = False
+    plan: bool = False
 
 
 class Export(Arguments):

@@ -41,9 +41,31 @@ def reproduce(config: Reproduce) -> None:
         print("\n".join(step.line for step in steps))
         return
     rank = rank_here()
+    if config.plan:
+        if rank is None or rank.number == 0:
+            _plan(steps)
+        return
     if rank is not None and (config.jobs > 1 or config.keep_going):
         raise ConfigError("--jobs or --keep-going with torchrun", hint="leave it out: its workers share each command")
     _Runner(config.jobs, config.keep_going, rank).run(steps)
+
+
+def _plan(steps: Sequence[Step]) -> None:
+    """The plans of the commands that have one; what needs a command that was not done has none yet."""
+    done, later = set[Step](), list[Step]()
+    for step in (step for step in steps if COMMANDS[step.words[0]].is_shared):
+        if not done.issuperset(step.after):
+            later.append(step)
+            continue
+        print(step.line, flush=True, file=sys.stderr)
+        command = [sys.executable, "-m", "meansparse_cli", *step.words, "--plan"]
+        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if finished.returncode:
+            raise CommandFailed(step, finished.returncode)
+        if finished.stdout.strip():  # the path of what was done before
+            done.add(step)
+    for step in later:
+        note(f"no plan before those above are done: {step.line}")
 
 
 class _Runner:
