@@ -158,7 +158,8 @@ def test_ctrl_c_while_it_starts_is_one_line(seconds: float, tmp_path: Path) -> N
     time.sleep(seconds + 0.04)  # the interpreter itself
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)
-    if started.returncode == -signal.SIGINT:  # on a busy machine: before the handler is there, at the first import
+    # on a busy machine: before the handler is there, in Python's own start (1) or at our first import
+    if started.returncode in (1, -signal.SIGINT):
         assert "cli/app.py" not in errors and seconds < 1
         return
     assert started.returncode == 130
