@@ -98,7 +98,8 @@ def _sha256(data: bytes) -> str:
 def differences(golden: Path, new: Path, *, exactly: bool) -> list[str]:
     """How the file ``new`` differs from ``golden`` in more than what differs between equal runs; nothing: not at all.
 
-    ``exactly``: to the byte; else as results of another machine may, floats by 1e-5 (trained weights by 1e-3) and a few outcomes.
+    ``exactly``: to the byte; else as results of another machine may, floats by 1e-5 (trained weights by 1e-3) and a few
+    outcomes.
     """
     if golden.suffix in (".yaml", ".json"):
         a, b = (steady(yaml.safe_load(path.read_text())) for path in (golden, new))
