@@ -13,8 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import Result
 
+from meansparse_cli.operator.statistics import ChannelSums, merge, of_batch, on_cpu
+
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+
+
+def added(sums: ChannelSums, batch: Tensor, channel_axis: int) -> ChannelSums:
+    """Statistics after one batch more."""
+    of_this = of_batch(batch, channel_axis, len(sums.mean), sums.estimator)
+    return merge(sums, *on_cpu([of_this]))
 
 
 def said(what: Result | CompletedProcess[str] | str) -> str:

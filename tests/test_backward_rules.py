@@ -15,7 +15,6 @@ from meansparse_cli.operator.active import (
     example_alphas_set,
     operators_off,
     progress_set,
-    straight_through,
 )
 from meansparse_cli.operator.checkpoint import Checkpoint, sparsify
 from meansparse_cli.operator.function import mean_sparsify, parse_backward_rule
@@ -154,7 +153,7 @@ def test_base_gradient_has_the_models_values_and_the_base_models_jacobian(networ
 def test_rules_nest_and_unknown_ones_are_refused() -> None:
     model = MeanSparse(torch.zeros(2), torch.ones(2), 0.5)
     with backward_rule(model, "soft:0.5"):
-        with straight_through(model):
+        with backward_rule(model, "identity"):
             assert model.straight_through
         assert model.rule == parse_backward_rule("soft:0.5") and not model.straight_through
     assert model.rule == parse_backward_rule("true")

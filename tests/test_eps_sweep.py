@@ -13,7 +13,7 @@ from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine import evaluate
 from meansparse_cli.engine.cells import FoundImages
 from meansparse_cli.engine.comparison import Evaluation, eps_rows, headline_eps
-from meansparse_cli.engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from meansparse_cli.engine.evaluate import EvaluationRun, Plan
 from meansparse_cli.engine.state import StateFolder, eps_state_folder
 from meansparse_cli.engine.witnesses import collect_adversarial
 from meansparse_cli.errors import ConfigError
@@ -106,11 +106,13 @@ def runs_of(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, EvaluationR
     value = 0.3 + 0.4 * (torch.arange(60) * 0.6180339887 % 1.0)
     x, y, indices = value.view(-1, 1, 1, 1), (value > 0.5).long(), torch.arange(60)
 
-    def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
+    runs, smaller = dict[str, EvaluationRun](), None
+    for eps in grid:
         state = StateFolder(eps_state_folder(folder, eps, grid))
-        return evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), state, smaller)
-
-    return evaluate_each_eps(begin, grid)
+        smaller = evaluation_of(Examples(x, y, indices), float(eps), ("apgd-ce", "square"), state, smaller)
+        smaller.attack()
+        runs[eps] = smaller
+    return runs
 
 
 def sweep(folder: Path, grid: tuple[str, ...] = GRID) -> dict[str, Evaluation]:

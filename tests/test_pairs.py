@@ -13,7 +13,7 @@ from meansparse_cli.attacks.problem import AttackResult, Budget, Problem
 from meansparse_cli.attacks.runner import run_attack
 from meansparse_cli.data.examples import Examples
 from meansparse_cli.engine.grid import VariantGrid, variant_of
-from meansparse_cli.operator.active import alpha_set, straight_through
+from meansparse_cli.operator.active import alpha_set, backward_rule
 from meansparse_cli.operator.insertion import SparsifiedModel, insert
 from meansparse_cli.operator.module import MeanSparse
 from meansparse_cli.sites.find import find_sites
@@ -138,7 +138,7 @@ def test_a_bpda_pair_has_the_trajectory_it_has_alone(
         if alone.broken:
             assert torch.allclose(together.adversarial[k], alone.adversarial[0], atol=1e-6)
         # and as the whole model at these alphas, straight through
-        with alpha_set(model, alphas[k]), straight_through(model):
+        with alpha_set(model, alphas[k]), backward_rule(model, "identity"):
             whole = run_attack("apgd-ce", problem_of(model, batch_size=1), one)
         assert bool(whole.broken) == bool(alone.broken)
     assert int(together.broken.sum()) > 0

@@ -5,7 +5,8 @@ import torch
 
 from meansparse_cli.models import zoo
 from meansparse_cli.operator.module import MeanSparse
-from meansparse_cli.operator.statistics import compute, empty, update
+from meansparse_cli.operator.statistics import compute, empty
+from tests.conftest import added
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_statistics_and_operator_agree(theirs: type[torch.nn.Module], alpha: flo
     sums = empty(6, "published")
     for batch in batches:
         published(batch)
-        sums = update(sums, batch, 1)
+        sums = added(sums, batch, 1)
     published.flag_update_statistics.fill_(0)
     statistics = compute(sums)
     torch.testing.assert_close(statistics.mean.float(), published.running_mean, rtol=1e-5, atol=1e-6)

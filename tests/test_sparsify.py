@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from meansparse_cli.errors import ConfigError, SiteError
-from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, set_alpha, straight_through
+from meansparse_cli.operator.active import alpha_set, backward_rule, example_alphas_set, set_alpha
 from meansparse_cli.operator.function import mean_sparsify
 from meansparse_cli.operator.insertion import SparsifiedModel, insert, remove
 from meansparse_cli.operator.module import MeanSparse
@@ -216,7 +216,7 @@ def test_compiled_model_gives_the_same(images: Tensor) -> None:
     model = sparsified(net, images, 0.4)
     compiled = torch.compile(model, backend="aot_eager")
     assert torch.allclose(compiled(images), model(images), atol=1e-6)
-    with straight_through(model):
+    with backward_rule(model, "identity"):
         assert torch.allclose(compiled(images), model(images), atol=1e-6)
 
 
@@ -237,7 +237,7 @@ def test_data_parallel_is_unwrapped(images: Tensor) -> None:
 def test_context_managers_restore_after_an_exception(network: nn.Module, images: Tensor) -> None:
     model = sparsified(network, images, 0.25)
     operators = [m for m in model.modules() if isinstance(m, MeanSparse)]
-    with pytest.raises(KeyError), alpha_set(model, 0.75), straight_through(model):
+    with pytest.raises(KeyError), alpha_set(model, 0.75), backward_rule(model, "identity"):
         assert all(float(m.alpha) == 0.75 and m.straight_through for m in operators)
         raise KeyError
     assert all(float(m.alpha) == 0.25 and not m.straight_through for m in operators)

@@ -11,14 +11,15 @@ from meansparse_cli.data.read import ArrayImages
 from meansparse_cli.errors import StatisticsError
 from meansparse_cli.operator import calibration, statistics
 from meansparse_cli.operator.calibration import calibrate_channels
-from meansparse_cli.operator.statistics import ChannelSums, compute, empty, merge, update
+from meansparse_cli.operator.statistics import ChannelSums, compute, empty, merge
 from meansparse_cli.sites.find import find_sites
+from tests.conftest import added
 
 
 def fold(parts: list[Tensor], axis: int = 1) -> ChannelSums:
     state = empty(parts[0].shape[axis])
     for part in parts:
-        state = update(state, part, axis)
+        state = added(state, part, axis)
     return state
 
 
@@ -78,7 +79,7 @@ def test_published_estimator_is_the_average_over_batches() -> None:
     parts = list(torch.randn(25, 3, 4, 4).cumsum(0).split([10, 10, 5]))
     state = empty(3, "published")
     for part in parts:
-        state = update(state, part, 1)
+        state = added(state, part, 1)
     result = compute(state)
     means = np.stack([p.double().numpy().mean((0, 2, 3)) for p in parts])
     variances = np.stack([p.double().numpy().var((0, 2, 3), ddof=1) for p in parts])
@@ -129,7 +130,7 @@ def test_a_site_without_data_nan_and_changed_channels_are_errors() -> None:
     with pytest.raises(StatisticsError, match="1 of 3 channels are NaN"):
         compute(fold([bad]))
     with pytest.raises(StatisticsError, match="from 3 to 5"):
-        update(empty(3), torch.randn(2, 5, 2), 1)
+        added(empty(3), torch.randn(2, 5, 2), 1)
     with pytest.raises(StatisticsError, match="cannot merge"):
         merge(empty(3), empty(3, "published"))
 

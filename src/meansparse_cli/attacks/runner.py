@@ -66,12 +66,7 @@ def run_attack(
     """
     spec, examples = find_attack(name), _checked(examples, problem.n_classes)
     told = _Told(on_progress or (lambda n_examples: None))
-
-    def run(size: int) -> AttackResult:
-        told.n_done = 0
-        return _attack(spec, replace(problem, batch_size=size), examples, alphas, told.advance)
-
-    return halving(problem.model, problem.batch_size, run)
+    return halving(problem.model, problem.batch_size, partial(_attack, spec, problem, examples, alphas, told))
 
 
 @dataclass
@@ -91,10 +86,11 @@ class _Told:
 
 @torch.inference_mode(False)
 def _attack(
-    spec: AttackSpec, problem: Problem, examples: Examples, alphas: Tensor | None, advance: Callable[[int], None]
+    spec: AttackSpec, problem: Problem, examples: Examples, alphas: Tensor | None, told: _Told, batch_size: int
 ) -> AttackResult:
-    started = time.perf_counter()
-    run = _Run(spec, problem, examples, advance)
+    started, told.n_done = time.perf_counter(), 0
+    problem = replace(problem, batch_size=batch_size)
+    run = _Run(spec, problem, examples, told.advance)
     with under_attack(problem.model):
         for rows, variants in _parts(problem, alphas, examples.x):
             with variants_set(problem.model, variants) as each:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import AttackError, DataError, MeanSparseError, StorageError
 from ..foreign import first_line, visible
-from ..reporting.console import be_quiet, be_verbose, note, show_error
+from ..reporting.console import console, heartbeat, note, show_error
 from ..settings.commands import COMMANDS
 from .commands import FUNCTIONS
 from .interrupt import Stopped, ctrl_c_quits, quit_at_once, raise_unless_loading, terminate
@@ -159,9 +159,9 @@ def main(
 ) -> None:
     """Options of every command."""
     if quiet:
-        be_quiet()
+        console.quiet, heartbeat.say = True, None
     if verbose:
-        be_verbose()
+        heartbeat.every = 5.0
 
 
 for _command in COMMANDS.values():

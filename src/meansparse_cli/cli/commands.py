@@ -30,13 +30,8 @@ def _aside() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _stage(name: str, flags: Flags, given: arguments.StageArguments) -> None:
-    """The report of one stage; of ``run`` that of the last."""
-    _do(name, flags, given)
-
-
 def _do(name: str, flags: Flags, given: arguments.StageArguments) -> Path | None:
-    """The path of the report that was the answer; None where nothing was, as of a plan."""
+    """The report of one stage, of ``run`` that of the last: its path; None where there is none, as of a plan."""
     from ..stages.run import run_all, run_stage
 
     path: Path | None
@@ -175,5 +170,5 @@ def train(flags: Flags, given: arguments.TrainArguments) -> None:
 
 
 _OWN: tuple[Function, ...] = (sites, plot, table, reproduce, export, verify, report, compare, models, train)
-FUNCTIONS = {name: partial(_stage, name) for name in COMMANDS} | {function.__name__: function for function in _OWN}
+FUNCTIONS = {name: partial(_do, name) for name in COMMANDS} | {function.__name__: function for function in _OWN}
 """What runs when a command is called: the function that has its name, else the stage."""

@@ -25,7 +25,7 @@ COMPLETIONS: dict[str, Callable[[], Iterable[str]]] = {
 """By the name of a setting, what TAB offers behind it, once ``meansparse --install-completion`` was typed."""
 Flags = dict[str, Any]
 """What was typed, by field of the settings; None where nothing was, so that a YAML file is asked before the default."""
-Function = Callable[[Flags, Any], None]
+Function = Callable[[Flags, Any], object]
 """What a command does with what was typed for its settings and with its arguments."""
 
 

@@ -1,7 +1,5 @@
 """Examples as attacks and evaluations take them: images, true classes, and where each stands in its data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +26,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def at(self, positions: Tensor) -> Examples:
+    def at(self, positions: Tensor) -> "Examples":
         """The examples at ``positions`` (m,) int64 or (n,) bool, on any device."""
         there = positions.to(self.x.device)
         return Examples(self.x[there], self.y[there], self.indices[positions.cpu()])
 
-    def to(self, device: str) -> Examples:
+    def to(self, device: str) -> "Examples":
         """The same examples with images and classes on ``device``."""
         return Examples(self.x.to(device), self.y.to(device), self.indices)
 

@@ -4,8 +4,6 @@ Every store has a name and a label for each picture, in a fixed order, and gives
 unpacked, and nobody reads a picture that is not asked for.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -7,7 +7,7 @@ Every image that an attack found on one model is tried on the other as well, and
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -272,20 +272,3 @@ class EvaluationRun:
 
         tell(0)
         return tell
-
-
-def evaluate_each_eps(
-    begin: Callable[[str, EvaluationRun | None], EvaluationRun],
-    grid: Sequence[str],
-    pool: Mapping[str, FoundImages] | None = None,
-) -> dict[str, EvaluationRun]:
-    """``begin(eps, the run before)`` for every eps of ``grid``, ascending; its attacks, then images from elsewhere.
-
-    An image that broke an example at one eps is inside every larger budget.
-    """
-    runs: dict[str, EvaluationRun] = {}
-    for eps in grid:
-        run = runs[eps] = begin(eps, next(reversed(runs.values()), None))
-        run.attack()
-        run.try_pool(pool or {})
-    return runs

@@ -135,7 +135,8 @@ class JudgedSets:
 
     def judgements(self) -> list[Judgement]:
         """One a set, once nothing is missing."""
-        return [judgement_of(given.name, _joined(parts)) for given, parts in zip(self.sets, self._found, strict=True)]
+        joined = [{column: torch.cat([part[column] for part in parts]) for column in parts[0]} for parts in self._found]
+        return [judgement_of(given.name, found) for given, found in zip(self.sets, joined, strict=True)]
 
     def _take(self, k: int, rows: Tensor, found: Findings) -> None:
         """Of an example that two have looked at, the first counts."""
@@ -143,7 +144,3 @@ class JudgedSets:
         new = ~self._done[there]
         self._found[k].append({column: values[new] for column, values in found.items()})
         self._done[there] = True
-
-
-def _joined(parts: Sequence[Findings]) -> Findings:
-    return {column: torch.cat([part[column] for part in parts]) for column in parts[0]}

@@ -5,8 +5,6 @@ robustbench   one .pt with the tensors of RobustBench's own ``Amini2024MeanSpars
 card          measured figures, in ``reporting/card.py``
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

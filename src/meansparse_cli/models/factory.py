@@ -1,7 +1,5 @@
 """The user's own network: ``module:attribute`` or ``file.py:attribute``, looked for in the current directory too."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import importlib

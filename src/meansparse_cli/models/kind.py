@@ -1,7 +1,5 @@
 """What the commands ask of a model; nobody outside this package asks which kind it is (``source.py`` lists them)."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models of timm and torchvision, each behind the normalisation that its weights expect."""
 
-from __future__ import annotations
-
 import difflib
 from abc import abstractmethod
 from collections import OrderedDict

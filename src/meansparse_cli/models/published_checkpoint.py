@@ -4,8 +4,6 @@ Each operator is five buffers or seven: ``running_mean`` and ``running_var`` (ch
 alpha), and some that are of no use afterwards. What is left are the base's tensors under the base's own names.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ no activation. Each is replaced by an ``OperatorPlace``, so that the network is 
 tensor names.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

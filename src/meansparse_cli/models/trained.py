@@ -1,7 +1,5 @@
 """Networks of our own, embedded or written by ``meansparse train``: the header says how they are built."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from importlib import resources

@@ -1,7 +1,5 @@
 """The RobustBench zoo: its entries, their architectures, their files, and which of them a name means."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .function import IDENTITY, parse_backward_rule
+from .function import parse_backward_rule
 from .insertion import SparsifiedModel
 from .module import Operator, check_alpha
 
@@ -67,11 +67,6 @@ def progress_set(model: nn.Module, progress: Tensor) -> AbstractContextManager[N
     """How far the search of each image of the next batch has come, (n,) from 0 to 1, for a band that narrows."""
     operators = [operator for operator in operators_of(model) if operator.rule.last is not None]
     return _changed(operators, "example_progress", [progress] * len(operators))
-
-
-def straight_through(model: nn.Module) -> AbstractContextManager[None]:
-    """Back-propagate straight through every operator (BPDA)."""
-    return backward_rule(model, IDENTITY.name)
 
 
 def operators_off(model: nn.Module) -> AbstractContextManager[None]:

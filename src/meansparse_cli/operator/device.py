@@ -58,21 +58,16 @@ def full_float32(device: torch.device) -> Iterator[None]:
 @contextmanager
 def float32_set_to(products: Literal["ieee", "tf32"]) -> Iterator[None]:
     """How a GPU multiplies float32 numbers, restored on leaving."""
-    value: str | bool
-    matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later, where reading the older switch may raise
-        switches, value = ((matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")), products
-    else:
-        switches, value = ((matmul, "allow_tf32"), (cudnn, "allow_tf32")), products == "tf32"
-    before = [getattr(owner, name) for owner, name in switches]
+    switches: tuple[Any, ...] = torch.backends.cuda.matmul, cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
     try:
-        for owner, name in switches:
-            setattr(owner, name, value)
+        for switch in switches:
+            switch.fp32_precision = products
         yield
     finally:
-        for (owner, name), old in zip(switches, before, strict=True):
-            setattr(owner, name, old)
+        for switch, old in zip(switches, before, strict=True):
+            switch.fp32_precision = old
 
 
 def precision_on(device: str, given: Precision | None) -> Precision:

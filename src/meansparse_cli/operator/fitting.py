@@ -32,20 +32,27 @@ def halving(model: nn.Module, batch_size: int, run: Callable[[int], T]) -> T:
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        _FITS[model] = fitting(model, size // 2)  # out of the handler, which holds the tensors that were too many
-        torch.cuda.empty_cache()
-        log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")
+        _halve(model, size)  # out of the handler, which holds the tensors that were too many
 
 
 def in_batches(model: nn.Module, n: int, batch_size: int, run: Callable[[slice], T]) -> list[T]:
     """What ``run`` makes of n rows, part by part and in order; a part that does not fit is halved and run again."""
     found, done = list[T](), 0
-
-    def next_part(size: int) -> int:
-        end = min(done + size, n)
-        found.append(run(slice(done, end)))
-        return end
-
     while done < n:
-        done = halving(model, min(batch_size, n - done), next_part)
+        size = fitting(model, min(batch_size, n - done))
+        try:
+            found.append(run(slice(done, done + size)))
+            done += size
+            continue
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        _halve(model, size)
     return found
+
+
+def _halve(model: nn.Module, size: int) -> None:
+    """Remember that so many images are too many."""
+    _FITS[model] = fitting(model, size // 2)
+    torch.cuda.empty_cache()
+    log.warning(f"out of memory with {size} images at a time: on with {size // 2}, which changes no result")

@@ -75,11 +75,12 @@ def _is_plain(x: Tensor, band: Band) -> bool:
 def _plain(x: Tensor, band: Band, straight_through: bool) -> Tensor:
     with torch.no_grad():  # only the mask is kept for the backward pass
         mask = _mask(x, band)
+    if not straight_through and band.edge is None:
+        return _replaced(x, band.mean, mask)
+    with torch.no_grad():
+        replaced = _replaced(x, band.mean, mask)
         slope = None if band.edge is None else _soft_slope(x, band)
-    if straight_through or slope is not None:
-        replaced: Tensor = _ReplacedGradient.apply(x, band.mean, mask, slope)
-        return replaced
-    return _replaced(x, band.mean, mask)
+    return with_gradient_of(replaced, x if slope is None else x * slope)
 
 
 def _mask(x: Tensor, band: Band) -> Tensor:
@@ -152,21 +153,6 @@ class _Operator(torch.autograd.Function):
             return grads[0], None, None
         (factor,) = ctx.saved_tensors
         return grads[0] * (factor.view(torch.uint8) if factor.dtype == torch.bool else factor), None, None
-
-
-class _ReplacedGradient(torch.autograd.Function):
-    """The operator forward; backward the gradient times ``slope``, or the gradient itself where that is None."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
-        ctx.has_slope = slope is not None
-        if slope is not None:
-            ctx.save_for_backward(slope)
-        return _replaced(x, mean, mask)  # a tensor of its own: an in-place activation may follow
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return (grads[0] * ctx.saved_tensors[0] if ctx.has_slope else grads[0]), None, None, None
 
 
 class _ValueAndGradient(torch.autograd.Function):

@@ -6,8 +6,6 @@ pre-hook that applies it; a site that is a function call (``F.relu`` inside a bl
 ``state_dict``, ``DataParallel`` and ``torch.compile`` go on working.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -52,12 +52,6 @@ def empty(channels: int, estimator: Estimator = "pooled") -> ChannelSums:
     )
 
 
-def update(state: ChannelSums, x: Tensor, channel_axis: int) -> ChannelSums:
-    """Add a batch ``x``, of any layout; every axis but ``channel_axis`` is reduced."""
-    (batch,) = on_cpu([of_batch(x, channel_axis, len(state.mean), state.estimator)])
-    return merge(state, batch)
-
-
 def of_batch(x: Tensor, channel_axis: int, channels: int, estimator: Estimator = "pooled") -> ChannelSums:
     """The state after ``x`` alone, on the device of ``x``, which is not waited for.
 

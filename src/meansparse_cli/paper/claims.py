@@ -1,7 +1,5 @@
 """Whether our results bear out what the paper says: confirmed, contradicted or inconclusive, by a stated rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """A table of the paper with our cells beside its own: which result stands in which, and what it says of the claims."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ class Numbers:
     worst_gain: PairedDifference | None = None
 
     @classmethod
-    def of(cls, result: Result, where: dict[str, str], reference: Result | None) -> Numbers:
+    def of(cls, result: Result, where: dict[str, str], reference: Result | None) -> "Numbers":
         """Under the attack of ``where``; gains over ``reference``, on the same examples."""
         curves, others = ((r.robust(where), r.worst) if r is not None else (None, None) for r in (result, reference))
         robust, worst = (None if curve is None else accuracy_of(curve) for curve in curves)

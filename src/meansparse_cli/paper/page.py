@@ -4,8 +4,6 @@ The summary of the claims reads the ``tableN.yaml`` that ``meansparse table N`` 
 nothing else. It is the ``README.md`` of their folder.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

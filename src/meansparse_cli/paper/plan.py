@@ -1,7 +1,5 @@
 """How a table of the paper is made: the commands behind it, as ``tables.yaml`` has them. Nothing is run here."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ class Step:
     """A command of ``meansparse``, which comes after others. ``copy_to``: for the file whose path it prints."""
 
     words: tuple[str, ...]
-    after: tuple[Step, ...] = ()
+    after: tuple["Step", ...] = ()
     copy_to: Path | None = None
 
     @property

@@ -1,7 +1,5 @@
 """``meansparse table subset RUN...``: statistics from a part of the training images against those from all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

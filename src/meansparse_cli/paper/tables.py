@@ -3,8 +3,6 @@
 From ``tables.yaml``, which says which version of the paper it is of. Accuracies in the YAML are in %, here fractions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

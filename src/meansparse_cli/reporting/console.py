@@ -74,16 +74,6 @@ def _shortened(text: str) -> str:
     return re.sub(r"(\S{100})\S{300,}(\S{40})", r"\1...\2", text)
 
 
-def be_quiet() -> None:
-    """Nothing for people from here on, errors apart."""
-    console.quiet, heartbeat.say = True, None
-
-
-def be_verbose() -> None:
-    """A line in the log every 5 seconds."""
-    heartbeat.every = 5.0
-
-
 def show_error(error: MeanSparseError) -> None:
     body = Text(_shortened(error.message))
     if error.hint:

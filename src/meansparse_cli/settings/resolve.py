@@ -4,8 +4,6 @@ In a YAML file a key at the top applies to every command that has it; a section 
 (``sweep-alpha: {n_examples: 500}``) applies to that command alone and wins.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

@@ -1,7 +1,5 @@
 """How values are written: budgets, grids of alpha, site rules, shards, names; a parser refuses what means nothing."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ by reading its source. Two kinds exist:
 - ``function``: a call such as ``F.relu`` or ``torch.relu_`` made by a module that is no activation itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections import Counter

@@ -3,8 +3,6 @@
 Module calls are seen by hooks, function calls by a ``TorchFunctionMode``; a stack of module calls says whose they are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys

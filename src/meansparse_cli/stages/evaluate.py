@@ -18,7 +18,7 @@ from ..data.splits import Split
 from ..diagnostics import DIAGNOSTICS_COST, DOUBTS_VERSION, Diagnostic, KeptAnswers, diagnose
 from ..engine.cells import Cells, FoundImages
 from ..engine.comparison import Evaluation, eps_rows, headline_eps
-from ..engine.evaluate import EvaluationRun, Plan, evaluate_each_eps
+from ..engine.evaluate import EvaluationRun, Plan
 from ..engine.image_files import read_pool
 from ..engine.in_python import check_draws
 from ..engine.state import StateFolder, eps_state_folder
@@ -208,23 +208,23 @@ class _Work:
         return {name: len(cells.admitted(found)) for name, found in pool.items()}
 
     def attack(self) -> dict[str, EvaluationRun]:
-        """Every attack on every example at every eps; what is on disk is read back."""
+        """Every attack on every example at every eps, from the smallest: what breaks at it does at each larger one."""
         config, context, shard = self.context.config, self.context, self.asked.shard
         begun = shards_begun(context, self.state_folder)
         finish = shard is not None or config.finish or not begun
         plan = Plan(tuple(expand_attacks(config.attack)), self.asked.alpha, config.individual, finish)
         n_checked = min(config.n_doubt_examples, len(self.examples)) if config.doubts else 0
         afterwards = float(DIAGNOSTICS_COST * n_checked * (2 if plan.alpha else 1))
+        runs, smaller = dict[str, EvaluationRun](), None
         with live("examples") as view:
-
-            def begin(eps: str, smaller: EvaluationRun | None) -> EvaluationRun:
+            for i, eps in enumerate(self.grid, 1):
                 problem = replace(self.problem, budget=Budget(self.problem.budget.norm, eps_value(eps)))
                 folder = StateFolder(eps_state_folder(self.state_folder, eps, self.grid), self.fingerprint, shard)
-                place = (self.grid.index(eps) + 1, len(self.grid))
-                told = show_attacks(view, plan, place=place, afterwards=afterwards)
-                return EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
-
-            runs = evaluate_each_eps(begin, self.grid, self.asked.pool)
+                told = show_attacks(view, plan, place=(i, len(self.grid)), afterwards=afterwards)
+                run = EvaluationRun(problem, self.examples, plan, folder, smaller=smaller, on_update=told)
+                run.attack()
+                run.try_pool(self.asked.pool)
+                runs[eps] = smaller = run
         missing = torch.stack([run.missing for run in runs.values()]).any(dim=0)
         if missing.any():
             undone = missing.nonzero().flatten().tolist()

@@ -16,7 +16,7 @@ from ..errors import ArtifactError
 from ..files import save_tensors, sha256_of
 from ..ledger import changes
 from ..models.networks import ResNet18
-from ..operator.active import straight_through
+from ..operator.active import backward_rule
 from ..operator.checkpoint import save_checkpoint
 from ..reporting.console import LiveView, console, live, note, phase
 from ..reporting.curves import draw_training_curve
@@ -176,7 +176,7 @@ def _measure(model: ResNet18, test: Pixels, asked: _Asked) -> dict[str, Accuracy
     outcomes = partial(pgd_outcomes, model, *test, n_steps=TEST_STEPS, device=asked.device, **options)
     measured = dict(zip(list(_LABELS)[:2], map(accuracy_of, outcomes()), strict=True))
     if asked.config.mean_sparse_alpha is not None:
-        with straight_through(model):
+        with backward_rule(model, "identity"):
             measured[list(_LABELS)[2]] = accuracy_of(outcomes()[1])
     return measured
 
