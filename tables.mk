@@ -1,7 +1,7 @@
 # The paper's tables and figures: `meansparse reproduce` with these variables as its options; its --help says what each means.
 #
 #   make table3 DATA=DIR N=200                              on the embedded CIFAR-10 model, 200 test images
-#   make table3 DATA=DIR N=200 DRY=1                        the chain of commands alone
+#   make table3 DATA=DIR N=200 DRY=1                        the chain of commands alone; PLAN=1: what each would cost
 #   make tables DATA=DIR N=1000 DEVICE=cuda MODEL=FILE      Tables 3, 5, 8, 9, 10, 11 on a model of `meansparse train`
 #   make table2 DATA=DIR MODELS=DIR WIDTH=64                on the models in DIR/METHOD-ACTIVATION-wWIDTH; trained if not there
 #   make table2 table6 table7 DATA=DIR MODELS=DIR WIDTH=64 PRESET=paper TRAIN="--paper-selection --beta 0.6"    as the paper trains
@@ -28,7 +28,7 @@ OPTIONS  = $(strip $(call option,MODEL,model) $(HEADLINE:%=--only %) $(call opti
   $(call option,SPEED,attack-options) $(call option,WIDTH,width) $(call option,PRESET,preset) $(call option,TRAIN,train-options) \
   $(call option,MODELS,models-dir) $(call option,RUN,run) $(call option,RUNS,runs-dir) $(call option,OUT,output) \
   $(call option,DEVICE,device) $(call option,BATCH,batch-size) $(patsubst -j%,--jobs %,$(filter-out -j,$(filter -j%,$(MAKEFLAGS)))) $(call switch,FRESH,fresh) \
-  $(call switch,DRY,dry-run) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going))
+  $(call switch,DRY,dry-run) $(call switch,PLAN,plan) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going))
 
 # all that is asked for is one call, which does what several tables need once
 ASKED = $(patsubst table%,%,$(patsubst table-%,%,$(filter table1% table2 table3 table4 table5 table6 table7 table8 table9 table-subset \
